@@ -1,0 +1,399 @@
+"""Every setting of a pre-training run: frozen dataclasses, validated on construction, round-trip to TOML.
+
+Layer 0: imports nothing of ours. Sections say *what* is computed; the `run` section alone says *how* (where to write,
+how many workers) and never changes a number. The text under each field is the help that the command line prints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import tomli_w
+import tyro
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover - Python 3.10 has no tomllib
+    import tomli as tomllib
+
+Method = Literal["image", "points", "plrc"]
+
+
+class PlrcError(Exception):
+    """A mistake that the user can mend. The command line prints its one sentence and exits with status 2."""
+
+
+class ConfigError(PlrcError):
+    """A setting that cannot be used; the message says what to write instead."""
+
+
+def _check(ok: bool, message: str) -> None:
+    if not ok:
+        raise ConfigError(message)
+
+
+def _check_range(name: str, value: tuple[float, float], low: float, high: float) -> None:
+    message = f"{name} is {value[0]} {value[1]}; write two numbers a b with {low} <= a <= b <= {high}"
+    _check(low <= value[0] <= value[1] <= high, message)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images are trained on."""
+
+    source: Annotated[str, tyro.conf.arg(aliases=("--data",))] = ""
+    """Folder (nested), glob, .txt list, COCO .json, or Pascal VOC folder with the images to train on."""
+    layout: Literal["auto", "folder", "glob", "list", "coco", "voc"] = "auto"
+    """How to read `source`; auto looks at it."""
+    split: str = ""
+    """VOC only: the list in ImageSets/Main to use (such as trainval). Empty: all images."""
+    exclude: str = ""
+    """Images that must not be trained on: a list file (one path or file name a line) or a folder or glob of images."""
+    held_out: int = 64
+    """Images kept out of training for the label-free health report (at most a tenth of the images)."""
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    """16-bit images: grey values at these percentiles of the image become 0 and 255."""
+    max_megapixels: float = 200.0
+    """Larger images are refused as unreadable (protects against decompression bombs)."""
+    bad_limit: float = 0.1
+    """The run stops when more than this share of the images cannot be read."""
+
+    def __post_init__(self) -> None:
+        _check(self.held_out >= 0, f"data.held_out is {self.held_out}; write 0 (none) or more")
+        _check_range("data.percentiles", self.percentiles, 0, 100)
+        _check(self.max_megapixels > 0, "data.max_megapixels must be above 0")
+        _check(0 <= self.bad_limit <= 1, f"data.bad_limit is {self.bad_limit}; write a share between 0 and 1")
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """Crops and colours of the three views (METHOD section 2; He et al. MoCo v2 settings)."""
+
+    size: int = 224
+    """Side of a view in pixels."""
+    area: tuple[float, float] = (0.2, 1.0)
+    """Smallest and largest share of the image that a crop covers."""
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    """Smallest and largest width / height of a crop."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    overlap: float = 0.5
+    """View B must have area(A and B) / max(area A, area B) of at least this."""
+    overlap_tries: int = 100
+    """Draws of B before it falls back to A's crop."""
+    jitter: float = 0.8
+    """Probability of colour jitter."""
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    """Largest hue shift, as a share of the colour circle."""
+    grey: float = 0.2
+    """Probability of a grey view."""
+    blur: float = 0.5
+    """Probability of Gaussian blur."""
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """Smallest and largest standard deviation of the blur, in pixels of the view."""
+
+    def __post_init__(self) -> None:
+        _check(self.size >= 16, f"views.size is {self.size}; write at least 16 pixels")
+        _check_range("views.area", self.area, 1e-4, 1)
+        _check_range("views.aspect", self.aspect, 0.05, 20)
+        _check_range("views.blur_sigma", self.blur_sigma, 0.01, 50)
+        for name in ("flip", "overlap", "jitter", "grey", "blur", "brightness", "contrast", "saturation"):
+            value = getattr(self, name)
+            _check(0 <= value <= 1, f"views.{name} is {value}; write a number between 0 and 1")
+        _check(0 <= self.hue <= 0.5, f"views.hue is {self.hue}; write a number between 0 and 0.5")
+        _check(self.overlap_tries >= 1, "views.overlap_tries must be at least 1")
+
+
+@dataclass(frozen=True)
+class RegionConfig:
+    """Which points of an image belong together."""
+
+    source: Literal["grid", "maps"] = "grid"
+    """grid: n x n equal cells. maps: one id map per image (PNG or npz) from the folder `maps`."""
+    grid: int = 4
+    """Cells per side of the regular grid (paper: 4, that is 16 regions)."""
+    maps: str = ""
+    """Folder with id maps, laid out and named as the images (a/b.jpg -> a/b.png); value 0 is unlabelled in PNG."""
+    map_size: int = 64
+    """Id maps are reduced to this many cells per side (nearest)."""
+
+    def __post_init__(self) -> None:
+        _check(self.grid >= 1, f"regions.grid is {self.grid}; write at least 1")
+        _check(self.map_size >= 4, f"regions.map_size is {self.map_size}; write at least 4")
+        named = self.source == "grid" or self.maps != ""
+        _check(named, "regions.source is maps but regions.maps is empty; name the folder with the id maps")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Backbone and heads."""
+
+    backbone: str = "resnet50"
+    """A torchvision ResNet (resnet18, resnet50, ...) or timm:NAME (extra timm)."""
+    stride: int = 32
+    """The feature level that is trained, by its stride in the unchanged backbone. Layers after it stay as they are."""
+    layer4_stride: Literal[1, 2] = 2
+    """torchvision ResNets: stride of layer4 while pre-training. 1 doubles the lattice, with the same weight tensors."""
+    init: str = ""
+    """Start from these weights (a plrc run or export, or a state-dict file). Empty: random."""
+    contrast_hidden: int = 2048
+    contrast_dim: int = 128
+    """Width of the features that the image and point terms compare."""
+    distill_hidden: int = 2048
+    distill_dim: int = 256
+    """Width of the features that affinity distillation compares."""
+    bn_groups: int = 8
+    """One process: BatchNorm statistics are taken over this many groups of the batch, so that a sample cannot be
+    recognised by the company it keeps (a leak). Several processes: the batch is shuffled over them instead."""
+    sync_bn: bool = False
+    """Several processes: share BatchNorm statistics."""
+
+    def __post_init__(self) -> None:
+        for name in ("stride", "contrast_hidden", "contrast_dim", "distill_hidden", "distill_dim", "bn_groups"):
+            _check(getattr(self, name) >= 1, f"model.{name} is {getattr(self, name)}; write at least 1")
+        fits = not self.backbone.startswith("timm:") or self.layer4_stride == 2
+        _check(fits, "model.layer4_stride 1 is for torchvision ResNets; with timm choose a smaller model.stride")
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Weights and temperatures of the three terms (METHOD section 3)."""
+
+    image_weight: float = 0.7
+    point_weight: float = 0.3
+    distill_weight: float = 0.3
+    """Weights of image contrast, point-level region contrast, point affinity distillation. 0: not computed."""
+    image_temperature: float = 0.2
+    point_temperature: float = 0.2
+    student_temperature: float = 0.1
+    teacher_temperature: float = 0.07
+    """Temperature of the teacher's affinities after the warm-up."""
+    teacher_temperature_start: float = 0.04
+    temperature_warmup: float = 0.3
+    """Share of the run over which the teacher's temperature rises linearly."""
+    queue: int = 65536
+    """Past image keys that serve as negatives of image contrast."""
+    negatives: Literal["batch", "image"] = "batch"
+    """Point contrast: negatives from all images of the global batch, or from the same image only."""
+    points: int = 256
+    """Points per view of point-level region contrast (paper: 16 regions x 16 points)."""
+    distill_points: int = 256
+    """Points per image of affinity distillation."""
+    lattice: int = 56
+    """Positions per side of the reference lattice of affinity distillation. 0: twice the feature lattice."""
+    center: bool = False
+    """Centre the teacher's affinities by a running mean (momentum 0.9)."""
+
+    def __post_init__(self) -> None:
+        weights = (self.image_weight, self.point_weight, self.distill_weight)
+        _check(min(weights) >= 0, "objectives.*_weight must not be negative")
+        _check(sum(weights) > 0, "all three objectives.*_weight are 0: there is nothing to train; set one above 0")
+        for name in ("image", "point", "student", "teacher"):
+            value = getattr(self, f"{name}_temperature")
+            _check(value > 0, f"objectives.{name}_temperature is {value}; write a number above 0")
+        _check(self.teacher_temperature_start > 0, "objectives.teacher_temperature_start must be above 0")
+        _check(0 <= self.temperature_warmup <= 1, "objectives.temperature_warmup is a share between 0 and 1")
+        for name in ("queue", "points", "distill_points"):
+            _check(getattr(self, name) >= 1, f"objectives.{name} is {getattr(self, name)}; write at least 1")
+        _check(self.lattice >= 0, f"objectives.lattice is {self.lattice}; write 0 (twice the feature lattice) or more")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimiser, schedule and numerics."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.03
+    """Peak learning rate."""
+    lr_batch: int = 256
+    """The batch size that `lr` is meant for. Another batch size scales an `lr` that you did not set (SGD: linearly)."""
+    momentum: float = 0.9
+    """SGD momentum."""
+    weight_decay: float = 1e-4
+    batch_size: int = 256
+    """Images per optimiser step, over all processes and accumulated parts."""
+    accumulate: int = 1
+    """Parts that a batch is computed in, to save memory. Negatives then come from one part only."""
+    epochs: float = 100.0
+    """Passes over the images. Ignored where `steps` is set."""
+    steps: int = 0
+    """Optimiser steps. 0: use `epochs`."""
+    warmup_epochs: float = 0.0
+    """Linear warm-up of the learning rate before the cosine to 0."""
+    clip_norm: float = 0.0
+    """Largest gradient norm. 0: no clipping."""
+    teacher_momentum: float = 0.999
+    """The teacher moves by 1 - this towards the student after each step."""
+    teacher_schedule: Literal["constant", "cosine"] = "constant"
+    """cosine: the teacher's momentum rises to 1 over the run."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: bfloat16 on a GPU that has it, float16 with loss scaling on an older one, float32 on a CPU."""
+    channels_last: bool = True
+    compile: bool = False
+    """Compile student and teacher with torch.compile."""
+
+    def __post_init__(self) -> None:
+        _check(self.lr > 0, f"optim.lr is {self.lr}; write a number above 0")
+        _check(self.lr_batch >= 1, "optim.lr_batch must be at least 1")
+        _check(0 <= self.momentum < 1, f"optim.momentum is {self.momentum}; write a number in [0, 1)")
+        _check(self.weight_decay >= 0, "optim.weight_decay must not be negative")
+        _check(self.batch_size >= 1, f"optim.batch_size is {self.batch_size}; write at least 1")
+        parts, batch = self.accumulate, self.batch_size
+        divides = parts >= 1 and batch % parts == 0
+        _check(divides, f"optim.accumulate is {parts}; it must divide optim.batch_size ({batch})")
+        _check(self.steps >= 0, f"optim.steps is {self.steps}; write 0 (use epochs) or more")
+        _check(self.steps > 0 or self.epochs > 0, "optim.epochs is 0 and optim.steps is 0; set one of them")
+        _check(self.warmup_epochs >= 0 and self.clip_norm >= 0, "optim.warmup_epochs and clip_norm must be 0 or more")
+        _check(0 <= self.teacher_momentum <= 1, "optim.teacher_momentum must be a share in [0, 1]")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where and how the run is carried out. Nothing here changes a number."""
+
+    out: Annotated[str, tyro.conf.arg(aliases=("--out",))] = ""
+    """Run folder. Must be empty or absent unless resuming."""
+    resume: Annotated[bool, tyro.conf.arg(aliases=("--resume",))] = False
+    """Go on from the newest checkpoint in the run folder; starts the run where there is none."""
+    allow_changes: bool = False
+    """Resume although the configuration differs from the stored one."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    devices: Annotated[int, tyro.conf.arg(aliases=("--devices",))] = 1
+    """Processes to start on this machine, one a device."""
+    workers: int = -1
+    """Loader processes per device. -1: chosen from the number of cores."""
+    threads: int = 0
+    """CPU threads of the training process. 0: PyTorch's choice."""
+    log_every_steps: int = 10
+    health_every_steps: int = 200
+    """Steps between health checks on the held-out images."""
+    checkpoint_every_steps: int = 500
+    keep_checkpoints: int = 3
+    """Newest checkpoints kept. 0: all."""
+    stop_on_collapse: bool = True
+    """Stop the run when two health checks in a row find collapsed features."""
+
+    def __post_init__(self) -> None:
+        for name in ("log_every_steps", "health_every_steps", "checkpoint_every_steps", "devices"):
+            _check(getattr(self, name) >= 1, f"run.{name} is {getattr(self, name)}; write at least 1")
+        _check(self.workers >= -1, f"run.workers is {self.workers}; write -1 (chosen), 0 (none) or more")
+        _check(self.keep_checkpoints >= 0, "run.keep_checkpoints must be 0 (all) or more")
+        _check(self.threads >= 0, "run.threads must be 0 (PyTorch's choice) or more")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole pre-training run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    views: ViewConfig = field(default_factory=ViewConfig)
+    regions: RegionConfig = field(default_factory=RegionConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objectives: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    seed: int = 0
+    """Every random draw of the run follows from this number."""
+    preset: tyro.conf.Suppress[str] = "custom"
+    method: tyro.conf.Suppress[Method] = "plrc"
+    adapt: bool = True
+    """Fit defaults that do not suit little data or a small batch; every change is printed with its reason."""
+
+    def __post_init__(self) -> None:
+        _check(self.seed >= 0, f"seed is {self.seed}; write 0 or more")
+
+    def with_values(self, values: dict[str, Any]) -> Config:
+        """A copy with dotted names set, such as {"optim.lr": 0.06, "seed": 1}, in any order.
+
+        Raises ConfigError for an unknown name, a wrong type, and a result that cannot be used.
+        """
+        known = self.flat()
+        changes: dict[str, dict[str, Any]] = {}
+        for name, value in values.items():
+            if name not in known:
+                raise _unknown(name, known)
+            section, _, key = name.rpartition(".")
+            hints = get_type_hints(type(getattr(self, section) if section else self))
+            changes.setdefault(section, {})[key] = _typed(name, value, known[name], hints[key])
+        top = changes.pop("", {})
+        return replace(self, **top, **{name: replace(getattr(self, name), **new) for name, new in changes.items()})
+
+    def flat(self) -> dict[str, Any]:
+        """All settings by dotted name."""
+        return _flatten(dataclasses.asdict(self))
+
+    def differences(self, other: Config) -> list[tuple[str, Any, Any]]:
+        """(name, mine, other's) of every setting that changes numbers; the `run` section does not."""
+        mine, theirs = self.flat(), other.flat()
+        return [(k, mine[k], theirs[k]) for k in mine if not k.startswith("run.") and mine[k] != theirs[k]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict of strings, numbers, booleans and lists (what TOML, JSON and checkpoints hold)."""
+        return dataclasses.asdict(self, dict_factory=lambda kv: {k: list(v) if type(v) is tuple else v for k, v in kv})
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], base: Config | None = None) -> Config:
+        """The inverse of `to_dict`; settings that are not named keep the value of `base` (or the default)."""
+        return (base or cls()).with_values(_flatten(values))
+
+    def save(self, path: str | Path) -> None:
+        Path(path).write_text(tomli_w.dumps(self.to_dict()), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path, base: Config | None = None) -> Config:
+        """Read a TOML file written by hand or by `save`."""
+        return cls.from_dict(read_toml(path), base)
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The tables of a TOML file, or one clear ConfigError."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def _flatten(values: dict[str, Any]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        out |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
+    return out
+
+
+def _unknown(name: str, known: dict[str, Any]) -> ConfigError:
+    same_key = [other for other in known if other.rpartition(".")[2] == name.rpartition(".")[2]]
+    near = difflib.get_close_matches(name, same_key or list(known), n=1, cutoff=0.0)
+    return ConfigError(f"unknown setting {name}; did you mean {near[0]}?")
+
+
+def _typed(name: str, value: Any, known: Any, hint: Any) -> Any:
+    """Bring a TOML value to the setting's type (2 -> 2.0, [a, b] -> (a, b)) or say what it must be."""
+    if get_origin(hint) is Literal:
+        fits = any(type(value) is type(choice) and value == choice for choice in get_args(hint))
+        _check(fits, f"{name} is {value!r}; write one of {', '.join(map(str, get_args(hint)))}")
+        return value
+    if isinstance(known, tuple):
+        pair = isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_number, value))
+        _check(pair, f"{name} is {value!r}; write two numbers [a, b]")
+        return (float(value[0]), float(value[1]))
+    if isinstance(known, float):
+        _check(_is_number(value), f"{name} is {value!r}; write a number")
+        return float(value)
+    _check(type(value) is type(known), f"{name} is {value!r}; write a value of type {type(known).__name__}")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)

@@ -1,0 +1,285 @@
+"""Bytes of an image file -> RGB uint8 tensor, or a DecodeError that says in plain words what is wrong with the file.
+
+Layer 1: imports config only. Reads the one file it is given; writes nothing; keeps no state.
+
+Shapes: H x W pixels after the EXIF orientation was applied. Tensors are [3, H, W] with the memory of [H, W, 3]
+(channels-last strides), which makes PyTorch's antialiased uint8 resize fast.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import torch
+import torchvision  # noqa: F401 - registers torch.ops.image
+from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
+from torch import Tensor
+
+from plrc.config import PlrcError
+
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF")
+PERCENTILES = (0.5, 99.5)
+MAX_MEGAPIXELS = 200.0
+
+_STARTS = (
+    (b"\xff\xd8", "JPEG"), (b"\x89PNG", "PNG"), (b"RIFF", "WebP"), (b"II*\0", "TIFF"), (b"MM\0*", "TIFF"),
+    (b"BM", "BMP"), (b"GIF8", "GIF"),
+)  # fmt: skip
+_ORIENTATION = 0x0112  # EXIF tag
+_FLIPS: dict[int, tuple[int, ...]] = {2: (1,), 3: (0, 1), 4: (0,), 5: (), 6: (1,), 7: (0, 1), 8: (0,)}
+_UNCHANGED, _RGB = 0, 3  # read modes of torchvision's operators
+
+
+class DecodeError(PlrcError):
+    """A file that cannot be used as an image. `reason` says why; `path` is empty where the bytes came from memory."""
+
+    def __init__(self, reason: str, path: str = "") -> None:
+        super().__init__(reason, path)
+        self.reason = reason
+        self.path = path
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}" if self.path else self.reason
+
+
+class Header(NamedTuple):
+    """What a file says of itself. `height` and `width` are as stored, before any EXIF rotation; `mode` is Pillow's,
+    with ";16" where a colour image has more than 8 bits a channel."""
+
+    height: int
+    width: int
+    mode: str
+    format: str
+
+
+def decode(
+    path: str | os.PathLike[str],
+    *,
+    percentiles: tuple[float, float] = PERCENTILES,
+    max_megapixels: float = MAX_MEGAPIXELS,
+) -> Tensor:
+    """Read an image file -> RGB uint8 [3, H, W]; see `decode_bytes`. Raises DecodeError, which then names the file."""
+    with _named(path):
+        return decode_bytes(read_bytes(path), percentiles=percentiles, max_megapixels=max_megapixels)
+
+
+def decode_bytes(
+    data: bytes,
+    *,
+    percentiles: tuple[float, float] = PERCENTILES,
+    max_megapixels: float = MAX_MEGAPIXELS,
+) -> Tensor:
+    """The bytes of a JPEG, PNG, WebP, TIFF, BMP or GIF, whatever its file name -> RGB uint8 [3, H, W].
+
+    The EXIF orientation is applied. Of animations and stacks the first frame is taken. Transparent pixels are laid on
+    white. Images of more than 8 bits a channel (16-bit, integer, floating point) are scaled: the values at
+    `percentiles` of the whole image, all colours together, become 0 and 255; constant images become black, and so do
+    values that are not numbers. (Of a 16-bit colour TIFF the upper 8 bits alone can be read; they are scaled alike.)
+    Raises DecodeError where the bytes cannot be read, or where the header says more than `max_megapixels`.
+    """
+    with _quiet():
+        image, start = _open(io.BytesIO(data))
+        megapixels = image.width * image.height / 1e6
+        if megapixels > max_megapixels:
+            size = f"{image.width} x {image.height} = {megapixels:.6g} megapixels"
+            raise DecodeError(f"{size} is more than data.max_megapixels = {max_megapixels:g}")
+        if megapixels == 0:
+            raise DecodeError("the image has no pixels")
+        pixels = _fast(image, data)
+        try:
+            if pixels is None:
+                pixels = torch.from_numpy(_scaled(image, data, percentiles) if _deep(image, start) else _plain(image))
+            return _upright(pixels, _orientation(image)).permute(2, 0, 1)
+        except Exception as error:  # the decoders raise almost every type there is on damaged data
+            text = str(error).strip().splitlines()
+            cut = any("truncated" in line.lower() for line in text)
+            detail = text[0] if text else type(error).__name__
+            reason = "the file is truncated" if cut else f"damaged or unusual {image.format} data ({detail})"
+            raise DecodeError(reason) from error
+
+
+def read_header(file: BinaryIO) -> Header:
+    """Size, mode and format of an open image file, without decoding it. Raises DecodeError."""
+    with _quiet():
+        image, start = _open(file)
+        deep = image.mode in ("RGB", "RGBA", "LA") and _deep(image, start)
+        return Header(image.height, image.width, image.mode + ";16" * deep, str(image.format))
+
+
+def read_size(path: str | os.PathLike[str]) -> tuple[int, int, str]:
+    """(height, width, mode) of a file as stored, from its header alone; see `Header`. Raises DecodeError."""
+    with _named(path), open(path, "rb") as file:
+        return read_header(file)[:3]
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """The contents of a file. Raises DecodeError where it is missing, empty, a folder or not readable."""
+    with _named(path), open(path, "rb") as file:
+        data = file.read()
+        if not data:
+            raise DecodeError("the file is empty")
+        return data
+
+
+@contextmanager
+def _named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what goes wrong with a file into a DecodeError that names it."""
+    try:
+        yield
+    except DecodeError as error:
+        raise DecodeError(error.reason, os.fspath(path)) from error
+    except FileNotFoundError as error:
+        raise DecodeError("does not exist (or is a dangling link)", os.fspath(path)) from error
+    except OSError as error:
+        reason = "is a folder" if os.path.isdir(path) else f"cannot be opened ({error.strerror})"
+        raise DecodeError(reason, os.fspath(path)) from error
+
+
+_guard = threading.Lock()
+_inside: list[tuple[Any, int | None]] = []  # what the outermost user found; one entry a thread that decodes
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Pillow without warnings and without its own size limit (ours is checked); safe in many threads at once.
+
+    The warning filters and the limit belong to the process: the first thread in sets them, the last one out restores.
+    """
+    with _guard:
+        if not _inside:
+            catcher = warnings.catch_warnings()
+            catcher.__enter__()
+            warnings.simplefilter("ignore")
+            _inside.append((catcher, Image.MAX_IMAGE_PIXELS))
+            Image.MAX_IMAGE_PIXELS = None
+        else:
+            _inside.append(_inside[0])
+    try:
+        yield
+    finally:
+        with _guard:
+            catcher, limit = _inside.pop()
+            if not _inside:
+                catcher.__exit__(None, None, None)
+                Image.MAX_IMAGE_PIXELS = limit
+
+
+def _open(file: BinaryIO) -> tuple[Image.Image, bytes]:
+    """Parse the header: (image, first bytes of the file). The contents decide, never the file name."""
+    start = file.read(32)
+    if not start:
+        raise DecodeError("the file is empty")
+    file.seek(0)
+    try:
+        return Image.open(file, formats=FORMATS), start
+    except UnidentifiedImageError as error:
+        for magic, name in _STARTS:
+            if start.startswith(magic):
+                raise DecodeError(f"a {name} file whose header is damaged or of a kind that cannot be read") from error
+        raise DecodeError(f"not an image that can be read (starts with {start[:8]!r})") from error
+    except Exception as error:  # a damaged header can raise anything
+        raise DecodeError(f"the header of the image is damaged ({error})") from error
+
+
+def _operator(name: str) -> Callable[..., Tensor] | None:
+    """torchvision's decoder, called below its deprecated Python wrapper; None in a torchvision built without it."""
+    try:
+        found: Callable[..., Tensor] = getattr(torch.ops.image, name)
+    except AttributeError:
+        return None
+    return found
+
+
+_decode_jpeg, _decode_webp, _decode_png = map(_operator, ("decode_jpeg", "decode_webp", "decode_png"))
+
+
+def _fast(image: Image.Image, data: bytes) -> Tensor | None:
+    """[H, W, 3] by torchvision for the kinds that it reads right and faster than Pillow; None: let Pillow try."""
+    try:
+        if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB") and _decode_jpeg is not None:
+            pixels = _decode_jpeg(_buffer(data), _RGB, False)
+        elif image.format == "WEBP" and image.mode == "RGB" and _decode_webp is not None:
+            pixels = _decode_webp(_buffer(data), _RGB)
+        else:
+            return None
+    except RuntimeError:  # animated, damaged or unusual: Pillow decides, and says what is wrong
+        return None
+    return pixels.permute(1, 2, 0)
+
+
+def _buffer(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def _deep(image: Image.Image, start: bytes) -> bool:
+    """Does the image hold more than 8 bits a channel?"""
+    if image.mode == "F" or image.mode.startswith("I"):
+        return True
+    if isinstance(image, TiffImageFile):
+        return bool(max(image.tag_v2.get(BITSPERSAMPLE, (8,))) > 8)
+    return image.format == "PNG" and start[12:16] == b"IHDR" and start[24] == 16
+
+
+def _plain(image: Image.Image) -> np.ndarray:
+    """[H, W, 3] of an image of at most 8 bits a channel."""
+    image.load()
+    if image.mode.upper().endswith("A") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))
+
+
+def _scaled(image: Image.Image, data: bytes, percentiles: tuple[float, float]) -> np.ndarray:
+    """[H, W, 3] of an image of more than 8 bits a channel, scaled by percentiles."""
+    if image.format == "PNG" and image.mode in ("RGB", "RGBA", "LA") and _decode_png is not None:
+        values = _decode_png(_buffer(data), _UNCHANGED, False).permute(1, 2, 0).numpy()
+    else:
+        values = np.asarray(image)
+    values = values[:, :, None] if values.ndim == 2 else values
+    colours = 1 if values.shape[2] <= 2 else 3
+    out = stretch(values[:, :, :colours], percentiles)
+    if values.shape[2] > colours:  # alpha, on white
+        alpha = values[:, :, colours:] / np.iinfo(values.dtype).max
+        out = (out * alpha + 255 * (1 - alpha) + 0.5).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(out, (*out.shape[:2], 3)))
+
+
+def stretch(values: np.ndarray, percentiles: tuple[float, float]) -> np.ndarray:
+    """Numbers of any type and shape -> uint8: the values at `percentiles` become 0 and 255, those beyond are clipped.
+
+    Where both are the same, smallest and largest value take their place; constant arrays and NaN become 0.
+    """
+    finite = values[np.isfinite(values)]
+    if finite.size == 0:
+        return np.zeros(values.shape, np.uint8)
+    low, high = (float(v) for v in np.percentile(finite, percentiles))
+    if low >= high:
+        low, high = float(finite.min()), float(finite.max())
+    if low >= high:
+        return np.zeros(values.shape, np.uint8)
+    clipped = np.clip(np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low), low, high)
+    return ((clipped - low) / (high - low) * 255 + 0.5).astype(np.uint8)
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8 from EXIF; 1 where there is none or it cannot be read."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # damaged EXIF says nothing about the pixels
+        return 1
+
+
+def _upright(pixels: Tensor, orientation: int) -> Tensor:
+    """Turn stored pixels [h, w, 3] the way EXIF says: [H, W, 3], contiguous."""
+    if orientation not in _FLIPS:
+        return pixels.contiguous()
+    turned = pixels.transpose(0, 1) if orientation >= 5 else pixels
+    return turned.flip(_FLIPS[orientation]).contiguous()

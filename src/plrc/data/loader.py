@@ -1,0 +1,218 @@
+"""Images on disk -> batches of three uint8 views with their maps, in an order that (seed, step) alone decides.
+
+Layer 1: imports config, geometry, rng and this folder. Workers decode, crop and resize; colour, points and everything
+else happen later on the training device, from the uniform numbers that travel in the batch.
+
+Shapes: V views (2 or 3: A query, C reference, B match), B images of one part of a step on one process, S pixels a side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from plrc import rng
+from plrc.config import Config, PlrcError
+from plrc.data.decode import DecodeError, decode
+from plrc.data.photometric import DRAWS
+from plrc.data.points import contrast_draws, match_draws
+from plrc.data.regions import regions_for
+from plrc.data.sources import ImageList
+from plrc.data.views import draw_views, render
+
+SUBSTITUTES = 100  # how many following images are tried in place of one that cannot be read
+
+Key = tuple[int, int]  # (epoch, index of the image)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One part of a step. `failures` names images that could not be read and were replaced by the next readable one."""
+
+    images: Tensor  # uint8 [V, B, 3, S, S]
+    maps: Tensor  # float32 [V, B, 4], see geometry
+    regions: Tensor  # int16 [B, h, w], image frame; -1 is unlabelled
+    colour: Tensor  # float32 [V, B, photometric.DRAWS], uniform in [0, 1)
+    contrast: Tensor  # float32 [B, points.contrast_draws()], uniform
+    match: Tensor  # float32 [B, points.match_draws(n)], uniform
+    failures: tuple[tuple[str, str], ...] = ()
+
+    def _mapped(self, function: str, *args: object, **kwargs: object) -> Batch:
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        moved = {k: getattr(v, function)(*args, **kwargs) for k, v in values.items() if isinstance(v, Tensor)}
+        return dataclasses.replace(self, **moved)
+
+    def pin_memory(self) -> Batch:
+        return self._mapped("pin_memory")
+
+    def to(self, device: torch.device) -> Batch:
+        return self if self.images.device == device else self._mapped("to", device, non_blocking=True)
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        self._mapped("record_stream", stream)
+
+
+def collate(samples: list[Batch]) -> Batch:
+    """Join one-image batches along B."""
+
+    def joined(name: str, dim: int) -> Tensor:
+        return torch.cat([getattr(s, name) for s in samples], dim=dim)
+
+    return Batch(
+        joined("images", 1),
+        joined("maps", 1),
+        joined("regions", 0),
+        joined("colour", 1),
+        joined("contrast", 0),
+        joined("match", 0),
+        tuple(failure for s in samples for failure in s.failures),
+    )
+
+
+class ViewDataset(Dataset[Batch]):
+    """(epoch, index) -> a Batch of one image. `subset` maps the index to a position in the image list."""
+
+    def __init__(self, images: ImageList, subset: np.ndarray, config: Config) -> None:
+        self.images = images
+        self.subset = subset
+        self.config = config
+        self.match = config.objectives.distill_weight > 0
+
+    def __len__(self) -> int:
+        return len(self.subset)
+
+    def __getitem__(self, key: Key) -> Batch:
+        epoch, index = key
+        failures: list[tuple[str, str]] = []
+        for offset in range(min(len(self), SUBSTITUTES)):
+            position = int(self.subset[(index + offset) % len(self)])
+            try:
+                image = self._decode(position)
+            except DecodeError as error:
+                failures.append((self.images.names[position], error.reason))
+                continue
+            return self._sample(image, self.images.names[position], epoch, index, tuple(failures))
+        raise PlrcError(
+            f"{len(failures)} images in a row cannot be read, the last one {failures[-1][0]}: {failures[-1][1]}; "
+            "look at them with: plrc scan DIR"
+        )
+
+    def _decode(self, position: int) -> Tensor:
+        data = self.config.data
+        return decode(
+            self.images.path(position), percentiles=data.percentiles, max_megapixels=data.max_megapixels
+        )
+
+    def _sample(self, image: Tensor, name: str, epoch: int, index: int, failures: tuple[tuple[str, str], ...]) -> Batch:
+        config, seed = self.config, self.config.seed
+        height, width = image.shape[1:]
+        crops = rng.generator(seed, "crops", epoch, index)
+        views = draw_views(crops, height, width, config.views, self.match)
+        colour = rng.generator(seed, "colour", epoch, index).random((3, 1, DRAWS), dtype=np.float32)[: len(views)]
+        uniform = rng.generator(seed, "points", epoch, index)
+        contrast = uniform.random((1, contrast_draws()), dtype=np.float32)
+        match = uniform.random((1, match_draws(config.objectives.distill_points)), dtype=np.float32)
+        return Batch(
+            torch.stack([render(image, view, config.views.size) for view in views])[:, None],
+            torch.tensor([view.map for view in views], dtype=torch.float32)[:, None],
+            regions_for(config.regions, name)[None],
+            torch.from_numpy(colour),
+            torch.from_numpy(contrast),
+            torch.from_numpy(match),
+            failures,
+        )
+
+
+@dataclass(frozen=True)
+class StepSampler:
+    """The keys of every part of every step from `start` to `stop` (in steps), for one process.
+
+    Each epoch is a fresh permutation; its tail below one global batch is dropped (another one each epoch).
+    """
+
+    images: int
+    batch_size: int
+    accumulate: int
+    seed: int
+    start: int
+    stop: int
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.images // self.batch_size
+
+    def __len__(self) -> int:
+        return (self.stop - self.start) * self.accumulate
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        part = self.batch_size // self.accumulate
+        local = part // self.world_size
+        order, order_epoch = np.empty(0, dtype=np.int64), -1
+        for step in range(self.start, self.stop):
+            epoch, position = divmod(step, self.steps_per_epoch)
+            if epoch != order_epoch:
+                order = rng.generator(self.seed, "order", epoch).permutation(self.images)
+                order_epoch = epoch
+            for offset in range(0, self.batch_size, part):
+                first = position * self.batch_size + offset + self.rank * local
+                yield [(epoch, int(index)) for index in order[first : first + local]]
+
+
+class DeviceLoader:
+    """Iterates over batches on the training device, one ahead of the computation, and measures the wait for data."""
+
+    def __init__(self, dataset: ViewDataset, sampler: StepSampler, workers: int, device: torch.device) -> None:
+        self.device = device
+        self.waited = 0.0  # seconds spent waiting for the workers, in all
+        self.loader: DataLoader[Batch] = DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=device.type == "cuda",
+            prefetch_factor=3 if workers else None,
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._ahead() if self.device.type == "cuda" else self._timed()
+
+    def _timed(self) -> Iterator[Batch]:
+        iterator = iter(self.loader)
+        while True:
+            started = time.perf_counter()
+            batch = next(iterator, None)
+            self.waited += time.perf_counter() - started
+            if batch is None:
+                return
+            yield batch
+
+    def _ahead(self) -> Iterator[Batch]:
+        """Copy the next batch on a stream of its own while the current one is computed on."""
+        stream = torch.cuda.Stream(self.device)
+        current: Batch | None = None
+        for host_batch in self._timed():
+            with torch.cuda.stream(stream):
+                upcoming = host_batch.to(self.device)
+            if current is not None:
+                yield current
+            torch.cuda.current_stream(self.device).wait_stream(stream)
+            upcoming.record_stream(torch.cuda.current_stream(self.device))
+            current = upcoming
+        if current is not None:
+            yield current
+
+
+def split_held_out(images: int, held_out: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(train, held out): sorted positions; at most a tenth of the images is held out for the health report."""
+    order = rng.generator(seed, "held_out").permutation(images)
+    count = min(held_out, images // 10)
+    return np.sort(order[count:]), np.sort(order[:count])

@@ -1,0 +1,72 @@
+"""The manifest of a run: which images it was trained on, so that nobody has to wonder later.
+
+Layer 1: imports config and this folder's sources. Asks the file system for sizes; opens no image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from plrc.config import PlrcError
+from plrc.data.sources import ImageList
+
+KEYS = ("version", "root", "layout", "counts", "sha256", "notes", "train", "held_out")
+
+
+def build_manifest(images: ImageList, train: Sequence[int], held_out: Sequence[int]) -> dict[str, Any]:
+    """What `write_manifest` writes: KEYS, with `train` and `held_out` as {relative name: bytes} (-1: the file is gone).
+
+    `sha256` covers the names and sizes of both, and nothing else: it changes with the images, not when they are moved.
+    """
+    sizes = {"train": _sizes(images, train), "held_out": _sizes(images, held_out)}
+    return {
+        "version": 1,
+        "root": images.root,
+        "layout": images.layout,
+        "counts": {"images": len(images), "excluded": images.excluded, "train": len(train), "held_out": len(held_out)},
+        "sha256": hashlib.sha256(json.dumps(sizes).encode()).hexdigest(),
+        "notes": list(images.notes),
+        **sizes,
+    }
+
+
+def write_manifest(
+    path: str | os.PathLike[str], images: ImageList, train: Sequence[int], held_out: Sequence[int]
+) -> None:
+    """Write the manifest of a run as JSON; the file appears whole or not at all."""
+    target = Path(path)
+    partial = target.with_name(f".{target.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(build_manifest(images, train, held_out), indent=1))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, target)
+
+
+def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The manifest that `write_manifest` wrote. Raises PlrcError where there is none or it is damaged."""
+    try:
+        manifest = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PlrcError(f"cannot read the manifest {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise PlrcError(f"the manifest {path} is damaged ({error}); take it from a copy of the run folder") from error
+    if not isinstance(manifest, dict) or any(key not in manifest for key in KEYS):
+        raise PlrcError(f"{path} is not the manifest of a run; it must hold {', '.join(KEYS)}")
+    return manifest
+
+
+def _sizes(images: ImageList, positions: Sequence[int]) -> dict[str, int]:
+    return {images.names[i]: _size(images.path(i)) for i in positions}
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1

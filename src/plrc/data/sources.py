@@ -1,0 +1,150 @@
+"""What the user names in `config.data` -> the sorted list of images to train on.
+
+Layer 1: imports config and this folder's layouts and index. Opens no image and writes nothing.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from dataclasses import dataclass
+
+from plrc.config import DataConfig, PlrcError
+from plrc.data import layouts
+from plrc.data.index import Index, read_index
+from plrc.data.layouts import Listing, note
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """The images of a source. `names` are sorted, use "/", and are relative to `root` (absolute where a list names a
+    file outside of it). `excluded` counts what `data.exclude` took away; `notes` tell of everything else left out."""
+
+    root: str
+    names: tuple[str, ...]
+    layout: str
+    excluded: int = 0
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def path(self, i: int) -> str:
+        return os.path.join(self.root, self.names[i])
+
+
+def find_images(config: DataConfig) -> ImageList:
+    """List the images of `config.source` without those that `config.exclude` names.
+
+    A fresh index of `plrc scan` saves the walk through a folder; images that it found unreadable and that have not
+    changed since are left out. Raises PlrcError where no image is found.
+    """
+    layout = layout_of(config)
+    index = read_index(config.source, layout)
+    return select(config, layout, list_source(config, layout, index), index)
+
+
+def layout_of(config: DataConfig) -> str:
+    """The layout that is asked for or, for "auto", the one that the source looks like."""
+    source = config.source
+    if not source:
+        raise PlrcError("data.source is empty; name a folder, glob, .txt list, COCO .json or VOC folder with --data")
+    layout = config.layout if config.layout != "auto" else _detect(source)
+    if config.split and layout != "voc":
+        raise PlrcError(f"data.split is {config.split}, but {source} is read as {layout}; splits work with VOC alone")
+    return layout
+
+
+def _detect(source: str) -> str:
+    if os.path.isdir(source):
+        return "voc" if os.path.isdir(os.path.join(source, "JPEGImages")) else "folder"
+    if os.path.isfile(source):
+        kinds = {".json": "coco", ".txt": "list"}
+        if layouts.ending(source) in kinds:
+            return kinds[layouts.ending(source)]
+        raise PlrcError(f"{source} is a single file, neither a .txt list nor a COCO .json; name its folder instead")
+    if "://" in source:
+        raise PlrcError(f"{source} is an address; copy or mount the images and name their folder")
+    if glob.has_magic(source):
+        return "glob"
+    raise PlrcError(f"{source} does not exist (looked in {os.getcwd()}); name a folder, glob, .txt list or COCO .json")
+
+
+def list_source(config: DataConfig, layout: str, index: Index | None = None) -> Listing:
+    """Everything that the source has, before exclusions; from the index where that is still true."""
+    source = config.source
+    if layout == "folder":
+        root = os.path.abspath(source)
+        if index is not None and index.lists(root):
+            return Listing(root, index.names, index.notes, index.folders)
+        return layouts.folder(source)
+    if layout == "voc":
+        return layouts.voc(source, config.split)
+    return {"glob": layouts.pattern, "list": layouts.listed, "coco": layouts.coco}[layout](source)
+
+
+def select(config: DataConfig, layout: str, listing: Listing, index: Index | None = None) -> ImageList:
+    """Sort, take each name once, and leave out what is unreadable or excluded."""
+    root = listing.root
+    names = sorted(set(listing.names))
+    bad = (index.still_bad(root) if index is not None else frozenset()).intersection(names)
+    readable = [name for name in names if name not in bad]
+    gone, unmatched = excluded(readable, root, config.exclude)
+    kept = tuple(name for name in readable if name not in gone)
+    if not readable:
+        raise PlrcError(f"plrc scan could read none of the {len(names)} images of {config.source}")
+    if not kept:
+        raise PlrcError(f"data.exclude = {config.exclude} names all {len(readable)} images of {config.source}")
+    twice = len(listing.names) - len(names)
+    notes = (
+        *listing.notes,
+        *([f"images that are named more than once and taken once: {twice}"] if twice else []),
+        *note("left out images that plrc scan could not read", bad),
+        *note("entries of data.exclude that match no image", unmatched),
+    )
+    return ImageList(root, kept, layout, len(gone), notes)
+
+
+def excluded(names: list[str], root: str, exclude: str) -> tuple[set[str], list[str]]:
+    """(names to leave out, entries that match nothing).
+
+    `exclude` is a .txt list (paths, file names or stems, `#` comments), a COCO .json, or a folder or glob of images.
+    An entry with a folder in it takes the image at that very path (relative to the images' root or to the list). Where
+    there is none, and for an entry without a folder, it takes every image of that file name; where there is none
+    again, every image of that stem. So a copy of a test image is found wherever it lies, while an image that only
+    shares its file name with an excluded image of the same source stays.
+    """
+    if not exclude:
+        return set(), []
+    base, entries = _exclusions(exclude)
+    paths = {os.path.normpath(os.path.join(root, name)): name for name in names}
+    by_file: dict[str, list[str]] = {}
+    by_stem: dict[str, list[str]] = {}
+    for name in names:
+        file = name.rpartition("/")[2]
+        by_file.setdefault(file, []).append(name)
+        by_stem.setdefault(os.path.splitext(file)[0], []).append(name)
+    gone: set[str] = set()
+    unmatched = []
+    for entry in entries:
+        file = os.path.basename(entry)
+        places = [os.path.normpath(os.path.join(at, entry)) for at in (root, base)] if file != entry else []
+        found = [paths[place] for place in places if place in paths] or by_file.get(file) or by_stem.get(file) or []
+        gone.update(found)
+        if not found:
+            unmatched.append(entry)
+    return gone, unmatched
+
+
+def _exclusions(exclude: str) -> tuple[str, list[str]]:
+    """(folder that relative entries start from, entries)."""
+    if os.path.isfile(exclude):
+        read = layouts.coco_names if layouts.ending(exclude) == ".json" else layouts.lines
+        return os.path.dirname(os.path.abspath(exclude)), read(exclude)
+    if not os.path.isdir(exclude) and not glob.has_magic(exclude):
+        raise PlrcError(f"data.exclude = {exclude} does not exist; name a list file, or a folder or glob of images")
+    try:
+        found = layouts.folder(exclude) if os.path.isdir(exclude) else layouts.pattern(exclude)
+    except PlrcError as error:
+        raise PlrcError(f"data.exclude = {exclude}: {error}") from error
+    return found.root, [os.path.join(found.root, name) for name in found.names]

@@ -1,0 +1,109 @@
+"""Fit a preset's defaults to the data and the batch at hand; every change carries its reason.
+
+Layer 4. Pure: settings in, settings and reasons out. What the user set explicitly is never touched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Set
+from dataclasses import dataclass
+from typing import Any
+
+from plrc.config import Config, PlrcError
+
+MIN_STEPS = 2000  # fewer steps than this leave a network near its start
+GROUP = 8  # images per BatchNorm group that still give a usable mean and variance
+
+
+@dataclass(frozen=True)
+class Change:
+    """One adapted setting: dotted name, old and new value, and why."""
+
+    name: str
+    old: Any
+    new: Any
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.old} -> {self.new} ({self.reason})"
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    return images // batch_size
+
+
+def total_steps(config: Config, images: int) -> int:
+    """Optimiser steps of the whole run over this many training images."""
+    per_epoch = steps_per_epoch(images, config.optim.batch_size)
+    return config.optim.steps or max(1, round(config.optim.epochs * per_epoch))
+
+
+def adapt(config: Config, explicit: Set[str], images: int, processes: int = 1) -> tuple[Config, list[Change]]:
+    """`images`: number of training images; `explicit`: dotted names that the user set. Batch sizes count all processes.
+
+    Raises PlrcError where even adaptation cannot make a batch.
+    """
+    changes: list[Change] = []
+
+    def change(name: str, new: Any, reason: str) -> None:
+        nonlocal config
+        old = config.flat()[name]
+        if config.adapt and name not in explicit and new != old:
+            config = config.with_values({name: new})
+            changes.append(Change(name, old, new, reason))
+
+    if config.optim.batch_size > images // 2:
+        fitting = max(2, 2 ** int(math.log2(max(images // 2, 2))))
+        change("optim.batch_size", fitting, f"only {images} training images: at least two batches an epoch")
+    batch = config.optim.batch_size
+    _check_batch(config, images, processes)
+
+    ratio = batch / config.optim.lr_batch
+    if ratio != 1 and config.optim.name == "sgd":
+        change("optim.lr", _round(config.optim.lr * ratio), f"linear in the batch: {batch} / {config.optim.lr_batch}")
+    elif ratio != 1:
+        scaled = _round(config.optim.lr * math.sqrt(ratio))
+        change("optim.lr", scaled, f"square root of the batch: {batch} / {config.optim.lr_batch}")
+    if config.model.init:
+        change("optim.lr", _round(config.optim.lr / 10), "warm start: a tenth, so that the given weights are not destroyed")
+
+    per_epoch = steps_per_epoch(images, batch)
+    if not config.optim.steps and total_steps(config, images) < MIN_STEPS:
+        epochs = float(math.ceil(MIN_STEPS / per_epoch))
+        change("optim.epochs", epochs, f"{per_epoch} steps an epoch: {MIN_STEPS} steps are the least that teaches")
+
+    if config.objectives.image_weight > 0:
+        room = max(batch, images // 2 // batch * batch)
+        if config.objectives.queue > room:
+            change("objectives.queue", room, f"{images} training images: a longer queue holds an image's own old keys")
+
+    steps = total_steps(config, images)
+    momentum = max(0.9, 1 - 10 / steps)
+    if config.optim.teacher_momentum > momentum:
+        change("optim.teacher_momentum", _round(momentum), f"{steps} steps: the teacher must follow within a tenth of them")
+
+    part = batch // config.optim.accumulate
+    groups = max(1, part // GROUP) if processes == 1 else 1
+    if config.model.bn_groups > groups:
+        reason = f"{part} images at a time: groups of at least {GROUP}" if processes == 1 else "the processes are the groups"
+        change("model.bn_groups", groups, reason)
+    return config, changes
+
+
+def _check_batch(config: Config, images: int, processes: int) -> None:
+    batch, accumulate = config.optim.batch_size, config.optim.accumulate
+    if images < batch:
+        raise PlrcError(
+            f"{images} training images are fewer than one batch of {batch}: "
+            f"add images or write --optim.batch-size {max(2, images // 2)} or less"
+        )
+    if batch % (accumulate * processes):
+        raise PlrcError(
+            f"optim.batch_size {batch} cannot be shared equally by {processes} processes x {accumulate} parts; "
+            f"write a multiple of {processes * accumulate}"
+        )
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.6g}")

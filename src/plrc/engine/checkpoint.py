@@ -1,0 +1,76 @@
+"""Atomic, numbered checkpoints that load with weights only.
+
+Layer 4. A checkpoint is one file `checkpoints/step_00001000.pt`; the text file `checkpoints/last` names the newest.
+Keys (a tested contract): format, version, config, images, step, student, teacher, queue, center, optimizer, scaler, health.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from plrc.config import PlrcError
+
+FORMAT = 1
+KEYS = (
+    "format", "version", "config", "images", "step", "student", "teacher", "queue", "center", "optimizer", "scaler",
+    "health",
+)  # fmt: skip
+
+
+def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write to a neighbour file, flush it to the disk, then rename: the path holds the old content or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any], keep: int) -> Path:
+    """Write `state` into `folder` and delete all but the newest `keep` checkpoints (0: keep all)."""
+    if set(state) != set(KEYS):
+        raise ValueError(f"checkpoint keys differ from the contract: {sorted(set(state) ^ set(KEYS))}")
+    path = folder / f"step_{state['step']:08d}.pt"
+    try:
+        write_atomic(path, lambda file: torch.save(state, file))
+        write_atomic(folder / "last", lambda file: file.write(path.name.encode()))
+    except OSError as error:
+        raise PlrcError(f"cannot save {path}: {error.strerror}; the checkpoints before it are untouched") from error
+    if keep:
+        for old in sorted(folder.glob("step_*.pt"))[:-keep]:
+            old.unlink()
+    return path
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint of a run folder, or None."""
+    found = sorted((run / "checkpoints").glob("step_*.pt"))
+    return found[-1] if found else None
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU without running any code in it; one clear sentence if it cannot be used."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise PlrcError(f"no checkpoint at {path}") from error
+    except Exception as error:  # torch.load raises many kinds for damaged files
+        raise PlrcError(
+            f"the checkpoint {path} cannot be read (damaged or not a checkpoint); "
+            "move it away and resume from the one before it"
+        ) from error
+    if not isinstance(state, dict) or set(state) != set(KEYS):
+        raise PlrcError(f"{path} is not a plrc checkpoint")
+    if state["format"] != FORMAT:
+        raise PlrcError(f"{path} has checkpoint format {state['format']}; this version of plrc reads format {FORMAT}")
+    return state

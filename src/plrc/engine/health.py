@@ -1,0 +1,144 @@
+"""Label-free health of dense features on held-out images, and the plain-language alarms that follow from it.
+
+Layer 4. Measured on the student's backbone features (what is exported), not on the heads.
+
+Shapes: B images, N points per image, C channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from plrc.config import Config
+from plrc.data import photometric
+from plrc.data.loader import Batch, ViewDataset, collate
+from plrc.data.points import match_draws, match_points
+from plrc.data.sources import ImageList
+from plrc.data.views import MATCH, QUERY
+from plrc.geometry import sample
+
+POINTS = 32  # points per held-out image
+PART = 16  # images that pass at once
+COLLAPSED_STD = 0.01
+COLLAPSED_RANK = 1.5
+COLLAPSE_ADVICE = (
+    "the features have collapsed; start again with a lower optim.lr, or a larger optim.batch_size or teacher momentum"
+)
+
+
+@dataclass(frozen=True)
+class Health:
+    """One check.
+
+    feature_std: mean standard deviation of unit-length features over points, times sqrt(C); 1 if spread evenly, 0 if all equal.
+    effective_rank: exp of the entropy of the covariance's normalised eigenvalues; 1 if features lie on a line.
+    point_match: share of points whose nearest feature in another view of the image is the same physical point.
+    point_match_chance: the same by guessing.
+    """
+
+    step: int
+    feature_std: float
+    effective_rank: float
+    point_match: float
+    point_match_chance: float
+
+    @property
+    def collapsed(self) -> bool:
+        return self.feature_std < COLLAPSED_STD or self.effective_rank < COLLAPSED_RANK
+
+    def __str__(self) -> str:
+        return (
+            f"health at step {self.step}: feature std {self.feature_std:.3f}, effective rank {self.effective_rank:.1f}, "
+            f"point match {self.point_match:.3f} (chance {self.point_match_chance:.3f})"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class HealthCheck:
+    """Holds two overlapping, augmented views of each held-out image, the same ones for the whole run."""
+
+    def __init__(self, config: Config, images: ImageList, held_out: np.ndarray, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.parts: list[Batch] = []
+        if len(held_out):
+            with_match = config.with_values({"objectives.distill_weight": 1.0, "objectives.distill_points": POINTS})
+            dataset = ViewDataset(images, held_out, with_match)
+            samples = [dataset[0, index] for index in range(len(held_out))]
+            self.parts = [collate(samples[i : i + PART]) for i in range(0, len(samples), PART)]
+
+    @torch.no_grad()
+    def measure(self, backbone: nn.Module, stride: int, step: int) -> Health | None:
+        """Check the features of level `stride`; None where no image is held out. Leaves the backbone as it was."""
+        if not self.parts:
+            return None
+        training = backbone.training
+        backbone.eval()
+        features, right, chance, count = [], 0.0, 0.0, 0
+        for part in self.parts:
+            a, b, valid = self._point_features(backbone, stride, part.to(self.device))
+            features += [a[valid], b[valid]]
+            affinity = (a @ b.transpose(1, 2)).masked_fill(~valid[:, None, :], -2.0)
+            hit = affinity.argmax(dim=2) == torch.arange(POINTS, device=self.device)
+            right += float((hit & valid).sum())
+            rivals = valid.sum(dim=1)
+            chance += float((rivals > 0).sum())  # each image: rivals queries, each right with probability 1 / rivals
+            count += int(rivals.sum())
+        backbone.train(training)
+        std, rank = spread(torch.cat(features))
+        return Health(step, std, rank, right / max(count, 1), chance / max(count, 1))
+
+    def _point_features(self, backbone: nn.Module, stride: int, part: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Unit features [B, N, C] of the same physical points in two views, and which points both views show [B, N]."""
+        points = match_points(
+            part.maps[QUERY], part.maps[MATCH], part.match[:, : match_draws(POINTS)], POINTS
+        )
+        both = []
+        for view, where in ((QUERY, points.student), (MATCH, points.teacher)):
+            images = photometric.augment(part.images[view], part.colour[view], self.config.views)
+            both.append(F.normalize(sample(backbone(images, stride)[stride], where), dim=-1))
+        return both[0], both[1], points.valid
+
+
+def spread(features: Tensor) -> tuple[float, float]:
+    """(feature_std, effective_rank) of unit-length features [N, C], as `Health` defines them."""
+    if len(features) < 2:
+        return 0.0, 1.0
+    std = float(features.std(dim=0, correction=0).square().mean().sqrt() * features.shape[1] ** 0.5)
+    centred = (features - features.mean(dim=0)).double()
+    eigenvalues = torch.linalg.eigvalsh(centred.T @ centred if features.shape[1] <= len(features) else centred @ centred.T)
+    share = eigenvalues.clamp(min=0) / eigenvalues.clamp(min=0).sum().clamp(min=1e-30)
+    entropy = -(share * share.clamp(min=1e-30).log()).sum()
+    return std, float(entropy.exp())
+
+
+def warnings(history: list[Health]) -> list[str]:
+    """Plain sentences about the newest check, given all checks so far (the first one is the start of the run)."""
+    first, now = history[0], history[-1]
+    found = []
+    if now.collapsed:
+        found.append(
+            f"feature std {now.feature_std:.3f}, effective rank {now.effective_rank:.1f}: {COLLAPSE_ADVICE}"
+        )
+    elif now.effective_rank < 0.25 * first.effective_rank:
+        found.append(
+            f"the effective rank fell from {first.effective_rank:.1f} to {now.effective_rank:.1f}: collapse may be near"
+        )
+    if len(history) > 2 and now.point_match < 1.5 * now.point_match_chance:
+        found.append(
+            f"points are matched between views at chance level ({now.point_match:.3f}, chance "
+            f"{now.point_match_chance:.3f}): the features carry no position"
+        )
+    return found
+
+
+def should_stop(history: list[Health]) -> bool:
+    """Two checks in a row find collapsed features."""
+    return len(history) >= 2 and history[-1].collapsed and history[-2].collapsed

@@ -1,0 +1,195 @@
+"""What is trained: student, teacher, queue and centre, and the way from a batch to the named terms.
+
+Layer 4. Data flow: uint8 views -> augmented views -> teacher features of C and B, student features of A -> features at
+points -> objectives. The loop (pretrain.py) decides what happens with the terms.
+
+Shapes: V views, B images, N points, P distillation points, M lattice positions, D feature width, h x w the lattice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from plrc import distributed, rng
+from plrc.config import Config
+from plrc.data import photometric
+from plrc.data.loader import Batch
+from plrc.data.points import contrast_points, match_points
+from plrc.data.views import MATCH, QUERY, REFERENCE
+from plrc.geometry import lattice, sample
+from plrc.model import KeyQueue, Network, make_teacher
+from plrc.objectives import Term, affinity_distillation_term, image_term, mean_affinity, point_region_term
+
+CENTER_MOMENTUM = 0.9
+Features = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The terms of one part of a step, and what is to be stored once the step is known to count."""
+
+    terms: dict[str, Term]
+    keys: Tensor | None  # [R * B, D] image keys of all processes, for the queue
+    affinity: tuple[Tensor, Tensor] | None  # sum over queries of the teacher's affinities [M], and their number
+
+
+class Learner:
+    """Owns the state that learning changes, apart from the optimiser's."""
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self.config, self.device = config, device
+        o = config.objectives
+        self.contrast, self.distill = o.image_weight + o.point_weight > 0, o.distill_weight > 0
+        torch.manual_seed(rng.torch_seed(config.seed, "weights"))
+        memory_format = torch.channels_last if config.optim.channels_last else torch.contiguous_format
+        student = Network(config.model, self.contrast, self.distill)
+        self.student = student.to(device, memory_format=memory_format)  # type: ignore[call-overload]
+        self.teacher = make_teacher(self.student)
+        self.memory_format = memory_format
+        generator = torch.Generator().manual_seed(rng.torch_seed(config.seed, "weights", index=1))
+        self.queue = KeyQueue(o.queue, config.model.contrast_dim, generator).to(device) if o.image_weight > 0 else None
+        self.center = torch.zeros(self.lattice_side() ** 2, device=device) if self.distill and o.center else None
+        self.precision = precision(config, device)
+
+    def terms(
+        self, batch: Batch, student: Callable[..., Features], order: Tensor, teacher_temperature: float
+    ) -> Outcome:
+        """`student`: how to call the student (it may be wrapped or compiled); `order`: a permutation of the joined
+        batch [R * B] by which the teacher's BatchNorm groups differ from the student's."""
+        o, groups = self.config.objectives, self.config.model.bn_groups
+        views = self._augment(batch)
+        with self._autocast():
+            with torch.no_grad():
+                reference = self._teach(views[REFERENCE], order, self.contrast)
+                match = self._teach(views[MATCH], order, False) if self.distill else {}
+            query = student(views[QUERY], groups, self.contrast, self.distill)
+        terms: dict[str, Term] = {}
+        keys, affinity = None, None
+        if self.queue is not None:
+            key = _image_feature(reference["contrast"])
+            terms["image"] = image_term(
+                _image_feature(query["contrast"]), key, self.queue.keys, o.image_temperature
+            )
+            keys = distributed.gather(key)
+        if o.point_weight > 0:
+            terms["point"] = self._point_term(batch, query["contrast"], reference["contrast"])
+        if self.distill:
+            points = match_points(batch.maps[QUERY], batch.maps[MATCH], batch.match, o.distill_points)
+            taught = _unit(sample(match["distill"], points.teacher))
+            grid = _unit(self._reference_lattice(reference["distill"]))
+            terms["distill"] = affinity_distillation_term(
+                _unit(sample(query["distill"], points.student)), taught, grid,
+                o.student_temperature, teacher_temperature, self.center, points.valid,
+            )  # fmt: skip
+            if self.center is not None:
+                affinity = mean_affinity(taught, grid, points.valid)
+        return Outcome(terms, keys, affinity)
+
+    def wrapped_student(self) -> nn.Module:
+        """How the loop calls the student: compiled if asked for, synchronised over processes if there are several."""
+        if self.config.optim.compile:
+            self.student.compile()
+            self.teacher.compile()
+        if distributed.world_size() == 1:
+            return self.student
+        student = self.student
+        if self.config.model.sync_bn:
+            student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
+        once = self.config.optim.accumulate == 1
+        return nn.parallel.DistributedDataParallel(student, broadcast_buffers=False, static_graph=once)
+
+    def key_counts(self) -> dict[str, int]:
+        """How many keys each query of a term is compared with."""
+        o = self.config.objectives
+        images = self.config.optim.batch_size // self.config.optim.accumulate if o.negatives == "batch" else 1
+        return {"image": o.queue + 1, "point": o.points * images, "distill": self.lattice_side() ** 2}
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The parts that a checkpoint holds, by name."""
+        parts = {"student": self.student, "teacher": self.teacher, "queue": self.queue}
+        return {name: module for name, module in parts.items() if module is not None}
+
+    def remember(self, outcomes: list[Outcome], keep: Tensor) -> None:
+        """Push image keys and move the centre, unless `keep` is False."""
+        if self.queue is not None:
+            self.queue.push(torch.cat([o.keys for o in outcomes if o.keys is not None]), keep)
+        if self.center is not None:
+            total = sum(o.affinity[0] * o.affinity[1] for o in outcomes if o.affinity is not None)
+            count = sum(o.affinity[1] for o in outcomes if o.affinity is not None)
+            mean = distributed.sum_over_processes(total) / distributed.sum_over_processes(count).clamp(min=1)
+            self.center.copy_(torch.where(keep, self.center.lerp(mean, 1 - CENTER_MOMENTUM), self.center))
+
+    def _augment(self, batch: Batch) -> Tensor:
+        """uint8 [V, B, 3, S, S] -> normalised float views of the same shape."""
+        views, size = batch.images.shape[:2], batch.images.shape[2:]
+        images = photometric.augment(
+            batch.images.reshape(-1, *size), batch.colour.flatten(0, 1), self.config.views
+        )
+        return images.contiguous(memory_format=self.memory_format).unflatten(0, views)
+
+    def _teach(self, images: Tensor, order: Tensor, contrast: bool) -> Features:
+        """The teacher's features of a view; its samples meet other company in BatchNorm than the student's do."""
+        groups = self.config.model.bn_groups
+        if distributed.world_size() == 1 and groups == 1:
+            return self.teacher(images, 1, contrast, self.distill)
+        shuffled = distributed.shuffle(images, order).contiguous(memory_format=self.memory_format)
+        features = self.teacher(shuffled, groups, contrast, self.distill)
+        return {name: distributed.unshuffle(value, order) for name, value in features.items()}
+
+    def _point_term(self, batch: Batch, query: Tensor, reference: Tensor) -> Term:
+        o = self.config.objectives
+        count = batch.regions.shape[1] * batch.regions.shape[2]
+        points = contrast_points(
+            batch.regions, count, batch.maps[QUERY], batch.maps[REFERENCE], batch.contrast, o.points
+        )
+        q, k, ids = _unit(sample(query, points.query)), _unit(sample(reference, points.key)), points.regions
+        if o.negatives == "image":
+            return point_region_term(q, k, ids, ids, o.point_temperature)
+        first = distributed.rank() * len(ids)
+        offset = (torch.arange(first, first + len(ids), device=ids.device) * count)[:, None]
+        ids = torch.where(ids >= 0, ids + offset, -1).flatten()
+        keys, key_ids = distributed.gather(k.flatten(0, 1)), distributed.gather(ids)
+        return point_region_term(q.flatten(0, 1), keys, ids, key_ids, o.point_temperature)
+
+    def _reference_lattice(self, features: Tensor) -> Tensor:
+        """Features [B, D, h, w] of C -> [B, M, D] at the dense lattice."""
+        side = self.lattice_side()
+        if features.shape[-2:] == (side, side):
+            return features.float().flatten(2).transpose(1, 2)
+        return sample(features, lattice(side, side, self.device).expand(len(features), -1, -1))
+
+    def lattice_side(self) -> int:
+        """Positions per side of the reference lattice of affinity distillation."""
+        if self.config.objectives.lattice:
+            return self.config.objectives.lattice
+        stride = self.config.model.stride // (2 if self.config.model.layer4_stride == 1 else 1)
+        return 2 * -(-self.config.views.size // stride)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        if self.precision == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.precision)
+
+
+def precision(config: Config, device: torch.device) -> torch.dtype:
+    """The dtype of convolutions and heads; objectives are always float32."""
+    if config.optim.precision != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[config.optim.precision]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def _unit(features: Tensor) -> Tensor:
+    return F.normalize(features, dim=-1)
+
+
+def _image_feature(features: Tensor) -> Tensor:
+    """[B, D, h, w] -> unit [B, D]: mean over positions, then normalised (METHOD section 3)."""
+    return _unit(features.float().mean(dim=(2, 3)))

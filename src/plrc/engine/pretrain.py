@@ -1,0 +1,169 @@
+"""THE loop: schedule, forward, backward, step, teacher, queue, log, check, save. Layer 4.
+
+Method: METHOD sections 2 to 4. It runs unchanged on a CPU, on one GPU, and under torchrun.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from plrc import distributed, rng
+from plrc.config import Config, PlrcError
+from plrc.data.loader import DeviceLoader, StepSampler, ViewDataset
+from plrc.data.manifest import read_manifest
+from plrc.engine import health, schedule
+from plrc.engine.checkpoint import load_checkpoint, save_checkpoint
+from plrc.engine.runlog import RunLog
+from plrc.engine.setup import Plan, StopRequest, prepare
+from plrc.engine.state import TrainingState
+from plrc.engine.window import Window, total_loss
+
+OnCheckpoint = Callable[[Path], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder and where its training stands. `finished` is False after SIGTERM or SIGINT: resume it."""
+
+    path: Path
+    step: int
+    finished: bool
+    health: tuple[health.Health, ...]
+
+
+def pretrain(config: Config, explicit: Set[str] = frozenset(), on_checkpoint: Sequence[OnCheckpoint] = ()) -> Run:
+    """Pre-train as `config` says. `explicit`: dotted names of settings that must not be adapted.
+
+    Each of `on_checkpoint` is called with the run folder after every save, in the main process.
+    """
+    stop = StopRequest()
+    try:
+        plan = prepare(config, explicit)
+        return _train(plan, stop, on_checkpoint)
+    finally:
+        stop.restore()
+        distributed.stop()
+
+
+def _train(plan: Plan, stop: StopRequest, on_checkpoint: Sequence[OnCheckpoint]) -> Run:
+    config, device, parts = plan.config, plan.device, plan.config.optim.accumulate
+    state = TrainingState(config, device)
+    first = state.restore(load_checkpoint(plan.checkpoint)) if plan.checkpoint else 0
+    log = RunLog(plan.out, first, plan.steps, distributed.is_main())
+    with contextlib.closing(log):
+        for remark in (*plan.remarks, *state.remarks):
+            log.say(remark)
+        log.say(f"{'resuming' if first else 'starting'} at step {first} of {plan.steps} on {device}")
+        ranks = distributed.rank(), distributed.world_size()
+        sampler = StepSampler(len(plan.train), config.optim.batch_size, parts, config.seed, first, plan.steps, *ranks)
+        loader = DeviceLoader(ViewDataset(plan.images, plan.train, config), sampler, plan.workers, device)
+        batches = iter(loader)
+        watch = Watch(plan, state, log, on_checkpoint)
+        learner, student = state.learner, state.learner.wrapped_student()
+        window = Window(config, learner.key_counts())
+
+        watch.check(first)
+        step = first
+        for step in range(first + 1, plan.steps + 1):
+            lr = schedule.learning_rate(config.optim, step - 1, plan.steps, plan.steps_per_epoch)
+            temperature = schedule.teacher_temperature(config.objectives, step - 1, plan.steps)
+            momentum = schedule.teacher_momentum(config.optim, step - 1, plan.steps)
+            torch.manual_seed(rng.torch_seed(config.seed, "layers", index=step))
+            order = _teacher_order(config, step).to(device, non_blocking=True)
+
+            state.guard.remember()
+            outcomes = []
+            for part in range(parts):
+                batch = next(batches)
+                watch.note(batch.failures)
+                with _sync_if(part == parts - 1, student):
+                    outcome = learner.terms(batch, student, order, temperature)
+                    state.scaler.scale(total_loss(outcome.terms, config) / parts).backward()
+                window.add_terms(outcome.terms)
+                outcomes.append(outcome)
+            norm, keep = state.update(outcomes, lr, momentum)
+            window.add_step(norm, keep)
+
+            last = step == plan.steps
+            log_now = last or step % config.run.log_every_steps == 0
+            if log_now:
+                rates = {"lr": lr, "teacher_momentum": momentum, "teacher_temperature": temperature}
+                log.train_line(step, window.read(loader.waited) | rates)
+            asked = stop.agreed(log_now, device)
+            if last or step % config.run.health_every_steps == 0:
+                watch.check(step)
+            if last or asked or step % config.run.checkpoint_every_steps == 0:
+                watch.save(step)
+            if asked and not last:
+                log.say(f"stopped at step {step} of {plan.steps} and saved; go on with --resume")
+                break
+        watch.close()
+        return Run(plan.out, step, step == plan.steps, tuple(state.history))
+
+
+class Watch:
+    """What surrounds the loop: health checks, unreadable images, saving. Only the main process measures and writes."""
+
+    def __init__(self, plan: Plan, state: TrainingState, log: RunLog, on_checkpoint: Sequence[OnCheckpoint]) -> None:
+        self.plan, self.state, self.log, self.on_checkpoint = plan, state, log, on_checkpoint
+        held_out = plan.held_out if distributed.is_main() else plan.held_out[:0]
+        self.health = health.HealthCheck(plan.config, plan.images, held_out, plan.device)
+        self.bad: dict[str, str] = {}
+        self.images = str(read_manifest(plan.out / "manifest.json")["sha256"])
+
+    def check(self, step: int) -> None:
+        """Measure health; stop the run, after saving, when the features have collapsed."""
+        history = self.state.history
+        if not history or history[-1].step < step:
+            found = self.health.measure(self.state.learner.student.backbone, self.plan.config.model.stride, step)
+            if found:
+                history.append(found)
+                self.log.record(step, "health", found.to_dict() | self.state.drift())
+                for sentence in (str(found), *(f"warning: {w}" for w in health.warnings(history))):
+                    self.log.say(sentence)
+        stop = self.plan.config.run.stop_on_collapse and health.should_stop(history)
+        if distributed.any_process(stop, self.plan.device):
+            self.save(step)
+            raise PlrcError(f"stopped at step {step}: {health.COLLAPSE_ADVICE}")
+
+    def note(self, failures: tuple[tuple[str, str], ...]) -> None:
+        """Name images that cannot be read, once each; stop above the limit."""
+        for name, reason in failures:
+            if name not in self.bad:
+                self.log.say(f"warning: cannot read {name}: {reason}; another image takes its place")
+            self.bad[name] = reason
+        if len(self.bad) > self.plan.config.data.bad_limit * len(self.plan.train):
+            raise PlrcError(
+                f"{len(self.bad)} of {len(self.plan.train)} images cannot be read, more than data.bad_limit "
+                f"({self.plan.config.data.bad_limit:.0%}); look at them with: plrc scan DIR"
+            )
+
+    def save(self, step: int) -> None:
+        if distributed.is_main():
+            folder = self.plan.out / "checkpoints"
+            save_checkpoint(folder, self.state.checkpoint(step, self.images), self.plan.config.run.keep_checkpoints)
+            for call in self.on_checkpoint:
+                call(self.plan.out)
+
+    def close(self) -> None:
+        if self.bad:
+            names = ", ".join(sorted(self.bad)[:5])
+            self.log.say(f"{len(self.bad)} images could not be read and were replaced by others: {names}")
+
+
+def _teacher_order(config: Config, step: int) -> torch.Tensor:
+    """The permutation of the joined part by which the teacher's BatchNorm groups differ from the student's."""
+    size = config.optim.batch_size // config.optim.accumulate
+    return torch.from_numpy(rng.generator(config.seed, "shuffle", index=step).permutation(size))
+
+
+def _sync_if(last: bool, student: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Only the last part of a step exchanges gradients between processes."""
+    parallel = isinstance(student, nn.parallel.DistributedDataParallel)
+    return student.no_sync() if parallel and not last else contextlib.nullcontext()

@@ -1,0 +1,96 @@
+"""What a run tells: metrics.jsonl, TensorBoard, log.txt, and one progress line on the screen.
+
+Layer 4. Only the main process writes; in the others every method does nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from torch.utils.tensorboard import SummaryWriter
+
+
+class RunLog:
+    """Opened on a run folder; on resume, metrics after `first_step` are cut off, since those steps will come again."""
+
+    def __init__(self, out: Path, first_step: int, total_steps: int, main: bool) -> None:
+        self.main, self.total_steps, self.first_step = main, total_steps, first_step
+        self.started = time.perf_counter()
+        if not main:
+            return
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.text = open(out / "log.txt", "a", encoding="utf-8")
+        cut_lines(out / "metrics.jsonl", first_step)
+        self.metrics = open(out / "metrics.jsonl", "a", encoding="utf-8")
+        self.board = SummaryWriter(str(out / "tensorboard"), purge_step=first_step or None)
+        self.progress = Progress(
+            TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[line]}"),
+            console=self.console, disable=not self.console.is_terminal,
+        )  # fmt: skip
+        self.task = self.progress.add_task("pretrain", total=total_steps, completed=first_step, line="")
+        self.progress.start()
+
+    def say(self, sentence: str) -> None:
+        """A sentence for the user, on the screen and in log.txt."""
+        if self.main:
+            self.progress.console.print(sentence, markup=False)
+            self.text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {sentence}\n")
+            self.text.flush()
+
+    def record(self, step: int, kind: str, values: dict[str, Any]) -> None:
+        """One JSON line {"step", "kind", ...}; numbers go to TensorBoard as kind/name too."""
+        if not self.main:
+            return
+        self.metrics.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        self.metrics.flush()
+        for name, value in values.items():
+            if isinstance(value, (int, float)):
+                self.board.add_scalar(f"{kind}/{name}", value, step)
+
+    def train_line(self, step: int, values: dict[str, float]) -> None:
+        """Record a window of training steps and show the progress line with the time left."""
+        if not self.main:
+            return
+        self.record(step, "train", values)
+        pace = (time.perf_counter() - self.started) / max(1, step - self.first_step)
+        left = _duration(pace * (self.total_steps - step))
+        losses = "  ".join(f"{k.removesuffix('_kl')} {v:.3f}" for k, v in values.items() if k.endswith("_kl"))
+        line = (
+            f"{step}/{self.total_steps}  {losses}  {values['images_per_second']:.0f} img/s  "
+            f"data wait {100 * values['data_wait_share']:.0f}%  left {left}"
+        )
+        self.progress.update(self.task, completed=step, line=line)
+        if self.progress.disable:
+            self.console.print(line, markup=False)
+
+    def close(self) -> None:
+        if self.main:
+            self.progress.stop()
+            self.board.close()
+            self.metrics.close()
+            self.text.close()
+
+
+def cut_lines(path: Path, last_step: int) -> None:
+    """Drop the JSON lines of steps after `last_step` (and a half-written last line)."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= last_step:
+                kept.append(line + "\n")
+        except (json.JSONDecodeError, KeyError):
+            break
+    path.write_text("".join(kept), encoding="utf-8")
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,169 @@
+"""From a configuration to everything a run needs: folder, device, images, adapted settings.
+
+Layer 4. Start-up order, written down: run folder (empty, or resumed) -> images -> adapted settings -> for a resumed run,
+the same settings and images as stored, or a refusal that shows the difference.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Set
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import torch
+
+from plrc import distributed
+from plrc.config import Config, PlrcError
+from plrc.data.loader import split_held_out
+from plrc.data.manifest import read_manifest, write_manifest
+from plrc.data.sources import ImageList, find_images
+from plrc.engine.adapt import adapt, steps_per_epoch, total_steps
+from plrc.engine.checkpoint import newest_checkpoint
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is decided before the first step."""
+
+    config: Config
+    out: Path
+    device: torch.device
+    images: ImageList
+    train: np.ndarray
+    held_out: np.ndarray
+    steps: int
+    steps_per_epoch: int
+    workers: int
+    checkpoint: Path | None
+    remarks: tuple[str, ...]
+
+
+def prepare(config: Config, explicit: Set[str]) -> Plan:
+    """Check everything that can be checked before training; writes config.toml and manifest.json of a fresh run."""
+    if not config.data.source:
+        raise PlrcError("no images named: write --data FOLDER (or a glob, a .txt list, a COCO .json, a VOC folder)")
+    if not config.run.out:
+        raise PlrcError("no run folder named: write --out FOLDER")
+    out = Path(config.run.out)
+    resumed = _is_resumed(config, out)
+    device = choose_device(config.run.device)
+    distributed.start(device)
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+
+    images = find_images(config.data)
+    train, held_out = split_held_out(len(images.names), config.data.held_out, config.seed)
+    config, changes = adapt(config, explicit, len(train), distributed.world_size())
+    remarks = [
+        f"{len(images.names)} images ({images.layout}): {len(train)} to train on, {len(held_out)} held out for health"
+        + (f", {images.excluded} excluded" if images.excluded else "")
+    ]
+    remarks += images.notes
+    remarks += [f"adapted {change}" for change in changes]
+    if distributed.world_size() == 1 and config.model.bn_groups == 1:
+        remarks.append("BatchNorm sees the whole batch at once: samples may be recognised by their company (a leak)")
+    part = config.optim.batch_size // config.optim.accumulate // distributed.world_size()
+    if part < 2 * config.model.bn_groups and part > 1:
+        remarks.append("BatchNorm groups of one image: statistics come from its positions alone")
+    if part < config.model.bn_groups:
+        raise PlrcError(f"model.bn_groups is {config.model.bn_groups} but a part has only {part} images; write {part} or less")
+
+    if resumed:
+        _check_same(config, Config.load(out / "config.toml"), out, images, train, held_out)
+    distributed.barrier()
+    if distributed.is_main():
+        out.mkdir(parents=True, exist_ok=True)
+        config.save(out / "config.toml")
+        write_manifest(out / "manifest.json", images, train.tolist(), held_out.tolist())
+    distributed.barrier()
+    return Plan(
+        config, out, device, images, train, held_out,
+        steps=total_steps(config, len(train)),
+        steps_per_epoch=steps_per_epoch(len(train), config.optim.batch_size),
+        workers=choose_workers(config.run.workers, device),
+        checkpoint=newest_checkpoint(out) if resumed else None,
+        remarks=tuple(remarks),
+    )  # fmt: skip
+
+
+def _is_resumed(config: Config, out: Path) -> bool:
+    if out.exists() and not out.is_dir():
+        raise PlrcError(f"{out} is a file; --out names a folder")
+    if not out.exists() or not any(out.iterdir()):
+        return False
+    if not config.run.resume:
+        raise PlrcError(f"the run folder {out} is not empty; add --resume to go on with it, or name another --out")
+    if not (out / "config.toml").exists():
+        raise PlrcError(f"{out} is not empty and holds no plrc run (no config.toml); name another --out")
+    return True
+
+
+def _check_same(
+    config: Config, stored: Config, out: Path, images: ImageList, train: np.ndarray, held_out: np.ndarray
+) -> None:
+    """A resumed run must compute what the stored one would have; otherwise show the difference and refuse."""
+    differences = [f"{name}: stored {old}, now {new}" for name, new, old in config.differences(stored)]
+    if (out / "manifest.json").exists():
+        before = read_manifest(out / "manifest.json")
+        now = out / ".manifest-now.json"
+        write_manifest(now, images, train.tolist(), held_out.tolist())
+        if read_manifest(now)["sha256"] != before["sha256"]:
+            differences.append("the images (names or sizes) are not those of manifest.json")
+        now.unlink()
+    if differences and not config.run.allow_changes:
+        raise PlrcError(
+            f"{out} was started with other settings ({'; '.join(differences)}): "
+            "resume without changing them, or add --run.allow-changes"
+        )
+
+
+def choose_device(name: str) -> torch.device:
+    """auto: this process's GPU if there is one, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and torch.cuda.is_available():
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise PlrcError(f"run.device is {name!r}; write auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise PlrcError(f"run.device is {name} but PyTorch finds no GPU here; write --run.device cpu, or see: plrc doctor")
+        torch.cuda.set_device(device)
+    return device
+
+
+def choose_workers(workers: int, device: torch.device) -> int:
+    """-1: with a GPU up to 12 a process, leaving it a core; with a CPU one, since it shares its cores with training."""
+    if workers >= 0:
+        return workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(12, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)) if device.type == "cuda" else 1
+
+
+class StopRequest:
+    """SIGTERM or SIGINT asks the loop to save and end after the current step; a second SIGINT interrupts at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._previous = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGINT)}
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def agreed(self, ask_others: bool, device: torch.device) -> bool:
+        """Whether to stop now. Several processes agree only at steps where all of them ask each other."""
+        if distributed.world_size() == 1:
+            return self.asked
+        return ask_others and distributed.any_process(self.asked, device)
+
+    def restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

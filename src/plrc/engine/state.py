@@ -1,0 +1,90 @@
+"""All that changes while training, in one place: how it takes a step, and how it is saved and restored. Layer 4."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plrc.config import Config
+from plrc.engine.checkpoint import FORMAT
+from plrc.engine.health import Health
+from plrc.engine.learner import Learner, Outcome
+from plrc.engine.optim import BufferGuard, build_optimizer, finite_gradient, guarded_step
+from plrc.model import update_teacher
+from plrc.model.weights import load_into, read_weights
+
+
+class TrainingState:
+    """Learner, optimiser, loss scaler, and the history of health checks."""
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self.config = config
+        self.learner = Learner(config, device)
+        self.start_weights: dict[str, Tensor] | None = None
+        self.remarks: list[str] = []
+        if config.model.init:
+            self._warm_start(config.model.init)
+        self.optimizer = build_optimizer(self.learner.student, config.optim)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.learner.precision == torch.float16)
+        self.guard = BufferGuard(self.learner.student, self.learner.teacher)
+        self.history: list[Health] = []
+
+    def update(self, outcomes: list[Outcome], lr: float, momentum: float) -> tuple[Tensor, Tensor]:
+        """After the backward passes: student, then teacher, queue and centre; all or, for a gradient that is not finite,
+        none of them. Returns (gradient norm, whether the step counted), 0-dim on the device."""
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(self.optimizer)
+        norm, keep = finite_gradient(self.learner.student, self.config.optim.clip_norm)
+        guarded_step(self.optimizer, lr, keep)
+        self.scaler.update()
+        update_teacher(self.learner.teacher, self.learner.student, momentum, keep)
+        self.learner.remember(outcomes, keep)
+        self.guard.restore_unless(keep)
+        return norm, keep
+
+    def checkpoint(self, step: int, images: str) -> dict[str, Any]:
+        """The content of a checkpoint (keys: checkpoint.KEYS). `images`: the manifest's digest."""
+        parts: dict[str, Any] = {"student": None, "teacher": None, "queue": None}
+        parts |= {name: module.state_dict() for name, module in self.learner.modules().items()}
+        return parts | {
+            "format": FORMAT,
+            "version": version("plrc"),
+            "config": self.config.to_dict(),
+            "images": images,
+            "step": step,
+            "center": self.learner.center,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "health": [found.to_dict() for found in self.history],
+        }
+
+    def restore(self, saved: dict[str, Any]) -> int:
+        """Take over a checkpoint; returns its step."""
+        for name, module in self.learner.modules().items():
+            module.load_state_dict(saved[name])
+        if self.learner.center is not None:
+            self.learner.center.copy_(saved["center"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+        self.history = [Health(**found) for found in saved["health"]]
+        return int(saved["step"])
+
+    def drift(self) -> dict[str, float]:
+        """Warm start only: |weights - start| / |start| over the backbone's parameters."""
+        if self.start_weights is None:
+            return {}
+        now = dict(self.learner.student.backbone.named_parameters())
+        moved = sum(float((now[name].detach() - start).square().sum()) for name, start in self.start_weights.items())
+        size = sum(float(start.square().sum()) for start in self.start_weights.values())
+        return {"drift": (moved / max(size, 1e-30)) ** 0.5}
+
+    def _warm_start(self, path: str) -> None:
+        """Put the given weights into student and teacher before anything else looks at them."""
+        backbone = self.learner.student.backbone
+        report = load_into(backbone, read_weights(path))
+        self.learner.teacher.load_state_dict(self.learner.student.state_dict())
+        self.start_weights = {name: p.detach().clone() for name, p in backbone.named_parameters()}
+        self.remarks.append(f"warm start from {path}: {len(report.matched)} tensors taken over")

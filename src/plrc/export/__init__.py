@@ -1,0 +1,177 @@
+"""Hand-over of a trained backbone: written in the names of the library that goes on with it, then proven.
+
+Layer 5: imports engine and below, never transfer, visualize or bench. `export_backbone` writes a file and verifies it;
+`load_backbone` gives a trained backbone back. A new target is one file like `torchvision.py` and one line in TARGETS.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from plrc.config import Config, PlrcError
+from plrc.engine.checkpoint import load_checkpoint, newest_checkpoint, write_atomic
+from plrc.export import torchvision as to_torchvision
+from plrc.export.verify import Proof
+from plrc.model.backbone import Backbone, build_backbone
+from plrc.model.weights import load_into, read_weights, refuse_non_finite
+
+BACKBONE = "backbone.net."  # what stands before the library's names in a checkpoint's student
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What was handed over and what was checked."""
+
+    file: str
+    sha256: str
+    target: str
+    """The library and its version that the file was loaded into."""
+    backbone: str
+    tensors: int
+    largest_difference: float
+    """Between features of the target's network and plrc's, relative to the largest feature."""
+    tolerance: float
+    left_random: tuple[str, ...]
+    """Tensors of the target's network that a backbone does not have."""
+    step: int
+    plrc_version: str
+    checkpoint: str
+
+    def line(self) -> str:
+        return (
+            f"{self.file}: {self.tensors} tensors of {self.backbone} at step {self.step}, all equal in {self.target}, "
+            f"features differ by {self.largest_difference:.1e} (allowed {self.tolerance:.0e})"
+        )
+
+
+@dataclass(frozen=True)
+class Target:
+    """A library to hand over to: the version it has here, its tensors' names, and a proof for a written file."""
+
+    version: Callable[[], str]
+    tensors: Callable[[str, dict[str, Tensor]], dict[str, Tensor]]
+    prove: Callable[[Path, str, dict[str, Tensor]], Proof]
+
+
+TARGETS = {"torchvision": Target(to_torchvision.version, to_torchvision.tensors, to_torchvision.prove)}
+
+
+def export_backbone(run: str | Path, target: str = "torchvision", out: str | Path | None = None) -> Receipt:
+    """Write the student's backbone of a run folder or checkpoint file in the target's names, and verify the file.
+
+    `out` ends in .safetensors or .pt (a plain dictionary of tensors); without it RUN/exported/backbone.safetensors is
+    written. The file takes its name only after it was loaded as its user will load it, with every tensor equal bit for
+    bit and equal features; `NAME.receipt.json` beside it says so. Raises PlrcError where any of that fails.
+    """
+    if target not in TARGETS:
+        raise PlrcError(f"cannot export to {target!r}; write one of {', '.join(TARGETS)}")
+    library = TARGETS[target]
+    checkpoint = _checkpoint(Path(run))
+    saved = load_checkpoint(checkpoint)
+    config = Config.from_dict(saved["config"])
+    name = config.model.backbone
+    student = {k.removeprefix(BACKBONE): v for k, v in saved["student"].items() if k.startswith(BACKBONE)}
+    refuse_non_finite(student, f"the student of {checkpoint}")
+    metadata = {
+        "format": "plrc",
+        "backbone": name,
+        "stride": str(config.model.stride),
+        "layer4_stride": str(config.model.layer4_stride),
+        "step": str(saved["step"]),
+        "plrc_version": saved["version"],
+        "config": json.dumps(saved["config"]),
+    }
+    content = library.tensors(name, student)
+    out = Path(out) if out is not None else _run_folder(checkpoint) / "exported" / "backbone.safetensors"
+    try:
+        proof, digest = _write_proven(out, content, metadata, lambda path: library.prove(path, name, student))
+        receipt = Receipt(
+            file=str(out),
+            sha256=digest,
+            target=f"{target} {library.version()}",
+            backbone=name,
+            tensors=proof.tensors,
+            largest_difference=proof.largest_difference,
+            tolerance=proof.tolerance,
+            left_random=proof.left_random,
+            step=saved["step"],
+            plrc_version=saved["version"],
+            checkpoint=str(checkpoint),
+        )
+        text = json.dumps(dataclasses.asdict(receipt), indent=2) + "\n"
+        write_atomic(out.with_name(f"{out.name}.receipt.json"), lambda file: file.write(text.encode()))
+    except OSError as error:
+        raise PlrcError(f"cannot write {out}: {error.strerror}") from error
+    return receipt
+
+
+def load_backbone(path: str | Path, layer4_stride: int = 2, backbone: str = "") -> Backbone:
+    """A trained backbone in eval mode: images [B, 3, H, W] -> {s: features [B, channels[s], ceil(H / s), ceil(W / s)]}.
+
+    Images are float, normalised with ImageNet's mean and standard deviation. `path`: a run folder (its newest
+    checkpoint), a checkpoint, or an exported .safetensors or .pt file. A file that does not say which backbone it holds
+    needs its name in `backbone` (resnet50, timm:NAME, ...). With `layer4_stride=1` (torchvision ResNets) the level
+    called 32 has the lattice of level 16. Raises PlrcError where the weights do not fit.
+    """
+    path = Path(path)
+    weights = read_weights(_checkpoint(path) if path.is_dir() else path)
+    stored = _stored_name(weights.metadata)
+    name = stored or backbone
+    if not name:
+        raise PlrcError(f"{path} does not say which backbone it holds; name it, such as backbone='resnet50'")
+    if backbone not in ("", name):
+        raise PlrcError(f"{path} holds a {name}, not a {backbone}; leave `backbone` out")
+    model = Config().with_values({"model.backbone": name, "model.layer4_stride": layer4_stride}).model
+    net = build_backbone(model.backbone, model.layer4_stride)
+    load_into(net, weights)
+    return net.eval()
+
+
+def _stored_name(metadata: dict[str, Any]) -> str:
+    """The backbone's name in the metadata of an export or of a checkpoint; empty where there is none."""
+    config = metadata.get("config")
+    model = config.get("model", {}) if isinstance(config, dict) else {}
+    return str(metadata.get("backbone", model.get("backbone", "")))
+
+
+def _checkpoint(run: Path) -> Path:
+    if not run.is_dir():
+        return run
+    newest = newest_checkpoint(run)
+    if newest is None:
+        raise PlrcError(f"{run} holds no checkpoint; name the folder of a run that has saved one, or a checkpoint file")
+    return newest
+
+
+def _run_folder(checkpoint: Path) -> Path:
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+
+
+def _write_proven(
+    out: Path, state: dict[str, Tensor], metadata: dict[str, str], prove: Callable[[Path], Proof]
+) -> tuple[Proof, str]:
+    """Write under another name, prove that file, then give it its name; returns the proof and the file's sha256."""
+    unproven = out.with_name(f".unproven.{out.name}")
+    try:
+        if out.suffix == ".safetensors":
+            write_atomic(unproven, lambda file: file.write(safetensors.torch.save(state, metadata)))
+        elif out.suffix == ".pt":
+            write_atomic(unproven, lambda file: torch.save(state, file))
+        else:
+            raise PlrcError(f"cannot write {out.name}; let --out end in .safetensors or .pt")
+        proof = prove(unproven)
+        digest = hashlib.sha256(unproven.read_bytes()).hexdigest()
+        unproven.replace(out)
+        return proof, digest
+    finally:
+        unproven.unlink(missing_ok=True)

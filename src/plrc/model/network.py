@@ -1,0 +1,50 @@
+"""The network of student and teacher: backbone, contrast head, distillation head.
+
+Layer 2: imports config and this folder. Shapes: B images, S pixels a side, D feature width, h x w the lattice.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from plrc.config import ConfigError, ModelConfig
+from plrc.model.backbone import build_backbone
+from plrc.model.heads import contrast_head, distill_head
+
+
+class Network(nn.Module):
+    """Images [B, 3, S, S] -> {"contrast": [B, D_c, h, w], "distill": [B, D_d, h, w]}, features not yet normalised.
+
+    BatchNorm takes its statistics over `groups` equal parts of the batch, each part passing alone, as if each sat on a
+    device of its own (METHOD section 3, *Teacher*): views and groups never share statistics.
+    """
+
+    def __init__(self, config: ModelConfig, contrast: bool = True, distill: bool = True) -> None:
+        super().__init__()
+        self.backbone = build_backbone(config.backbone, config.layer4_stride)
+        self.stride = config.stride
+        channels = self.backbone.channels.get(config.stride)
+        if channels is None:
+            levels = ", ".join(map(str, self.backbone.channels))
+            raise ConfigError(f"model.stride is {config.stride}; {config.backbone} has feature levels of strides {levels}")
+        self.contrast_head = (
+            contrast_head(channels, config.contrast_hidden, config.contrast_dim) if contrast else None
+        )
+        self.distill_head = distill_head(channels, config.distill_hidden, config.distill_dim) if distill else None
+
+    def forward(
+        self, images: Tensor, groups: int = 1, contrast: bool = True, distill: bool = True
+    ) -> dict[str, Tensor]:
+        """`contrast`, `distill`: which of the heads that the network has to run."""
+        parts = [self._features(part, contrast, distill) for part in images.chunk(groups)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if len(parts) > 1 else parts[0]
+
+    def _features(self, images: Tensor, contrast: bool, distill: bool) -> dict[str, Tensor]:
+        features = self.backbone(images, self.stride)[self.stride]
+        out = {}
+        if contrast and self.contrast_head is not None:
+            out["contrast"] = self.contrast_head(features)
+        if distill and self.distill_head is not None:
+            out["distill"] = self.distill_head(features)
+        return out

@@ -1,0 +1,24 @@
+"""The objectives: image contrast, point-level region contrast, point affinity distillation (METHOD section 3).
+
+Layer 3. Functions that end in `_term` return a Term (sums and a count, for a loop that joins processes); the others
+return the mean.
+"""
+
+from plrc.objectives.affinity import Term
+from plrc.objectives.distillation import affinity_distillation, affinity_distillation_term, mean_affinity
+from plrc.objectives.image import image_contrast, image_term
+from plrc.objectives.kernels import Backend, available_backends
+from plrc.objectives.points import point_region_contrast, point_region_term
+
+__all__ = [
+    "Backend",
+    "Term",
+    "affinity_distillation",
+    "affinity_distillation_term",
+    "available_backends",
+    "image_contrast",
+    "image_term",
+    "mean_affinity",
+    "point_region_contrast",
+    "point_region_term",
+]

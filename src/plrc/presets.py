@@ -1,0 +1,95 @@
+"""Named, full configurations. Above the engine, below the command line.
+
+Expected quality stands beside each preset; figures that we measured are in docs/RESULTS.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import get_args
+
+from plrc.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    Method,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    RunConfig,
+    ViewConfig,
+)
+
+
+def paper_r50() -> Config:
+    """The paper's recipe (METHOD section 4): ResNet-50, ImageNet-1k train, 224 px, 100 epochs, batch 256.
+
+    Reported by the authors, Pascal VOC 07+12, Faster R-CNN R50-C4, 24k iterations, mean of 5: AP 58.2, AP50 82.7, AP75 65.1.
+    Not reproduced by us: it needs ImageNet and several GPUs.
+    """
+    return Config(preset="paper_r50", adapt=True)
+
+
+def coco_r50() -> Config:
+    """The paper's recipe on COCO train2017 without its labels: 800 epochs. Not reproduced by us."""
+    return Config(preset="coco_r50", optim=OptimConfig(epochs=800.0))
+
+
+def small_r18() -> Config:
+    """ResNet-18, 128 px, layer4 with stride 1: a few hundred to 100,000 images on one GPU or a patient CPU."""
+    return Config(
+        preset="small_r18",
+        views=ViewConfig(size=128),
+        model=ModelConfig(backbone="resnet18", layer4_stride=1, contrast_hidden=512, distill_hidden=512),
+        objectives=ObjectiveConfig(
+            image_weight=0.1, point_weight=1.0, distill_weight=1.0, queue=4096, negatives="image", lattice=0
+        ),
+        optim=OptimConfig(
+            name="adamw", lr=1e-3, lr_batch=64, batch_size=64, weight_decay=0.05, epochs=200.0, warmup_epochs=5.0,
+            teacher_momentum=0.99,
+        ),
+        run=RunConfig(checkpoint_every_steps=200),
+    )  # fmt: skip
+
+
+def debug_cpu() -> Config:
+    """ResNet-18, 64 px, 150 steps of 32 images: about two minutes on two cores, to see that everything works."""
+    small = small_r18()
+    return Config(
+        preset="debug_cpu",
+        adapt=False,
+        data=DataConfig(held_out=16),
+        views=ViewConfig(size=64),
+        model=ModelConfig(
+            backbone="resnet18", layer4_stride=1, contrast_hidden=256, distill_hidden=256, bn_groups=4
+        ),
+        objectives=ObjectiveConfig(
+            image_weight=small.objectives.image_weight, point_weight=1.0, distill_weight=1.0, queue=256,
+            negatives="image", lattice=0, points=64, distill_points=64,
+        ),
+        optim=OptimConfig(
+            name="adamw", lr=1e-3, lr_batch=32, batch_size=32, weight_decay=0.05, steps=150, teacher_momentum=0.95
+        ),
+        run=RunConfig(health_every_steps=50, checkpoint_every_steps=50),
+    )  # fmt: skip
+
+
+PRESETS: dict[str, Callable[[], Config]] = {
+    "paper_r50": paper_r50,
+    "coco_r50": coco_r50,
+    "small_r18": small_r18,
+    "debug_cpu": debug_cpu,
+}
+
+
+def preset(name: str, method: str = "plrc") -> Config:
+    """A preset by name, with the terms of `method`: image (MoCo v2), points (no distillation), plrc (all)."""
+    if name not in PRESETS:
+        raise ConfigError(f"there is no preset {name!r}; write one of {', '.join(PRESETS)}")
+    if method not in get_args(Method):
+        raise ConfigError(f"there is no method {method!r}; write one of {', '.join(get_args(Method))}")
+    config = PRESETS[name]().with_values({"method": method})
+    if method == "image":
+        alone = {"image_weight": 1.0, "point_weight": 0.0, "distill_weight": 0.0}
+        return config.with_values({f"objectives.{key}": value for key, value in alone.items()})
+    return config if method == "plrc" else config.with_values({"objectives.distill_weight": 0.0})

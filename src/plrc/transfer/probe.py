@@ -1,0 +1,249 @@
+"""The quick look at frozen dense features: a linear probe, and a measure of grouping that needs no training.
+
+Layer 5. Seconds on a CPU. Neither is a detector: they tell in advance what `plrc compare` measures in full.
+
+Shapes: n images, C channels, h x w the features' lattice, H x W the labels, K classes, N points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from plrc.config import PlrcError
+from plrc.data.photometric import normalise
+from plrc.geometry import sample
+from plrc.rng import generator
+
+IGNORE = 255
+_PART = 32  # images that are scored at once
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A linear classifier of single positions: logits = weight @ feature + bias, weight [K, C], bias [K]."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Features [n, C, h, w] -> logits [n, K, h, w]."""
+        weight, bias = self.weight.to(features), self.bias.to(features)
+        return torch.einsum("kc,nchw->nkhw", weight, features) + bias[:, None, None]
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """miou: mean IoU over the classes that occur in labels or predictions. accuracy: share of pixels that are right.
+
+    per_class: IoU of each class; nan for one that occurs in neither.
+    """
+
+    miou: float
+    accuracy: float
+    per_class: tuple[float, ...]
+
+
+def fit_probe(
+    features: Tensor,
+    labels: Tensor,
+    classes: int,
+    *,
+    pixels: int = 32768,
+    decay: float = 1e-3,
+    steps: int = 100,
+    seed: int = 0,
+) -> Probe:
+    """Fit a linear probe to frozen features [n, C, h, w] and labels [n, H, W] (0 to classes - 1; 255 is ignored).
+
+    The usual dense probe: a 1 x 1 convolution, logits upsampled bilinearly to the labels, mean cross-entropy. Both maps
+    are linear, so upsampled logits equal the logits of upsampled features; hence the loss is taken at `pixels` labelled
+    pixels, drawn without replacement over all images, by reading features there. Channels are standardised over these
+    pixels and `decay / 2 * |weight|^2` is added; the problem is then convex and full-batch L-BFGS (at most `steps`
+    iterations) needs no learning rate. Raises PlrcError for labels that do not fit the
+    classes or the images, or are all ignored.
+    """
+    _check_labels(features, labels, classes)
+    found, targets = _labelled_features(features, labels, pixels, seed)
+    mean, std = found.mean(dim=0), found.std(dim=0, correction=0).clamp(min=1e-6)
+    inputs = (found - mean) / std
+    weight = torch.zeros(classes, inputs.shape[1], device=inputs.device, requires_grad=True)
+    bias = torch.zeros(classes, device=inputs.device, requires_grad=True)
+    solver = torch.optim.LBFGS([weight, bias], max_iter=steps, history_size=20, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        solver.zero_grad()
+        with torch.enable_grad():
+            loss = F.cross_entropy(inputs @ weight.T + bias, targets) + decay / 2 * weight.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    solver.step(closure)  # type: ignore[no-untyped-call]
+    weight_, bias_ = weight.detach() / std, bias.detach()
+    return Probe(weight_, bias_ - weight_ @ mean)
+
+
+@torch.no_grad()
+def evaluate(probe: Probe, features: Tensor, labels: Tensor) -> ProbeResult:
+    """Score a probe on features [n, C, h, w] and labels [n, H, W] (255 is ignored) at the labels' full resolution."""
+    classes = len(probe.bias)
+    _check_labels(features, labels, classes)
+    confusion = torch.zeros(classes, classes, dtype=torch.int64)
+    for part, truth in zip(torch.split(features, _PART), torch.split(labels, _PART), strict=True):
+        logits = F.interpolate(probe(part.float()), truth.shape[1:], mode="bilinear", align_corners=False)
+        valid = truth != IGNORE
+        pairs = truth[valid].long() * classes + logits.argmax(dim=1).to(truth.device)[valid]
+        confusion += torch.bincount(pairs, minlength=classes * classes).reshape(classes, classes).cpu()
+    hits = confusion.diagonal().double()
+    union = confusion.sum(dim=0) + confusion.sum(dim=1) - hits
+    per_class = hits / union  # 0 / 0 = nan: the class occurs nowhere
+    accuracy = float(hits.sum() / confusion.sum())
+    return ProbeResult(float(per_class.nanmean()), accuracy, tuple(per_class.tolist()))
+
+
+@torch.no_grad()
+def extract(backbone: nn.Module, images: Tensor, stride: int, batch: int = 64) -> Tensor:
+    """Features [n, C, h, w] (float32, CPU) of uint8 RGB images [n, 3, H, W] from the backbone's level `stride`.
+
+    Computed in evaluation mode on the backbone's device; every module's mode is put back afterwards.
+    """
+    device = next(backbone.parameters()).device
+    parts = []
+    with _evaluating(backbone):
+        for part in torch.split(images, batch):
+            levels = backbone(normalise(part.to(device)))
+            if stride not in levels:
+                raise PlrcError(f"the backbone has no level of stride {stride}; choose one of {sorted(levels)}")
+            parts.append(levels[stride].float().cpu())
+    return torch.cat(parts)
+
+
+def probe(
+    backbone: nn.Module,
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    stride: int,
+    classes: int,
+    seed: int = 0,
+) -> ProbeResult:
+    """Fit a linear probe on the frozen backbone's level `stride` and score it.
+
+    train, test: (images uint8 [n, 3, H, W], labels [n, H, W] with values 0 to classes - 1, 255 ignored).
+    """
+    fitted = fit_probe(extract(backbone, train[0], stride), train[1], classes, seed=seed)
+    return evaluate(fitted, extract(backbone, test[0], stride), test[1])
+
+
+@torch.no_grad()
+def grouping_auc(
+    features: Tensor,
+    instances: Tensor,
+    *,
+    points: int = 128,
+    bins: int = 32,
+    match_distance: bool = True,
+    seed: int = 0,
+) -> float:
+    """How well the affinity (cosine) of two points tells whether they lie on the same object: ROC-AUC, 0.5 is chance.
+
+    features [n, C, h, w], read bilinearly at `points` random pixels an image; instances [n, H, W]: 0 background, above
+    0 an object, below 0 unlabelled (never drawn). Pairs are of one image and have at least one point on an object:
+    positive if both are on the same object; negative if on two objects or on an object and the background. Pairs
+    inside the background are left out. All images' pairs share one ranking.
+
+    With `match_distance` the pairs are put into `bins` bins of distance with equally many positives, and in each bin
+    the negatives are weighted to the positives' total. Without it locality passes for grouping: points of one object
+    lie close together, and any smooth map is more alike at close points, that of a random network (about 0.85) or of the
+    bare position included. Matched, features that know nothing but position score 0.5.
+    Raises PlrcError where there is no positive or no negative pair.
+    """
+    scores, distances, same = [], [], []
+    for image, ids in enumerate(instances.cpu().numpy()):
+        where, owner = _draw_points(ids, points, seed, image)
+        first, second = np.triu_indices(len(owner), k=1)
+        kept = (owner[first] > 0) | (owner[second] > 0)
+        first, second = first[kept], second[kept]
+        read = sample(features[image : image + 1], torch.from_numpy(where).to(features.device)[None])[0]
+        unit = F.normalize(read, dim=-1)
+        scores.append((unit @ unit.T).cpu().numpy()[first, second])
+        distances.append(np.linalg.norm(where[first] - where[second], axis=1))
+        same.append(owner[first] == owner[second])
+    score, distance, positive = np.concatenate(scores), np.concatenate(distances), np.concatenate(same)
+    if positive.all() or not positive.any():
+        raise PlrcError("grouping needs pairs on the same object and pairs on different ones; give images with objects")
+    weight = _matched_weights(distance, positive, bins) if match_distance else np.ones(len(score))
+    return weighted_auc(score, positive, weight)
+
+
+def weighted_auc(score: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> float:
+    """Chance that a positive outscores a negative, both drawn by weight; ties count half. All arguments [N]."""
+    _, level = np.unique(score, return_inverse=True)
+    above = np.bincount(level, weights=weight * positive)
+    below = np.bincount(level, weights=weight * ~positive)
+    return float((above * (np.cumsum(below) - below / 2)).sum() / (above.sum() * below.sum()))
+
+
+def _matched_weights(distance: np.ndarray, positive: np.ndarray, bins: int) -> np.ndarray:
+    """Weights [N] that give positives and negatives the same total in every bin of distance, 0 in a one-sided bin."""
+    edges = np.unique(np.quantile(distance[positive], np.linspace(0, 1, bins + 1)))
+    which = np.digitize(distance, edges[1:-1])
+    inside = (distance >= edges[0]) & (distance <= edges[-1])
+    positives = np.bincount(which, weights=positive & inside, minlength=len(edges))
+    negatives = np.bincount(which, weights=~positive & inside, minlength=len(edges))
+    ratio = np.divide(positives, negatives, out=np.zeros_like(positives), where=negatives > 0)
+    return np.asarray(inside * np.where(positive, negatives[which] > 0, ratio[which]))
+
+
+def _draw_points(ids: np.ndarray, count: int, seed: int, image: int) -> tuple[np.ndarray, np.ndarray]:
+    """Centres (x, y) of `count` distinct labelled pixels, as shares of the sides [N, 2], and their ids [N]."""
+    candidates = np.flatnonzero(ids.ravel() >= 0)
+    rng = generator(seed, "probe", epoch=1, index=image)
+    chosen = rng.choice(candidates, size=min(count, len(candidates)), replace=False)
+    return _centres(chosen, *ids.shape), ids.ravel()[chosen]
+
+
+def _labelled_features(features: Tensor, labels: Tensor, pixels: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Features [N, C] and classes [N] at labelled pixels drawn over all images."""
+    count, height, width = labels.shape
+    flat = labels.reshape(-1).cpu().numpy()
+    candidates = np.flatnonzero(flat != IGNORE)
+    rng = generator(seed, "probe")
+    chosen = np.sort(rng.choice(candidates, size=min(pixels, len(candidates)), replace=False))
+    found = []
+    for image, part in enumerate(np.split(chosen, np.searchsorted(chosen, np.arange(1, count) * height * width))):
+        where = torch.from_numpy(_centres(part - image * height * width, height, width)).to(features.device)
+        found.append(sample(features[image : image + 1], where[None])[0])
+    return torch.cat(found).float(), torch.from_numpy(flat[chosen].astype(np.int64)).to(features.device)
+
+
+def _centres(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Row-major pixel numbers [N] -> centres (x, y) as shares of the sides, float32 [N, 2]."""
+    return np.stack([(pixels % width + 0.5) / width, (pixels // width + 0.5) / height], axis=1).astype(np.float32)
+
+
+def _check_labels(features: Tensor, labels: Tensor, classes: int) -> None:
+    if len(features) != len(labels):
+        raise PlrcError(f"{len(features)} feature maps came with {len(labels)} label maps; give one for each image")
+    used = labels[labels != IGNORE]
+    if not len(used):
+        raise PlrcError(f"every pixel of the labels is {IGNORE} (ignored); give labelled images to the probe")
+    wrong = used[(used < 0) | (used >= classes)]
+    if len(wrong):
+        raise PlrcError(f"the labels hold class {int(wrong[0])}; write 0 to {classes - 1}, or {IGNORE} to ignore")
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    modes = {m: m.training for m in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, mode in modes.items():
+            m.training = mode

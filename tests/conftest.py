@@ -1,0 +1,61 @@
+"""Shared pieces: a folder of real JPEGs made from generated scenes, and a configuration that trains in seconds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from plrc.config import Config
+from plrc.data.scenes import write_scenes
+from plrc.presets import preset
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 generated scenes as image files, with COCO annotations and semantic masks."""
+    folder = tmp_path_factory.mktemp("scenes") / "scenes"
+    write_scenes(folder, 48, seed=3, size=64)
+    return folder
+
+
+@pytest.fixture
+def tiny(scenes: Path, tmp_path: Path) -> Callable[..., Config]:
+    """tiny(**dotted settings with __ for dots) -> a configuration of a few small steps on the scenes."""
+
+    def build(method: str = "plrc", **settings: object) -> Config:
+        values: dict[str, object] = {
+            "data.source": str(scenes),
+            "data.held_out": 4,
+            "run.out": str(tmp_path / "run"),
+            "run.workers": 0,
+            "run.device": "cpu",
+            "run.log_every_steps": 1,
+            "views.size": 32,
+            "optim.batch_size": 8,
+            "optim.steps": 4,
+            "model.bn_groups": 2,
+            "model.contrast_hidden": 16,
+            "model.distill_hidden": 16,
+            "objectives.points": 16,
+            "objectives.distill_points": 16,
+            "objectives.queue": 24,
+        }
+        values |= {name.replace("__", "."): value for name, value in settings.items()}
+        return preset("debug_cpu", method).with_values(values)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data sets, named by PLRC_DATA."""
+    folder = os.environ.get("PLRC_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("PLRC_DATA does not name a folder with the real data sets")
+    return Path(folder)

@@ -1,0 +1,180 @@
+"""Region ids: the grid, every kind of id map from a file, and one clear error for each file that cannot be used."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from plrc.config import PlrcError, RegionConfig
+from plrc.data.regions import grid_regions, load_regions, regions_for
+from plrc.geometry import lattice, look_up
+
+QUARTERS = np.kron(np.array([[0, 7], [300, 7]]), np.ones((40, 30), dtype=int))  # [80, 60]: ids 0 (unlabelled), 7, 300
+COMPACT = torch.tensor([[-1, 0], [1, 0]], dtype=torch.int16).repeat_interleave(4, 0).repeat_interleave(4, 1)
+
+
+def test_grid_numbers_its_cells_row_by_row() -> None:
+    grid = grid_regions(4)
+    assert grid.dtype == torch.int16
+    assert torch.equal(grid.long(), torch.arange(16).reshape(4, 4))
+    points = lattice(8, 8)
+    expected = (points[:, 1] * 4).long() * 4 + (points[:, 0] * 4).long()
+    assert torch.equal(look_up(grid[None], points[None])[0], expected)
+
+
+def test_grid_refuses_more_cells_than_ids() -> None:
+    assert grid_regions(181).max() == 181**2 - 1
+    with pytest.raises(PlrcError, match="at most 181"):
+        grid_regions(182)
+
+
+def test_sixteen_bit_png(tmp_path: Path) -> None:
+    Image.fromarray(QUARTERS.astype(np.uint16)).save(tmp_path / "a.png")
+    ids = load_regions(tmp_path / "a.png", 8)
+    assert ids.dtype == torch.int16
+    assert torch.equal(ids, COMPACT)
+
+
+def test_eight_bit_grey_palette_and_alpha_png_read_alike(tmp_path: Path) -> None:
+    small = np.where(QUARTERS == 300, 9, QUARTERS).astype(np.uint8)
+    grey = Image.fromarray(small)
+    indexed = Image.fromarray(small, mode=None).convert("P")
+    indexed.putdata(small.flatten().tolist())
+    indexed.putpalette(list(np.random.default_rng(0).permutation(256).repeat(3)))
+    transparent = Image.merge("LA", (grey, grey.point(lambda v: 255 - v)))
+    for name, image, mode in (("grey", grey, "L"), ("indexed", indexed, "P"), ("transparent", transparent, "LA")):
+        assert image.mode == mode
+        image.save(tmp_path / f"{name}.png")
+        assert torch.equal(load_regions(tmp_path / f"{name}.png", 8), COMPACT), name
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_each_colour_of_an_rgb_png_is_a_region(tmp_path: Path, mode: str) -> None:
+    colours = np.zeros((*QUARTERS.shape, 3), dtype=np.uint8)
+    colours[QUARTERS == 7] = (0, 5, 200)
+    colours[QUARTERS == 300] = (1, 5, 200)
+    Image.fromarray(colours).convert(mode).save(tmp_path / "a.png")
+    assert torch.equal(load_regions(tmp_path / "a.png", 8), COMPACT)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int16, np.int32])
+def test_numpy_files_mark_unlabelled_by_negative_ids(tmp_path: Path, dtype: type) -> None:
+    ids = (QUARTERS - 1).astype(dtype)
+    ids[:3] *= 5  # other negative ids are unlabelled too
+    ids[:40, 30:] = 6
+    np.save(tmp_path / "a.npy", ids)
+    np.savez_compressed(tmp_path / "a.npz", regions=ids, other=np.zeros(3))
+    for name in ("a.npy", "a.npz"):
+        assert torch.equal(load_regions(tmp_path / name, 8), COMPACT)
+
+
+def test_zero_is_a_region_in_numpy_files(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", QUARTERS)
+    assert torch.equal(load_regions(tmp_path / "a.npy", 8), COMPACT + 1)
+
+
+def test_reduction_reads_the_cell_centres(tmp_path: Path) -> None:
+    ids = np.random.default_rng(1).integers(0, 10_000, (37, 53))
+    np.save(tmp_path / "a.npy", ids)
+    small = load_regions(tmp_path / "a.npy", 16)
+    expected = look_up(torch.from_numpy(ids)[None], lattice(16, 16)[None])[0].reshape(16, 16)
+    names = {int(a): int(b) for a, b in zip(small.flatten(), expected.flatten(), strict=True)}
+    assert torch.equal(torch.tensor([[names[int(v)] for v in row] for row in small]), expected)
+    assert sorted(names) == list(range(len(names)))
+
+
+def test_small_maps_are_enlarged(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.array([[3, -1]]))
+    assert load_regions(tmp_path / "a.npy", 4).tolist() == [[0, 0, -1, -1]] * 4
+
+
+def test_an_unlabelled_map_is_unlabelled(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((9, 9), dtype=np.uint8)).save(tmp_path / "a.png")
+    assert (load_regions(tmp_path / "a.png", 4) == -1).all()
+
+
+def test_more_regions_than_ids_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.arange(200 * 200).reshape(200, 200))
+    with pytest.raises(PlrcError, match="40000 regions"):
+        load_regions(tmp_path / "a.npy", 200)
+
+
+class Planted:
+    """A pickle that would leave a mark if it were loaded."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.mark),)
+
+
+def test_pickles_are_refused_and_not_run(tmp_path: Path) -> None:
+    for save, name in ((np.save, "a.npy"), (np.savez, "a.npz")):
+        save(tmp_path / name, np.array([[Planted(tmp_path / "mark")]], dtype=object))
+        with pytest.raises(PlrcError, match=name):
+            load_regions(tmp_path / name, 4)
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize(
+    "array", [np.ones((4, 4)), np.ones((4, 4, 3), dtype=int), np.ones((0, 4), dtype=int), np.array(3)]
+)
+def test_arrays_of_another_kind_are_refused(tmp_path: Path, array: np.ndarray) -> None:
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(PlrcError, match=r"whole numbers of shape \[height, width\]"):
+        load_regions(tmp_path / "a.npy", 4)
+
+
+@pytest.mark.parametrize("ending", [".png", ".npz", ".npy"])
+def test_broken_files_end_in_one_sentence(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a{ending}"
+    good = np.random.default_rng(0).integers(0, 255, (64, 64))
+    if ending == ".png":
+        Image.fromarray(good.astype(np.uint8)).save(path)
+    else:
+        (np.save if ending == ".npy" else np.savez_compressed)(path, good)
+    whole = path.read_bytes()
+    for broken in (b"", b"not an image", whole[: len(whole) // 2], whole[:40]):
+        path.write_bytes(broken)
+        with pytest.raises(PlrcError, match="cannot read the id map"):
+            load_regions(path, 4)
+
+
+def test_an_empty_npz_and_other_endings_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz")
+    with pytest.raises(PlrcError, match="no array"):
+        load_regions(tmp_path / "a.npz", 4)
+    with pytest.raises(PlrcError, match="its ending must be one of"):
+        load_regions(tmp_path / "a.tif", 4)
+
+
+def test_maps_are_found_beside_their_images_names(tmp_path: Path) -> None:
+    config = RegionConfig(source="maps", maps=str(tmp_path), map_size=8)
+    (tmp_path / "b").mkdir()
+    Image.fromarray(QUARTERS.astype(np.uint16)).save(tmp_path / "b" / "c.1.png")
+    np.savez(tmp_path / "d.npz", QUARTERS - 1)
+    np.save(tmp_path / "e.npy", QUARTERS - 1)
+    for name in ("b/c.1.jpg", "d.jpeg", "e.tiff"):
+        assert torch.equal(regions_for(config, name), COMPACT)
+    with pytest.raises(PlrcError) as error:
+        regions_for(config, "b/missing.jpg")
+    assert str(tmp_path / "b" / "missing.png") in str(error.value)
+
+
+def test_the_grid_needs_no_files() -> None:
+    assert torch.equal(regions_for(RegionConfig(grid=3), "any.jpg"), grid_regions(3))
+
+
+def test_real_masks(real_data: Path) -> None:
+    path = next((real_data / "coco128" / "semantic" / "train2017").glob("*.png"))
+    ids = load_regions(path, 64)
+    full = np.asarray(Image.open(path))
+    assert ids.shape == (64, 64)
+    assert ids.max() < len(np.unique(full))
+    assert abs(float((ids == -1).float().mean()) - (full == 0).mean()) < 0.05

@@ -1,0 +1,271 @@
+"""The loop: golden curve, exact resume, skipped steps, teacher order, SIGTERM, bad images, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from plrc.config import Config, PlrcError
+from plrc.engine import pretrain as loop
+from plrc.engine.checkpoint import KEYS, load_checkpoint, newest_checkpoint
+from plrc.engine.pretrain import pretrain
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "debug_curve.json"
+Tiny = Callable[..., Config]
+
+
+def metrics(out: str | Path, kind: str = "train") -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def final(out: str | Path) -> dict[str, object]:
+    path = newest_checkpoint(Path(out))
+    assert path is not None
+    return load_checkpoint(path)
+
+
+def assert_same(a: object, b: object, where: str = "") -> None:
+    """Equal nested content, tensors bit for bit."""
+    if isinstance(a, torch.Tensor):
+        assert isinstance(b, torch.Tensor) and torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert isinstance(b, dict) and a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where  # type: ignore[arg-type]
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):  # type: ignore[call-overload]
+            assert_same(x, y, f"{where}/{i}")
+    else:
+        assert a == b, where
+
+
+def test_run_folder_holds_what_is_promised(tiny: Tiny) -> None:
+    run = pretrain(tiny())
+    assert run.finished and run.step == 4
+    assert {p.name for p in run.path.iterdir()} >= {
+        "config.toml", "manifest.json", "metrics.jsonl", "log.txt", "checkpoints", "tensorboard"
+    }  # fmt: skip
+    assert (run.path / "checkpoints" / "last").read_text() == "step_00000004.pt"
+    saved = final(run.path)
+    assert set(saved) == set(KEYS)
+    assert Config.from_dict(saved["config"]) == Config.load(run.path / "config.toml")  # type: ignore[arg-type]
+    for line in metrics(run.path):
+        for name in ("image", "point", "distill"):
+            assert 0 <= line[f"{name}_kl"] <= line[f"{name}_loss"] + 1e-6
+            assert line[f"{name}_chance"] > 0
+    assert [h.step for h in run.health] == [0, 4]
+
+
+@pytest.mark.parametrize("settings", [{}, {"method": "image"}, {"method": "points", "objectives__negatives": "batch"},
+                                      {"objectives__center": True, "optim__accumulate": 2, "optim__name": "sgd"}])  # fmt: skip
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stop_and_resume_equals_uninterrupted_bit_for_bit(
+    tiny: Tiny, tmp_path: Path, settings: dict[str, object], workers: int
+) -> None:
+    """45 - 4 images in batches of 8 give 5 steps an epoch: step 3 is in the middle of an epoch, step 7 in the second."""
+    whole = tiny(**settings, optim__steps=8)
+    pretrain(whole.with_values({"run.out": str(tmp_path / "whole")}))
+    parts = whole.with_values({"run.out": str(tmp_path / "parts"), "run.workers": workers, "run.resume": True})
+    for stop_at in (3, 7):
+        assert not interrupted(parts, stop_at).finished
+    assert pretrain(parts).finished
+    a, b = final(tmp_path / "whole"), final(tmp_path / "parts")
+    for key in KEYS:
+        if key not in ("config", "health"):
+            assert_same(a[key], b[key], key)
+    keys = [k for k in metrics(tmp_path / "whole")[0] if k.endswith(("_loss", "_kl", "norm", "lr"))]
+    curve = [[line[k] for k in keys] for line in metrics(tmp_path / "whole")]
+    assert curve == [[line[k] for k in keys] for line in metrics(tmp_path / "parts")]
+
+
+def interrupted(config: Config, stop_at: int) -> loop.Run:
+    """Send this process a real SIGTERM while step `stop_at` is being saved or logged."""
+    original = loop.Window.add_step
+    seen = {"step": int(final(config.run.out)["step"]) if Path(config.run.out).exists() else 0}  # type: ignore[call-overload]
+
+    def counted(self: loop.Window, *args: torch.Tensor) -> None:
+        original(self, *args)
+        seen["step"] += 1
+        if seen["step"] == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Window, "add_step", counted)
+        return pretrain(config)
+
+
+def test_golden_loss_curve(tiny: Tiny) -> None:
+    """A refactoring must reproduce these numbers. Regenerate: PLRC_FREEZE=1 pytest tests/engine -k golden."""
+    pretrain(tiny(optim__steps=6))
+    curve = [{k: line[k] for k in line if k.endswith("_loss") or k == "gradient_norm"} for line in metrics(Path(tiny().run.out))]
+    if os.environ.get("PLRC_FREEZE"):
+        GOLDEN.parent.mkdir(exist_ok=True)
+        GOLDEN.write_text(json.dumps(curve, indent=1) + "\n")
+    expected = json.loads(GOLDEN.read_text())
+    assert len(curve) == len(expected)
+    for now, before in zip(curve, expected, strict=True):
+        assert now == pytest.approx(before, rel=2e-3)
+
+
+def test_learning_lowers_the_divergences(tiny: Tiny) -> None:
+    config = tiny(optim__steps=60, optim__lr=2e-3, objectives__teacher_temperature=0.04)
+    pretrain(config)
+    lines = metrics(config.run.out)
+    for name in ("point", "distill"):
+        early = sum(line[f"{name}_kl"] for line in lines[5:15])
+        late = sum(line[f"{name}_kl"] for line in lines[-10:])
+        assert late < 0.95 * early, name
+
+
+def test_a_skipped_step_leaves_no_trace(tiny: Tiny) -> None:
+    """A NaN in one gradient: weights, optimiser, teacher, queue, centre, BN buffers stay as they were."""
+    from plrc.engine.state import TrainingState
+
+    for name in ("sgd", "adamw"):
+        config = tiny(optim__name=name, objectives__center=True)
+        state = TrainingState(config, torch.device("cpu"))
+        batch = one_batch(config)
+        order = torch.randperm(8)
+        for poisoned in (True, False, True):
+            before = state.checkpoint(0, "")
+            before = {k: _copied(v) for k, v in before.items()}
+            state.guard.remember()
+            outcome = state.learner.terms(batch, state.learner.student, order, 0.05)
+            sum(term.mean for term in outcome.terms.values()).backward()  # type: ignore[union-attr]
+            if poisoned:
+                next(state.learner.student.parameters()).grad[0] = float("nan")  # type: ignore[index]
+            _, keep = state.update([outcome], 0.1, 0.9)
+            assert bool(keep) is not poisoned
+            after = state.checkpoint(0, "")
+            after["optimizer"]["param_groups"] = before["optimizer"]["param_groups"]  # the learning rate is set each step
+            if poisoned:
+                assert_same(before, after)
+            else:
+                for part in ("student", "teacher", "queue"):
+                    assert any(not torch.equal(before[part][k], after[part][k]) for k in after[part]), part
+
+
+def test_teacher_follows_the_student_after_its_step(tiny: Tiny) -> None:
+    """teacher = momentum * teacher + (1 - momentum) * NEW student, for parameters; no gradient ever reaches it."""
+    from plrc.engine.state import TrainingState
+
+    config = tiny()
+    state = TrainingState(config, torch.device("cpu"))
+    teacher = {k: v.clone() for k, v in state.learner.teacher.named_parameters()}
+    outcome = state.learner.terms(one_batch(config), state.learner.student, torch.randperm(8), 0.05)
+    sum(term.mean for term in outcome.terms.values()).backward()  # type: ignore[union-attr]
+    state.update([outcome], 0.1, 0.75)
+    student = dict(state.learner.student.named_parameters())
+    for name, now in state.learner.teacher.named_parameters():
+        assert now.grad is None and not now.requires_grad
+        torch.testing.assert_close(now, 0.75 * teacher[name] + 0.25 * student[name])
+
+
+def one_batch(config: Config) -> object:
+    import numpy as np
+
+    from plrc.data.loader import ViewDataset, collate
+    from plrc.data.sources import find_images
+
+    images = find_images(config.data)
+    dataset = ViewDataset(images, np.arange(len(images.names)), config)
+    return collate([dataset[0, i] for i in range(config.optim.batch_size)])
+
+
+def _copied(value: object) -> object:
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {k: _copied(v) for k, v in value.items()}
+    return [_copied(v) for v in value] if isinstance(value, list) else value
+
+
+def test_sigterm_in_a_real_process_saves_and_exits_75_and_resume_finishes(tiny: Tiny, scenes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "real"
+    command = [
+        sys.executable, "-m", "plrc", "pretrain", "--preset", "debug_cpu", "--data", str(scenes), "--out", str(out),
+        "--optim.steps", "100000", "--optim.batch-size", "8", "--model.bn-groups", "1", "--views.size", "32",
+        "--run.workers", "1", "--run.device", "cpu", "--run.log-every-steps", "1", "--resume",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 120
+    while not ((out / "metrics.jsonl").exists() and len(metrics(out)) >= 2):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    step = int(final(out)["step"])  # type: ignore[call-overload]
+    assert step >= 2 and f"stopped at step {step}" in output
+    stored = Config.load(out / "config.toml").with_values({"optim.steps": step + 2, "run.allow_changes": True, "run.resume": True})
+    assert pretrain(stored, frozenset(stored.flat())).step == step + 2
+
+
+def test_unreadable_images_are_named_and_replaced(tiny: Tiny, scenes: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    files = sorted(p for p in scenes.rglob("*") if p.suffix in (".jpg", ".png") and "semantic" not in p.parts)[:20]
+    for i, file in enumerate(files):
+        data = file.read_bytes()
+        (folder / f"{i}{file.suffix}").write_bytes(data[: len(data) // 2] if i == 3 else b"" if i == 5 else data)
+    config = tiny(data__source=str(folder), data__held_out=0, data__bad_limit=0.2)
+    run = pretrain(config)
+    text = (run.path / "log.txt").read_text()
+    assert "cannot read 3" in text and "cannot read 5" in text and "2 images could not be read" in text
+    with pytest.raises(PlrcError, match="2 of 20 images cannot be read"):
+        pretrain(config.with_values({"data.bad_limit": 0.05, "run.out": str(tmp_path / "strict")}))
+
+
+def test_refusals_say_what_to_do(tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny()
+    pretrain(config)
+    with pytest.raises(PlrcError, match=r"not empty; add --resume"):
+        pretrain(config)
+    again = config.with_values({"run.resume": True})
+    with pytest.raises(PlrcError, match=r"optim.lr: stored 0.001, now 0.5"):
+        pretrain(again.with_values({"optim.lr": 0.5}))
+    with pytest.raises(PlrcError, match=r"fewer than one batch of 64"):
+        pretrain(tiny(optim__batch_size=64, run__out=str(tmp_path / "other")))
+    checkpoint = newest_checkpoint(Path(config.run.out))
+    assert checkpoint is not None
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(PlrcError, match="cannot be read"):
+        pretrain(again)
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.doc").write_text("x")
+    with pytest.raises(PlrcError, match="holds no plrc run"):
+        pretrain(again.with_values({"run.out": str(tmp_path / "foreign")}))
+    assert (tmp_path / "foreign" / "thesis.doc").read_text() == "x"
+
+
+def test_the_same_number_of_images_but_other_files_is_refused(tiny: Tiny, scenes: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(scenes, folder)
+    config = tiny(data__source=str(folder))
+    pretrain(config)
+    image = next(p for p in sorted(folder.rglob("*.*")) if p.suffix in (".jpg", ".png") and "semantic" not in p.parts)
+    image.rename(image.with_stem("renamed"))
+    with pytest.raises(PlrcError, match="not those of manifest.json"):
+        pretrain(config.with_values({"run.resume": True}))
+
+
+def test_collapse_is_noticed_and_the_run_stops(tiny: Tiny) -> None:
+    """A learning rate of 100 destroys the features; a healthy run raises no alarm."""
+    healthy = pretrain(tiny(run__health_every_steps=2))
+    assert not any(h.collapsed for h in healthy.health)
+    ruined = tiny(optim__lr=100.0, optim__name="sgd", optim__steps=40, run__health_every_steps=2, run__out=healthy.path.with_name("c").as_posix())  # fmt: skip
+    with pytest.raises(PlrcError, match="collapsed"):
+        pretrain(ruined)

@@ -1,0 +1,259 @@
+"""Settings: every refusal names its setting, and a configuration survives the way to TOML and back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plrc.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    PlrcError,
+    RegionConfig,
+    RunConfig,
+    ViewConfig,
+    read_toml,
+)
+
+SECTIONS: dict[str, type] = {
+    "data": DataConfig,
+    "views": ViewConfig,
+    "regions": RegionConfig,
+    "model": ModelConfig,
+    "objectives": ObjectiveConfig,
+    "optim": OptimConfig,
+    "run": RunConfig,
+}
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("data", {"held_out": -1}, "data.held_out"),
+    ("data", {"percentiles": (99.0, 1.0)}, "data.percentiles"),
+    ("data", {"percentiles": (-1.0, 99.0)}, "data.percentiles"),
+    ("data", {"percentiles": (1.0, 101.0)}, "data.percentiles"),
+    ("data", {"max_megapixels": 0.0}, "data.max_megapixels"),
+    ("data", {"bad_limit": 1.5}, "data.bad_limit"),
+    ("data", {"bad_limit": -0.1}, "data.bad_limit"),
+    ("views", {"size": 15}, "views.size"),
+    ("views", {"area": (0.0, 1.0)}, "views.area"),
+    ("views", {"area": (0.2, 1.1)}, "views.area"),
+    ("views", {"aspect": (4 / 3, 3 / 4)}, "views.aspect"),
+    ("views", {"blur_sigma": (0.0, 2.0)}, "views.blur_sigma"),
+    *[
+        ("views", {name: value}, f"views.{name}")
+        for name in ("flip", "overlap", "jitter", "grey", "blur", "brightness", "contrast", "saturation")
+        for value in (-0.1, 1.1, math.nan)
+    ],
+    ("views", {"hue": 0.6}, "views.hue"),
+    ("views", {"hue": -0.1}, "views.hue"),
+    ("views", {"overlap_tries": 0}, "views.overlap_tries"),
+    ("regions", {"grid": 0}, "regions.grid"),
+    ("regions", {"map_size": 3}, "regions.map_size"),
+    ("regions", {"source": "maps"}, "regions.maps"),
+    *[
+        ("model", {name: 0}, f"model.{name}")
+        for name in ("stride", "contrast_hidden", "contrast_dim", "distill_hidden", "distill_dim", "bn_groups")
+    ],
+    ("model", {"backbone": "timm:resnet18", "layer4_stride": 1}, "model.layer4_stride"),
+    ("objectives", {"point_weight": -0.1}, "objectives.*_weight"),
+    ("objectives", {"image_weight": 0.0, "point_weight": 0.0, "distill_weight": 0.0}, "objectives.*_weight"),
+    *[
+        ("objectives", {f"{name}_temperature": 0.0}, f"objectives.{name}_temperature")
+        for name in ("image", "point", "student", "teacher")
+    ],
+    ("objectives", {"teacher_temperature_start": 0.0}, "objectives.teacher_temperature_start"),
+    ("objectives", {"temperature_warmup": 1.1}, "objectives.temperature_warmup"),
+    ("objectives", {"temperature_warmup": -0.1}, "objectives.temperature_warmup"),
+    *[("objectives", {name: 0}, f"objectives.{name}") for name in ("queue", "points", "distill_points")],
+    ("objectives", {"lattice": -1}, "objectives.lattice"),
+    ("optim", {"lr": 0.0}, "optim.lr"),
+    ("optim", {"lr": math.nan}, "optim.lr"),
+    ("optim", {"lr_batch": 0}, "optim.lr_batch"),
+    ("optim", {"momentum": 1.0}, "optim.momentum"),
+    ("optim", {"momentum": -0.1}, "optim.momentum"),
+    ("optim", {"weight_decay": -1e-4}, "optim.weight_decay"),
+    ("optim", {"batch_size": 0}, "optim.batch_size"),
+    ("optim", {"accumulate": 0}, "optim.accumulate"),
+    ("optim", {"batch_size": 10, "accumulate": 3}, "optim.accumulate"),
+    ("optim", {"steps": -1}, "optim.steps"),
+    ("optim", {"epochs": 0.0}, "optim.epochs"),
+    ("optim", {"warmup_epochs": -1.0}, "optim.warmup_epochs"),
+    ("optim", {"clip_norm": -1.0}, "clip_norm"),
+    ("optim", {"teacher_momentum": 1.1}, "optim.teacher_momentum"),
+    ("optim", {"teacher_momentum": -0.1}, "optim.teacher_momentum"),
+    *[
+        ("run", {name: 0}, f"run.{name}")
+        for name in ("log_every_steps", "health_every_steps", "checkpoint_every_steps", "devices")
+    ],
+    ("run", {"workers": -2}, "run.workers"),
+    ("run", {"keep_checkpoints": -1}, "run.keep_checkpoints"),
+    ("run", {"threads": -1}, "run.threads"),
+]
+
+
+@pytest.mark.parametrize(("section", "values", "named"), REFUSED)
+def test_a_setting_that_cannot_be_used_is_refused_by_its_name(section: str, values: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        SECTIONS[section](**values)
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_negative_seed_is_refused() -> None:
+    with pytest.raises(ConfigError, match="seed is -1"):
+        Config(seed=-1)
+
+
+def test_a_config_error_is_a_mistake_that_the_user_can_mend() -> None:
+    assert issubclass(ConfigError, PlrcError)
+
+
+def unusual() -> Config:
+    """A configuration in which every setting differs from its default."""
+    changed: dict[str, Any] = {}
+    for name, value in Config().flat().items():
+        if isinstance(value, bool):
+            changed[name] = not value
+        elif isinstance(value, float):
+            changed[name] = value + 0.01 if value < 0.98 else value - 0.25
+        elif isinstance(value, tuple):
+            changed[name] = (value[0] + 0.1, value[1] - 0.1)
+        elif isinstance(value, int):
+            changed[name] = value + 2
+        else:
+            changed[name] = 'a "quoted" \\ path\nof Überlingen'
+    changed |= {
+        "data.layout": "voc",
+        "regions.source": "maps",
+        "model.layer4_stride": 1,
+        "objectives.negatives": "image",
+        "optim.name": "adamw",
+        "optim.accumulate": 3,
+        "optim.teacher_schedule": "cosine",
+        "optim.precision": "float16",
+        "method": "points",
+    }
+    return Config().with_values(changed)
+
+
+@pytest.mark.parametrize("config", [Config(), unusual()], ids=["defaults", "every setting changed"])
+def test_toml_brings_a_configuration_back_unchanged(config: Config, tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    config.save(path)
+    assert Config.load(path) == config
+    assert Config.from_dict(config.to_dict()) == config
+
+
+def test_the_unusual_configuration_leaves_no_setting_at_its_default() -> None:
+    default, changed = Config().flat(), unusual().flat()
+    assert [name for name in default if default[name] == changed[name]] == []
+
+
+def test_plain_values_hold_nothing_but_what_toml_knows() -> None:
+    for section in Config().to_dict().values():
+        for value in section.values() if isinstance(section, dict) else [section]:
+            assert type(value) in (str, int, float, bool, list)
+
+
+def test_settings_that_a_file_leaves_out_come_from_the_base(tmp_path: Path) -> None:
+    path = tmp_path / "part.toml"
+    path.write_text("seed = 7\n[optim]\nlr = 1\n", encoding="utf-8")
+    base = Config(optim=OptimConfig(batch_size=64))
+    assert Config.load(path, base) == replace(base, seed=7, optim=OptimConfig(batch_size=64, lr=1.0))
+    assert type(Config.load(path).optim.lr) is float
+
+
+@pytest.mark.parametrize(
+    ("unknown", "suggested"),
+    [
+        ({"optim": {"lrr": 1.0}}, "optim.lrr; did you mean optim.lr?"),
+        ({"lr": 1.0}, "lr; did you mean optim.lr?"),
+        ({"optimiser": {"lr": 1.0}}, "optimiser.lr; did you mean optim.lr?"),
+        ({"views": {"grid": 3}}, "views.grid; did you mean regions.grid?"),
+        ({"sead": 3}, "sead; did you mean seed?"),
+        ({"optim": 3}, "unknown setting optim;"),
+        ({"seed": {"x": 3}}, "unknown setting seed.x; did you mean seed?"),
+        ({"optim.lr": {"x": 3}}, "unknown setting optim.lr.x;"),
+    ],
+)
+def test_an_unknown_setting_suggests_the_nearest_name(unknown: dict[str, Any], suggested: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config.from_dict(unknown)
+    assert suggested in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("optim.lr", "0.1", "write a number"),
+        ("optim.lr", True, "write a number"),
+        ("optim.lr", math.inf, "write a number"),
+        ("optim.batch_size", 2.0, "write a value of type int"),
+        ("optim.batch_size", True, "write a value of type int"),
+        ("optim.channels_last", 1, "write a value of type bool"),
+        ("data.source", 3, "write a value of type str"),
+        ("optim.precision", "fp16", "write one of auto, float32, bfloat16, float16"),
+        ("model.layer4_stride", 3, "write one of 1, 2"),
+        ("model.layer4_stride", True, "write one of 1, 2"),
+        ("regions.source", ["grid"], "write one of grid, maps"),
+        ("method", "dino", "write one of image"),
+        ("views.area", 0.2, "write two numbers"),
+        ("views.area", [0.2], "write two numbers"),
+        ("views.area", [0.2, "1"], "write two numbers"),
+        ("views.area", [False, True], "write two numbers"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused(name: str, value: object, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config().with_values({name: value})
+    assert f"{name} is {value!r}" in str(caught.value)
+    assert told in str(caught.value)
+
+
+def test_values_are_set_by_dotted_name() -> None:
+    base = Config(data=DataConfig(source="images"))
+    config = base.with_values({"optim.lr": 1, "views.area": [0.1, 1], "seed": 3})
+    assert config == Config(
+        data=DataConfig(source="images"), optim=OptimConfig(lr=1.0), views=ViewConfig(area=(0.1, 1.0)), seed=3
+    )
+    assert base == Config(data=DataConfig(source="images"))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_settings_that_need_each_other_may_come_in_any_order(order: int) -> None:
+    values = [("regions.source", "maps"), ("regions.maps", "ids"), ("optim.batch_size", 9), ("optim.accumulate", 3)]
+    config = Config(optim=OptimConfig(batch_size=256, accumulate=4)).with_values(dict(values[::order]))
+    assert config.regions == RegionConfig(source="maps", maps="ids")
+    assert (config.optim.batch_size, config.optim.accumulate) == (9, 3)
+
+
+def test_a_refused_value_is_refused_by_with_values_too() -> None:
+    with pytest.raises(ConfigError, match=r"optim\.lr is -1"):
+        Config().with_values({"optim.lr": -1})
+
+
+def test_differences_name_what_changes_numbers_and_ignore_the_run_section() -> None:
+    mine = Config(seed=1, optim=OptimConfig(lr=0.1), run=RunConfig(out="a", workers=0, device="cpu"))
+    other = Config(seed=2, optim=OptimConfig(lr=0.1, epochs=3.0), run=RunConfig(out="b", workers=4, resume=True))
+    assert mine.differences(other) == [("optim.epochs", 100.0, 3.0), ("seed", 1, 2)]
+    assert mine.differences(replace(mine, run=other.run)) == []
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.toml: No such file"):
+        read_toml(tmp_path / "absent.toml")
+
+
+@pytest.mark.parametrize("content", [b"optim = = 3", b"\xff\xfe\x00"], ids=["syntax", "not text"])
+def test_a_file_that_is_not_toml_is_named(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "broken.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"broken\.toml is not valid TOML"):
+        Config.load(path)
