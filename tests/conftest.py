@@ -18,10 +18,10 @@ torch.set_num_threads(2)
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 generated scenes as image files, with COCO annotations and semantic masks."""
-    folder = tmp_path_factory.mktemp("scenes") / "scenes"
-    write_scenes(folder, 48, seed=3, size=64)
-    return folder
+    """A folder of 48 generated scenes, 64 x 64 JPEGs; their labels lie beside it."""
+    root = tmp_path_factory.mktemp("scenes")
+    write_scenes(root, {"train": 48}, seed=3, size=64)
+    return root / "train" / "images"
 
 
 @pytest.fixture

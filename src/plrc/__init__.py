@@ -1,20 +1,35 @@
-"""plrc: self-supervised pre-training for object detectors with point-level region contrast and affinity distillation."""
+"""plrc: self-supervised pre-training for object detectors with point-level region contrast and affinity distillation.
+
+The public names, explicit. What needs PyTorch is imported when it is first used, so that `plrc --help` answers at once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Set
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from plrc import objectives
 from plrc.config import Config, ConfigError, PlrcError
-from plrc.engine.pretrain import Run
-from plrc.engine.pretrain import pretrain as _pretrain
-from plrc.export import export_backbone, load_backbone
 from plrc.presets import preset
+
+if TYPE_CHECKING:
+    from plrc import objectives
+    from plrc.engine.pretrain import Run
+    from plrc.export import export_backbone, load_backbone
 
 __all__ = [
     "Config", "ConfigError", "PlrcError", "Run", "export_backbone", "load_backbone", "objectives", "preset", "pretrain",
 ]  # fmt: skip
+_LATER = {"Run": "plrc.engine.pretrain", "export_backbone": "plrc.export", "load_backbone": "plrc.export"}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "objectives":
+        return import_module("plrc.objectives")
+    if name in _LATER:
+        return getattr(import_module(_LATER[name]), name)
+    raise AttributeError(f"module 'plrc' has no attribute {name!r}")
 
 
 def pretrain(config: Config, explicit: Set[str] = frozenset()) -> Run:
@@ -24,8 +39,13 @@ def pretrain(config: Config, explicit: Set[str] = frozenset()) -> Run:
     `Config(adapt=False)` nothing is. Bad input raises PlrcError. A run that is stopped by SIGTERM or Ctrl-C saves and
     returns with `finished=False`; call again with `run.resume` set.
     """
-    return _pretrain(config, explicit, on_checkpoint=(_export,))
+    from plrc.engine.pretrain import pretrain
+
+    return pretrain(config, explicit, on_checkpoint=(_export,))
 
 
 def _export(run: Path) -> None:
-    export_backbone(run, "torchvision")
+    """The newest weights in the names of the library that the backbone is from."""
+    from plrc.export import export_backbone, library_of
+
+    export_backbone(run, library_of(Config.load(run / "config.toml").model.backbone))

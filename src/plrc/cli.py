@@ -1,186 +1,183 @@
 """The command line: thin verbs over the library. Layer 6.
 
-A mistake that the user can mend (PlrcError) ends in one sentence on standard error and exit status 2; a run that was
-asked to stop (SIGTERM, Ctrl-C) saves and ends with status 75: the same command with --resume goes on.
+A mistake that the user can mend ends in one sentence on standard error and exit status 2; a run that was asked to stop
+(SIGTERM, Ctrl-C) saves and ends with status 75: the same command with --resume goes on. PyTorch is imported by the verb
+that needs it, after its options are known to be right.
 """
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import difflib
+import inspect
+import io
 import os
-import subprocess
+import re
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from itertools import dropwhile, takewhile
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
 
 import tyro
 
-from plrc.config import Config, PlrcError, read_toml
+from plrc.config import Config, DataConfig, PlrcError, read_toml
 from plrc.presets import PRESETS, preset
 
-STOPPED = 75
+MISTAKE, STOPPED, INTERRUPTED = 2, 75, 130
 ALIASES = {"data": "data.source", "out": "run.out", "resume": "run.resume", "devices": "run.devices"}
+FIRST_TO_FAIL = "PLRC_FIRST_TO_FAIL"  # names the file by which processes agree on who tells the user
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the settings start from."""
+
+    preset: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
+    """One of the presets above."""
+    method: Annotated[str, tyro.conf.arg(metavar="{image,points,plrc}")] = ""
+    """Which terms are trained, with their weights: image contrast alone (MoCo v2), image and points, all three."""
+    config: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
+    """TOML file laid over the preset. Options given here are laid over both."""
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    start: Annotated[Start, tyro.conf.arg(name="")] = field(default_factory=Start)
+    settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+
+
+@dataclass(frozen=True)
+class Scan:
+    source: tyro.conf.Positional[str]
+    """Folder, glob, .txt list, COCO .json, or Pascal VOC folder."""
+    layout: Literal["auto", "folder", "glob", "list", "coco", "voc"] = "auto"
+    """How to read the source; auto looks at it."""
+    split: str = ""
+    """VOC only: the list in ImageSets/Main."""
+    exclude: str = ""
+    """List file, folder or glob of images to leave out."""
+    workers: int = 0
+    """Parallel readers. 0: one a core."""
+
+
+@dataclass(frozen=True)
+class Export:
+    run: tyro.conf.Positional[Path]
+    """Run folder (its newest checkpoint) or checkpoint file."""
+    to: Literal["torchvision", "timm"]
+    """The library that goes on with the weights."""
+    out: Path | None = None
+    """File to write, ending in .safetensors or .pt. None: exported/backbone.safetensors in the run folder."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    out: Path = Path("plrc-demo")
+    """Folder to write into: empty, absent, or a demo that was stopped."""
+    steps: int = 600
+    """Optimiser steps."""
+
+
+@dataclass(frozen=True)
+class Doctor:
+    pass
 
 
 def pretrain(arguments: Sequence[str]) -> int:
     """Pre-train a backbone on unlabelled images.
 
-    plrc pretrain --preset small_r18 --data photos/ --out runs/first
-    plrc pretrain --preset small_r18 --data photos/ --out runs/first --resume
-    plrc pretrain --preset small_r18 --method image --data voc/ --data.split trainval --out runs/moco
-    plrc pretrain --preset paper_r50 --data 'train/**/*.jpg' --out runs/r50 --optim.lr 0.06 --devices 8
-    plrc pretrain --config my.toml --out runs/mine
+    examples:
+      plrc pretrain --preset small_r18 --data photos/ --out runs/first
+      plrc pretrain --out runs/first --resume
+      plrc pretrain --preset small_r18 --data voc/ --data.split trainval --out runs/voc
+      plrc pretrain --preset small_r18 --method image --data photos/ --out runs/moco
+      plrc pretrain --preset paper_r50 --data 'train/**/*.jpg' --out runs/r50 --devices 8
+      plrc pretrain --config mine.toml --optim.lr 0.06 --out runs/mine
 
-    --preset {presets}: a full configuration to start from
-    --method image|points|plrc: which terms are trained (image is MoCo v2; points is without distillation)
-    --config FILE: a TOML file laid over the preset; options given here are laid over both
+    presets:
     """
     config, explicit = parse_config(arguments)
     if config.run.devices > 1 and "WORLD_SIZE" not in os.environ:
-        return _launch(config.run.devices, arguments)
+        return _launch(config, arguments)
     import plrc
 
     run = plrc.pretrain(config, explicit)
     if not run.finished:
         return STOPPED
-    print(f"finished: {run.path}; next: plrc export {run.path} --to torchvision")
+    if os.environ.get("RANK", "0") == "0":
+        print(f"finished; the backbone is {run.path / 'exported' / 'backbone.safetensors'}")
     return 0
 
 
-def parse_config(arguments: Sequence[str]) -> tuple[Config, frozenset[str]]:
-    """(configuration, dotted names that the user set) from the options of `plrc pretrain`."""
-    first = argparse.ArgumentParser(prog="plrc pretrain", add_help=False, allow_abbrev=False)
-    first.add_argument("--preset")
-    first.add_argument("--method")
-    first.add_argument("--config")
-    chosen, rest = first.parse_known_args(list(arguments))
-    described = (pretrain.__doc__ or "").replace("{presets}", "|".join(PRESETS))
-    names = list(Config().flat())
-    given = frozenset(_option_names(rest, names))
-    stored = _stored_config(rest) if not (chosen.preset or chosen.config) else None
-    if stored:
-        base, explicit = stored, frozenset(names)
-    elif chosen.preset or chosen.config or {"-h", "--help"} & set(rest):
-        table = read_toml(chosen.config) if chosen.config else {}
-        name = chosen.preset or table.get("preset", "custom")
-        method = chosen.method or table.get("method", "plrc")
-        base = preset(name, method) if name != "custom" else Config(method=method)
-        base = Config.from_dict(table, base).with_values({"method": method, "preset": name})
-        flat = {f"{k}.{i}" for k, v in table.items() if isinstance(v, dict) for i in v} | set(table)
-        explicit = given | frozenset(flat)
-    else:
-        raise PlrcError(f"name a preset: --preset {'|'.join(PRESETS)} (or --config FILE, or --resume a run in --out)")
-    return tyro.cli(Config, args=rest, default=base, prog="plrc pretrain", description=described), explicit
-
-
-def _option_names(arguments: Sequence[str], names: list[str]) -> list[str]:
-    """Dotted names of the options among the arguments; an unknown one raises with the nearest name."""
-    found = []
-    for token in arguments:
-        if not token.startswith("--") or token == "--help":
-            continue
-        written = token[2:].partition("=")[0].replace("-", "_")
-        name = ALIASES.get(written, written)
-        section, _, key = name.rpartition(".")
-        plain = f"{section}.{key.removeprefix('no_')}".lstrip(".")
-        if name not in names and plain not in names:
-            near = difflib.get_close_matches(name, [*names, *ALIASES, "preset", "method", "config"], n=1, cutoff=0.0)
-            raise PlrcError(f"unknown option {token.partition('=')[0]}; did you mean --{near[0].replace('_', '-')}?")
-        found.append(name if name in names else plain)
-    return found
-
-
-def _stored_config(arguments: Sequence[str]) -> Config | None:
-    """The configuration of the run folder in --out when --resume is given without a preset."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--out", "--run.out", dest="out")
-    parser.add_argument("--resume", "--run.resume", dest="resume", action="store_true")
-    known, _ = parser.parse_known_args(list(arguments))
-    path = Path(known.out or "") / "config.toml"
-    return Config.load(path) if known.resume and known.out and path.exists() else None
-
-
-def _launch(devices: int, arguments: Sequence[str]) -> int:
-    """The same command in `devices` processes of this machine, through torchrun."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
-    return subprocess.call([*command, "-m", "plrc", "pretrain", *arguments])
-
-
 def scan(arguments: Sequence[str]) -> int:
-    """Read every image of a source and report what is usable, what is not and why; writes the cached index.
+    """Read every image and say what can be used, what cannot, and why.
 
-    plrc scan photos/
-    plrc scan voc/ --split trainval --exclude voc/ImageSets/Main/test.txt
+    examples:
+      plrc scan photos/
+      plrc scan voc/ --split trainval --exclude voc/ImageSets/Main/test.txt
     """
+    given = _parse("scan", Scan, arguments)
+    config = DataConfig(source=given.source, layout=given.layout, split=given.split, exclude=given.exclude)
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    def run(source: tyro.conf.Positional[str], split: str = "", exclude: str = "", workers: int = 0) -> int:
-        """Args:
-        source: folder, glob, .txt list, COCO .json, or Pascal VOC folder.
-        split: VOC only: the list in ImageSets/Main.
-        exclude: list file, folder or glob of images to leave out.
-        workers: parallel readers; 0: one a core.
-        """
-        from rich.progress import track_scan
+    from plrc.data.scan import scan
 
-        return 0
-
-    return tyro.cli(run, args=list(arguments), prog="plrc scan", description=scan.__doc__)
+    console = Console(stderr=True)
+    columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("images", total=None)
+        report = scan(config, given.workers, lambda done, total: bar.update(task, completed=done, total=total))
+    print(report.table())
+    return 0
 
 
 def export(arguments: Sequence[str]) -> int:
     """Hand the pre-trained backbone over, and prove that it arrived.
 
-    plrc export runs/first --to torchvision
-    plrc export runs/first --to torchvision --out backbone.pt
+    examples:
+      plrc export runs/first --to torchvision
+      plrc export runs/first --to torchvision --out backbone.pt
     """
+    given = _parse("export", Export, arguments)
+    from plrc.export import export_backbone
 
-    def run(path: tyro.conf.Positional[Path], to: Literal["torchvision"], out: Path | None = None) -> int:
-        """Args:
-        path: run folder or checkpoint.
-        to: whose loader the file is for.
-        out: file to write (.safetensors or .pt); default: exported/backbone.safetensors in the run folder.
-        """
-        from plrc.export import export_backbone
-
-        print(export_backbone(path, to, out))
-        return 0
-
-    return tyro.cli(run, args=list(arguments), prog="plrc export", description=export.__doc__)
+    print(export_backbone(given.run, given.to, given.out).line())
+    return 0
 
 
 def demo(arguments: Sequence[str]) -> int:
-    """Render scenes, pre-train a small network on them, and show what it learned. About five minutes on two cores.
+    """Render scenes, pre-train on them, and show what was learned: minutes on a CPU.
 
-    plrc demo
-    plrc demo --out my-demo
+    examples:
+      plrc demo
+      plrc demo --out my-demo
     """
+    given = _parse("demo", Demo, arguments)
+    if given.steps < 1:
+        raise PlrcError(f"--steps is {given.steps}; write at least 1")
+    from plrc.demo import run_demo
 
-    def run(out: Path = Path("plrc-demo"), steps: int = 0) -> int:
-        """Args:
-        out: folder to write into; must be empty or absent.
-        steps: optimiser steps; 0: the demo's own number.
-        """
-        from plrc.demo import run_demo
-
-        return run_demo(out, steps)
-
-    return tyro.cli(run, args=list(arguments), prog="plrc demo", description=demo.__doc__)
+    run_demo(given.out, given.steps)
+    return 0
 
 
 def doctor(arguments: Sequence[str]) -> int:
-    """Say what is installed, which device there is, and whether each kernel and decoder works.
+    """Say what is installed, which device there is, and whether all of it works.
 
-    plrc doctor
+    examples:
+      plrc doctor
     """
+    _parse("doctor", Doctor, arguments)
+    from plrc.doctor import report
 
-    def run() -> int:
-        from plrc.doctor import report
-
-        return report()
-
-    return tyro.cli(run, args=list(arguments), prog="plrc doctor", description=doctor.__doc__)
+    return report()
 
 
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
@@ -197,23 +194,142 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
-            print("plrc: self-supervised pre-training for object detectors\n")
-            for name, verb in VERBS.items():
-                print(f"  plrc {name:<10}{(verb.__doc__ or '').splitlines()[0]}")
+            verbs = [f"  {name:<10}{_help(name).splitlines()[0]}" for name in VERBS]
+            print("usage: plrc VERB ...\n\nSelf-supervised pre-training for object detectors.\n", *verbs, sep="\n")
             print("\nEach verb explains itself: plrc VERB --help")
             return 0
         if arguments[0] == "--version":
-            from importlib.metadata import version
-
             print(f"plrc {version('plrc')}")
             return 0
         if arguments[0] not in VERBS:
-            near = difflib.get_close_matches(arguments[0], VERBS, n=1, cutoff=0.0)[0]
-            raise PlrcError(f"there is no verb {arguments[0]!r}; did you mean plrc {near}?")
+            raise PlrcError(f"there is no verb {arguments[0]!r}; did you mean plrc {_nearest(arguments[0], VERBS)}?")
         return VERBS[arguments[0]](arguments[1:])
+    except SystemExit as end:  # --help of a verb
+        return int(end.code or 0)
     except PlrcError as error:
-        print(f"plrc: {error}", file=sys.stderr)
-        return 2
+        return _fail(MISTAKE, str(error))
+    except OSError as error:
+        about = f"cannot use {error.filename}: {error.strerror}" if error.filename else str(error)
+        return _fail(MISTAKE, about)
     except KeyboardInterrupt:
-        print("plrc: interrupted", file=sys.stderr)
-        return 130
+        return _fail(INTERRUPTED, "interrupted")
+
+
+def parse_config(arguments: Sequence[str]) -> tuple[Config, frozenset[str]]:
+    """(configuration, dotted names that the user set) from the options of `plrc pretrain`.
+
+    Preset, then the TOML file, then the options. To resume without naming either, the run's own configuration is taken,
+    all of it as if the user had set it.
+    """
+    given = _written(arguments, [*Config().flat(), "config"])
+    table = read_toml(given["config"]) if "config" in given else {}
+    stored = Path(given.get("run.out", "")) / "config.toml"
+    if not {"preset", "config"} & given.keys() and "run.resume" in given and stored.is_file():
+        table, base = read_toml(stored), Config.load(stored)
+    elif {"preset", "config", "help"} & given.keys():
+        name = given.get("preset") or table.get("preset", "custom")
+        base = preset(name, given.get("method") or table.get("method", "plrc"))
+        terms = {k: v for k, v in base.flat().items() if k in ("preset", "method") or k.endswith("_weight")}
+        base = Config.from_dict(table, base)
+        base = base.with_values(terms if "method" in given else {"preset": name})
+    else:
+        raise PlrcError(f"nothing to start from: write --preset NAME ({', '.join(PRESETS)}) or --config FILE")
+    config = _parse("pretrain", Pretrain, arguments, default=Pretrain(settings=base)).settings
+    in_table = {f"{section}.{key}" for section, values in table.items() if isinstance(values, dict) for key in values}
+    return config, frozenset((given.keys() | table.keys() | in_table) & config.flat().keys() - {"preset", "method"})
+
+
+def _written(arguments: Sequence[str], names: Iterable[str]) -> dict[str, str]:
+    """{name: what stands after it} of the options among the arguments; an unknown one raises with the nearest name."""
+    names, found = [*names, "help"], {}
+    for token, after in zip(arguments, [*arguments[1:], ""], strict=False):
+        written, equals, value = ("--help" if token == "-h" else token).partition("=")
+        if not written.startswith("--"):
+            continue
+        plain = written[2:].replace("-", "_")
+        section, dot, key = plain.rpartition(".")
+        candidates = [ALIASES.get(p, p) for p in (plain, f"{section}{dot}{key.removeprefix('no_')}")]
+        known = [name for name in candidates if name in names]
+        if not known:
+            near = _nearest(plain, [*names, *(a for a, name in ALIASES.items() if name in names)])
+            raise PlrcError(f"unknown option {written}; did you mean --{near.replace('_', '-')}?")
+        found[known[0]] = value if equals else after
+    return found
+
+
+def _nearest(word: str, names: Iterable[str]) -> str:
+    """The name that is most like the word, in whole and after its last dot."""
+
+    def likeness(name: str) -> float:
+        pairs = (word, name), (word.rpartition(".")[2], name.rpartition(".")[2])
+        return sum(difflib.SequenceMatcher(None, a, b).ratio() for a, b in pairs)
+
+    return max(names, key=likeness)
+
+
+def _parse(verb: str, options: type[T], arguments: Sequence[str], **given: Any) -> T:
+    """The options of a verb, typed. tyro's boxed complaint becomes one sentence."""
+    if options is not Pretrain:
+        hints = get_type_hints(options, include_extras=True).items()
+        _written(arguments, [name for name, hint in hints if get_origin(hint) is not Annotated])  # Annotated: positional
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(options, args=list(arguments), prog=f"plrc {verb}", description=_help(verb), **given)
+    except SystemExit as end:
+        if not end.code:
+            raise
+        lines = [line.strip("│ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box.getvalue()).splitlines()[1:]]
+        body = takewhile(_is_text, dropwhile(lambda line: not _is_text(line), lines))
+        raise PlrcError(f"{' '.join(body).rstrip('.')}; see: plrc {verb} --help") from None
+
+
+def _is_text(line: str) -> bool:
+    return bool(line.strip("─-"))
+
+
+def _help(verb: str) -> str:
+    """What a verb does and how it is called."""
+    text = inspect.cleandoc(VERBS[verb].__doc__ or "")
+    if verb == "pretrain":
+        text += "".join(f"\n  {name:<11}{inspect.cleandoc(p.__doc__ or '').splitlines()[0]}" for name, p in PRESETS.items())
+    return text
+
+
+def _fail(status: int, sentence: str) -> int:
+    """Tell the user; of the processes of one `--devices` run only the first to fail does."""
+    if FIRST_TO_FAIL in os.environ:
+        try:
+            Path(os.environ[FIRST_TO_FAIL]).touch(exist_ok=False)
+        except FileExistsError:
+            return status
+    print(f"plrc: {sentence}", file=sys.stderr)
+    return status
+
+
+def _launch(config: Config, arguments: Sequence[str]) -> int:
+    """The same command in `run.devices` processes of this machine, through torchrun; its first failure is the status."""
+    import logging
+
+    import torch
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    devices, gpus = config.run.devices, torch.cuda.device_count()
+    if config.run.device != "cpu" and 0 < gpus < devices:
+        raise PlrcError(f"--devices is {devices} but there are {gpus} GPUs; write --devices {gpus} or --run.device cpu")
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # its report of a failure that was already told
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[FIRST_TO_FAIL] = str(Path(folder) / "told")
+        try:
+            command = ["--standalone", f"--nproc-per-node={devices}", "-m", "plrc", "pretrain", *arguments]
+            torchrun.run(torchrun.parse_args(command))
+        except ChildFailedError as failed:
+            return failed.get_first_failure()[1].exitcode
+        except SignalException:
+            return STOPPED
+        finally:
+            del os.environ[FIRST_TO_FAIL]
+    return 0

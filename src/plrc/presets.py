@@ -83,12 +83,15 @@ PRESETS: dict[str, Callable[[], Config]] = {
 
 
 def preset(name: str, method: str = "plrc") -> Config:
-    """A preset by name, with the terms of `method`: image (MoCo v2), points (no distillation), plrc (all)."""
-    if name not in PRESETS:
+    """A preset by name, with the terms of `method`: image (MoCo v2), points (no distillation), plrc (all).
+
+    "custom" is the name of a configuration that starts from no preset: the defaults of `Config`.
+    """
+    if name not in (*PRESETS, "custom"):
         raise ConfigError(f"there is no preset {name!r}; write one of {', '.join(PRESETS)}")
     if method not in get_args(Method):
         raise ConfigError(f"there is no method {method!r}; write one of {', '.join(get_args(Method))}")
-    config = PRESETS[name]().with_values({"method": method})
+    config = PRESETS.get(name, Config)().with_values({"method": method})
     if method == "image":
         alone = {"image_weight": 1.0, "point_weight": 0.0, "distill_weight": 0.0}
         return config.with_values({f"objectives.{key}": value for key, value in alone.items()})

@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import struct
+import warnings
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -197,9 +200,6 @@ def test_deep_png_with_alpha_is_laid_on_white(channels: int) -> None:
 
 def deep_png(values: np.ndarray) -> bytes:
     """A 16-bit PNG with 2 (grey, alpha), 3 or 4 channels, which Pillow cannot write."""
-    import struct
-    import zlib
-
     height, width, channels = values.shape
 
     def chunk(name: bytes, body: bytes) -> bytes:
@@ -244,8 +244,9 @@ def test_size_limit_is_read_from_the_header(kind: str, monkeypatch: pytest.Monke
 
 
 def test_a_decompression_bomb_is_refused_and_a_large_image_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = encoded(Image.new("1", (20000, 15000)), "PNG")
-    assert "20000 x 15000 = 300 megapixels" in reason(data)
+    bomb = bytearray(encoded(coordinates(), "BMP"))
+    bomb[18:26] = struct.pack("<ii", 20000, 15000)
+    assert "20000 x 15000 = 300 megapixels" in reason(bytes(bomb))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow would warn, or refuse
     assert pixels(encoded(coordinates(), "PNG")).shape == (HEIGHT, WIDTH, 3)
     assert Image.MAX_IMAGE_PIXELS == 1000
@@ -314,8 +315,12 @@ def test_damaged_exif_does_not_cost_the_image() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("WEBP", {}), ("TIFF", {}), ("BMP", {}), ("GIF", {})]
-    + [("TIFF", {"compression": "tiff_lzw"}), ("TIFF", {"compression": "jpeg"})],
+    [
+        *[(kind, {}) for kind in ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")],
+        ("JPEG", {"progressive": True}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("TIFF", {"compression": "jpeg"}),
+    ],
 )
 def test_damaged_bytes_give_pixels_or_a_decode_error(kind: str, options: dict[str, Any]) -> None:
     data = encoded(coordinates(), kind, **options)
@@ -328,8 +333,7 @@ def test_damaged_bytes_give_pixels_or_a_decode_error(kind: str, options: dict[st
             damaged[position] ^= 1 << int(rng.integers(8))
         try:
             assert decode_bytes(bytes(damaged), max_megapixels=1).shape[0] == 3
-        except DecodeError as error:
-            assert error.reason
+        except DecodeError:
             refused += 1
     assert 10 <= refused < 60
 
@@ -344,8 +348,6 @@ def test_random_bytes_are_refused(start: bytes) -> None:
 
 
 def test_many_threads_leave_the_warning_filters_as_they_were() -> None:
-    import warnings
-
     before = list(warnings.filters)
     data = [encoded(coordinates(), kind) for kind in ("PNG", "TIFF", "JPEG", "GIF")] * 10
     with ThreadPoolExecutor(4) as pool:

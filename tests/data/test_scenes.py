@@ -82,7 +82,7 @@ def test_all_classes_materials_and_counts_occur_about_equally():
 
 
 def test_shapes_differ_as_their_names_say():
-    """Area over box area of whole objects: pi / 4 for a disc in any rotation, up to 1 for a square, about 1/2 for a triangle."""
+    """Area over box area of whole objects: pi / 4 for a disc, up to 1 for a square, about 1/2 for a triangle."""
     fill = defaultdict(list)
     for scene in scenes():
         if len(scene.classes) == 2:
@@ -96,7 +96,7 @@ def test_shapes_differ_as_their_names_say():
 
 
 def test_textures_are_stripes_checks_and_dots():
-    """Straight stripes are constant along one direction; checks and dots are not: least directional change tells them."""
+    """Stripes are constant along one direction; checks and dots are not: the least directional change tells them."""
     change = defaultdict(list)
     for scene in scenes():
         grey = scene.image.astype(float).mean(axis=2)
@@ -114,7 +114,7 @@ def test_textures_are_stripes_checks_and_dots():
 
 
 def background_statistics(scene, half):
-    """Mean colour, contrast and gradient strengths of the background pixels of one half [9], or None if there are few."""
+    """Mean colour, contrast and gradient strengths of one half's background pixels [9], or None if there are few."""
     columns = slice(0, 48) if half == 0 else slice(48, 96)
     image, free = scene.image[:, columns].astype(float), scene.masks[:, columns] == 0
     if free.sum() < 1500:

@@ -196,6 +196,12 @@ def test_a_timm_backbone_does_not_go_to_torchvision(tmp_path: Path) -> None:
         export_backbone(run)
 
 
+def test_an_export_leaves_the_random_state_of_a_run_alone(run: Path) -> None:
+    before = torch.get_rng_state()
+    export_backbone(run)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_mistakes_in_the_request_are_named(run: Path, tmp_path: Path) -> None:
     with pytest.raises(PlrcError, match="cannot export to 'tensorflow'; write one of torchvision"):
         export_backbone(run, "tensorflow")

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from plrc.config import PlrcError
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 PERCENTILES = (0.5, 99.5)
 MAX_MEGAPIXELS = 200.0
 

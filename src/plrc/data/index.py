@@ -86,16 +86,17 @@ def write_index(place: Path, index: Index) -> bool:
 
 
 def read_index(source: str, layout: str) -> Index | None:
-    """The newest index of a source, or None."""
-    found = [(time, place) for place in places(source) if (time := mtime(str(place))) >= 0]
-    for _, place in sorted(found, reverse=True):
-        try:
-            raw = json.loads(place.read_text(encoding="utf-8"))
-            if raw["version"] == VERSION and raw["layout"] == layout:
-                return _checked(raw)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            continue
-    return None
+    """The newest sound index of a source, or None."""
+    newest_first = sorted(places(source), key=lambda place: mtime(str(place)), reverse=True)
+    return next((index for index in map(_load, newest_first) if index is not None and index.layout == layout), None)
+
+
+def _load(place: Path) -> Index | None:
+    try:
+        raw = json.loads(place.read_text(encoding="utf-8"))
+        return _checked(raw) if raw["version"] == VERSION else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
 
 
 def _checked(raw: dict[str, Any]) -> Index:

@@ -158,6 +158,12 @@ def lines(path: str) -> list[str]:
     return [line for line in stripped if line and not line.startswith("#")]
 
 
+def relative(root: str, path: str) -> str:
+    """The name of a file (absolute, or relative to the root): relative where it lies below the root, else absolute."""
+    inside = root.replace(os.sep, "/").rstrip("/") + "/"
+    return os.path.normpath(os.path.join(root, path)).replace(os.sep, "/").removeprefix(inside)
+
+
 def note(what: str, names: Collection[str]) -> list[str]:
     """One note that counts names and shows the first three; none where there are no names."""
     shown = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
@@ -170,8 +176,7 @@ def ending(name: str) -> str:
 
 def _present(source: str, root: str, entries: list[str], what: str, places: Collection[str] = ()) -> Listing:
     """Those of the entries that are files."""
-    inside = root.replace(os.sep, "/").rstrip("/") + "/"
-    named = [os.path.normpath(entry).replace(os.sep, "/").removeprefix(inside) for entry in entries]
+    named = [relative(root, entry) for entry in entries]
     names = [name for name in named if os.path.isfile(os.path.join(root, name))]
     if not names:
         example = f", such as {entries[0]}," if entries else ""

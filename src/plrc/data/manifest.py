@@ -42,7 +42,7 @@ def write_manifest(
     target = Path(path)
     partial = target.with_name(f".{target.name}.partial")
     with partial.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(build_manifest(images, train, held_out), indent=1))
+        file.write(json.dumps(build_manifest(images, train, held_out), separators=(",\n", ": ")))
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, target)

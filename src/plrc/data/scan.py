@@ -91,7 +91,7 @@ class ScanReport:
 
 
 def scan(config: DataConfig, workers: int = 0, progress: Callable[[int, int], None] | None = None) -> ScanReport:
-    """Decode every image of a source in `workers` threads (0: one a core); `progress(done, total)` is called as it goes.
+    """Decode every image of a source in `workers` threads (0: one a core); `progress(done, total)` is told as it goes.
 
     Writes the index that `find_images` uses from then on. Raises PlrcError where no image is found.
     """

@@ -110,26 +110,26 @@ def excluded(names: list[str], root: str, exclude: str) -> tuple[set[str], list[
 
     `exclude` is a .txt list (paths, file names or stems, `#` comments), a COCO .json, or a folder or glob of images.
     An entry with a folder in it takes the image at that very path (relative to the images' root or to the list). Where
-    there is none, and for an entry without a folder, it takes every image of that file name; where there is none
-    again, every image of that stem. So a copy of a test image is found wherever it lies, while an image that only
-    shares its file name with an excluded image of the same source stays.
+    there is none, and for an entry without a folder, it takes every image of that file name; where there is none again,
+    every image of which it is the file name without ending. So a copy of a test image is found wherever it lies, while
+    an image that only shares its file name with an excluded image of the same source stays.
     """
     if not exclude:
         return set(), []
     base, entries = _exclusions(exclude)
-    paths = {os.path.normpath(os.path.join(root, name)): name for name in names}
+    known = set(names)
     by_file: dict[str, list[str]] = {}
     by_stem: dict[str, list[str]] = {}
     for name in names:
         file = name.rpartition("/")[2]
         by_file.setdefault(file, []).append(name)
-        by_stem.setdefault(os.path.splitext(file)[0], []).append(name)
+        by_stem.setdefault(file.rpartition(".")[0], []).append(name)
     gone: set[str] = set()
     unmatched = []
     for entry in entries:
         file = os.path.basename(entry)
-        places = [os.path.normpath(os.path.join(at, entry)) for at in (root, base)] if file != entry else []
-        found = [paths[place] for place in places if place in paths] or by_file.get(file) or by_stem.get(file) or []
+        paths = [layouts.relative(root, os.path.join(at, entry)) for at in (root, base)] if file != entry else []
+        found = [path for path in paths if path in known] or by_file.get(file) or by_stem.get(file) or []
         gone.update(found)
         if not found:
             unmatched.append(entry)

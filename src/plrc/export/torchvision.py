@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
@@ -34,11 +35,14 @@ def prove(path: Path, name: str, student: dict[str, Tensor]) -> Proof:
     """Load the file into a new torchvision network and compare it with the run's student.
 
     Raises PlrcError unless exactly the classifier is left out, every tensor is equal bit for bit, in the file and in
-    the network, and both networks give equal features at all four levels.
+    the network, and both networks give equal features at all four levels. PyTorch's random state stays as it was: a
+    training run may be going on.
     """
     state = read_as_user(path)
     check_tensors(state, student, "the file")
-    net: nn.Module = torchvision.models.get_model(name, weights=None)
+    with torch.random.fork_rng(devices=[]):
+        net: nn.Module = torchvision.models.get_model(name, weights=None)
+        ours = build_backbone(name, layer4_stride=2)
     try:
         missing, unexpected = net.load_state_dict(state, strict=False)
     except RuntimeError as error:  # tensors of another shape
@@ -50,7 +54,6 @@ def prove(path: Path, name: str, student: dict[str, Tensor]) -> Proof:
         )
     loaded = {key: value for key, value in net.state_dict().items() if key not in CLASSIFIER}
     check_tensors(loaded, student, f"torchvision's {name}")
-    ours = build_backbone(name, layer4_stride=2)
     ours.net.load_state_dict(student)
     levels = create_feature_extractor(net.eval(), LEVELS)
 

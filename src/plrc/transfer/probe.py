@@ -81,10 +81,10 @@ def fit_probe(
         solver.zero_grad()
         with torch.enable_grad():
             loss = F.cross_entropy(inputs @ weight.T + bias, targets) + decay / 2 * weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss.detach()
 
-    solver.step(closure)  # type: ignore[no-untyped-call]
+    solver.step(closure)
     weight_, bias_ = weight.detach() / std, bias.detach()
     return Probe(weight_, bias_ - weight_ @ mean)
 
@@ -159,8 +159,8 @@ def grouping_auc(
 
     With `match_distance` the pairs are put into `bins` bins of distance with equally many positives, and in each bin
     the negatives are weighted to the positives' total. Without it locality passes for grouping: points of one object
-    lie close together, and any smooth map is more alike at close points, that of a random network (about 0.85) or of the
-    bare position included. Matched, features that know nothing but position score 0.5.
+    lie close together, and any smooth map is more alike at close points, even that of a random network (about 0.85) or
+    of the bare position. Matched, features that know nothing but position score 0.5.
     Raises PlrcError where there is no positive or no negative pair.
     """
     scores, distances, same = [], [], []

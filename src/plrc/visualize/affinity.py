@@ -140,7 +140,7 @@ def _key(width: int) -> Image.Image:
     """The colour key that explains the heat, as wide as the page."""
     page = Image.new("RGB", (width, 2 * _LINE + _MARGIN), _PAPER)
     draw = ImageDraw.Draw(page)
-    bar = Image.fromarray(np.tile(colour_table()[None], (12, 1, 1))).resize((_KEY, 12))
+    bar = Image.fromarray(np.tile(colour_table()[None], (12, 1, 1))).resize((_KEY, 12), Image.Resampling.NEAREST)
     page.paste(bar, (_MARGIN, 2))
     x = _MARGIN + _KEY + _GAP
     _text(draw, (x, 0), f"low to high: {_LEGEND};", 12, _FAINT, width - x - _MARGIN)

@@ -1,0 +1,126 @@
+"""scan: counts, reasons, statistics, duplicates and the report."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from plrc.config import DataConfig, PlrcError
+from plrc.data.scan import ScanReport, scan
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """Seven usable files (two the same) and every kind of bad one."""
+    rng = np.random.default_rng(0)
+
+    def image(height: int, width: int) -> Image.Image:
+        return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+    (tmp_path / "sub").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image(30, 40).save(tmp_path / "a.jpg")
+    image(30, 50).save(tmp_path / "turned.jpg", exif=exif)
+    image(10, 20).save(tmp_path / "sub" / "png.jpg", "PNG")
+    image(30, 40).convert("L").save(tmp_path / "grey.png")
+    alpha = image(30, 40)
+    alpha.putalpha(99)
+    alpha.save(tmp_path / "alpha.webp")
+    Image.fromarray(rng.integers(0, 4000, (60, 80), dtype=np.uint16)).save(tmp_path / "deep.tif")
+    (tmp_path / "sub" / "copy.jpg").write_bytes((tmp_path / "a.jpg").read_bytes())
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-200])
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.jpg").write_text("<html>")
+    image(200, 300).save(tmp_path / "large.png")
+    (tmp_path / "x.jpg").mkdir()
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    return tmp_path
+
+
+def looked(folder: Path, workers: int = 2) -> ScanReport:
+    return scan(DataConfig(source=str(folder), max_megapixels=0.05), workers)
+
+
+def test_counts_reasons_and_statistics(mixed: Path) -> None:
+    report = looked(mixed)
+    assert (report.files, report.usable, report.excluded) == (11, 7, 0)
+    assert dict(report.unusable) == {
+        "cut.jpg": "the file is truncated",
+        "empty.jpg": "the file is empty",
+        "large.png": "300 x 200 = 0.06 megapixels is more than data.max_megapixels = 0.05",
+        "text.jpg": "not an image that can be read (starts with b'<html>')",
+    }
+    assert report.width == (20, 40, 80)
+    assert report.height == (10, 30, 60)
+    assert report.megapixels == (0.0002, 0.0012, 0.0048)
+    assert report.modes == {"RGB": 4, "RGBA": 1, "I;16": 1, "L": 1}
+    assert report.formats == {"JPEG": 3, "PNG": 2, "WEBP": 1, "TIFF": 1}
+    assert report.duplicates == (("a.jpg", "sub/copy.jpg"),)
+    assert [note.split(":")[0] for note in report.notes] == [
+        "skipped folders named like an image",
+        "skipped dangling links",
+    ]
+
+
+def test_the_number_of_threads_changes_nothing_and_a_second_scan_looks_again(mixed: Path) -> None:
+    first = looked(mixed, workers=1)
+    assert looked(mixed, workers=3) == first
+    os.replace(mixed / "deep.tif", mixed / "text.jpg")
+    assert looked(mixed).files == 10
+    assert "text.jpg" not in dict(looked(mixed).unusable)
+
+
+def test_report_as_text_and_as_json(mixed: Path) -> None:
+    report = looked(mixed)
+    text = report.table()
+    for part in (
+        str(mixed),
+        "11, of which usable 7, unusable 4",
+        "20 to 80, median 40",
+        "cut.jpg: the file is truncated",
+    ):
+        assert part in text
+    assert "a.jpg, sub/copy.jpg" in text
+    assert json.loads(json.dumps(report.to_dict()))["unusable"][0] == ["cut.jpg", "the file is truncated"]
+
+
+def test_progress_reaches_the_end(mixed: Path) -> None:
+    told: list[tuple[int, int]] = []
+    for i in range(30):
+        (mixed / f"copy{i}.jpg").write_bytes((mixed / "a.jpg").read_bytes())
+    scan(DataConfig(source=str(mixed)), 2, lambda done, total: told.append((done, total)))
+    assert told == sorted(told)
+    assert len(told) > 1
+    assert told[-1] == (41, 41)
+
+
+def test_a_source_without_usable_images(tmp_path: Path) -> None:
+    with pytest.raises(PlrcError, match="no image in"):
+        looked(tmp_path)
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "a.jpg").touch()
+    report = looked(tmp_path)
+    assert (report.usable, report.width, report.modes) == (0, (0, 0, 0), {})
+    assert "0 to 0" in report.table()
+
+
+def test_bccd() -> None:
+    root = os.environ.get("PLRC_DATA")
+    if not root:
+        pytest.skip("PLRC_DATA is not set: no real data")
+    report = scan(DataConfig(source=str(Path(root) / "bccd" / "JPEGImages" / "*_0000*.jpg")), 2)
+    assert report.usable == report.files == 10
+    assert report.width == (640, 640, 640)
+    assert report.height == (480, 480, 480)
+    assert report.formats == {"JPEG": 10}
