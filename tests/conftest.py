@@ -13,7 +13,7 @@ from plrc.config import Config
 from plrc.data.scenes import write_scenes
 from plrc.presets import preset
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the tensors are tiny: threads would only wait for each other
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +39,7 @@ def tiny(scenes: Path, tmp_path: Path) -> Callable[..., Config]:
             "views.size": 32,
             "optim.batch_size": 8,
             "optim.steps": 4,
+            "model.stride": 8,
             "model.bn_groups": 2,
             "model.contrast_hidden": 16,
             "model.distill_hidden": 16,

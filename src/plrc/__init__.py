@@ -33,7 +33,7 @@ def __getattr__(name: str) -> Any:
 
 
 def pretrain(config: Config, explicit: Set[str] = frozenset()) -> Run:
-    """Pre-train a backbone as `config` says and keep an exported, verified copy of the newest weights in the run folder.
+    """Pre-train a backbone as `config` says; the run folder keeps its newest weights exported and verified.
 
     `explicit`: dotted names of settings (such as "optim.lr") that must not be adapted to the data; with
     `Config(adapt=False)` nothing is. Bad input raises PlrcError. A run that is stopped by SIGTERM or Ctrl-C saves and

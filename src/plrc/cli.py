@@ -54,7 +54,7 @@ class Pretrain:
 
 @dataclass(frozen=True)
 class Scan:
-    source: tyro.conf.Positional[str]
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
     """Folder, glob, .txt list, COCO .json, or Pascal VOC folder."""
     layout: Literal["auto", "folder", "glob", "list", "coco", "voc"] = "auto"
     """How to read the source; auto looks at it."""
@@ -68,7 +68,7 @@ class Scan:
 
 @dataclass(frozen=True)
 class Export:
-    run: tyro.conf.Positional[Path]
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Run folder (its newest checkpoint) or checkpoint file."""
     to: Literal["torchvision", "timm"]
     """The library that goes on with the weights."""
@@ -80,8 +80,8 @@ class Export:
 class Demo:
     out: Path = Path("plrc-demo")
     """Folder to write into: empty, absent, or a demo that was stopped."""
-    steps: int = 600
-    """Optimiser steps."""
+    steps: int = 400
+    """Optimiser steps. 400 take about six minutes on two cores."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def pretrain(arguments: Sequence[str]) -> int:
       plrc pretrain --out runs/first --resume
       plrc pretrain --preset small_r18 --data voc/ --data.split trainval --out runs/voc
       plrc pretrain --preset small_r18 --method image --data photos/ --out runs/moco
-      plrc pretrain --preset paper_r50 --data 'train/**/*.jpg' --out runs/r50 --devices 8
+      plrc pretrain --preset paper_r50 --data imagenet/train --out runs/r50 --devices 8
       plrc pretrain --config mine.toml --optim.lr 0.06 --out runs/mine
 
     presets:
@@ -123,6 +123,8 @@ def scan(arguments: Sequence[str]) -> int:
       plrc scan voc/ --split trainval --exclude voc/ImageSets/Main/test.txt
     """
     given = _parse("scan", Scan, arguments)
+    if given.workers < 0:
+        raise PlrcError(f"--workers is {given.workers}; write 0 (one a core) or more")
     config = DataConfig(source=given.source, layout=given.layout, split=given.split, exclude=given.exclude)
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
@@ -222,18 +224,16 @@ def parse_config(arguments: Sequence[str]) -> tuple[Config, frozenset[str]]:
     all of it as if the user had set it.
     """
     given = _written(arguments, [*Config().flat(), "config"])
-    table = read_toml(given["config"]) if "config" in given else {}
     stored = Path(given.get("run.out", "")) / "config.toml"
-    if not {"preset", "config"} & given.keys() and "run.resume" in given and stored.is_file():
-        table, base = read_toml(stored), Config.load(stored)
-    elif {"preset", "config", "help"} & given.keys():
-        name = given.get("preset") or table.get("preset", "custom")
-        base = preset(name, given.get("method") or table.get("method", "plrc"))
-        terms = {k: v for k, v in base.flat().items() if k in ("preset", "method") or k.endswith("_weight")}
-        base = Config.from_dict(table, base)
-        base = base.with_values(terms if "method" in given else {"preset": name})
-    else:
+    resumed = "run.resume" in given and not {"preset", "config"} & given.keys() and stored.is_file()
+    if not (resumed or {"preset", "config", "help"} & given.keys()):
         raise PlrcError(f"nothing to start from: write --preset NAME ({', '.join(PRESETS)}) or --config FILE")
+    table = read_toml(stored if resumed else given["config"]) if resumed or given.get("config") else {}
+    name = given.get("preset") or table.get("preset", "custom")
+    known = "custom" if resumed and name not in PRESETS else name
+    start = preset(known, given.get("method") or table.get("method", "plrc"))
+    terms = {key: value for key, value in start.flat().items() if key == "method" or key.endswith("_weight")}
+    base = Config.from_dict(table, start).with_values({"preset": name} | (terms if "method" in given else {}))
     config = _parse("pretrain", Pretrain, arguments, default=Pretrain(settings=base)).settings
     in_table = {f"{section}.{key}" for section, values in table.items() if isinstance(values, dict) for key in values}
     return config, frozenset((given.keys() | table.keys() | in_table) & config.flat().keys() - {"preset", "method"})
@@ -248,7 +248,8 @@ def _written(arguments: Sequence[str], names: Iterable[str]) -> dict[str, str]:
             continue
         plain = written[2:].replace("-", "_")
         section, dot, key = plain.rpartition(".")
-        candidates = [ALIASES.get(p, p) for p in (plain, f"{section}{dot}{key.removeprefix('no_')}")]
+        positive = f"{section}{dot}{key.removeprefix('no_')}"
+        candidates = plain, ALIASES.get(plain), positive, ALIASES.get(positive)
         known = [name for name in candidates if name in names]
         if not known:
             near = _nearest(plain, [*names, *(a for a, name in ALIASES.items() if name in names)])
@@ -271,11 +272,14 @@ def _parse(verb: str, options: type[T], arguments: Sequence[str], **given: Any) 
     """The options of a verb, typed. tyro's boxed complaint becomes one sentence."""
     if options is not Pretrain:
         hints = get_type_hints(options, include_extras=True).items()
-        _written(arguments, [name for name, hint in hints if get_origin(hint) is not Annotated])  # Annotated: positional
+        _written(
+            arguments, [name for name, hint in hints if get_origin(hint) is not Annotated]
+        )  # Annotated: positional
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            return tyro.cli(options, args=list(arguments), prog=f"plrc {verb}", description=_help(verb), **given)
+            parsed: T = tyro.cli(options, args=list(arguments), prog=f"plrc {verb}", description=_help(verb), **given)
+            return parsed
     except SystemExit as end:
         if not end.code:
             raise
@@ -292,7 +296,9 @@ def _help(verb: str) -> str:
     """What a verb does and how it is called."""
     text = inspect.cleandoc(VERBS[verb].__doc__ or "")
     if verb == "pretrain":
-        text += "".join(f"\n  {name:<11}{inspect.cleandoc(p.__doc__ or '').splitlines()[0]}" for name, p in PRESETS.items())
+        text += "".join(
+            f"\n  {name:<11}{inspect.cleandoc(p.__doc__ or '').splitlines()[0]}" for name, p in PRESETS.items()
+        )
     return text
 
 
@@ -308,7 +314,7 @@ def _fail(status: int, sentence: str) -> int:
 
 
 def _launch(config: Config, arguments: Sequence[str]) -> int:
-    """The same command in `run.devices` processes of this machine, through torchrun; its first failure is the status."""
+    """The same command in `run.devices` processes here, through torchrun; the first failure is the status."""
     import logging
 
     import torch

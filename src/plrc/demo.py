@@ -63,7 +63,9 @@ def run_demo(out: Path, steps: int, images: int = IMAGES) -> dict[str, dict[str,
         raise PlrcError(f"stopped; go on with: plrc demo --out {out} --steps {steps}")
     export_backbone(out / "run")
 
-    console.print(f"3/4 a linear probe on frozen features, fitted on {LABELLED} labelled scenes, scored on {LABELLED} others")
+    console.print(
+        f"3/4 a linear probe on frozen features, fitted on {LABELLED} labelled scenes, scored on {LABELLED} others"
+    )
     scenes = [render_scene(PROBE_SEED, i, SIZE) for i in range(2 * LABELLED)]
     pixels = torch.from_numpy(np.stack([s.image for s in scenes])).permute(0, 3, 1, 2)
     classes = torch.from_numpy(np.stack([s.semantic for s in scenes]).astype(np.int64))

@@ -1,7 +1,8 @@
 """Every collective of the project, each with a single-process meaning: nobody else calls torch.distributed.
 
 Layer 0. A run under torchrun (or any launcher that sets RANK, WORLD_SIZE, MASTER_ADDR) joins its process group; without
-one, `world_size()` is 1 and all functions return at once.
+one, `world_size()` is 1 and all functions return at once. Tensors travel where they are; flags and words travel between
+hosts (gloo), so that they never wait for a GPU.
 
 Shapes: B images of this process, R processes.
 """
@@ -27,10 +28,14 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def is_started() -> bool:
+    return dist.is_initialized()
+
+
 def start(device: torch.device) -> None:
-    """Join the process group that the launcher's environment names (nccl on GPUs, gloo on CPUs), if any."""
+    """Join the process group that the launcher's environment names (nccl for GPUs, gloo for CPUs), if any."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
 
 
 def stop() -> None:
@@ -39,8 +44,8 @@ def stop() -> None:
 
 
 def barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()
+    """Go on when every process has come here."""
+    any_process(False)
 
 
 def sum_over_processes(value: Tensor) -> Tensor:
@@ -51,9 +56,18 @@ def sum_over_processes(value: Tensor) -> Tensor:
     return value
 
 
-def any_process(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set in any process (a host synchronisation)."""
-    return bool(sum_over_processes(torch.tensor(float(flag), device=device)) > 0)
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process; every process gets the same answer."""
+    return bool(sum_over_processes(torch.tensor(int(flag))) > 0)
+
+
+def gather_words(words: dict[str, str]) -> dict[str, str]:
+    """The dictionaries of all processes in one."""
+    if world_size() == 1:
+        return words
+    parts: list[dict[str, str]] = [{} for _ in range(world_size())]
+    dist.all_gather_object(parts, words)
+    return {name: word for part in parts for name, word in part.items()}
 
 
 @torch.no_grad()

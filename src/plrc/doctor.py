@@ -1,4 +1,4 @@
-"""`plrc doctor`: what is installed, which device there is, and whether each kernel and decoder works here. Layer 5."""
+"""`plrc doctor`: what is installed, which device there is, and whether each kernel and decoder works here. Layer 6."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-CORE = ("torch", "torchvision", "numpy", "pillow", "tyro", "rich", "tensorboard", "safetensors", "fsspec")
+CORE = ("torch", "torchvision", "numpy", "pillow", "tyro", "rich", "tensorboard", "safetensors", "fsspec", "tomli-w")
 EXTRAS = {
     "transfer": "faster-coco-eval", "regions": "scikit-image", "timm": "timm", "transformers": "transformers",
-    "shards": "webdataset", "report": "matplotlib", "wandb": "wandb",
+    "shards": "webdataset", "report": "matplotlib", "wandb": "wandb", "onnx": "onnx",
 }  # fmt: skip
 TORCHVISION_ADVICE = (
     "torchvision cannot be imported beside this torch: both wheels must come from the same source "
@@ -25,38 +26,44 @@ TORCHVISION_ADVICE = (
 
 def report() -> int:
     """Print the findings; the exit status is 1 if something that plrc needs does not work."""
-    console, faults = Console(highlight=False), []
-    table = Table("what", "found", title=f"plrc on Python {platform.python_version()}, {platform.platform()}")
-    for name in CORE:
-        table.add_row(name, _installed(name) or "missing")
-        if not _installed(name):
-            faults.append(f"{name} is missing: pip install {name}")
+    found = {name: _installed(name) for name in CORE}
+    faults = [f"{name} is missing: pip install {name}" for name, where in found.items() if not where]
+    rows = {name: where or "missing" for name, where in found.items()}
     for extra, name in EXTRAS.items():
-        table.add_row(f"extra {extra}", _installed(name) or f"not installed (pip install 'plrc[{extra}]')")
+        rows[f"extra {extra}"] = _installed(name) or f"no: pip install 'plrc[{extra}]'"
+    if not faults:
+        tried, faults = _try_out()
+        rows |= tried
+    table = Table("what", "found", title=f"plrc on Python {platform.python_version()}, {platform.platform()}")
+    for what, state in rows.items():
+        table.add_row(what, escape(state))
+    console = Console(highlight=False)
+    console.print(table)
+    for fault in faults:
+        console.print(f"fault: {fault}", markup=False, soft_wrap=True)
+    console.print("all that plrc needs works here" if not faults else f"faults: {len(faults)}")
+    return 1 if faults else 0
+
+
+def _try_out() -> tuple[dict[str, str], list[str]]:
+    """Devices, kernels and decoders with what became of them, and what does not work."""
     try:
         importlib.import_module("torchvision.io")
     except (ImportError, RuntimeError, OSError) as error:
-        console.print(table)
-        console.print(f"fault: {TORCHVISION_ADVICE} ({str(error).splitlines()[0]})", markup=False)
-        return 1
+        return {}, [f"{TORCHVISION_ADVICE} ({str(error).splitlines()[0]})"]
     import torch
 
     from plrc.objectives import available_backends
 
-    table.add_row("CPU", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads")
-    table.add_row("GPU", torch.cuda.get_device_name() if torch.cuda.is_available() else "none (plrc runs on the CPU)")
-    for name, state in available_backends().items():
-        table.add_row(f"kernel {name}", state)
-    for name in ("JPEG", "PNG", "WEBP", "TIFF", "BMP"):
-        state = _decodes(name)
-        table.add_row(f"decoder {name}", state or "works")
-        if state:
-            faults.append(f"{name} images cannot be decoded: {state}")
-    console.print(table)
-    for fault in faults:
-        console.print(f"fault: {fault}", markup=False)
-    console.print("all that plrc needs works here" if not faults else f"{len(faults)} faults")
-    return 1 if faults else 0
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    rows = {
+        "CPU": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "GPU": ", ".join(gpus) or "none (plrc runs on the CPU)",
+    }
+    rows |= {f"kernel {name}": state for name, state in available_backends().items()}
+    decoders = {name: _fault_of_decoder(name) for name in ("JPEG", "PNG", "WEBP", "TIFF", "BMP")}
+    rows |= {f"decoder {name}": fault or "works" for name, fault in decoders.items()}
+    return rows, [f"{name} images cannot be decoded: {fault}" for name, fault in decoders.items() if fault]
 
 
 def _installed(name: str) -> str:
@@ -66,8 +73,8 @@ def _installed(name: str) -> str:
         return ""
 
 
-def _decodes(name: str) -> str:
-    """Encode and decode a small picture; the reason if that fails, else an empty string."""
+def _fault_of_decoder(name: str) -> str:
+    """Encode and decode a small red picture; why that fails, or nothing."""
     from PIL import Image
 
     from plrc.data.decode import DecodeError, decode_bytes
@@ -76,6 +83,6 @@ def _decodes(name: str) -> str:
         file = io.BytesIO()
         Image.new("RGB", (16, 8), (255, 0, 0)).save(file, name)
         image = decode_bytes(file.getvalue())
-        return "" if tuple(image.shape) == (3, 8, 16) and int(image[0].min()) > 250 else "wrong pixels"
     except (OSError, KeyError, DecodeError) as error:
         return str(error)
+    return "" if image.shape == (3, 8, 16) and int(image[0].min()) > 250 else "wrong pixels"

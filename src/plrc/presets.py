@@ -22,21 +22,28 @@ from plrc.config import (
 
 
 def paper_r50() -> Config:
-    """The paper's recipe (METHOD section 4): ResNet-50, ImageNet-1k train, 224 px, 100 epochs, batch 256.
+    """The paper's recipe: ResNet-50, 224 px, ImageNet-1k, 100 epochs.
 
-    Reported by the authors, Pascal VOC 07+12, Faster R-CNN R50-C4, 24k iterations, mean of 5: AP 58.2, AP50 82.7, AP75 65.1.
+    Batch 256, SGD (METHOD section 4); these are the defaults of `Config`. Reported by the authors for Pascal VOC
+    07+12, Faster R-CNN R50-C4, 24k iterations, mean of 5: AP 58.2, AP50 82.7, AP75 65.1.
     Not reproduced by us: it needs ImageNet and several GPUs.
     """
     return Config(preset="paper_r50", adapt=True)
 
 
 def coco_r50() -> Config:
-    """The paper's recipe on COCO train2017 without its labels: 800 epochs. Not reproduced by us."""
+    """The paper's recipe on COCO train2017 without labels: 800 epochs.
+
+    Not reproduced by us.
+    """
     return Config(preset="coco_r50", optim=OptimConfig(epochs=800.0))
 
 
 def small_r18() -> Config:
-    """ResNet-18, 128 px, layer4 with stride 1: a few hundred to 100,000 images on one GPU or a patient CPU."""
+    """ResNet-18, 128 px: for a few hundred to 100,000 images, GPU or CPU.
+
+    layer4 has stride 1 while pre-training: 8 x 8 features; the exported weights are the same tensors.
+    """
     return Config(
         preset="small_r18",
         views=ViewConfig(size=128),
@@ -53,7 +60,10 @@ def small_r18() -> Config:
 
 
 def debug_cpu() -> Config:
-    """ResNet-18, 64 px, 150 steps of 32 images: about two minutes on two cores, to see that everything works."""
+    """ResNet-18, 64 px, 150 steps: minutes on a CPU, to see that it works.
+
+    Nothing is adapted to the data.
+    """
     small = small_r18()
     return Config(
         preset="debug_cpu",

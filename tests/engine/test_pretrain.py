@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -67,13 +68,19 @@ def test_run_folder_holds_what_is_promised(tiny: Tiny) -> None:
     assert [h.step for h in run.health] == [0, 4]
 
 
-@pytest.mark.parametrize("settings", [{}, {"method": "image"}, {"method": "points", "objectives__negatives": "batch"},
-                                      {"objectives__center": True, "optim__accumulate": 2, "optim__name": "sgd"}])  # fmt: skip
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("settings", "workers"),
+    [
+        ({}, 2),
+        ({"method": "image"}, 0),
+        ({"method": "points", "objectives__negatives": "batch"}, 0),
+        ({"objectives__center": True, "optim__accumulate": 2, "optim__name": "sgd"}, 1),
+    ],
+)
 def test_stop_and_resume_equals_uninterrupted_bit_for_bit(
     tiny: Tiny, tmp_path: Path, settings: dict[str, object], workers: int
 ) -> None:
-    """45 - 4 images in batches of 8 give 5 steps an epoch: step 3 is in the middle of an epoch, step 7 in the second."""
+    """48 - 4 images in batches of 8 give 5 steps an epoch: step 3 is in the middle of an epoch, step 7 in the second."""
     whole = tiny(**settings, optim__steps=8)
     pretrain(whole.with_values({"run.out": str(tmp_path / "whole")}))
     parts = whole.with_values({"run.out": str(tmp_path / "parts"), "run.workers": workers, "run.resume": True})
@@ -84,6 +91,7 @@ def test_stop_and_resume_equals_uninterrupted_bit_for_bit(
     for key in KEYS:
         if key not in ("config", "health"):
             assert_same(a[key], b[key], key)
+    assert a["health"][-1] == b["health"][-1]  # type: ignore[index]
     keys = [k for k in metrics(tmp_path / "whole")[0] if k.endswith(("_loss", "_kl", "norm", "lr"))]
     curve = [[line[k] for k in keys] for line in metrics(tmp_path / "whole")]
     assert curve == [[line[k] for k in keys] for line in metrics(tmp_path / "parts")]
@@ -107,7 +115,7 @@ def interrupted(config: Config, stop_at: int) -> loop.Run:
 
 def test_golden_loss_curve(tiny: Tiny) -> None:
     """A refactoring must reproduce these numbers. Regenerate: PLRC_FREEZE=1 pytest tests/engine -k golden."""
-    pretrain(tiny(optim__steps=6))
+    pretrain(tiny(optim__steps=6, model__stride=32))
     curve = [{k: line[k] for k in line if k.endswith("_loss") or k == "gradient_norm"} for line in metrics(Path(tiny().run.out))]
     if os.environ.get("PLRC_FREEZE"):
         GOLDEN.parent.mkdir(exist_ok=True)
@@ -128,32 +136,38 @@ def test_learning_lowers_the_divergences(tiny: Tiny) -> None:
         assert late < 0.95 * early, name
 
 
-def test_a_skipped_step_leaves_no_trace(tiny: Tiny) -> None:
-    """A NaN in one gradient: weights, optimiser, teacher, queue, centre, BN buffers stay as they were."""
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_skipped_step_leaves_no_trace(tiny: Tiny, name: str) -> None:
+    """A NaN in one gradient: weights, optimiser, teacher, queue, centre, BN buffers stay as they were, and what follows
+    is what would have followed without it."""
     from plrc.engine.state import TrainingState
 
-    for name in ("sgd", "adamw"):
-        config = tiny(optim__name=name, objectives__center=True)
+    config = tiny(optim__name=name, objectives__center=True, optim__clip_norm=1.0)
+    batch, order = one_batch(config), torch.arange(8).flip(0)
+
+    def steps(*poisons: bool) -> list[object]:
         state = TrainingState(config, torch.device("cpu"))
-        batch = one_batch(config)
-        order = torch.randperm(8)
-        for poisoned in (True, False, True):
-            before = state.checkpoint(0, "")
-            before = {k: _copied(v) for k, v in before.items()}
+        seen = [copy.deepcopy(state.checkpoint(0, ""))]
+        for poison in poisons:
             state.guard.remember()
             outcome = state.learner.terms(batch, state.learner.student, order, 0.05)
             sum(term.mean for term in outcome.terms.values()).backward()  # type: ignore[union-attr]
-            if poisoned:
+            if poison:
                 next(state.learner.student.parameters()).grad[0] = float("nan")  # type: ignore[index]
-            _, keep = state.update([outcome], 0.1, 0.9)
-            assert bool(keep) is not poisoned
-            after = state.checkpoint(0, "")
-            after["optimizer"]["param_groups"] = before["optimizer"]["param_groups"]  # the learning rate is set each step
-            if poisoned:
-                assert_same(before, after)
-            else:
-                for part in ("student", "teacher", "queue"):
-                    assert any(not torch.equal(before[part][k], after[part][k]) for k in after[part]), part
+            norm, keep = state.update([outcome], 0.1, 0.9)
+            assert bool(keep) is not poison and bool(norm.isfinite()) is not poison
+            seen.append(copy.deepcopy(state.checkpoint(0, "")))
+        return seen
+
+    start, skipped, once, once_skipped, twice = steps(True, False, True, False)
+    _, expected_once, expected_twice = steps(False, False)
+    for part in ("student", "teacher", "queue", "center"):
+        assert_same(start[part], skipped[part], part)  # type: ignore[index]
+        with pytest.raises(AssertionError):
+            assert_same(start[part], once[part], part)  # type: ignore[index]
+    assert_same(once, expected_once)
+    assert_same(once, once_skipped)
+    assert_same(twice, expected_twice)
 
 
 def test_teacher_follows_the_student_after_its_step(tiny: Tiny) -> None:
@@ -183,27 +197,21 @@ def one_batch(config: Config) -> object:
     return collate([dataset[0, i] for i in range(config.optim.batch_size)])
 
 
-def _copied(value: object) -> object:
-    if isinstance(value, torch.Tensor):
-        return value.clone()
-    if isinstance(value, dict):
-        return {k: _copied(v) for k, v in value.items()}
-    return [_copied(v) for v in value] if isinstance(value, list) else value
-
-
 def test_sigterm_in_a_real_process_saves_and_exits_75_and_resume_finishes(tiny: Tiny, scenes: Path, tmp_path: Path) -> None:
     out = tmp_path / "real"
     command = [
         sys.executable, "-m", "plrc", "pretrain", "--preset", "debug_cpu", "--data", str(scenes), "--out", str(out),
         "--optim.steps", "100000", "--optim.batch-size", "8", "--model.bn-groups", "1", "--views.size", "32",
-        "--run.workers", "1", "--run.device", "cpu", "--run.log-every-steps", "1", "--resume",
+        "--model.stride", "8", "--run.workers", "1", "--run.threads", "1", "--run.device", "cpu", "--run.log-every-steps", "1", "--resume",
     ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
     deadline = time.monotonic() + 120
     while not ((out / "metrics.jsonl").exists() and len(metrics(out)) >= 2):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
         time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does: the loader's worker gets it too
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75, output
     step = int(final(out)["step"])  # type: ignore[call-overload]

@@ -9,6 +9,7 @@ Shapes: V views (2 or 3: A query, C reference, B match), B images of one part of
 from __future__ import annotations
 
 import dataclasses
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -180,6 +181,7 @@ class DeviceLoader:
             collate_fn=collate,
             pin_memory=device.type == "cuda",
             prefetch_factor=3 if workers else None,
+            worker_init_fn=_leave_signals_to_the_main_process,
         )
 
     def __iter__(self) -> Iterator[Batch]:
@@ -209,6 +211,12 @@ class DeviceLoader:
             current = upcoming
         if current is not None:
             yield current
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """A terminal or a scheduler signals the whole process group; a loader that died of it would take the run along."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def split_held_out(images: int, held_out: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

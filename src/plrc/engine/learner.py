@@ -23,7 +23,7 @@ from plrc.data.loader import Batch
 from plrc.data.points import contrast_points, match_points
 from plrc.data.views import MATCH, QUERY, REFERENCE
 from plrc.geometry import lattice, sample
-from plrc.model import KeyQueue, Network, make_teacher
+from plrc.model import KeyQueue, Network, lattice_side, make_teacher
 from plrc.objectives import Term, affinity_distillation_term, image_term, mean_affinity, point_region_term
 
 CENTER_MOMENTUM = 0.9
@@ -98,11 +98,14 @@ class Learner:
             self.teacher.compile()
         if distributed.world_size() == 1:
             return self.student
-        student = self.student
-        if self.config.model.sync_bn:
-            student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
+        if self.config.model.sync_bn:  # replaces the modules in place; their parameters and buffers stay the same ones
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.student)
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.teacher)
         once = self.config.optim.accumulate == 1
-        return nn.parallel.DistributedDataParallel(student, broadcast_buffers=False, static_graph=once)
+        idle_layers = self.config.model.stride < max(self.student.backbone.channels)
+        return nn.parallel.DistributedDataParallel(
+            self.student, broadcast_buffers=False, static_graph=once, find_unused_parameters=idle_layers and not once
+        )
 
     def key_counts(self) -> dict[str, int]:
         """How many keys each query of a term is compared with."""
@@ -166,10 +169,7 @@ class Learner:
 
     def lattice_side(self) -> int:
         """Positions per side of the reference lattice of affinity distillation."""
-        if self.config.objectives.lattice:
-            return self.config.objectives.lattice
-        stride = self.config.model.stride // (2 if self.config.model.layer4_stride == 1 else 1)
-        return 2 * -(-self.config.views.size // stride)
+        return self.config.objectives.lattice or 2 * lattice_side(self.config.model, self.config.views.size)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.precision == torch.float32:

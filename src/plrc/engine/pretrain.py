@@ -42,13 +42,14 @@ def pretrain(config: Config, explicit: Set[str] = frozenset(), on_checkpoint: Se
 
     Each of `on_checkpoint` is called with the run folder after every save, in the main process.
     """
-    stop = StopRequest()
+    stop, theirs = StopRequest(), distributed.is_started()
     try:
         plan = prepare(config, explicit)
         return _train(plan, stop, on_checkpoint)
     finally:
         stop.restore()
-        distributed.stop()
+        if not theirs:
+            distributed.stop()
 
 
 def _train(plan: Plan, stop: StopRequest, on_checkpoint: Sequence[OnCheckpoint]) -> Run:
@@ -81,7 +82,7 @@ def _train(plan: Plan, stop: StopRequest, on_checkpoint: Sequence[OnCheckpoint])
             outcomes = []
             for part in range(parts):
                 batch = next(batches)
-                watch.note(batch.failures)
+                watch.failures.update(batch.failures)
                 with _sync_if(part == parts - 1, student):
                     outcome = learner.terms(batch, student, order, temperature)
                     state.scaler.scale(total_loss(outcome.terms, config) / parts).backward()
@@ -95,7 +96,8 @@ def _train(plan: Plan, stop: StopRequest, on_checkpoint: Sequence[OnCheckpoint])
             if log_now:
                 rates = {"lr": lr, "teacher_momentum": momentum, "teacher_temperature": temperature}
                 log.train_line(step, window.read(loader.waited) | rates)
-            asked = stop.agreed(log_now, device)
+                watch.tell_failures()
+            asked = stop.agreed()
             if last or step % config.run.health_every_steps == 0:
                 watch.check(step)
             if last or asked or step % config.run.checkpoint_every_steps == 0:
@@ -103,6 +105,7 @@ def _train(plan: Plan, stop: StopRequest, on_checkpoint: Sequence[OnCheckpoint])
             if asked and not last:
                 log.say(f"stopped at step {step} of {plan.steps} and saved; go on with --resume")
                 break
+        watch.tell_failures()
         watch.close()
         return Run(plan.out, step, step == plan.steps, tuple(state.history))
 
@@ -114,7 +117,8 @@ class Watch:
         self.plan, self.state, self.log, self.on_checkpoint = plan, state, log, on_checkpoint
         held_out = plan.held_out if distributed.is_main() else plan.held_out[:0]
         self.health = health.HealthCheck(plan.config, plan.images, held_out, plan.device)
-        self.bad: dict[str, str] = {}
+        self.failures: dict[str, str] = {}  # of this process, not yet told: name and reason
+        self.bad: dict[str, str] = {}  # of all processes
         self.images = str(read_manifest(plan.out / "manifest.json")["sha256"])
 
     def check(self, step: int) -> None:
@@ -128,16 +132,16 @@ class Watch:
                 for sentence in (str(found), *(f"warning: {w}" for w in health.warnings(history))):
                     self.log.say(sentence)
         stop = self.plan.config.run.stop_on_collapse and health.should_stop(history)
-        if distributed.any_process(stop, self.plan.device):
+        if distributed.any_process(stop):
             self.save(step)
             raise PlrcError(f"stopped at step {step}: {health.COLLAPSE_ADVICE}")
 
-    def note(self, failures: tuple[tuple[str, str], ...]) -> None:
-        """Name images that cannot be read, once each; stop above the limit."""
-        for name, reason in failures:
-            if name not in self.bad:
-                self.log.say(f"warning: cannot read {name}: {reason}; another image takes its place")
-            self.bad[name] = reason
+    def tell_failures(self) -> None:
+        """Name the images that could not be read since the last time, once each; stop above the limit."""
+        found, self.failures = distributed.gather_words(self.failures), {}
+        for name in sorted(found.keys() - self.bad.keys()):
+            self.log.say(f"warning: cannot read {name}: {found[name]}; another image takes its place")
+        self.bad |= found
         if len(self.bad) > self.plan.config.data.bad_limit * len(self.plan.train):
             raise PlrcError(
                 f"{len(self.bad)} of {len(self.plan.train)} images cannot be read, more than data.bad_limit "

@@ -19,10 +19,11 @@ import torch
 from plrc import distributed
 from plrc.config import Config, PlrcError
 from plrc.data.loader import split_held_out
-from plrc.data.manifest import read_manifest, write_manifest
+from plrc.data.manifest import build_manifest, read_manifest, write_manifest
 from plrc.data.sources import ImageList, find_images
 from plrc.engine.adapt import adapt, steps_per_epoch, total_steps
 from plrc.engine.checkpoint import newest_checkpoint
+from plrc.model import lattice_side
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,21 @@ def prepare(config: Config, explicit: Set[str]) -> Plan:
     ]
     remarks += images.notes
     remarks += [f"adapted {change}" for change in changes]
-    if distributed.world_size() == 1 and config.model.bn_groups == 1:
+    several = distributed.world_size() > 1
+    if several and config.model.sync_bn and device.type == "cpu":
+        raise PlrcError("model.sync_bn is set, but PyTorch shares BatchNorm statistics on GPUs only; leave it out on CPUs")
+    if config.model.bn_groups == 1 and (config.model.sync_bn or not several):
         remarks.append("BatchNorm sees the whole batch at once: samples may be recognised by their company (a leak)")
     part = config.optim.batch_size // config.optim.accumulate // distributed.world_size()
     if part < 2 * config.model.bn_groups and part > 1:
         remarks.append("BatchNorm groups of one image: statistics come from its positions alone")
     if part < config.model.bn_groups:
         raise PlrcError(f"model.bn_groups is {config.model.bn_groups} but a part has only {part} images; write {part} or less")
+    if part // config.model.bn_groups * lattice_side(config.model, config.views.size) ** 2 < 2:
+        raise PlrcError(
+            "BatchNorm would see a single value (one image, one position) and make it 0: "
+            "write a larger optim.batch_size or views.size, or a smaller model.bn_groups"
+        )
 
     if resumed:
         _check_same(config, Config.load(out / "config.toml"), out, images, train, held_out)
@@ -109,11 +118,8 @@ def _check_same(
     differences = [f"{name}: stored {old}, now {new}" for name, new, old in config.differences(stored)]
     if (out / "manifest.json").exists():
         before = read_manifest(out / "manifest.json")
-        now = out / ".manifest-now.json"
-        write_manifest(now, images, train.tolist(), held_out.tolist())
-        if read_manifest(now)["sha256"] != before["sha256"]:
+        if build_manifest(images, train.tolist(), held_out.tolist())["sha256"] != before["sha256"]:
             differences.append("the images (names or sizes) are not those of manifest.json")
-        now.unlink()
     if differences and not config.run.allow_changes:
         raise PlrcError(
             f"{out} was started with other settings ({'; '.join(differences)}): "
@@ -158,11 +164,9 @@ class StopRequest:
             raise KeyboardInterrupt
         self.asked = True
 
-    def agreed(self, ask_others: bool, device: torch.device) -> bool:
-        """Whether to stop now. Several processes agree only at steps where all of them ask each other."""
-        if distributed.world_size() == 1:
-            return self.asked
-        return ask_others and distributed.any_process(self.asked, device)
+    def agreed(self) -> bool:
+        """Whether any process was asked to stop; all of them call this at the same step and get the same answer."""
+        return distributed.any_process(self.asked)
 
     def restore(self) -> None:
         for number, handler in self._previous.items():

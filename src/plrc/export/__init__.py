@@ -20,6 +20,7 @@ from torch import Tensor
 
 from plrc.config import Config, PlrcError
 from plrc.engine.checkpoint import load_checkpoint, newest_checkpoint, write_atomic
+from plrc.export import timm as to_timm
 from plrc.export import torchvision as to_torchvision
 from plrc.export.verify import Proof
 from plrc.model.backbone import Backbone, build_backbone
@@ -63,7 +64,15 @@ class Target:
     prove: Callable[[Path, str, dict[str, Tensor]], Proof]
 
 
-TARGETS = {"torchvision": Target(to_torchvision.version, to_torchvision.tensors, to_torchvision.prove)}
+TARGETS = {
+    "torchvision": Target(to_torchvision.version, to_torchvision.tensors, to_torchvision.prove),
+    "timm": Target(to_timm.version, to_timm.tensors, to_timm.prove),
+}
+
+
+def library_of(backbone: str) -> str:
+    """The target that a backbone goes to under its own names: timm or torchvision."""
+    return "timm" if backbone.startswith(to_timm.PREFIX) else "torchvision"
 
 
 def export_backbone(run: str | Path, target: str = "torchvision", out: str | Path | None = None) -> Receipt:

@@ -9,9 +9,11 @@ Shapes: B images, H x W pixels, C channels.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torchvision
 from torch import Tensor, nn
+from torchvision.models import ResNet
 
 from plrc.config import ConfigError
 
@@ -21,14 +23,13 @@ RESNETS = tuple(n for n in torchvision.models.list_models(module=torchvision.mod
 class ResNetLevels(nn.Module):
     """A torchvision ResNet without its classifier: [B, 3, H, W] -> four levels of strides 4, 8, 16, 32."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: ResNet) -> None:
         super().__init__()
-        for name, child in net.named_children():
-            if name not in ("avgpool", "fc"):
-                self.add_module(name, child)
+        self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
+        self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
 
     def forward(self, images: Tensor, levels: int = 4) -> list[Tensor]:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        x: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         found = []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4)[:levels]:
             x = layer(x)
@@ -56,14 +57,14 @@ class Backbone(nn.Module):
 
 
 def build_backbone(name: str, layer4_stride: int = 2) -> Backbone:
-    """A backbone with random weights: a torchvision ResNet by its name, or `timm:NAME` (any model with features_only)."""
+    """A backbone with random weights: a torchvision ResNet by its name, or `timm:NAME` (a model with features_only)."""
     if name.startswith("timm:"):
         return _timm_backbone(name)
     if name not in RESNETS:
         raise ConfigError(
             f"model.backbone is {name!r}; write one of {', '.join(RESNETS)}, or timm:NAME for a model of timm"
         )
-    build: Callable[..., nn.Module] = torchvision.models.get_model_builder(name)
+    build: Callable[..., ResNet] = torchvision.models.get_model_builder(name)
     net = ResNetLevels(build(weights=None))
     widths = [_last_width(layer) for layer in (net.layer1, net.layer2, net.layer3, net.layer4)]
     if layer4_stride == 1:
@@ -73,7 +74,7 @@ def build_backbone(name: str, layer4_stride: int = 2) -> Backbone:
     return Backbone(name, net, dict(zip((4, 8, 16, 32), widths, strict=True)))
 
 
-def _last_width(layer: nn.Module) -> int:
+def _last_width(layer: nn.Sequential) -> int:
     convolutions = [m for name, m in layer[-1].named_modules() if isinstance(m, nn.Conv2d) and "downsample" not in name]
     return int(convolutions[-1].out_channels)
 
@@ -84,7 +85,7 @@ def _timm_backbone(name: str) -> Backbone:
     except ImportError as error:
         raise ConfigError(f"{name} needs timm; install it with: pip install 'plrc[timm]'") from error
     try:
-        net = timm.create_model(name.removeprefix("timm:"), pretrained=False, features_only=True)
+        net: Any = timm.create_model(name.removeprefix("timm:"), pretrained=False, features_only=True)
     except (RuntimeError, AttributeError) as error:
         raise ConfigError(f"timm cannot build {name!r} with features_only: {error}") from error
     return Backbone(name, net, dict(zip(net.feature_info.reduction(), net.feature_info.channels(), strict=True)))

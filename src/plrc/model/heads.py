@@ -9,7 +9,7 @@ from torch import nn
 
 
 def contrast_head(channels: int, hidden: int, dim: int) -> nn.Sequential:
-    """[B, channels, h, w] -> [B, dim, h, w]: two layers, ReLU, no BN; shared by the image and point terms (METHOD 3)."""
+    """[B, channels, h, w] -> [B, dim, h, w]: two layers, ReLU, no BN; for the image and point terms (METHOD 3)."""
     return nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, dim, 1))
 
 

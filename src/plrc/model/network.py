@@ -13,10 +13,16 @@ from plrc.model.backbone import build_backbone
 from plrc.model.heads import contrast_head, distill_head
 
 
+def lattice_side(config: ModelConfig, size: int) -> int:
+    """Positions per side of the features of a view of `size` pixels."""
+    stride = 16 if (config.stride, config.layer4_stride) == (32, 1) else config.stride
+    return -(-size // stride)
+
+
 class Network(nn.Module):
     """Images [B, 3, S, S] -> {"contrast": [B, D_c, h, w], "distill": [B, D_d, h, w]}, features not yet normalised.
 
-    BatchNorm takes its statistics over `groups` equal parts of the batch, each part passing alone, as if each sat on a
+    BatchNorm takes its statistics over `groups` parts of the batch (of equal size, where it divides), each passing alone, as if each sat on a
     device of its own (METHOD section 3, *Teacher*): views and groups never share statistics.
     """
 
@@ -27,17 +33,16 @@ class Network(nn.Module):
         channels = self.backbone.channels.get(config.stride)
         if channels is None:
             levels = ", ".join(map(str, self.backbone.channels))
-            raise ConfigError(f"model.stride is {config.stride}; {config.backbone} has feature levels of strides {levels}")
-        self.contrast_head = (
-            contrast_head(channels, config.contrast_hidden, config.contrast_dim) if contrast else None
-        )
+            found = f"{config.backbone} has feature levels of strides {levels}"
+            raise ConfigError(f"model.stride is {config.stride}; {found}")
+        self.contrast_head = contrast_head(channels, config.contrast_hidden, config.contrast_dim) if contrast else None
         self.distill_head = distill_head(channels, config.distill_hidden, config.distill_dim) if distill else None
 
     def forward(
         self, images: Tensor, groups: int = 1, contrast: bool = True, distill: bool = True
     ) -> dict[str, Tensor]:
         """`contrast`, `distill`: which of the heads that the network has to run."""
-        parts = [self._features(part, contrast, distill) for part in images.chunk(groups)]
+        parts = [self._features(part, contrast, distill) for part in images.tensor_split(groups)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if len(parts) > 1 else parts[0]
 
     def _features(self, images: Tensor, contrast: bool, distill: bool) -> dict[str, Tensor]:

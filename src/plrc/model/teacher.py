@@ -26,7 +26,8 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float, keep
     `keep` is a 0-dim bool tensor on the parameters' device: False leaves the teacher as it is (a skipped step), without
     the host having to know.
     """
-    mine, theirs = list(teacher.parameters()), list(student.parameters())
+    mine: list[Tensor] = list(teacher.parameters())
+    theirs: list[Tensor] = list(student.parameters())
     weight = (1.0 - momentum) * keep.to(mine[0].dtype)
     if weight.device.type == "cpu":
         torch._foreach_lerp_(mine, theirs, float(weight))

@@ -1,0 +1,322 @@
+"""Several real processes compute what one process with the joined batch computes.
+
+By construction one process with `bn_groups` R equals R processes with `bn_groups` 1: the student's groups are the ranks'
+parts, and the teacher's order is shared. So the loops below run once in R processes (gloo) and once here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from plrc.config import Config
+from plrc.data.loader import StepSampler, split_held_out
+from plrc.engine.checkpoint import load_checkpoint, newest_checkpoint
+from plrc.engine.pretrain import pretrain
+from tests.integration.ranks import by_hand
+
+ROOT = Path(__file__).parents[2]
+Result = dict[str, Any]
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "image": {"method": "image"},
+    "points": {"method": "points", "objectives.negatives": "batch"},
+    "plrc": {"objectives.center": True},
+    "accumulate": {"objectives.negatives": "batch", "optim.accumulate": 2, "optim.name": "sgd", "optim.lr": 1e-5},
+    "sgd": {"model.stride": 32, "optim.name": "sgd", "optim.lr": 0.05, "optim.clip_norm": 1.0},
+}
+BY_HAND: dict[str, dict[str, Any]] = {
+    "hand_image": {"method": "image", "optim.steps": 1},
+    "hand_few": {
+        "views.area": (0.005, 0.02), "seed": 1, "optim.steps": 4, "optim.batch_size": 4, "optim.name": "sgd",
+        "optim.lr": 1e-3, "objectives.negatives": "batch",
+    },
+}  # fmt: skip
+
+
+def tiny(method: str, source: Path, out: Path, groups: int, **settings: Any) -> Config:
+    """The configuration of conftest's fixture of this name, for any folder."""
+    from plrc.presets import preset
+
+    values: dict[str, Any] = {
+        "data.source": str(source), "data.held_out": 4, "run.out": str(out), "run.workers": 0, "run.device": "cpu",
+        "run.log_every_steps": 1, "views.size": 32, "optim.batch_size": 8, "optim.steps": 3, "model.stride": 8,
+        "model.bn_groups": groups, "model.contrast_hidden": 16, "model.distill_hidden": 16, "objectives.points": 16,
+        "objectives.distill_points": 16, "objectives.queue": 24,
+    }  # fmt: skip
+    return preset("debug_cpu", method).with_values(values | settings)
+
+
+def config_of(name: str, source: Path, out: Path, groups: int) -> Config:
+    settings = dict((SETTINGS | BY_HAND)[name])
+    return tiny(settings.pop("method", "plrc"), source, out, groups, **settings)
+
+
+def in_processes(world: int, jobs: list[dict[str, Any]], folder: Path) -> dict[str, list[Result]]:
+    """Run jobs in `world` processes of tests/integration/ranks.py: name -> what each rank found."""
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = os.environ | {
+        "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "tests.integration.ranks", str(folder / "jobs.json"), str(folder)]
+    processes = [
+        subprocess.Popen(
+            command, cwd=ROOT, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(world)
+    ]  # fmt: skip
+    try:
+        outputs = [process.communicate(timeout=400)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
+    return {
+        job["name"]: [torch.load(folder / f"{job['name']}.{rank}.pt") for rank in range(world)] for job in jobs
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("two")
+
+
+@pytest.fixture(scope="module")
+def broken(scenes: Path, folder: Path) -> Path:
+    """The scenes, every fourth of them cut off."""
+    (folder / "broken").mkdir()
+    for number, file in enumerate(sorted(scenes.glob("*.jpg"))):
+        data = file.read_bytes()
+        (folder / "broken" / file.name).write_bytes(data if number % 4 else data[: len(data) // 2])
+    return folder / "broken"
+
+
+@pytest.fixture(scope="module")
+def two(scenes: Path, broken: Path, folder: Path) -> dict[str, list[Result]]:
+    """All that two processes do, in one start of them."""
+
+    def job(name: str, kind: str, config: Config | None = None, **more: Any) -> dict[str, Any]:
+        return {"name": name, "kind": kind, "config": config.to_dict() if config else None, **more}
+
+    whole = config_of("plrc", scenes, folder / "whole", 1).with_values({"optim.steps": 7})
+    parts = whole.with_values({"run.out": str(folder / "parts"), "run.resume": True, "run.workers": 1})
+    bad = tiny("image", broken, folder / "bad", 1, **{"optim.steps": 5, "data.bad_limit": 0.9, "data.held_out": 0})
+    strict = bad.with_values({"data.bad_limit": 0.1, "run.out": str(folder / "strict"), "run.log_every_steps": 2})
+    synced = config_of("image", scenes, folder / "synced", 1).with_values({"model.sync_bn": True})
+    jobs = [
+        job("collectives", "collectives", rows=3, order=[4, 0, 3, 5, 2, 1]),
+        *(job(name, "train", config_of(name, scenes, folder / name, 1)) for name in SETTINGS),
+        *(job(name, "by_hand", config_of(name, scenes, folder / name, 1)) for name in BY_HAND),
+        job("whole", "train", whole),
+        job("stopped", "train", parts, signal=[1, 3]),
+        job("resumed", "train", parts),
+        job("bad", "train", bad),
+        job("strict", "train", strict),
+        job("synced", "train", synced),
+    ]
+    return in_processes(2, jobs, folder)
+
+
+def curve(out: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    skip = ("images_per_second", "data_wait_share")
+    return [{k: v for k, v in line.items() if k not in skip} for line in lines if line["kind"] == "train"]
+
+
+def final(out: Path) -> dict[str, Any]:
+    path = newest_checkpoint(out)
+    assert path is not None
+    return load_checkpoint(path)
+
+
+def is_statistic(name: str) -> bool:
+    return name.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked")
+
+
+def assert_near(a: Any, b: Any, where: str) -> None:
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            if not is_statistic(str(key)):
+                assert_near(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, list):
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_near(x, y, f"{where}/{i}")
+    elif isinstance(a, torch.Tensor) and a.is_floating_point():
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=lambda text: f"{where}: {text}")
+    elif isinstance(a, float):
+        assert a == pytest.approx(b, rel=1e-5, abs=1e-7), where
+    else:
+        assert a == b, where
+
+
+def assert_same_run(many: Path, one: Path) -> None:
+    """Losses, gradient norms and all states but BatchNorm's running statistics, which each rank keeps of its part."""
+    assert_near(curve(one), curve(many), "metrics")
+    a, b = final(one), final(many)
+    for part in ("step", "images", "student", "teacher", "queue", "center", "optimizer"):
+        assert_near(a[part], b[part], part)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_two_processes_equal_one_packed_batch(
+    name: str, two: dict[str, list[Result]], scenes: Path, folder: Path
+) -> None:
+    one = pretrain(config_of(name, scenes, folder / f"{name}_one", groups=2))
+    assert [rank["step"] for rank in two[name]] == [one.step, one.step]
+    assert_same_run(folder / name, one.path)
+
+
+def test_the_comparison_sees_another_grouping(two: dict[str, list[Result]], scenes: Path, folder: Path) -> None:
+    """The comparison above can fail: with one BatchNorm group the same run gives other numbers."""
+    other = pretrain(config_of("image", scenes, folder / "other", groups=1))
+    with pytest.raises(AssertionError):
+        assert_same_run(folder / "image", other.path)
+
+
+def test_collectives(two: dict[str, list[Result]]) -> None:
+    found = two["collectives"]
+    joined = torch.cat([rank["mine"] for rank in found])
+    order = torch.tensor([4, 0, 3, 5, 2, 1])
+    for rank, mine in enumerate(found):
+        assert mine["world"] == (rank, 2, rank == 0)
+        assert torch.equal(mine["gathered"], joined) and not mine["gathered_needs_grad"]
+        assert mine["gathered_numbers"].tolist() == [0, 1, 10, 11]
+        assert torch.equal(mine["shuffled"], joined[order][3 * rank : 3 * rank + 3])
+        assert torch.equal(mine["unshuffled"], mine["mine"] + 0.5)
+        assert torch.equal(mine["sum"], found[0]["mine"] + found[1]["mine"])
+        assert mine["any"] == [False, True, True, True]
+        assert mine["words"] == {"from 1": "x"}
+
+
+def test_normaliser_joins_unequal_numbers_of_valid_queries(two: dict[str, list[Result]], scenes: Path) -> None:
+    """Tiny crops: one rank may have no valid query at all. Gradients and weights are still those of one process."""
+    ranks = two["hand_few"]
+    one = by_hand({"config": config_of("hand_few", scenes, Path("unused"), groups=2).to_dict()})
+    pairs = [(a[term], b[term]) for term in ("point", "distill") for a, b in zip(ranks[0]["counts"], ranks[1]["counts"], strict=True)]  # fmt: skip
+    assert any(a != b for a, b in pairs) and any(min(pair) == 0 < max(pair) for pair in pairs)
+    for step, counts in enumerate(one["counts"]):
+        assert counts == {term: sum(rank["counts"][step][term] for rank in ranks) for term in counts}
+    for rank in ranks:
+        assert_near(one["gradients"], rank["gradients"], "gradients")
+        assert_near(one["students"], rank["students"], "students")
+        for part in ("teacher", "queue", "optimizer"):
+            assert_near(one[part], rank[part], part)
+
+
+def test_running_statistics_are_those_of_each_rank(two: dict[str, list[Result]], scenes: Path) -> None:
+    """After one step: rank r holds 0.9 * start + 0.1 * its own; one process adds its groups one after the other."""
+    ranks = two["hand_image"]
+    one = by_hand({"config": config_of("hand_image", scenes, Path("unused"), groups=2).to_dict()})
+    for network in ("student", "teacher"):
+        names = [name for name in one[network] if name.endswith(("running_mean", "running_var"))]
+        moved = [name for name in names if not torch.equal(one[network][name], one["start"][name])]
+        assert len(moved) == 20 and not torch.equal(ranks[0][network][moved[0]], ranks[1][network][moved[0]])
+        for name in moved:
+            first, second = ranks[0][network][name], ranks[1][network][name]
+            expected = 0.9 * first + (second - 0.9 * one["start"][name])
+            torch.testing.assert_close(one[network][name], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_signal_to_one_rank_stops_all_and_resume_equals_uninterrupted(
+    two: dict[str, list[Result]], folder: Path
+) -> None:
+    assert [(rank["step"], rank["finished"]) for rank in two["stopped"]] == [(3, False)] * 2
+    assert [(rank["step"], rank["finished"]) for rank in two["resumed"]] == [(7, True)] * 2
+    assert curve(folder / "whole") == curve(folder / "parts")
+    a, b = final(folder / "whole"), final(folder / "parts")
+    for part in ("student", "teacher", "queue"):
+        assert all(torch.equal(a[part][name], b[part][name]) for name in a[part]), part
+    assert torch.equal(a["center"], b["center"])
+    moments = [(a["optimizer"]["state"][i][m], b["optimizer"]["state"][i][m]) for i in a["optimizer"]["state"] for m in ("step", "exp_avg", "exp_avg_sq")]  # fmt: skip
+    assert len(moments) > 50 and all(torch.equal(x, y) for x, y in moments)
+
+
+def test_only_the_first_rank_writes(two: dict[str, list[Result]], folder: Path) -> None:
+    out = str(folder / "whole")
+    first, second = (
+        [path for path in rank["written"] if path.startswith(out)] for rank in two["whole"]
+    )
+    assert any("checkpoints" in path for path in first) and any(path.endswith("log.txt") for path in first)
+    assert second == []
+    assert [line["step"] for line in curve(Path(out))] == list(range(1, 8))
+
+
+def test_unreadable_images_of_every_rank_are_named_once(
+    two: dict[str, list[Result]], broken: Path, folder: Path
+) -> None:
+    names = sorted(p.name for p in broken.iterdir())
+    train, _ = split_held_out(len(names), 0, 0)
+    seen = [
+        {names[train[i]] for keys in StepSampler(48, 8, 1, 0, 0, 5, rank, 2) for _, i in keys} & set(names[::4])
+        for rank in (0, 1)
+    ]
+    assert seen[1] - seen[0], "the second process reads an unreadable image that the first does not"
+    log = (folder / "bad" / "log.txt").read_text()
+    assert {name: log.count(f"cannot read {name}") for name in seen[0] | seen[1]} == dict.fromkeys(seen[0] | seen[1], 1)
+    errors = [rank["error"] for rank in two["strict"]]
+    assert errors[0] == errors[1] and "images cannot be read, more than data.bad_limit (10%)" in errors[0]
+
+
+def test_sync_bn_needs_gpus(two: dict[str, list[Result]]) -> None:
+    assert all("PyTorch shares BatchNorm statistics on GPUs only" in rank["error"] for rank in two["synced"])
+
+
+@pytest.mark.slow
+def test_three_processes_equal_one_packed_batch(scenes: Path, tmp_path: Path) -> None:
+    three = SETTINGS["accumulate"] | {"optim.batch_size": 12}
+    many = tiny("plrc", scenes, tmp_path / "three", 1, **three)
+    in_processes(3, [{"name": "three", "kind": "train", "config": many.to_dict()}], tmp_path)
+    one = pretrain(tiny("plrc", scenes, tmp_path / "one", 3, **three))
+    assert_same_run(tmp_path / "three", one.path)
+
+
+def test_torchrun_stops_at_one_step_and_devices_2_goes_on(scenes: Path, tmp_path: Path) -> None:
+    """SIGTERM to torchrun: both ranks save and end; then `plrc pretrain --devices 2 --resume` finishes the run."""
+    out = tmp_path / "run"
+    settings = ["--run.threads", "1", "--run.workers", "1", "--views.size", "32", "--optim.batch-size", "8",
+                "--model.stride", "8", "--model.bn-groups", "1", "--run.device", "cpu", "--run.log-every-steps", "1",
+                "--preset", "debug_cpu", "--data", str(scenes), "--out", str(out)]  # fmt: skip
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*torchrun, "-m", "plrc", "pretrain", *settings, "--optim.steps", "100000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        wait_for(lambda: (out / "metrics.jsonl").exists() and len(curve(out)) >= 2, process)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    step = final(out)["step"]
+    assert output.count(f"stopped at step {step} of 100000 and saved") == 1
+    assert [line["step"] for line in curve(out)] == list(range(1, step + 1))
+
+    goal = ["--optim.steps", str(step + 2), "--run.allow-changes", "--resume", "--devices", "2"]
+    more = subprocess.run(
+        [sys.executable, "-m", "plrc", "pretrain", *settings, *goal], capture_output=True, text=True, timeout=400
+    )
+    assert more.returncode == 0, more.stdout + more.stderr
+    assert final(out)["step"] == step + 2
+    assert [line["step"] for line in curve(out)] == list(range(1, step + 3))
+    assert more.stdout.count("finished") == 1
+
+
+def wait_for(ready: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 200
+    while not ready():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.2)

@@ -1,0 +1,150 @@
+"""The names that users and other tests rely on. A change here is a change of the interface: note it in CHANGELOG.md."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from typing import get_args, get_type_hints
+
+import pytest
+
+import plrc
+from plrc import cli, objectives
+from plrc.export import TARGETS
+from plrc.presets import PRESETS, preset
+
+FLAGS = """
+--help --preset --method --config --seed --adapt --no-adapt --data --out --resume --no-resume --devices
+--data.source --data.layout --data.split --data.exclude --data.held-out --data.percentiles --data.max-megapixels
+--data.bad-limit
+--views.size --views.area --views.aspect --views.flip --views.overlap --views.overlap-tries --views.jitter
+--views.brightness --views.contrast --views.saturation --views.hue --views.grey --views.blur --views.blur-sigma
+--regions.source --regions.grid --regions.maps --regions.map-size
+--model.backbone --model.stride --model.layer4-stride --model.init --model.contrast-hidden --model.contrast-dim
+--model.distill-hidden --model.distill-dim --model.bn-groups --model.sync-bn --model.no-sync-bn
+--objectives.image-weight --objectives.point-weight --objectives.distill-weight --objectives.image-temperature
+--objectives.point-temperature --objectives.student-temperature --objectives.teacher-temperature
+--objectives.teacher-temperature-start --objectives.temperature-warmup --objectives.queue --objectives.negatives
+--objectives.points --objectives.distill-points --objectives.lattice --objectives.center --objectives.no-center
+--optim.name --optim.lr --optim.lr-batch --optim.momentum --optim.weight-decay --optim.batch-size --optim.accumulate
+--optim.epochs --optim.steps --optim.warmup-epochs --optim.clip-norm --optim.teacher-momentum --optim.teacher-schedule
+--optim.precision --optim.channels-last --optim.no-channels-last --optim.compile --optim.no-compile
+--run.out --run.resume --run.no-resume --run.allow-changes --run.no-allow-changes --run.device --run.devices
+--run.workers --run.threads --run.log-every-steps --run.health-every-steps --run.checkpoint-every-steps
+--run.keep-checkpoints --run.stop-on-collapse --run.no-stop-on-collapse
+"""
+
+PAPER = {  # METHOD section 4, and the objectives' settings of section 3
+    "model.backbone": "resnet50", "model.stride": 32, "model.layer4_stride": 2, "model.bn_groups": 8,
+    "model.contrast_hidden": 2048, "model.contrast_dim": 128, "model.distill_hidden": 2048, "model.distill_dim": 256,
+    "views.size": 224, "views.area": (0.2, 1.0), "views.aspect": (3 / 4, 4 / 3), "views.flip": 0.5,
+    "views.overlap": 0.5, "views.overlap_tries": 100,
+    "views.jitter": 0.8, "views.brightness": 0.4, "views.contrast": 0.4, "views.saturation": 0.4, "views.hue": 0.1,
+    "views.grey": 0.2, "views.blur": 0.5, "views.blur_sigma": (0.1, 2.0),
+    "regions.source": "grid", "regions.grid": 4,
+    "optim.name": "sgd", "optim.lr": 0.03, "optim.lr_batch": 256, "optim.batch_size": 256, "optim.momentum": 0.9,
+    "optim.weight_decay": 1e-4, "optim.epochs": 100.0, "optim.steps": 0, "optim.warmup_epochs": 0.0,
+    "optim.clip_norm": 0.0, "optim.teacher_momentum": 0.999, "optim.teacher_schedule": "constant",
+    "objectives.image_weight": 0.7, "objectives.point_weight": 0.3, "objectives.distill_weight": 0.3,
+    "objectives.image_temperature": 0.2, "objectives.point_temperature": 0.2, "objectives.student_temperature": 0.1,
+    "objectives.teacher_temperature_start": 0.04, "objectives.teacher_temperature": 0.07,
+    "objectives.temperature_warmup": 0.3, "objectives.queue": 65536, "objectives.points": 256,
+    "objectives.distill_points": 256, "objectives.lattice": 56, "objectives.center": False,
+    "adapt": True,
+}  # fmt: skip
+
+
+def test_the_package() -> None:
+    assert plrc.__all__ == [
+        "Config", "ConfigError", "PlrcError", "Run", "export_backbone", "load_backbone", "objectives", "preset",
+        "pretrain",
+    ]  # fmt: skip
+    for name in plrc.__all__:
+        assert getattr(plrc, name) is not None
+    assert plrc.objectives is objectives
+    with pytest.raises(AttributeError, match="has no attribute 'train'"):
+        plrc.train  # noqa: B018
+
+
+def parameters(function: Callable[..., object]) -> dict[str, object]:
+    """{parameter: default}; those without one have the value `inspect.Parameter.empty`."""
+    return {name: p.default for name, p in inspect.signature(function).parameters.items()}
+
+
+REQUIRED = inspect.Parameter.empty
+
+
+def test_functions() -> None:
+    assert parameters(plrc.pretrain) == {"config": REQUIRED, "explicit": frozenset()}
+    assert parameters(plrc.load_backbone) == {"path": REQUIRED, "layer4_stride": 2, "backbone": ""}
+    assert parameters(plrc.export_backbone) == {"run": REQUIRED, "target": "torchvision", "out": None}
+    assert parameters(plrc.preset) == {"name": REQUIRED, "method": "plrc"}
+    assert list(get_type_hints(plrc.Run)) == ["path", "step", "finished", "health"]
+
+
+def test_objectives() -> None:
+    assert parameters(objectives.image_contrast) == {
+        "query": REQUIRED, "key": REQUIRED, "queue": REQUIRED, "temperature": 0.2
+    }  # fmt: skip
+    assert parameters(objectives.point_region_contrast) == {
+        "query": REQUIRED, "keys": REQUIRED, "query_regions": REQUIRED, "key_regions": REQUIRED, "temperature": 0.2,
+        "backend": "auto",
+    }  # fmt: skip
+    assert parameters(objectives.affinity_distillation) == {
+        "student": REQUIRED, "teacher": REQUIRED, "reference": REQUIRED, "student_temperature": 0.1,
+        "teacher_temperature": 0.07, "center": None, "valid": None, "backend": "auto",
+    }  # fmt: skip
+    assert {"auto", "dense", "fused"} <= set(get_args(objectives.Backend))
+
+
+def test_verbs() -> None:
+    assert list(cli.VERBS) == ["demo", "doctor", "scan", "pretrain", "export"]
+
+
+def test_flags_of_pretrain(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["pretrain", "--help"]) == 0
+    assert set(re.findall(r"--[a-z0-9_.-]*[a-z0-9]", capsys.readouterr().out)) == set(FLAGS.split())
+
+
+def test_flags_of_the_other_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    expected = {
+        "demo": "--out --steps",
+        "doctor": "",
+        "scan": "--layout --split --exclude --workers",
+        "export": "--to --out",
+    }
+    for verb, flags in expected.items():
+        assert cli.main([verb, "--help"]) == 0
+        found = set(re.findall(r"--[a-z0-9_.-]*[a-z0-9]", capsys.readouterr().out))
+        assert found == {"--help", *flags.split()}
+
+
+def test_export_targets() -> None:
+    assert get_args(get_type_hints(cli.Export)["to"]) == tuple(TARGETS)
+
+
+def test_presets() -> None:
+    assert list(PRESETS) == ["paper_r50", "coco_r50", "small_r18", "debug_cpu"]
+    assert {name: preset(name).preset for name in PRESETS} == {name: name for name in PRESETS}
+
+
+def test_the_papers_recipe() -> None:
+    flat = preset("paper_r50").flat()
+    assert {name: flat[name] for name in PAPER} == PAPER
+    assert "AP 58.2, AP50 82.7, AP75 65.1" in (PRESETS["paper_r50"].__doc__ or "")
+
+
+def test_the_recipe_on_coco_differs_only_in_its_length() -> None:
+    differences = preset("coco_r50").differences(preset("paper_r50"))
+    assert differences == [("optim.epochs", 800.0, 100.0), ("preset", "coco_r50", "paper_r50")]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_methods_are_weights_of_terms_and_nothing_else(name: str) -> None:
+    whole = preset(name)
+    for method, changed in {"image": ("image", "point", "distill"), "points": ("distill",)}.items():
+        differences = {key: value for key, value, _ in preset(name, method).differences(whole)}
+        image = {"objectives.image_weight": 1.0} if method == "image" else {}
+        zeros = {f"objectives.{term}_weight": 0.0 for term in changed if term != "image"}
+        assert differences == {"method": method} | image | zeros
