@@ -80,8 +80,8 @@ class Export:
 class Demo:
     out: Path = Path("plrc-demo")
     """Folder to write into: empty, absent, or a demo that was stopped."""
-    steps: int = 400
-    """Optimiser steps. 400 take about six minutes on two cores."""
+    steps: int = 250
+    """Optimiser steps."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +194,9 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the command `plrc`; returns the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # Threads that wait by spinning stall each other wherever a core is shared, by a loader process for instance: one
+    # such process made a step on two cores twenty times slower. Must be set before PyTorch starts its threads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
             verbs = [f"  {name:<10}{_help(name).splitlines()[0]}" for name in VERBS]

@@ -70,7 +70,7 @@ def sample(features: Tensor, points: Tensor) -> Tensor:
 
 
 def look_up(ids: Tensor, points: Tensor) -> Tensor:
-    """Region ids at image-frame points: id maps [B, H, W], points [B, N, 2] -> [B, N] (the cell that a point lies in)."""
+    """Region ids at image-frame points: id maps [B, H, W], points [B, N, 2] -> [B, N] (of the cell they are in)."""
     height, width = ids.shape[1:]
     column = (points[..., 0] * width).long().clamp_(0, width - 1)
     row = (points[..., 1] * height).long().clamp_(0, height - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -80,50 +81,68 @@ def test_run_folder_holds_what_is_promised(tiny: Tiny) -> None:
 def test_stop_and_resume_equals_uninterrupted_bit_for_bit(
     tiny: Tiny, tmp_path: Path, settings: dict[str, object], workers: int
 ) -> None:
-    """48 - 4 images in batches of 8 give 5 steps an epoch: step 3 is in the middle of an epoch, step 7 in the second."""
+    """48 - 4 images in batches of 8 give 5 steps an epoch. SIGTERM at step 3, in the middle of an epoch, is saved; the
+    crash at step 7 loses two steps: the run goes on from the checkpoint of step 5."""
     whole = tiny(**settings, optim__steps=8)
     pretrain(whole.with_values({"run.out": str(tmp_path / "whole")}))
-    parts = whole.with_values({"run.out": str(tmp_path / "parts"), "run.workers": workers, "run.resume": True})
-    for stop_at in (3, 7):
-        assert not interrupted(parts, stop_at).finished
+    parts = whole.with_values({
+        "run.out": str(tmp_path / "parts"), "run.workers": workers, "run.resume": True, "run.checkpoint_every_steps": 5,
+    })  # fmt: skip
+    with after_steps(3, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        run = pretrain(parts)
+    assert run.step == 3 and not run.finished
+    with after_steps(4, power_cut), pytest.raises(RuntimeError, match="power cut"):
+        pretrain(parts)
+    assert final(parts.run.out)["step"] == 5 and metrics(parts.run.out)[-1]["step"] == 6
     assert pretrain(parts).finished
     a, b = final(tmp_path / "whole"), final(tmp_path / "parts")
     for key in KEYS:
         if key not in ("config", "health"):
             assert_same(a[key], b[key], key)
     assert a["health"][-1] == b["health"][-1]  # type: ignore[index]
-    keys = [k for k in metrics(tmp_path / "whole")[0] if k.endswith(("_loss", "_kl", "norm", "lr"))]
-    curve = [[line[k] for k in keys] for line in metrics(tmp_path / "whole")]
-    assert curve == [[line[k] for k in keys] for line in metrics(tmp_path / "parts")]
+    names = [k for k in metrics(tmp_path / "whole")[0] if k not in ("images_per_second", "data_wait_share")]
+    curve = [[line[k] for k in names] for line in metrics(tmp_path / "whole")]
+    assert len(curve) == 8 and curve == [[line[k] for k in names] for line in metrics(tmp_path / "parts")]
 
 
-def interrupted(config: Config, stop_at: int) -> loop.Run:
-    """Send this process a real SIGTERM while step `stop_at` is being saved or logged."""
-    original = loop.Window.add_step
-    seen = {"step": int(final(config.run.out)["step"]) if Path(config.run.out).exists() else 0}  # type: ignore[call-overload]
+@contextlib.contextmanager
+def after_steps(steps: int, act: Callable[[], None]) -> Iterator[None]:
+    """Act inside the loop once this many steps of this start are computed, before they are logged or saved."""
+    original, done = loop.Window.add_step, 0
 
     def counted(self: loop.Window, *args: torch.Tensor) -> None:
+        nonlocal done
         original(self, *args)
-        seen["step"] += 1
-        if seen["step"] == stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
+        done += 1
+        if done == steps:
+            act()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop.Window, "add_step", counted)
-        return pretrain(config)
+        yield
+
+
+def power_cut() -> None:
+    raise RuntimeError("power cut")
 
 
 def test_golden_loss_curve(tiny: Tiny) -> None:
-    """A refactoring must reproduce these numbers. Regenerate: PLRC_FREEZE=1 pytest tests/engine -k golden."""
-    pretrain(tiny(optim__steps=6, model__stride=32))
-    curve = [{k: line[k] for k in line if k.endswith("_loss") or k == "gradient_norm"} for line in metrics(Path(tiny().run.out))]
+    """A refactoring must reproduce these numbers. Regenerate: PLRC_FREEZE=1 pytest tests/engine -k golden.
+
+    Clipped SGD at a small rate, so that another processor's rounding does not grow: losses then agree to about 1e-6,
+    gradient norms, which jump where a ReLU passes its kink, to about 1e-3.
+    """
+    settings = {"optim__name": "sgd", "optim__lr": 3e-3, "optim__clip_norm": 1.0, "views__size": 64, "model__stride": 16}
+    run = pretrain(tiny(optim__steps=6, **settings))
+    curve = [{k: v for k, v in line.items() if k.endswith("_loss") or k == "gradient_norm"} for line in metrics(run.path)]
     if os.environ.get("PLRC_FREEZE"):
         GOLDEN.parent.mkdir(exist_ok=True)
         GOLDEN.write_text(json.dumps(curve, indent=1) + "\n")
     expected = json.loads(GOLDEN.read_text())
-    assert len(curve) == len(expected)
+    assert len(curve) == len(expected) == 6
     for now, before in zip(curve, expected, strict=True):
-        assert now == pytest.approx(before, rel=2e-3)
+        assert now.pop("gradient_norm") == pytest.approx(before.pop("gradient_norm"), rel=1e-2)
+        assert now == pytest.approx(before, rel=1e-4)
 
 
 def test_learning_lowers_the_divergences(tiny: Tiny) -> None:
@@ -245,6 +264,8 @@ def test_refusals_say_what_to_do(tiny: Tiny, tmp_path: Path) -> None:
         pretrain(again.with_values({"optim.lr": 0.5}))
     with pytest.raises(PlrcError, match=r"fewer than one batch of 64"):
         pretrain(tiny(optim__batch_size=64, run__out=str(tmp_path / "other")))
+    with pytest.raises(PlrcError, match=r"one image, one position"):
+        pretrain(tiny(model__stride=32, model__layer4_stride=2, model__bn_groups=8, run__out=str(tmp_path / "other")))
     checkpoint = newest_checkpoint(Path(config.run.out))
     assert checkpoint is not None
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])

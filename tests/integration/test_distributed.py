@@ -29,12 +29,13 @@ from tests.integration.ranks import by_hand
 ROOT = Path(__file__).parents[2]
 Result = dict[str, Any]
 
+# Learning rates are small: a weight that differs by one rounding may push a ReLU over its kink, and that grows.
 SETTINGS: dict[str, dict[str, Any]] = {
     "image": {"method": "image"},
     "points": {"method": "points", "objectives.negatives": "batch"},
     "plrc": {"objectives.center": True},
     "accumulate": {"objectives.negatives": "batch", "optim.accumulate": 2, "optim.name": "sgd", "optim.lr": 1e-5},
-    "sgd": {"model.stride": 32, "optim.name": "sgd", "optim.lr": 0.05, "optim.clip_norm": 1.0},
+    "deepest": {"model.stride": 32, "optim.name": "sgd", "optim.lr": 1e-3, "optim.clip_norm": 1.0},
 }
 BY_HAND: dict[str, dict[str, Any]] = {
     "hand_image": {"method": "image", "optim.steps": 1},
@@ -52,7 +53,7 @@ def tiny(method: str, source: Path, out: Path, groups: int, **settings: Any) -> 
     values: dict[str, Any] = {
         "data.source": str(source), "data.held_out": 4, "run.out": str(out), "run.workers": 0, "run.device": "cpu",
         "run.log_every_steps": 1, "views.size": 32, "optim.batch_size": 8, "optim.steps": 3, "model.stride": 8,
-        "model.bn_groups": groups, "model.contrast_hidden": 16, "model.distill_hidden": 16, "objectives.points": 16,
+        "model.bn_groups": groups, "optim.lr": 1e-4, "model.contrast_hidden": 16, "model.distill_hidden": 16, "objectives.points": 16,
         "objectives.distill_points": 16, "objectives.queue": 24,
     }  # fmt: skip
     return preset("debug_cpu", method).with_values(values | settings)
@@ -286,6 +287,7 @@ def test_three_processes_equal_one_packed_batch(scenes: Path, tmp_path: Path) ->
     assert_same_run(tmp_path / "three", one.path)
 
 
+@pytest.mark.slow
 def test_torchrun_stops_at_one_step_and_devices_2_goes_on(scenes: Path, tmp_path: Path) -> None:
     """SIGTERM to torchrun: both ranks save and end; then `plrc pretrain --devices 2 --resume` finishes the run."""
     out = tmp_path / "run"

@@ -107,9 +107,7 @@ class ViewDataset(Dataset[Batch]):
 
     def _decode(self, position: int) -> Tensor:
         data = self.config.data
-        return decode(
-            self.images.path(position), percentiles=data.percentiles, max_megapixels=data.max_megapixels
-        )
+        return decode(self.images.path(position), percentiles=data.percentiles, max_megapixels=data.max_megapixels)
 
     def _sample(self, image: Tensor, name: str, epoch: int, index: int, failures: tuple[tuple[str, str], ...]) -> Batch:
         config, seed = self.config, self.config.seed

@@ -66,7 +66,7 @@ def adapt(config: Config, explicit: Set[str], images: int, processes: int = 1) -
         scaled = _round(config.optim.lr * math.sqrt(ratio))
         change("optim.lr", scaled, f"square root of the batch: {batch} / {config.optim.lr_batch}")
     if config.model.init:
-        change("optim.lr", _round(config.optim.lr / 10), "warm start: a tenth, so that the given weights are not destroyed")
+        change("optim.lr", _round(config.optim.lr / 10), "warm start: a tenth, to keep the given weights")
 
     per_epoch = steps_per_epoch(images, batch)
     if not config.optim.steps and total_steps(config, images) < MIN_STEPS:
@@ -81,12 +81,13 @@ def adapt(config: Config, explicit: Set[str], images: int, processes: int = 1) -
     steps = total_steps(config, images)
     momentum = max(0.9, 1 - 10 / steps)
     if config.optim.teacher_momentum > momentum:
-        change("optim.teacher_momentum", _round(momentum), f"{steps} steps: the teacher must follow within a tenth of them")
+        change("optim.teacher_momentum", _round(momentum), f"{steps} steps: the teacher must follow in a tenth of them")
 
     part = batch // config.optim.accumulate
     groups = max(1, part // GROUP) if processes == 1 else 1
     if config.model.bn_groups > groups:
-        reason = f"{part} images at a time: groups of at least {GROUP}" if processes == 1 else "the processes are the groups"
+        alone = f"{part} images at a time: groups of at least {GROUP}"
+        reason = alone if processes == 1 else "the processes are the groups"
         change("model.bn_groups", groups, reason)
     return config, changes
 

@@ -1,7 +1,7 @@
 """Atomic, numbered checkpoints that load with weights only.
 
 Layer 4. A checkpoint is one file `checkpoints/step_00001000.pt`; the text file `checkpoints/last` names the newest.
-Keys (a tested contract): format, version, config, images, step, student, teacher, queue, center, optimizer, scaler, health.
+`KEYS` is a tested contract.
 """
 
 from __future__ import annotations

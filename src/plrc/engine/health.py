@@ -36,7 +36,7 @@ COLLAPSE_ADVICE = (
 class Health:
     """One check.
 
-    feature_std: mean standard deviation of unit-length features over points, times sqrt(C); 1 if spread evenly, 0 if all equal.
+    feature_std: standard deviation of unit features over points, times sqrt(C); 1 if spread evenly, 0 if all equal.
     effective_rank: exp of the entropy of the covariance's normalised eigenvalues; 1 if features lie on a line.
     point_match: share of points whose nearest feature in another view of the image is the same physical point.
     point_match_chance: the same by guessing.
@@ -54,7 +54,8 @@ class Health:
 
     def __str__(self) -> str:
         return (
-            f"health at step {self.step}: feature std {self.feature_std:.3f}, effective rank {self.effective_rank:.1f}, "
+            f"health at step {self.step}: feature std {self.feature_std:.3f}, "
+            f"effective rank {self.effective_rank:.1f}, "
             f"point match {self.point_match:.3f} (chance {self.point_match_chance:.3f})"
         )
 
@@ -97,9 +98,7 @@ class HealthCheck:
 
     def _point_features(self, backbone: nn.Module, stride: int, part: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Unit features [B, N, C] of the same physical points in two views, and which points both views show [B, N]."""
-        points = match_points(
-            part.maps[QUERY], part.maps[MATCH], part.match[:, : match_draws(POINTS)], POINTS
-        )
+        points = match_points(part.maps[QUERY], part.maps[MATCH], part.match[:, : match_draws(POINTS)], POINTS)
         both = []
         for view, where in ((QUERY, points.student), (MATCH, points.teacher)):
             images = photometric.augment(part.images[view], part.colour[view], self.config.views)
@@ -113,8 +112,9 @@ def spread(features: Tensor) -> tuple[float, float]:
         return 0.0, 1.0
     std = float(features.std(dim=0, correction=0).square().mean().sqrt() * features.shape[1] ** 0.5)
     centred = (features - features.mean(dim=0)).double()
-    eigenvalues = torch.linalg.eigvalsh(centred.T @ centred if features.shape[1] <= len(features) else centred @ centred.T)
-    share = eigenvalues.clamp(min=0) / eigenvalues.clamp(min=0).sum().clamp(min=1e-30)
+    tall = features.shape[1] <= len(features)
+    eigenvalues = torch.linalg.eigvalsh(centred.T @ centred if tall else centred @ centred.T).clamp(min=0)
+    share = eigenvalues / eigenvalues.sum().clamp(min=1e-30)
     entropy = -(share * share.clamp(min=1e-30).log()).sum()
     return std, float(entropy.exp())
 
@@ -124,9 +124,7 @@ def warnings(history: list[Health]) -> list[str]:
     first, now = history[0], history[-1]
     found = []
     if now.collapsed:
-        found.append(
-            f"feature std {now.feature_std:.3f}, effective rank {now.effective_rank:.1f}: {COLLAPSE_ADVICE}"
-        )
+        found.append(f"feature std {now.feature_std:.3f}, effective rank {now.effective_rank:.1f}: {COLLAPSE_ADVICE}")
     elif now.effective_rank < 0.25 * first.effective_rank:
         found.append(
             f"the effective rank fell from {first.effective_rank:.1f} to {now.effective_rank:.1f}: collapse may be near"

@@ -36,7 +36,7 @@ class Outcome:
 
     terms: dict[str, Term]
     keys: Tensor | None  # [R * B, D] image keys of all processes, for the queue
-    affinity: tuple[Tensor, Tensor] | None  # sum over queries of the teacher's affinities [M], and their number
+    affinity: tuple[Tensor, Tensor] | None  # mean over queries of the teacher's affinities [M], their number
 
 
 class Learner:
@@ -49,7 +49,7 @@ class Learner:
         torch.manual_seed(rng.torch_seed(config.seed, "weights"))
         memory_format = torch.channels_last if config.optim.channels_last else torch.contiguous_format
         student = Network(config.model, self.contrast, self.distill)
-        self.student = student.to(device, memory_format=memory_format)  # type: ignore[call-overload]
+        self.student: Network = student.to(device, memory_format=memory_format)  # type: ignore[call-overload]
         self.teacher = make_teacher(self.student)
         self.memory_format = memory_format
         generator = torch.Generator().manual_seed(rng.torch_seed(config.seed, "weights", index=1))
@@ -73,9 +73,7 @@ class Learner:
         keys, affinity = None, None
         if self.queue is not None:
             key = _image_feature(reference["contrast"])
-            terms["image"] = image_term(
-                _image_feature(query["contrast"]), key, self.queue.keys, o.image_temperature
-            )
+            terms["image"] = image_term(_image_feature(query["contrast"]), key, self.queue.keys, o.image_temperature)
             keys = distributed.gather(key)
         if o.point_weight > 0:
             terms["point"] = self._point_term(batch, query["contrast"], reference["contrast"])
@@ -123,24 +121,25 @@ class Learner:
         if self.queue is not None:
             self.queue.push(torch.cat([o.keys for o in outcomes if o.keys is not None]), keep)
         if self.center is not None:
-            total = sum(o.affinity[0] * o.affinity[1] for o in outcomes if o.affinity is not None)
-            count = sum(o.affinity[1] for o in outcomes if o.affinity is not None)
-            mean = distributed.sum_over_processes(total) / distributed.sum_over_processes(count).clamp(min=1)
+            found = [o.affinity for o in outcomes if o.affinity is not None]
+            total = distributed.sum_over_processes(torch.stack([mean * count for mean, count in found]).sum(dim=0))
+            count = distributed.sum_over_processes(torch.stack([count for _, count in found]).sum())
+            mean = total / count.clamp(min=1)
             self.center.copy_(torch.where(keep, self.center.lerp(mean, 1 - CENTER_MOMENTUM), self.center))
 
     def _augment(self, batch: Batch) -> Tensor:
         """uint8 [V, B, 3, S, S] -> normalised float views of the same shape."""
         views, size = batch.images.shape[:2], batch.images.shape[2:]
-        images = photometric.augment(
-            batch.images.reshape(-1, *size), batch.colour.flatten(0, 1), self.config.views
-        )
-        return images.contiguous(memory_format=self.memory_format).unflatten(0, views)
+        images = photometric.augment(batch.images.reshape(-1, *size), batch.colour.flatten(0, 1), self.config.views)
+        joined: Tensor = images.contiguous(memory_format=self.memory_format)
+        return joined.unflatten(0, views)
 
     def _teach(self, images: Tensor, order: Tensor, contrast: bool) -> Features:
         """The teacher's features of a view; its samples meet other company in BatchNorm than the student's do."""
         groups = self.config.model.bn_groups
         if distributed.world_size() == 1 and groups == 1:
-            return self.teacher(images, 1, contrast, self.distill)
+            features: Features = self.teacher(images, 1, contrast, self.distill)
+            return features
         shuffled = distributed.shuffle(images, order).contiguous(memory_format=self.memory_format)
         features = self.teacher(shuffled, groups, contrast, self.distill)
         return {name: distributed.unshuffle(value, order) for name, value in features.items()}

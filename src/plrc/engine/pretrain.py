@@ -69,7 +69,8 @@ def _train(plan: Plan, stop: StopRequest, on_checkpoint: Sequence[OnCheckpoint])
         learner, student = state.learner, state.learner.wrapped_student()
         window = Window(config, learner.key_counts())
 
-        watch.check(first)
+        if not state.history:
+            watch.check(first)
         step = first
         for step in range(first + 1, plan.steps + 1):
             lr = schedule.learning_rate(config.optim, step - 1, plan.steps, plan.steps_per_epoch)
@@ -169,5 +170,6 @@ def _teacher_order(config: Config, step: int) -> torch.Tensor:
 
 def _sync_if(last: bool, student: nn.Module) -> contextlib.AbstractContextManager[None]:
     """Only the last part of a step exchanges gradients between processes."""
-    parallel = isinstance(student, nn.parallel.DistributedDataParallel)
-    return student.no_sync() if parallel and not last else contextlib.nullcontext()
+    if last or not isinstance(student, nn.parallel.DistributedDataParallel):
+        return contextlib.nullcontext()
+    return student.no_sync()

@@ -24,9 +24,9 @@ class RunLog:
         if not main:
             return
         self.console = Console(highlight=False, soft_wrap=True)
-        self.text = open(out / "log.txt", "a", encoding="utf-8")
+        self.text = (out / "log.txt").open("a", encoding="utf-8")
         cut_lines(out / "metrics.jsonl", first_step)
-        self.metrics = open(out / "metrics.jsonl", "a", encoding="utf-8")
+        self.metrics = (out / "metrics.jsonl").open("a", encoding="utf-8")
         self.board = SummaryWriter(str(out / "tensorboard"), purge_step=first_step or None)
         self.progress = Progress(
             TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[line]}"),
@@ -80,14 +80,8 @@ def cut_lines(path: Path, last_step: int) -> None:
     """Drop the JSON lines of steps after `last_step` (and a half-written last line)."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= last_step:
-                kept.append(line + "\n")
-        except (json.JSONDecodeError, KeyError):
-            break
-    path.write_text("".join(kept), encoding="utf-8")
+    whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")]
+    path.write_text("".join(line for line in whole if json.loads(line)["step"] <= last_step), encoding="utf-8")
 
 
 def _duration(seconds: float) -> str:

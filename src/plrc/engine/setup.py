@@ -1,6 +1,6 @@
 """From a configuration to everything a run needs: folder, device, images, adapted settings.
 
-Layer 4. Start-up order, written down: run folder (empty, or resumed) -> images -> adapted settings -> for a resumed run,
+Layer 4. Start-up order, written down: run folder (empty, or resumed) -> images -> adapted settings -> for a resumed run
 the same settings and images as stored, or a refusal that shows the difference.
 """
 
@@ -67,14 +67,14 @@ def prepare(config: Config, explicit: Set[str]) -> Plan:
     remarks += [f"adapted {change}" for change in changes]
     several = distributed.world_size() > 1
     if several and config.model.sync_bn and device.type == "cpu":
-        raise PlrcError("model.sync_bn is set, but PyTorch shares BatchNorm statistics on GPUs only; leave it out on CPUs")
+        raise PlrcError("model.sync_bn is set, but PyTorch shares BatchNorm statistics on GPUs only; leave it out")
     if config.model.bn_groups == 1 and (config.model.sync_bn or not several):
         remarks.append("BatchNorm sees the whole batch at once: samples may be recognised by their company (a leak)")
     part = config.optim.batch_size // config.optim.accumulate // distributed.world_size()
     if part < 2 * config.model.bn_groups and part > 1:
         remarks.append("BatchNorm groups of one image: statistics come from its positions alone")
     if part < config.model.bn_groups:
-        raise PlrcError(f"model.bn_groups is {config.model.bn_groups} but a part has only {part} images; write {part} or less")
+        raise PlrcError(f"model.bn_groups is {config.model.bn_groups}, a part has {part} images; write {part} or less")
     if part // config.model.bn_groups * lattice_side(config.model, config.views.size) ** 2 < 2:
         raise PlrcError(
             "BatchNorm would see a single value (one image, one position) and make it 0: "
@@ -139,7 +139,9 @@ def choose_device(name: str) -> torch.device:
         raise PlrcError(f"run.device is {name!r}; write auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise PlrcError(f"run.device is {name} but PyTorch finds no GPU here; write --run.device cpu, or see: plrc doctor")
+            raise PlrcError(f"run.device is {name} but PyTorch finds no GPU; write --run.device cpu")
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise PlrcError(f"run.device is {name} but there are {torch.cuda.device_count()} GPUs; write a lower N")
         torch.cuda.set_device(device)
     return device
 

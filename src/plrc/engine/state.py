@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from plrc.config import Config
-from plrc.engine.checkpoint import FORMAT
+from plrc.config import Config, PlrcError
+from plrc.engine.checkpoint import FORMAT, newest_checkpoint
 from plrc.engine.health import Health
 from plrc.engine.learner import Learner, Outcome
 from plrc.engine.optim import BufferGuard, build_optimizer, finite_gradient, guarded_step
@@ -33,8 +34,8 @@ class TrainingState:
         self.history: list[Health] = []
 
     def update(self, outcomes: list[Outcome], lr: float, momentum: float) -> tuple[Tensor, Tensor]:
-        """After the backward passes: student, then teacher, queue and centre; all or, for a gradient that is not finite,
-        none of them. Returns (gradient norm, whether the step counted), 0-dim on the device."""
+        """After the backward passes: student, then teacher, queue and centre; or none of them where the gradient is
+        not finite. Returns (gradient norm, whether the step counted), 0-dim on the device."""
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
         norm, keep = finite_gradient(self.learner.student, self.config.optim.clip_norm)
@@ -84,7 +85,10 @@ class TrainingState:
     def _warm_start(self, path: str) -> None:
         """Put the given weights into student and teacher before anything else looks at them."""
         backbone = self.learner.student.backbone
-        report = load_into(backbone, read_weights(path))
+        file = newest_checkpoint(Path(path)) if Path(path).is_dir() else Path(path)
+        if file is None:
+            raise PlrcError(f"model.init names the folder {path}, which holds no checkpoint; name a run or a file")
+        report = load_into(backbone, read_weights(file))
         self.learner.teacher.load_state_dict(self.learner.student.state_dict())
         self.start_weights = {name: p.detach().clone() for name, p in backbone.named_parameters()}
         self.remarks.append(f"warm start from {path}: {len(report.matched)} tensors taken over")

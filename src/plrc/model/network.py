@@ -22,8 +22,8 @@ def lattice_side(config: ModelConfig, size: int) -> int:
 class Network(nn.Module):
     """Images [B, 3, S, S] -> {"contrast": [B, D_c, h, w], "distill": [B, D_d, h, w]}, features not yet normalised.
 
-    BatchNorm takes its statistics over `groups` parts of the batch (of equal size, where it divides), each passing alone, as if each sat on a
-    device of its own (METHOD section 3, *Teacher*): views and groups never share statistics.
+    BatchNorm takes its statistics over `groups` parts of the batch (of equal size, where it divides), each passing
+    alone, as if each sat on a device of its own (METHOD section 3, *Teacher*): views and groups never share statistics.
     """
 
     def __init__(self, config: ModelConfig, contrast: bool = True, distill: bool = True) -> None:
