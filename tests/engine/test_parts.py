@@ -66,7 +66,7 @@ def test_schedules() -> None:
     assert schedule.teacher_momentum(cosine, 10, 10) == 1.0
 
 
-@pytest.mark.parametrize("world,accumulate", [(1, 1), (2, 1), (2, 3), (3, 2)])
+@pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (2, 1), (2, 3), (3, 2)])
 def test_every_image_once_an_epoch_over_processes_and_parts(world: int, accumulate: int) -> None:
     def keys(rank: int, start: int = 0) -> list[list[tuple[int, int]]]:
         return list(StepSampler(40, 12, accumulate, 7, start, 6, rank, world))
@@ -87,7 +87,7 @@ def test_held_out_images_are_few_and_stable() -> None:
     assert (split_held_out(100, 64, seed=1)[1] == held).all() and len(split_held_out(9, 64, 0)[1]) == 0
 
 
-@pytest.mark.parametrize("size,batch", [(10, 4), (12, 4), (3, 8), (7, 7)])
+@pytest.mark.parametrize(("size", "batch"), [(10, 4), (12, 4), (3, 8), (7, 7)])
 def test_queue_wraps_around_and_keeps_the_newest(size: int, batch: int) -> None:
     queue = KeyQueue(size, 2, torch.Generator().manual_seed(0))
     torch.testing.assert_close(queue.keys.norm(dim=1), torch.ones(size))

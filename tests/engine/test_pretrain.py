@@ -132,9 +132,17 @@ def test_golden_loss_curve(tiny: Tiny) -> None:
     Clipped SGD at a small rate, so that another processor's rounding does not grow: losses then agree to about 1e-6,
     gradient norms, which jump where a ReLU passes its kink, to about 1e-3.
     """
-    settings = {"optim__name": "sgd", "optim__lr": 3e-3, "optim__clip_norm": 1.0, "views__size": 64, "model__stride": 16}
+    settings = {
+        "optim__name": "sgd",
+        "optim__lr": 3e-3,
+        "optim__clip_norm": 1.0,
+        "views__size": 64,
+        "model__stride": 16,
+    }
     run = pretrain(tiny(optim__steps=6, **settings))
-    curve = [{k: v for k, v in line.items() if k.endswith("_loss") or k == "gradient_norm"} for line in metrics(run.path)]
+    curve = [
+        {k: v for k, v in line.items() if k.endswith("_loss") or k == "gradient_norm"} for line in metrics(run.path)
+    ]
     if os.environ.get("PLRC_FREEZE"):
         GOLDEN.parent.mkdir(exist_ok=True)
         GOLDEN.write_text(json.dumps(curve, indent=1) + "\n")
@@ -216,12 +224,15 @@ def one_batch(config: Config) -> object:
     return collate([dataset[0, i] for i in range(config.optim.batch_size)])
 
 
-def test_sigterm_in_a_real_process_saves_and_exits_75_and_resume_finishes(tiny: Tiny, scenes: Path, tmp_path: Path) -> None:
+def test_sigterm_in_a_real_process_saves_and_exits_75_and_resume_finishes(
+    tiny: Tiny, scenes: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "real"
     command = [
         sys.executable, "-m", "plrc", "pretrain", "--preset", "debug_cpu", "--data", str(scenes), "--out", str(out),
         "--optim.steps", "100000", "--optim.batch-size", "8", "--model.bn-groups", "1", "--views.size", "32",
-        "--model.stride", "8", "--run.workers", "1", "--run.threads", "1", "--run.device", "cpu", "--run.log-every-steps", "1", "--resume",
+        "--model.stride", "8", "--run.workers", "1", "--run.threads", "1", "--run.device", "cpu",
+        "--run.log-every-steps", "1", "--resume",
     ]  # fmt: skip
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
@@ -235,7 +246,9 @@ def test_sigterm_in_a_real_process_saves_and_exits_75_and_resume_finishes(tiny: 
     assert process.returncode == 75, output
     step = int(final(out)["step"])  # type: ignore[call-overload]
     assert step >= 2 and f"stopped at step {step}" in output
-    stored = Config.load(out / "config.toml").with_values({"optim.steps": step + 2, "run.allow_changes": True, "run.resume": True})
+    stored = Config.load(out / "config.toml").with_values(
+        {"optim.steps": step + 2, "run.allow_changes": True, "run.resume": True}
+    )
     assert pretrain(stored, frozenset(stored.flat())).step == step + 2
 
 
@@ -287,7 +300,7 @@ def test_the_same_number_of_images_but_other_files_is_refused(tiny: Tiny, scenes
     pretrain(config)
     image = next(p for p in sorted(folder.rglob("*.*")) if p.suffix in (".jpg", ".png") and "semantic" not in p.parts)
     image.rename(image.with_stem("renamed"))
-    with pytest.raises(PlrcError, match="not those of manifest.json"):
+    with pytest.raises(PlrcError, match=r"not those of manifest\.json"):
         pretrain(config.with_values({"run.resume": True}))
 
 
@@ -295,6 +308,7 @@ def test_collapse_is_noticed_and_the_run_stops(tiny: Tiny) -> None:
     """A learning rate of 100 destroys the features; a healthy run raises no alarm."""
     healthy = pretrain(tiny(run__health_every_steps=2))
     assert not any(h.collapsed for h in healthy.health)
-    ruined = tiny(optim__lr=100.0, optim__name="sgd", optim__steps=40, run__health_every_steps=2, run__out=healthy.path.with_name("c").as_posix())  # fmt: skip
+    rate = {"optim__lr": 100.0, "optim__name": "sgd", "optim__steps": 40}
+    ruined = tiny(**rate, run__health_every_steps=2, run__out=str(healthy.path.with_name("ruined")))
     with pytest.raises(PlrcError, match="collapsed"):
         pretrain(ruined)

@@ -73,7 +73,9 @@ def by_hand(job: dict[str, Any]) -> dict[str, Any]:
             gradients = {name: p.grad.clone() for name, p in named if p.grad is not None}
         state.update([outcome], config.optim.lr, config.optim.teacher_momentum)
         students.append({name: tensor.clone() for name, tensor in state.learner.student.state_dict().items()})
-    return {"start": start, "counts": counts, "gradients": gradients, "students": students} | state.checkpoint(steps, "")
+    return {"start": start, "counts": counts, "gradients": gradients, "students": students} | state.checkpoint(
+        steps, ""
+    )
 
 
 def train(job: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Several real processes compute what one process with the joined batch computes.
 
-By construction one process with `bn_groups` R equals R processes with `bn_groups` 1: the student's groups are the ranks'
-parts, and the teacher's order is shared. So the loops below run once in R processes (gloo) and once here.
+By construction one process with `bn_groups` R equals R processes with `bn_groups` 1: the student's groups are the parts
+of the ranks, and the teacher's order is shared. So the loops below run once in R processes (gloo) and once here.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.integration.ranks import by_hand
 
 from plrc.config import Config
 from plrc.data.loader import StepSampler, split_held_out
 from plrc.engine.checkpoint import load_checkpoint, newest_checkpoint
 from plrc.engine.pretrain import pretrain
-from tests.integration.ranks import by_hand
 
 ROOT = Path(__file__).parents[2]
 Result = dict[str, Any]
@@ -53,8 +53,8 @@ def tiny(method: str, source: Path, out: Path, groups: int, **settings: Any) -> 
     values: dict[str, Any] = {
         "data.source": str(source), "data.held_out": 4, "run.out": str(out), "run.workers": 0, "run.device": "cpu",
         "run.log_every_steps": 1, "views.size": 32, "optim.batch_size": 8, "optim.steps": 3, "model.stride": 8,
-        "model.bn_groups": groups, "optim.lr": 1e-4, "model.contrast_hidden": 16, "model.distill_hidden": 16, "objectives.points": 16,
-        "objectives.distill_points": 16, "objectives.queue": 24,
+        "model.bn_groups": groups, "model.contrast_hidden": 16, "model.distill_hidden": 16, "objectives.points": 16,
+        "objectives.distill_points": 16, "objectives.queue": 24, "optim.lr": 1e-4,
     }  # fmt: skip
     return preset("debug_cpu", method).with_values(values | settings)
 
@@ -87,9 +87,7 @@ def in_processes(world: int, jobs: list[dict[str, Any]], folder: Path) -> dict[s
         for process in processes:
             process.kill()
     assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
-    return {
-        job["name"]: [torch.load(folder / f"{job['name']}.{rank}.pt") for rank in range(world)] for job in jobs
-    }
+    return {job["name"]: [torch.load(folder / f"{job['name']}.{rank}.pt") for rank in range(world)] for job in jobs}
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +207,8 @@ def test_normaliser_joins_unequal_numbers_of_valid_queries(two: dict[str, list[R
     """Tiny crops: one rank may have no valid query at all. Gradients and weights are still those of one process."""
     ranks = two["hand_few"]
     one = by_hand({"config": config_of("hand_few", scenes, Path("unused"), groups=2).to_dict()})
-    pairs = [(a[term], b[term]) for term in ("point", "distill") for a, b in zip(ranks[0]["counts"], ranks[1]["counts"], strict=True)]  # fmt: skip
+    steps = zip(ranks[0]["counts"], ranks[1]["counts"], strict=True)
+    pairs = [(a[term], b[term]) for a, b in steps for term in ("point", "distill")]
     assert any(a != b for a, b in pairs) and any(min(pair) == 0 < max(pair) for pair in pairs)
     for step, counts in enumerate(one["counts"]):
         assert counts == {term: sum(rank["counts"][step][term] for rank in ranks) for term in counts}
@@ -244,15 +243,14 @@ def test_a_signal_to_one_rank_stops_all_and_resume_equals_uninterrupted(
     for part in ("student", "teacher", "queue"):
         assert all(torch.equal(a[part][name], b[part][name]) for name in a[part]), part
     assert torch.equal(a["center"], b["center"])
-    moments = [(a["optimizer"]["state"][i][m], b["optimizer"]["state"][i][m]) for i in a["optimizer"]["state"] for m in ("step", "exp_avg", "exp_avg_sq")]  # fmt: skip
-    assert len(moments) > 50 and all(torch.equal(x, y) for x, y in moments)
+    mine, theirs = a["optimizer"]["state"], b["optimizer"]["state"]
+    assert len(mine) > 20 and mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[i][name], theirs[i][name]) for i in mine for name in mine[i])
 
 
 def test_only_the_first_rank_writes(two: dict[str, list[Result]], folder: Path) -> None:
     out = str(folder / "whole")
-    first, second = (
-        [path for path in rank["written"] if path.startswith(out)] for rank in two["whole"]
-    )
+    first, second = ([path for path in rank["written"] if path.startswith(out)] for rank in two["whole"])
     assert any("checkpoints" in path for path in first) and any(path.endswith("log.txt") for path in first)
     assert second == []
     assert [line["step"] for line in curve(Path(out))] == list(range(1, 8))
@@ -308,9 +306,8 @@ def test_torchrun_stops_at_one_step_and_devices_2_goes_on(scenes: Path, tmp_path
     assert [line["step"] for line in curve(out)] == list(range(1, step + 1))
 
     goal = ["--optim.steps", str(step + 2), "--run.allow-changes", "--resume", "--devices", "2"]
-    more = subprocess.run(
-        [sys.executable, "-m", "plrc", "pretrain", *settings, *goal], capture_output=True, text=True, timeout=400
-    )
+    again = [sys.executable, "-m", "plrc", "pretrain", *settings, *goal]
+    more = subprocess.run(again, capture_output=True, text=True, timeout=400, check=False)
     assert more.returncode == 0, more.stdout + more.stderr
     assert final(out)["step"] == step + 2
     assert [line["step"] for line in curve(out)] == list(range(1, step + 3))

@@ -34,9 +34,7 @@ def small_network(**changes: object) -> Network:
     return Network(ModelConfig(**{**SMALL.__dict__, **changes}))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("name", "widths"), [("resnet18", (64, 128, 256, 512)), ("resnet50", (256, 512, 1024, 2048))]
-)
+@pytest.mark.parametrize(("name", "widths"), [("resnet18", (64, 128, 256, 512)), ("resnet50", (256, 512, 1024, 2048))])
 def test_torchvision_levels_strides_and_names(name: str, widths: tuple[int, ...]) -> None:
     backbone = build_backbone(name).eval()
     assert backbone.channels == dict(zip((4, 8, 16, 32), widths, strict=True))
@@ -185,7 +183,7 @@ def test_teacher_moves_by_the_average_alone() -> None:
     [
         ({"backbone": "resnet19"}, "write one of .*resnet18.*timm:NAME"),
         ({"backbone": "vit_b_16"}, "write one of .*resnet18"),
-        ({"stride": 64}, "model.stride is 64; resnet18 has levels of strides 4, 8, 16, 32"),
+        ({"stride": 64}, "model.stride is 64; resnet18 has feature levels of strides 4, 8, 16, 32"),
         ({"stride": 2}, "strides 4, 8, 16, 32"),
     ],
 )

@@ -131,8 +131,8 @@ class Learner:
         """uint8 [V, B, 3, S, S] -> normalised float views of the same shape."""
         views, size = batch.images.shape[:2], batch.images.shape[2:]
         images = photometric.augment(batch.images.reshape(-1, *size), batch.colour.flatten(0, 1), self.config.views)
-        joined: Tensor = images.contiguous(memory_format=self.memory_format)
-        return joined.unflatten(0, views)
+        separate: Tensor = images.contiguous(memory_format=self.memory_format).unflatten(0, views)
+        return separate
 
     def _teach(self, images: Tensor, order: Tensor, contrast: bool) -> Features:
         """The teacher's features of a view; its samples meet other company in BatchNorm than the student's do."""

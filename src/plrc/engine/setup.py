@@ -139,7 +139,8 @@ def choose_device(name: str) -> torch.device:
         raise PlrcError(f"run.device is {name!r}; write auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise PlrcError(f"run.device is {name} but PyTorch finds no GPU; write --run.device cpu")
+            advice = "write --run.device cpu, or see: plrc doctor"
+            raise PlrcError(f"run.device is {name} but PyTorch finds no GPU here; {advice}")
         if (device.index or 0) >= torch.cuda.device_count():
             raise PlrcError(f"run.device is {name} but there are {torch.cuda.device_count()} GPUs; write a lower N")
         torch.cuda.set_device(device)
