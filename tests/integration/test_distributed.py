@@ -28,6 +28,7 @@ from plrc.engine.pretrain import pretrain
 
 ROOT = Path(__file__).parents[2]
 Result = dict[str, Any]
+WEIGHTS = 2e-6
 
 # Learning rates are small: a weight that differs by one rounding may push a ReLU over its kink, and that grows.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -147,29 +148,36 @@ def is_statistic(name: str) -> bool:
     return name.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked")
 
 
-def assert_near(a: Any, b: Any, where: str) -> None:
+def assert_near(a: Any, b: Any, where: str, share: float = 1e-4) -> None:
+    """Equal but for rounding: numbers to this share of themselves, tensors of their largest element."""
     if isinstance(a, dict):
         assert a.keys() == b.keys(), where
         for key in a:
             if not is_statistic(str(key)):
-                assert_near(a[key], b[key], f"{where}/{key}")
+                assert_near(a[key], b[key], f"{where}/{key}", share)
     elif isinstance(a, list):
         for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_near(x, y, f"{where}/{i}")
+            assert_near(x, y, f"{where}/{i}", share)
     elif isinstance(a, torch.Tensor) and a.is_floating_point():
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=lambda text: f"{where}: {text}")
+        atol = share * float(a.abs().max()) + 1e-8
+        torch.testing.assert_close(a, b, rtol=0, atol=atol, msg=lambda text: f"{where}: {text}")
     elif isinstance(a, float):
-        assert a == pytest.approx(b, rel=1e-5, abs=1e-7), where
+        assert a == pytest.approx(b, rel=share, abs=1e-7), where
     else:
         assert a == b, where
 
 
 def assert_same_run(many: Path, one: Path) -> None:
-    """Losses, gradient norms and all states but BatchNorm's running statistics, which each rank keeps of its part."""
+    """Losses, gradient norms and all states but BatchNorm's running statistics, which each rank keeps of its part.
+
+    Weights have moved by little, so they are held to less.
+    """
     assert_near(curve(one), curve(many), "metrics")
     a, b = final(one), final(many)
-    for part in ("step", "images", "student", "teacher", "queue", "center", "optimizer"):
+    for part in ("step", "images", "queue", "center", "optimizer"):
         assert_near(a[part], b[part], part)
+    for part in ("student", "teacher"):
+        assert_near(a[part], b[part], part, WEIGHTS)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -214,9 +222,10 @@ def test_normaliser_joins_unequal_numbers_of_valid_queries(two: dict[str, list[R
         assert counts == {term: sum(rank["counts"][step][term] for rank in ranks) for term in counts}
     for rank in ranks:
         assert_near(one["gradients"], rank["gradients"], "gradients")
-        assert_near(one["students"], rank["students"], "students")
-        for part in ("teacher", "queue", "optimizer"):
-            assert_near(one[part], rank[part], part)
+        assert_near(one["students"], rank["students"], "students", WEIGHTS)
+        assert_near(one["teacher"], rank["teacher"], "teacher", WEIGHTS)
+        assert_near(one["queue"], rank["queue"], "queue")
+        assert_near(one["optimizer"], rank["optimizer"], "optimizer")
 
 
 def test_running_statistics_are_those_of_each_rank(two: dict[str, list[Result]], scenes: Path) -> None:
