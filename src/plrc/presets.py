@@ -1,6 +1,6 @@
 """Named, full configurations. Above the engine, below the command line.
 
-Expected quality stands beside each preset; figures that we measured are in docs/RESULTS.md.
+Expected quality, where there is any, stands beside each preset.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def coco_r50() -> Config:
 def small_r18() -> Config:
     """ResNet-18, 128 px: for a few hundred to 100,000 images, GPU or CPU.
 
-    layer4 has stride 1 while pre-training: 8 x 8 features; the exported weights are the same tensors.
+    layer4 has stride 1 while pre-training: 8 x 8 features; the exported weights are the same tensors. Weights, negatives
+    and optimiser follow first trials on generated scenes, not yet a study with intervals.
     """
     return Config(
         preset="small_r18",
