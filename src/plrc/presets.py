@@ -42,8 +42,8 @@ def coco_r50() -> Config:
 def small_r18() -> Config:
     """ResNet-18, 128 px: for a few hundred to 100,000 images, GPU or CPU.
 
-    layer4 has stride 1 while pre-training: 8 x 8 features; the exported weights are the same tensors. Weights, negatives
-    and optimiser follow first trials on generated scenes, not yet a study with intervals.
+    layer4 has stride 1 while pre-training: 8 x 8 features; the exported weights are the same tensors. Loss weights,
+    negatives and optimiser follow first trials on generated scenes, not yet a study with intervals.
     """
     return Config(
         preset="small_r18",
