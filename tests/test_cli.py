@@ -160,7 +160,11 @@ def test_an_interrupt_ends_with_status_130(monkeypatch: pytest.MonkeyPatch, caps
         raise AssertionError
 
     monkeypatch.setitem(VERBS, "doctor", interrupted)
-    assert main(["doctor"]) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell leaves it ignored
+    try:
+        assert main(["doctor"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == "plrc: interrupted\n"
 
 

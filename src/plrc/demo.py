@@ -7,6 +7,7 @@ OUT/affinity.png, OUT/result.json.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -54,7 +55,8 @@ def run_demo(out: Path, steps: int, images: int = IMAGES) -> dict[str, dict[str,
     console, started = Console(highlight=False), time.perf_counter()
     if out.exists() and any(out.iterdir()) and not (out / "scenes").exists():
         raise PlrcError(f"{out} is not empty and holds no demo; name another --out")
-    if not (out / "scenes").exists():
+    if not (out / "scenes" / "train" / "annotations.json").exists():  # written last
+        shutil.rmtree(out / "scenes", ignore_errors=True)
         console.print(f"1/4 rendering {images} scenes of {len(scene_names())} kinds of objects into {out / 'scenes'}")
         write_scenes(out / "scenes", {"train": images}, seed=SCENES_SEED, size=SIZE)
     config = demo_config(out, steps)

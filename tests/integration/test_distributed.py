@@ -229,7 +229,8 @@ def test_normaliser_joins_unequal_numbers_of_valid_queries(two: dict[str, list[R
 
 
 def test_running_statistics_are_those_of_each_rank(two: dict[str, list[Result]], scenes: Path) -> None:
-    """After one step: rank r holds 0.9 * start + 0.1 * its own; one process adds its groups one after the other."""
+    """After one step rank r holds 0.9 * start + 0.1 * its own; one process adds its two groups one after the other, each
+    with a momentum that lets both together weigh as much as one."""
     ranks = two["hand_image"]
     one = by_hand({"config": config_of("hand_image", scenes, Path("unused"), groups=2).to_dict()})
     for network in ("student", "teacher"):
@@ -238,7 +239,9 @@ def test_running_statistics_are_those_of_each_rank(two: dict[str, list[Result]],
         assert len(moved) == 20 and not torch.equal(ranks[0][network][moved[0]], ranks[1][network][moved[0]])
         for name in moved:
             first, second = ranks[0][network][name], ranks[1][network][name]
-            expected = 0.9 * first + (second - 0.9 * one["start"][name])
+            a, b = ((rank - 0.9 * one["start"][name]) / 0.1 for rank in (first, second))
+            m = 1 - 0.9**0.5
+            expected = 0.9 * one["start"][name] + m * (1 - m) * a + m * b
             torch.testing.assert_close(one[network][name], expected, rtol=1e-4, atol=1e-6)
 
 

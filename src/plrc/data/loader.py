@@ -177,6 +177,7 @@ class DeviceLoader:
             batch_sampler=sampler,
             num_workers=workers,
             collate_fn=collate,
+            generator=torch.Generator(),  # its seeds are of no use; drawn from the global state, they would move it
             pin_memory=device.type == "cuda",
             prefetch_factor=3 if workers else None,
             worker_init_fn=_leave_signals_to_the_main_process,

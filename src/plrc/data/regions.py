@@ -35,6 +35,8 @@ def regions_for(config: RegionConfig, name: str) -> Tensor:
     """
     if config.source == "grid":
         return grid_regions(config.grid)
+    if Path(name).is_absolute():
+        raise RegionError(f"image {name} lies outside the source's folder, so no id map can be named like it")
     candidates = [(Path(config.maps) / name).with_suffix(ending) for ending in ENDINGS]
     for path in candidates:
         if path.is_file():

@@ -83,6 +83,10 @@ def adapt(config: Config, explicit: Set[str], images: int, processes: int = 1) -
     if config.optim.teacher_momentum > momentum:
         change("optim.teacher_momentum", _round(momentum), f"{steps} steps: the teacher must follow in a tenth of them")
 
+    longest = steps / 10 / per_epoch
+    if config.optim.warmup_epochs > longest:
+        change("optim.warmup_epochs", _round(longest), f"{steps} steps: a tenth of them is warm-up enough")
+
     part = batch // config.optim.accumulate
     groups = max(1, part // GROUP) if processes == 1 else 1
     if config.model.bn_groups > groups:

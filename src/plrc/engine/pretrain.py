@@ -24,6 +24,8 @@ from plrc.engine.setup import Plan, StopRequest, prepare
 from plrc.engine.state import TrainingState
 from plrc.engine.window import Window, total_loss
 
+MOST_SKIPPED = 50  # steps in a row without a finite gradient before the run stops; loss scaling settles in fewer
+
 OnCheckpoint = Callable[[Path], None]
 
 
@@ -96,8 +98,10 @@ def _train(plan: Plan, stop: StopRequest, on_checkpoint: Sequence[OnCheckpoint])
             log_now = last or step % config.run.log_every_steps == 0
             if log_now:
                 rates = {"lr": lr, "teacher_momentum": momentum, "teacher_temperature": temperature}
-                log.train_line(step, window.read(loader.waited) | rates)
+                values = window.read(loader.waited)
+                log.train_line(step, values | rates)
                 watch.tell_failures()
+                watch.tell_skipped(step, values["skipped_steps"], window.skipped_in_a_row)
             asked = stop.agreed()
             if last or step % config.run.health_every_steps == 0:
                 watch.check(step)
@@ -132,7 +136,7 @@ class Watch:
                 self.log.record(step, "health", found.to_dict() | self.state.drift())
                 for sentence in (str(found), *(f"warning: {w}" for w in health.warnings(history))):
                     self.log.say(sentence)
-        stop = self.plan.config.run.stop_on_collapse and health.should_stop(history)
+        stop = distributed.is_main() and self.plan.config.run.stop_on_collapse and health.should_stop(history)
         if distributed.any_process(stop):
             self.save(step)
             raise PlrcError(f"stopped at step {step}: {health.COLLAPSE_ADVICE}")
@@ -147,6 +151,17 @@ class Watch:
             raise PlrcError(
                 f"{len(self.bad)} of {len(self.plan.train)} images cannot be read, more than data.bad_limit "
                 f"({self.plan.config.data.bad_limit:.0%}); look at them with: plrc scan DIR"
+            )
+
+    def tell_skipped(self, step: int, skipped: float, in_a_row: int) -> None:
+        """Warn of steps whose gradient was not finite; stop, after saving the last good state, if all of them are."""
+        if skipped:
+            self.log.say(f"warning: {skipped:.0f} steps before step {step} skipped: their gradient was not finite")
+        if in_a_row >= MOST_SKIPPED:
+            self.save(step)
+            raise PlrcError(
+                f"stopped at step {step}: the last {in_a_row} gradients were not finite; "
+                "start again with a lower optim.lr, or with optim.precision float32"
             )
 
     def save(self, step: int) -> None:

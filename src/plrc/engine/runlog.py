@@ -27,7 +27,7 @@ class RunLog:
         self.text = (out / "log.txt").open("a", encoding="utf-8")
         cut_lines(out / "metrics.jsonl", first_step)
         self.metrics = (out / "metrics.jsonl").open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(out / "tensorboard"), purge_step=first_step or None)
+        self.board = SummaryWriter(str(out / "tensorboard"), purge_step=first_step + 1 if first_step else None)
         self.progress = Progress(
             TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[line]}"),
             console=self.console, disable=not self.console.is_terminal,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,7 @@ def prepare(config: Config, explicit: Set[str]) -> Plan:
     distributed.barrier()
     if distributed.is_main():
         out.mkdir(parents=True, exist_ok=True)
-        config.save(out / "config.toml")
+        config.with_values({"run.resume": False, "run.allow_changes": False}).save(out / "config.toml")
         write_manifest(out / "manifest.json", images, train.tolist(), held_out.tolist())
     distributed.barrier()
     return Plan(
@@ -160,7 +161,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.asked = False
-        self._previous = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGINT)}
+        wanted = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+        self._previous = {s: signal.signal(s, self._ask) for s in wanted}
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked and number == signal.SIGINT:

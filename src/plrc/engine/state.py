@@ -69,7 +69,8 @@ class TrainingState:
         if self.learner.center is not None:
             self.learner.center.copy_(saved["center"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.scaler.load_state_dict(saved["scaler"])
+        if saved["scaler"] and self.scaler.is_enabled():
+            self.scaler.load_state_dict(saved["scaler"])
         self.history = [Health(**found) for found in saved["health"]]
         return int(saved["step"])
 

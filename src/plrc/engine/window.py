@@ -34,18 +34,22 @@ class Window:
         self.keys = keys
         self.batch_size = config.optim.batch_size
         self.sums: dict[str, Tensor] = {}
+        self.pending: dict[str, Tensor] = {}  # terms of the step that is under way
         self.steps = 0
+        self.skipped_in_a_row = 0  # steps, counted by windows in which no step was kept
         self.started, self.waited_before = time.perf_counter(), 0.0
 
     def add_terms(self, terms: dict[str, Term]) -> None:
         for name, term in terms.items():
             values = torch.stack([term.total.detach(), term.entropy, term.count]).double()
-            self.sums[name] = self.sums.get(name, 0) + values
+            self.pending[name] = self.pending.get(name, 0) + values
 
     def add_step(self, norm: Tensor, keep: Tensor) -> None:
-        kept = torch.where(keep, norm.detach(), 0.0)
-        values = torch.stack([kept, keep.float()]).double()
-        self.sums["step"] = self.sums.get("step", 0) + values
+        """End a step: its terms and its gradient norm count only if the step was kept."""
+        self.pending["step"] = torch.stack([norm.detach(), torch.ones_like(norm)]).double()
+        for name, values in self.pending.items():
+            self.sums[name] = self.sums.get(name, 0) + torch.where(keep, values, 0.0)
+        self.pending = {}
         self.steps += 1
 
     def read(self, waited: float) -> dict[str, float]:
@@ -62,6 +66,7 @@ class Window:
         seconds = time.perf_counter() - self.started
         values["gradient_norm"] = norm / max(kept, 1.0)
         values["skipped_steps"] = self.steps - kept
+        self.skipped_in_a_row = 0 if kept else self.skipped_in_a_row + self.steps
         values["images_per_second"] = self.steps * self.batch_size / seconds
         values["data_wait_share"] = (waited - self.waited_before) / seconds
         self.sums, self.steps = {}, 0

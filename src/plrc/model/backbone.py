@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models import ResNet
@@ -88,4 +89,12 @@ def _timm_backbone(name: str) -> Backbone:
         net: Any = timm.create_model(name.removeprefix("timm:"), pretrained=False, features_only=True)
     except (RuntimeError, AttributeError) as error:
         raise ConfigError(f"timm cannot build {name!r} with features_only: {error}") from error
-    return Backbone(name, net, dict(zip(net.feature_info.reduction(), net.feature_info.channels(), strict=True)))
+    strides, channels = net.feature_info.reduction(), net.feature_info.channels()
+    with torch.no_grad():
+        levels = net.eval()(torch.zeros(1, 3, 224, 224))
+    if len(set(strides)) < len(strides) or [level.shape[1] for level in levels] != channels:
+        raise ConfigError(
+            f"{name} does not give one feature map [B, C, H, W] for each stride (its strides are {strides}); "
+            "choose a model of timm that does, such as a convolutional one"
+        )
+    return Backbone(name, net.train(), dict(zip(strides, channels, strict=True)))

@@ -37,6 +37,9 @@ class Network(nn.Module):
             raise ConfigError(f"model.stride is {config.stride}; {found}")
         self.contrast_head = contrast_head(channels, config.contrast_hidden, config.contrast_dim) if contrast else None
         self.distill_head = distill_head(channels, config.distill_hidden, config.distill_dim) if distill else None
+        for module in self.modules():  # running statistics move once a group: by as much in all as in one pass
+            if isinstance(module, nn.BatchNorm2d) and module.momentum is not None:
+                module.momentum = 1 - (1 - module.momentum) ** (1 / config.bn_groups)
 
     def forward(
         self, images: Tensor, groups: int = 1, contrast: bool = True, distill: bool = True
