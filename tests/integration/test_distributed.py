@@ -229,8 +229,8 @@ def test_normaliser_joins_unequal_numbers_of_valid_queries(two: dict[str, list[R
 
 
 def test_running_statistics_are_those_of_each_rank(two: dict[str, list[Result]], scenes: Path) -> None:
-    """After one step rank r holds 0.9 * start + 0.1 * its own; one process adds its two groups one after the other, each
-    with a momentum that lets both together weigh as much as one."""
+    """After one step rank r holds 0.9 * start + 0.1 * its own; one process adds its two groups in turn, each with
+    a momentum that lets both together weigh as much as one."""
     ranks = two["hand_image"]
     one = by_hand({"config": config_of("hand_image", scenes, Path("unused"), groups=2).to_dict()})
     for network in ("student", "teacher"):
