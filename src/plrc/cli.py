@@ -80,7 +80,7 @@ class Export:
 class Demo:
     out: Path = Path("plrc-demo")
     """Folder to write into: empty, absent, or a demo that was stopped."""
-    steps: int = 250
+    steps: int = 200
     """Optimiser steps."""
 
 
