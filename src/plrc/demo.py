@@ -53,12 +53,14 @@ def demo_config(out: Path, steps: int) -> Config:
 def run_demo(out: Path, steps: int, images: int = IMAGES) -> dict[str, dict[str, float]]:
     """Run the demo into `out` (empty, or a demo that was stopped) and return {"random" | "plrc": {measure: value}}."""
     console, started = Console(highlight=False), time.perf_counter()
-    if out.exists() and any(out.iterdir()) and not (out / "scenes").exists():
+    partial = out / ".scenes.partial"
+    if out.exists() and {path.name for path in out.iterdir()} - {partial.name} and not (out / "scenes").exists():
         raise PlrcError(f"{out} is not empty and holds no demo; name another --out")
-    if not (out / "scenes" / "train" / "annotations.json").exists():  # written last
-        shutil.rmtree(out / "scenes", ignore_errors=True)
+    if not (out / "scenes").exists():
+        shutil.rmtree(partial, ignore_errors=True)
         console.print(f"1/4 rendering {images} scenes of {len(scene_names())} kinds of objects into {out / 'scenes'}")
-        write_scenes(out / "scenes", {"train": images}, seed=SCENES_SEED, size=SIZE)
+        write_scenes(partial, {"train": images}, seed=SCENES_SEED, size=SIZE)
+        partial.rename(out / "scenes")  # scenes that stand there are whole
     config = demo_config(out, steps)
     console.print(f"2/4 pre-training {config.model.backbone} on them without labels ({steps} steps)")
     if not pretrain(config).finished:
