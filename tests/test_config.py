@@ -20,8 +20,8 @@ from plrc.config import (
     RegionConfig,
     RunConfig,
     ViewConfig,
-    read_toml,
 )
+from plrc.settings import read_toml
 
 SECTIONS: dict[str, type] = {
     "data": DataConfig,

@@ -11,6 +11,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "plrc"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 LAYERS = (
+    {"files"},
+    {"settings"},
     {"config", "geometry", "rng", "distributed"},
     {"data"},
     {"model"},

@@ -24,8 +24,9 @@ from typing import Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
 
 import tyro
 
-from plrc.config import Config, DataConfig, PlrcError, read_toml
+from plrc.config import Config, DataConfig, PlrcError
 from plrc.presets import PRESETS, preset
+from plrc.settings import read_toml
 
 MISTAKE, STOPPED, INTERRUPTED = 2, 75, 130
 ALIASES = {"data": "data.source", "out": "run.out", "resume": "run.resume", "devices": "run.devices"}

@@ -1,46 +1,24 @@
 """Every setting of a pre-training run: frozen dataclasses, validated on construction, round-trip to TOML.
 
-Layer 0: imports nothing of ours. Sections say *what* is computed; the `run` section alone says *how* (where to write,
+Layer 0: imports settings. Sections say *what* is computed; the `run` section alone says *how* (where to write,
 how many workers) and never changes a number. The text under each field is the help that the command line prints.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import math
-import sys
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
-import tomli_w
 import tyro
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # pragma: no cover - Python 3.10 has no tomllib
-    import tomli as tomllib
+from plrc.settings import ConfigError, PlrcError, Settings, check, check_range
+
+__all__ = [
+    "Config", "ConfigError", "DataConfig", "Method", "ModelConfig", "ObjectiveConfig", "OptimConfig", "PlrcError",
+    "RegionConfig", "RunConfig", "ViewConfig",
+]  # fmt: skip
 
 Method = Literal["image", "points", "plrc"]
-
-
-class PlrcError(Exception):
-    """A mistake that the user can mend. The command line prints its one sentence and exits with status 2."""
-
-
-class ConfigError(PlrcError):
-    """A setting that cannot be used; the message says what to write instead."""
-
-
-def _check(ok: bool, message: str) -> None:
-    if not ok:
-        raise ConfigError(message)
-
-
-def _check_range(name: str, value: tuple[float, float], low: float, high: float) -> None:
-    message = f"{name} is {value[0]} {value[1]}; write two numbers a b with {low} <= a <= b <= {high}"
-    _check(low <= value[0] <= value[1] <= high, message)
 
 
 @dataclass(frozen=True)
@@ -65,10 +43,10 @@ class DataConfig:
     """The run stops when more than this share of the images cannot be read."""
 
     def __post_init__(self) -> None:
-        _check(self.held_out >= 0, f"data.held_out is {self.held_out}; write 0 (none) or more")
-        _check_range("data.percentiles", self.percentiles, 0, 100)
-        _check(self.max_megapixels > 0, "data.max_megapixels must be above 0")
-        _check(0 <= self.bad_limit <= 1, f"data.bad_limit is {self.bad_limit}; write a share between 0 and 1")
+        check(self.held_out >= 0, f"data.held_out is {self.held_out}; write 0 (none) or more")
+        check_range("data.percentiles", self.percentiles, 0, 100)
+        check(self.max_megapixels > 0, "data.max_megapixels must be above 0")
+        check(0 <= self.bad_limit <= 1, f"data.bad_limit is {self.bad_limit}; write a share between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -102,15 +80,15 @@ class ViewConfig:
     """Smallest and largest standard deviation of the blur, in pixels of the view."""
 
     def __post_init__(self) -> None:
-        _check(self.size >= 16, f"views.size is {self.size}; write at least 16 pixels")
-        _check_range("views.area", self.area, 1e-4, 1)
-        _check_range("views.aspect", self.aspect, 0.05, 20)
-        _check_range("views.blur_sigma", self.blur_sigma, 0.01, 50)
+        check(self.size >= 16, f"views.size is {self.size}; write at least 16 pixels")
+        check_range("views.area", self.area, 1e-4, 1)
+        check_range("views.aspect", self.aspect, 0.05, 20)
+        check_range("views.blur_sigma", self.blur_sigma, 0.01, 50)
         for name in ("flip", "overlap", "jitter", "grey", "blur", "brightness", "contrast", "saturation"):
             value = getattr(self, name)
-            _check(0 <= value <= 1, f"views.{name} is {value}; write a number between 0 and 1")
-        _check(0 <= self.hue <= 0.5, f"views.hue is {self.hue}; write a number between 0 and 0.5")
-        _check(self.overlap_tries >= 1, "views.overlap_tries must be at least 1")
+            check(0 <= value <= 1, f"views.{name} is {value}; write a number between 0 and 1")
+        check(0 <= self.hue <= 0.5, f"views.hue is {self.hue}; write a number between 0 and 0.5")
+        check(self.overlap_tries >= 1, "views.overlap_tries must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -127,10 +105,10 @@ class RegionConfig:
     """Id maps are reduced to this many cells per side (nearest)."""
 
     def __post_init__(self) -> None:
-        _check(self.grid >= 1, f"regions.grid is {self.grid}; write at least 1")
-        _check(self.map_size >= 4, f"regions.map_size is {self.map_size}; write at least 4")
+        check(self.grid >= 1, f"regions.grid is {self.grid}; write at least 1")
+        check(self.map_size >= 4, f"regions.map_size is {self.map_size}; write at least 4")
         named = self.source == "grid" or self.maps != ""
-        _check(named, "regions.source is maps but regions.maps is empty; name the folder with the id maps")
+        check(named, "regions.source is maps but regions.maps is empty; name the folder with the id maps")
 
 
 @dataclass(frozen=True)
@@ -159,9 +137,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in ("stride", "contrast_hidden", "contrast_dim", "distill_hidden", "distill_dim", "bn_groups"):
-            _check(getattr(self, name) >= 1, f"model.{name} is {getattr(self, name)}; write at least 1")
+            check(getattr(self, name) >= 1, f"model.{name} is {getattr(self, name)}; write at least 1")
         fits = not self.backbone.startswith("timm:") or self.layer4_stride == 2
-        _check(fits, "model.layer4_stride 1 is for torchvision ResNets; with timm choose a smaller model.stride")
+        check(fits, "model.layer4_stride 1 is for torchvision ResNets; with timm choose a smaller model.stride")
 
 
 @dataclass(frozen=True)
@@ -195,16 +173,16 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         weights = (self.image_weight, self.point_weight, self.distill_weight)
-        _check(min(weights) >= 0, "objectives.*_weight must not be negative")
-        _check(sum(weights) > 0, "all three objectives.*_weight are 0: there is nothing to train; set one above 0")
+        check(min(weights) >= 0, "objectives.*_weight must not be negative")
+        check(sum(weights) > 0, "all three objectives.*_weight are 0: there is nothing to train; set one above 0")
         for name in ("image", "point", "student", "teacher"):
             value = getattr(self, f"{name}_temperature")
-            _check(value > 0, f"objectives.{name}_temperature is {value}; write a number above 0")
-        _check(self.teacher_temperature_start > 0, "objectives.teacher_temperature_start must be above 0")
-        _check(0 <= self.temperature_warmup <= 1, "objectives.temperature_warmup is a share between 0 and 1")
+            check(value > 0, f"objectives.{name}_temperature is {value}; write a number above 0")
+        check(self.teacher_temperature_start > 0, "objectives.teacher_temperature_start must be above 0")
+        check(0 <= self.temperature_warmup <= 1, "objectives.temperature_warmup is a share between 0 and 1")
         for name in ("queue", "points", "distill_points"):
-            _check(getattr(self, name) >= 1, f"objectives.{name} is {getattr(self, name)}; write at least 1")
-        _check(self.lattice >= 0, f"objectives.lattice is {self.lattice}; write 0 (twice the feature lattice) or more")
+            check(getattr(self, name) >= 1, f"objectives.{name} is {getattr(self, name)}; write at least 1")
+        check(self.lattice >= 0, f"objectives.lattice is {self.lattice}; write 0 (twice the feature lattice) or more")
 
 
 @dataclass(frozen=True)
@@ -242,18 +220,18 @@ class OptimConfig:
     """Compile student and teacher with torch.compile."""
 
     def __post_init__(self) -> None:
-        _check(self.lr > 0, f"optim.lr is {self.lr}; write a number above 0")
-        _check(self.lr_batch >= 1, "optim.lr_batch must be at least 1")
-        _check(0 <= self.momentum < 1, f"optim.momentum is {self.momentum}; write a number in [0, 1)")
-        _check(self.weight_decay >= 0, "optim.weight_decay must not be negative")
-        _check(self.batch_size >= 1, f"optim.batch_size is {self.batch_size}; write at least 1")
+        check(self.lr > 0, f"optim.lr is {self.lr}; write a number above 0")
+        check(self.lr_batch >= 1, "optim.lr_batch must be at least 1")
+        check(0 <= self.momentum < 1, f"optim.momentum is {self.momentum}; write a number in [0, 1)")
+        check(self.weight_decay >= 0, "optim.weight_decay must not be negative")
+        check(self.batch_size >= 1, f"optim.batch_size is {self.batch_size}; write at least 1")
         parts, batch = self.accumulate, self.batch_size
         divides = parts >= 1 and batch % parts == 0
-        _check(divides, f"optim.accumulate is {parts}; it must divide optim.batch_size ({batch})")
-        _check(self.steps >= 0, f"optim.steps is {self.steps}; write 0 (use epochs) or more")
-        _check(self.steps > 0 or self.epochs > 0, "optim.epochs is 0 and optim.steps is 0; set one of them")
-        _check(self.warmup_epochs >= 0 and self.clip_norm >= 0, "optim.warmup_epochs and clip_norm must be 0 or more")
-        _check(0 <= self.teacher_momentum <= 1, "optim.teacher_momentum must be a share in [0, 1]")
+        check(divides, f"optim.accumulate is {parts}; it must divide optim.batch_size ({batch})")
+        check(self.steps >= 0, f"optim.steps is {self.steps}; write 0 (use epochs) or more")
+        check(self.steps > 0 or self.epochs > 0, "optim.epochs is 0 and optim.steps is 0; set one of them")
+        check(self.warmup_epochs >= 0 and self.clip_norm >= 0, "optim.warmup_epochs and clip_norm must be 0 or more")
+        check(0 <= self.teacher_momentum <= 1, "optim.teacher_momentum must be a share in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -285,14 +263,14 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for name in ("log_every_steps", "health_every_steps", "checkpoint_every_steps", "devices"):
-            _check(getattr(self, name) >= 1, f"run.{name} is {getattr(self, name)}; write at least 1")
-        _check(self.workers >= -1, f"run.workers is {self.workers}; write -1 (chosen), 0 (none) or more")
-        _check(self.keep_checkpoints >= 0, "run.keep_checkpoints must be 0 (all) or more")
-        _check(self.threads >= 0, "run.threads must be 0 (PyTorch's choice) or more")
+            check(getattr(self, name) >= 1, f"run.{name} is {getattr(self, name)}; write at least 1")
+        check(self.workers >= -1, f"run.workers is {self.workers}; write -1 (chosen), 0 (none) or more")
+        check(self.keep_checkpoints >= 0, "run.keep_checkpoints must be 0 (all) or more")
+        check(self.threads >= 0, "run.threads must be 0 (PyTorch's choice) or more")
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """A whole pre-training run."""
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -310,90 +288,4 @@ class Config:
     """Fit defaults that do not suit little data or a small batch; every change is printed with its reason."""
 
     def __post_init__(self) -> None:
-        _check(self.seed >= 0, f"seed is {self.seed}; write 0 or more")
-
-    def with_values(self, values: dict[str, Any]) -> Config:
-        """A copy with dotted names set, such as {"optim.lr": 0.06, "seed": 1}, in any order.
-
-        Raises ConfigError for an unknown name, a wrong type, and a result that cannot be used.
-        """
-        known = self.flat()
-        changes: dict[str, dict[str, Any]] = {}
-        for name, value in values.items():
-            if name not in known:
-                raise _unknown(name, known)
-            section, _, key = name.rpartition(".")
-            hints = get_type_hints(type(getattr(self, section) if section else self))
-            changes.setdefault(section, {})[key] = _typed(name, value, known[name], hints[key])
-        top = changes.pop("", {})
-        return replace(self, **top, **{name: replace(getattr(self, name), **new) for name, new in changes.items()})
-
-    def flat(self) -> dict[str, Any]:
-        """All settings by dotted name."""
-        return _flatten(dataclasses.asdict(self))
-
-    def differences(self, other: Config) -> list[tuple[str, Any, Any]]:
-        """(name, mine, other's) of every setting that changes numbers; the `run` section does not."""
-        mine, theirs = self.flat(), other.flat()
-        return [(k, mine[k], theirs[k]) for k in mine if not k.startswith("run.") and mine[k] != theirs[k]]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain nested dict of strings, numbers, booleans and lists (what TOML, JSON and checkpoints hold)."""
-        return dataclasses.asdict(self, dict_factory=lambda kv: {k: list(v) if type(v) is tuple else v for k, v in kv})
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any], base: Config | None = None) -> Config:
-        """The inverse of `to_dict`; settings that are not named keep the value of `base` (or the default)."""
-        return (base or cls()).with_values(_flatten(values))
-
-    def save(self, path: str | Path) -> None:
-        Path(path).write_text(tomli_w.dumps(self.to_dict()), encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: str | Path, base: Config | None = None) -> Config:
-        """Read a TOML file written by hand or by `save`."""
-        return cls.from_dict(read_toml(path), base)
-
-
-def read_toml(path: str | Path) -> dict[str, Any]:
-    """The tables of a TOML file, or one clear ConfigError."""
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
-
-
-def _flatten(values: dict[str, Any]) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for name, value in values.items():
-        out |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
-    return out
-
-
-def _unknown(name: str, known: dict[str, Any]) -> ConfigError:
-    same_key = [other for other in known if other.rpartition(".")[2] == name.rpartition(".")[2]]
-    near = difflib.get_close_matches(name, same_key or list(known), n=1, cutoff=0.0)
-    return ConfigError(f"unknown setting {name}; did you mean {near[0]}?")
-
-
-def _typed(name: str, value: Any, known: Any, hint: Any) -> Any:
-    """Bring a TOML value to the setting's type (2 -> 2.0, [a, b] -> (a, b)) or say what it must be."""
-    if get_origin(hint) is Literal:
-        fits = any(type(value) is type(choice) and value == choice for choice in get_args(hint))
-        _check(fits, f"{name} is {value!r}; write one of {', '.join(map(str, get_args(hint)))}")
-        return value
-    if isinstance(known, tuple):
-        pair = isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_number, value))
-        _check(pair, f"{name} is {value!r}; write two numbers [a, b]")
-        return (float(value[0]), float(value[1]))
-    if isinstance(known, float):
-        _check(_is_number(value), f"{name} is {value!r}; write a number")
-        return float(value)
-    _check(type(value) is type(known), f"{name} is {value!r}; write a value of type {type(known).__name__}")
-    return value
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+        check(self.seed >= 0, f"seed is {self.seed}; write 0 or more")

@@ -14,6 +14,7 @@ from typing import Any
 
 from plrc.config import PlrcError
 from plrc.data.sources import ImageList
+from plrc.files import write_atomic
 
 KEYS = ("version", "root", "layout", "counts", "sha256", "notes", "train", "held_out")
 
@@ -39,13 +40,8 @@ def write_manifest(
     path: str | os.PathLike[str], images: ImageList, train: Sequence[int], held_out: Sequence[int]
 ) -> None:
     """Write the manifest of a run as JSON; the file appears whole or not at all."""
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(build_manifest(images, train, held_out), separators=(",\n", ": ")))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, target)
+    text = json.dumps(build_manifest(images, train, held_out), separators=(",\n", ": "))
+    write_atomic(Path(path), lambda file: file.write(text.encode()))
 
 
 def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -6,34 +6,19 @@ Layer 4. A checkpoint is one file `checkpoints/step_00001000.pt`; the text file 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
 from plrc.config import PlrcError
+from plrc.files import write_atomic
 
 FORMAT = 1
 KEYS = (
     "format", "version", "config", "images", "step", "student", "teacher", "queue", "center", "optimizer", "scaler",
     "health",
 )  # fmt: skip
-
-
-def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write to a neighbour file, flush it to the disk, then rename: the path holds the old content or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any], keep: int) -> Path:

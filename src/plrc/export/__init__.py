@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from plrc.config import Config, PlrcError
-from plrc.engine.checkpoint import load_checkpoint, newest_checkpoint, write_atomic
+from plrc.engine.checkpoint import load_checkpoint, newest_checkpoint
 from plrc.export import timm as to_timm
 from plrc.export import torchvision as to_torchvision
 from plrc.export.verify import Proof
+from plrc.files import write_atomic
 from plrc.model.backbone import Backbone, build_backbone
 from plrc.model.weights import load_into, read_weights, refuse_non_finite
 
