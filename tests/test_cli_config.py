@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from plrc.cli import parse_config
+from plrc.cli.pretraining import parse_config
 from plrc.config import Config, PlrcError
 from plrc.presets import PRESETS, preset
 

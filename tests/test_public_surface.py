@@ -11,8 +11,10 @@ import pytest
 
 import plrc
 from plrc import cli, objectives
+from plrc.cli import verbs
 from plrc.export import TARGETS
 from plrc.presets import PRESETS, preset
+from plrc.transfer.protocols import PROTOCOLS, protocol
 
 FLAGS = """
 --help --preset --method --config --seed --adapt --no-adapt --data --out --resume --no-resume --devices
@@ -33,6 +35,19 @@ FLAGS = """
 --run.out --run.resume --run.no-resume --run.allow-changes --run.no-allow-changes --run.device --run.devices
 --run.workers --run.threads --run.log-every-steps --run.health-every-steps --run.checkpoint-every-steps
 --run.keep-checkpoints --run.stop-on-collapse --run.no-stop-on-collapse
+"""
+
+TRANSFER = """
+--help --preset --config --data --out --resume --no-resume --schedule --partial --no-partial --evaluations
+--data.source --data.layout --data.train --data.val --data.test --data.fraction --data.shots --data.merge-classes
+--data.no-merge-classes
+--input.train-size --input.test-size --input.max-size --input.crop --input.flip
+--model.backbone --model.neck --model.norm --model.head-norm --model.trainable-layers --model.width --model.finest
+--model.hidden --model.rois --model.anchors --model.dilation
+--optim.lr --optim.batch-size --optim.iterations --optim.schedule --optim.drops --optim.warmup --optim.momentum
+--optim.weight-decay --optim.clip-norm --optim.precision
+--run.out --run.resume --run.no-resume --run.device --run.workers --run.threads --run.log-every --run.checkpoint-every
+--run.keep-model --run.no-keep-model
 """
 
 PAPER = {  # METHOD section 4, and the objectives' settings of section 3
@@ -99,12 +114,43 @@ def test_objectives() -> None:
 
 
 def test_verbs() -> None:
-    assert list(cli.VERBS) == ["demo", "doctor", "scan", "pretrain", "export"]
+    assert list(cli.VERBS) == ["demo", "doctor", "scan", "pretrain", "export", "transfer", "compare"]
 
 
 def test_flags_of_pretrain(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["pretrain", "--help"]) == 0
     assert set(re.findall(r"--[a-z0-9_.-]*[a-z0-9]", capsys.readouterr().out)) == set(FLAGS.split())
+
+
+def flags(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> set[str]:
+    assert cli.main([*arguments, "--help"]) == 0
+    return set(re.findall(r"(?<![\w-])--[a-z0-9_.-]*[a-z0-9]", capsys.readouterr().out))
+
+
+@pytest.mark.parametrize("task", ["detection", "instances", "semantic"])
+def test_flags_of_transfer(task: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert flags(["transfer", task], capsys) == {*TRANSFER.split(), "--init", "--seed"}
+
+
+def test_flags_of_the_probe_and_of_compare(capsys: pytest.CaptureFixture[str]) -> None:
+    probe = "--help --data --init --out --backbone --layout --fraction --size --images --seed"
+    assert flags(["transfer", "probe"], capsys) == set(probe.split())
+    grid = "--task --init --fractions --shots --seeds --lrs --processes"
+    assert flags(["compare"], capsys) == {*TRANSFER.split(), *grid.split()}
+
+
+def test_protocols() -> None:
+    assert list(PROTOCOLS) == [
+        "voc_c4_24k", "coco_c4_1x", "coco_fpn_1x", "cityscapes_instances", "cityscapes_semantic", "voc_semantic",
+        "small_detection", "small_instances", "small_semantic",
+    ]  # fmt: skip
+    voc = protocol("voc_c4_24k", "detection").flat()
+    expected = {
+        "optim.iterations": 24_000, "optim.batch_size": 16, "optim.lr": 0.02, "input.train_size": (480.0, 800.0),
+        "input.test_size": 800.0, "model.neck": "c4", "data.train": "trainval07+12", "data.test": "test07",
+        "model.norm": "sync", "model.head_norm": "sync", "model.trainable_layers": 5,
+    }  # fmt: skip
+    assert {name: voc[name] for name in expected} == expected
 
 
 def test_flags_of_the_other_verbs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,7 +167,7 @@ def test_flags_of_the_other_verbs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_export_targets() -> None:
-    assert get_args(get_type_hints(cli.Export)["to"]) == tuple(TARGETS)
+    assert get_args(get_type_hints(verbs.Export)["to"]) == tuple(TARGETS)
 
 
 def test_presets() -> None:

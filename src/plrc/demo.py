@@ -24,7 +24,7 @@ from plrc.engine.learner import Learner
 from plrc.engine.pretrain import pretrain
 from plrc.export import export_backbone
 from plrc.model import Backbone
-from plrc.transfer import extract, grouping_auc, probe
+from plrc.transfer.probe import extract, grouping_auc, probe
 from plrc.visualize import save_affinities
 
 IMAGES, SIZE = 3000, 96

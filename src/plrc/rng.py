@@ -5,14 +5,15 @@ Layer 0. No state is kept, so a run does not depend on the number of workers, an
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
-Purpose = Literal["order", "crops", "colour", "points", "held_out", "scenes", "shuffle", "weights", "probe", "layers"]
-_PURPOSES: tuple[Purpose, ...] = (
-    "order", "crops", "colour", "points", "held_out", "scenes", "shuffle", "weights", "probe", "layers",
-)  # fmt: skip
+Purpose = Literal[
+    "order", "crops", "colour", "points", "held_out", "scenes", "shuffle", "weights", "probe", "layers", "labels",
+    "mirror", "heads",
+]  # fmt: skip
+_PURPOSES: tuple[Purpose, ...] = get_args(Purpose)  # append only: the position is part of the key
 
 
 def generator(seed: int, purpose: Purpose, epoch: int = 0, index: int = 0) -> np.random.Generator:

@@ -59,11 +59,10 @@ class RunLog:
         self.record(step, "train", values)
         pace = (time.perf_counter() - self.started) / max(1, step - self.first_step)
         left = _duration(pace * (self.total_steps - step))
-        losses = "  ".join(f"{k.removesuffix('_kl')} {v:.3f}" for k, v in values.items() if k.endswith("_kl"))
-        line = (
-            f"{step}/{self.total_steps}  {losses}  {values['images_per_second']:.0f} img/s  "
-            f"data wait {100 * values['data_wait_share']:.0f}%  left {left}"
-        )
+        losses = [f"{k.removesuffix('_kl')} {v:.3f}" for k, v in values.items() if k == "loss" or k.endswith("_kl")]
+        waited = [f"data wait {100 * values['data_wait_share']:.0f}%"] if "data_wait_share" in values else []
+        pace_text = f"{values['images_per_second']:.1f} img/s"
+        line = "  ".join([f"{step}/{self.total_steps}", *losses, pace_text, *waited, f"left {left}"])
         self.progress.update(self.task, completed=step, line=line)
         if self.progress.disable:
             self.console.print(line, markup=False)

@@ -1,5 +1,5 @@
-"""Layer 5: what pre-trained features are worth to a task. May import layers 0 to 4; no sibling package."""
+"""Layer 5: what pre-trained features are worth to a task. May import layers 0 to 4; no sibling package.
 
-from plrc.transfer.probe import Probe, ProbeResult, evaluate, extract, fit_probe, grouping_auc, probe
-
-__all__ = ["Probe", "ProbeResult", "evaluate", "extract", "fit_probe", "grouping_auc", "probe"]
+`finetune.transfer` and `compare.run_comparison` train detectors; `probe` holds the quick looks at frozen features.
+Nothing is imported here, so that `protocols` (settings alone) comes without PyTorch.
+"""

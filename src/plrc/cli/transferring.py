@@ -1,0 +1,222 @@
+"""`plrc transfer` and `plrc compare`: was it worth it? Layer 6."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from plrc.cli.options import about, nearest, parse, parse_plain, written
+from plrc.cli.pretraining import STOPPED
+from plrc.config import PlrcError
+from plrc.settings import read_toml
+from plrc.transfer.protocols import (
+    PROTOCOLS,
+    DetectorConfig,
+    InputConfig,
+    LabelledConfig,
+    Task,
+    TransferConfig,
+    TransferRunConfig,
+    TuneConfig,
+    protocol,
+)
+
+SMALL: dict[str, str] = {
+    "detection": "small_detection",
+    "instances": "small_instances",
+    "semantic": "small_semantic",
+}  # the protocol of a task where none is named
+KINDS = (*SMALL, "probe")
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the settings start from."""
+
+    preset: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
+    """One of the protocols above. Empty: the small one of the task."""
+    config: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
+    """TOML file laid over the protocol. Options given here are laid over both."""
+
+
+@dataclass(frozen=True)
+class Transfer:
+    start: Annotated[Start, tyro.conf.arg(name="")] = field(default_factory=Start)
+    settings: Annotated[TransferConfig, tyro.conf.arg(name="")] = field(default_factory=TransferConfig)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is compared."""
+
+    init: Annotated[tuple[str, ...], tyro.conf.arg(metavar="random|torchvision|RUN|FILE|NAME=RUN,RUN,... ...")] = ()
+    """Initial weights; random is always among them. NAME=RUN,RUN: seed s takes the run number s of them."""
+    fractions: tuple[float, ...] = (1.0,)
+    """Shares of the training images whose labels are used."""
+    shots: tuple[int, ...] = ()
+    """Images of each class whose labels are used, instead of shares."""
+    seeds: int = 5
+    """Runs of each kind; their intervals come from these."""
+    lrs: tuple[float, ...] = ()
+    """Learning rates to choose from, on validation images. Empty: half, once and twice that of the protocol."""
+    processes: int = 1
+    """Runs at a time."""
+
+
+@dataclass(frozen=True)
+class Comparing:
+    task: Task
+    """What the detector does."""
+    start: Annotated[Start, tyro.conf.arg(name="")] = field(default_factory=Start)
+    grid: Annotated[Grid, tyro.conf.arg(name="")] = field(default_factory=Grid)
+    data: LabelledConfig = field(default_factory=LabelledConfig)
+    input: InputConfig = field(default_factory=InputConfig)
+    model: DetectorConfig = field(default_factory=DetectorConfig)
+    optim: TuneConfig = field(default_factory=TuneConfig)
+    run: TransferRunConfig = field(default_factory=TransferRunConfig)
+    partial: bool = False
+    """Take files that lack some of the backbone's tensors."""
+    evaluations: int = 4
+    """How many times, evenly spaced, the validation images are scored: the curve against iterations."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    data: str
+    """Folder with labels: masks, or boxes where there are none."""
+    init: str = "random"
+    """Initial weights: random, torchvision, a run folder or a file."""
+    out: Path | None = None
+    """JSON file for the result."""
+    backbone: str = ""
+    """torchvision ResNet. Empty: the one that the weights are of, else resnet50."""
+    layout: Literal["auto", "voc", "coco", "folders", "cityscapes"] = "auto"
+    """How to read the folder; auto looks at it."""
+    fraction: float = 1.0
+    """Share of the training images whose labels are used."""
+    size: int = 224
+    """Longer side of the images in pixels."""
+    images: int = 1000
+    """Most images that are read, of each split."""
+    seed: int = 0
+    """Subset, random weights, pixels that the probe is fitted on."""
+
+
+def transfer(arguments: Sequence[str]) -> int:
+    """Fine-tune a detector from given weights and score it, or fit a linear probe to frozen features.
+
+    usage: plrc transfer detection|instances|semantic|probe --data DIR --init random|torchvision|RUN|FILE --out DIR
+
+    examples:
+      plrc transfer probe --data camvid/ --init runs/first
+      plrc transfer detection --data voc/ --init runs/first --out transfer/first
+      plrc transfer semantic --data camvid/ --init random --optim.lr 0.05 --out transfer/random
+      plrc transfer instances --preset coco_fpn_1x --schedule 2x --data coco/ --init runs/r50 --out transfer/r50
+      plrc transfer detection --preset voc_c4_24k --data VOCdevkit/ --init backbone.pth --out transfer/theirs
+
+    protocols:
+    """
+    kind = arguments[0] if arguments else "--help"
+    if kind in ("-h", "--help"):
+        print(f"{_help()}\n\nEach task explains itself: plrc transfer detection --help")
+        return 0
+    if kind not in KINDS:
+        raise PlrcError(f"there is no task {kind!r}; did you mean plrc transfer {nearest(kind, KINDS)}?")
+    if kind == "probe":
+        return _probe(arguments[1:])
+    config = parse_transfer(kind, arguments[1:])
+    from plrc.transfer.finetune import transfer
+
+    result = transfer(config)
+    if result is None:
+        return STOPPED
+    print(f"the result is {Path(config.run.out) / 'result.json'}")
+    return 0
+
+
+def compare(arguments: Sequence[str]) -> int:
+    """Fine-tune from several initial weights, fairly, and say which to use.
+
+    Same detector, schedule and data order for each, the same few learning rates, chosen on validation images. Repeat
+    the command to go on after a stop; nothing is run twice.
+
+    examples:
+      plrc compare --task detection --data voc/ --init runs/first --fractions 0.1 1 --seeds 5 --out compare
+      plrc compare --task semantic --data camvid/ --init mine=runs/s0,runs/s1,runs/s2 moco=moco.pth --out compare
+    """
+    names = [n for n in TransferConfig().flat() if n not in ("init", "seed", "task", "preset")]
+    names += [f.name for f in dataclasses.fields(Grid)]
+    given = written(arguments, ["task", "preset", "config", *names])
+    task = given.get("task", "detection")
+    base = _base(task, given)
+    start = Comparing(
+        task=base.task, data=base.data, input=base.input, model=base.model, optim=base.optim, run=base.run,
+        partial=base.partial, evaluations=max(base.evaluations, 4),
+    )  # fmt: skip
+    if "task" not in given and "help" not in given:
+        raise PlrcError(f"no task named: write --task {'|'.join(SMALL)}")
+    options = parse("compare", Comparing, arguments, about(compare), default=start)
+    grid = options.grid
+    config = TransferConfig(
+        data=options.data, input=options.input, model=options.model, optim=options.optim, run=options.run,
+        partial=options.partial, evaluations=options.evaluations, task=options.task, preset=base.preset,
+    )  # fmt: skip
+    lrs = grid.lrs or tuple(float(f"{config.optim.lr * factor:.6g}") for factor in (0.5, 1.0, 2.0))
+    from plrc.transfer.compare import comparison_of, run_comparison, table
+
+    comparison = comparison_of(config, grid.init, grid.fractions, grid.shots, grid.seeds, lrs, grid.processes)
+    found = run_comparison(comparison)
+    if found is None:
+        return STOPPED
+    print(table(found))
+    try:
+        from plrc.visualize.comparison import write_comparison_page
+    except ImportError:
+        raise PlrcError(
+            "the page needs matplotlib and jinja2: pip install 'plrc[report]', then repeat the command"
+        ) from None
+    print(f"the page is {write_comparison_page(found, Path(config.run.out) / 'comparison.html')}")
+    return 0
+
+
+def parse_transfer(task: str, arguments: Sequence[str]) -> TransferConfig:
+    """The settings of `plrc transfer TASK`: protocol, then the TOML file, then the options."""
+    names = [name for name in TransferConfig().flat() if name not in ("task", "preset")]
+    base = _base(task, written(arguments, ["preset", "config", *names]))
+    return parse(f"transfer {task}", Transfer, arguments, _help(), default=Transfer(settings=base)).settings
+
+
+def _base(task: str, given: dict[str, str]) -> TransferConfig:
+    table = read_toml(given["config"]) if given.get("config") else {}
+    name = given.get("preset") or table.get("preset") or SMALL.get(task, "")
+    return TransferConfig.from_dict(table | {"task": task, "preset": name}, protocol(name, task))
+
+
+def _probe(arguments: Sequence[str]) -> int:
+    """Fit a linear classifier to frozen features: which class is each pixel? Minutes on a CPU.
+
+    Classes come from masks, or from boxes where there are none. Also printed: how well the affinity of two points tells
+    whether they lie on the same object, with pairs matched for distance (0.5 is chance).
+
+    examples:
+      plrc transfer probe --data camvid/ --init runs/first
+      plrc transfer probe --data voc/ --init random --backbone resnet18
+    """
+    given = parse_plain("transfer probe", Probe, arguments, about(_probe))
+    data = LabelledConfig(source=given.data, layout=given.layout, fraction=given.fraction)
+    from plrc.transfer.dense import dense_probe
+
+    result = dense_probe(data, given.init, given.backbone, given.size, given.images, given.seed)
+    print(result.table())
+    if given.out:
+        result.save(given.out)
+    return 0
+
+
+def _help() -> str:
+    return "\n".join([about(transfer), *(f"  {name:<22}{about(b).splitlines()[0]}" for name, b in PROTOCOLS.items())])

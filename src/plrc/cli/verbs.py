@@ -1,0 +1,117 @@
+"""The small verbs: demo, doctor, scan, export. Layer 6. PyTorch is imported once the options are known to be right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from plrc.cli.options import about, parse_plain
+from plrc.config import DataConfig, PlrcError
+
+
+@dataclass(frozen=True)
+class Scan:
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
+    """Folder, glob, .txt list, COCO .json, or Pascal VOC folder."""
+    layout: Literal["auto", "folder", "glob", "list", "coco", "voc"] = "auto"
+    """How to read the source; auto looks at it."""
+    split: str = ""
+    """VOC only: the list in ImageSets/Main."""
+    exclude: str = ""
+    """List file, folder or glob of images to leave out."""
+    workers: int = 0
+    """Parallel readers. 0: one a core."""
+
+
+@dataclass(frozen=True)
+class Export:
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """Run folder (its newest checkpoint) or checkpoint file."""
+    to: Literal["torchvision", "timm"]
+    """The library that goes on with the weights."""
+    out: Path | None = None
+    """File to write, ending in .safetensors or .pt. None: exported/backbone.safetensors in the run folder."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    out: Path = Path("plrc-demo")
+    """Folder to write into: empty, absent, or a demo that was stopped."""
+    steps: int = 200
+    """Optimiser steps."""
+
+
+@dataclass(frozen=True)
+class Doctor:
+    pass
+
+
+def scan(arguments: Sequence[str]) -> int:
+    """Read every image and say what can be used, what cannot, and why.
+
+    examples:
+      plrc scan photos/
+      plrc scan voc/ --split trainval --exclude voc/ImageSets/Main/test.txt
+    """
+    given = parse_plain("scan", Scan, arguments, about(scan))
+    if given.workers < 0:
+        raise PlrcError(f"--workers is {given.workers}; write 0 (one a core) or more")
+    config = DataConfig(source=given.source, layout=given.layout, split=given.split, exclude=given.exclude)
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from plrc.data import scan as scanning
+
+    console = Console(stderr=True)
+    columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("images", total=None)
+        report = scanning.scan(config, given.workers, lambda done, total: bar.update(task, completed=done, total=total))
+    print(report.table())
+    return 0
+
+
+def export(arguments: Sequence[str]) -> int:
+    """Hand the pre-trained backbone over, and prove that it arrived.
+
+    examples:
+      plrc export runs/first --to torchvision
+      plrc export runs/first --to torchvision --out backbone.pt
+    """
+    given = parse_plain("export", Export, arguments, about(export))
+    from plrc.export import export_backbone
+
+    print(export_backbone(given.run, given.to, given.out).line())
+    return 0
+
+
+def demo(arguments: Sequence[str]) -> int:
+    """Render scenes, pre-train on them, and show what was learned: minutes on a CPU.
+
+    examples:
+      plrc demo
+      plrc demo --out my-demo
+    """
+    given = parse_plain("demo", Demo, arguments, about(demo))
+    if given.steps < 1:
+        raise PlrcError(f"--steps is {given.steps}; write at least 1")
+    from plrc.demo import run_demo
+
+    run_demo(given.out, given.steps)
+    return 0
+
+
+def doctor(arguments: Sequence[str]) -> int:
+    """Say what is installed, which device there is, and whether all of it works.
+
+    examples:
+      plrc doctor
+    """
+    parse_plain("doctor", Doctor, arguments, about(doctor))
+    from plrc.doctor import report
+
+    return report()

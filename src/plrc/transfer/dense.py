@@ -1,0 +1,136 @@
+"""`plrc transfer probe`: labelled images of any layout -> label maps of one size -> the measures of `probe.py`.
+
+Layer 5: imports model and below, and this folder. No detector is trained: minutes on a CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from plrc.config import PlrcError
+from plrc.data.decode import decode
+from plrc.data.photometric import MEAN
+from plrc.files import write_atomic
+from plrc.rng import generator
+from plrc.transfer.annotations import decode_mask
+from plrc.transfer.datasets import Labelled, LabelledSet, Splits, choose, read_label_map, read_labelled
+from plrc.transfer.initial import initial_backbone
+from plrc.transfer.probe import IGNORE, extract, grouping_auc, probe
+from plrc.transfer.protocols import LabelledConfig, Task
+
+LEVELS = (8, 16, 32)
+"""Strides that are probed; layer4 (32) is read at stride 16, as pre-training and dilated networks do."""
+
+
+@dataclass(frozen=True)
+class DenseResult:
+    """Of each level: mIoU and pixel accuracy in percent, and the grouping AUC (nan where no objects are labelled)."""
+
+    init: str
+    backbone: str
+    classes: tuple[str, ...]
+    train_images: int
+    test_images: int
+    miou: dict[int, float]
+    accuracy: dict[int, float]
+    grouping: dict[int, float]
+    notes: tuple[str, ...]
+
+    def table(self) -> str:
+        rows = [f"{s:>6}  {self.miou[s]:6.1f}  {self.accuracy[s]:8.1f}  {self.grouping[s]:12.3f}" for s in self.miou]
+        head = f"frozen {self.backbone}, {self.init}: {self.train_images} images to fit, {self.test_images} to score"
+        return "\n".join([*self.notes, head, "stride    mIoU  accuracy  grouping AUC", *rows])
+
+    def save(self, path: Path) -> None:
+        text = json.dumps(dataclasses.asdict(self), indent=1)
+        write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def dense_probe(data: LabelledConfig, init: str, backbone: str, size: int, images: int, seed: int) -> DenseResult:
+    """Probe the backbone that `init` names on at most `images` images of each split, their longer side `size` pixels.
+
+    Classes of pixels come from masks, or from boxes (0 is then the background; smaller objects lie on larger ones).
+    """
+    if size < 64 or images < 1:
+        raise PlrcError("write --size 64 or more and --images 1 or more")
+    splits, task = _read(data)
+    train = _at_most(choose(splits.train, data.fraction, data.shots, seed, task), images, seed)
+    test = _at_most(splits.test, images, seed)
+    net, initial = initial_backbone(init, backbone, partial=False, layer4_stride=1, seed=seed)
+    names = splits.train.classes if task == "semantic" else ("background", *splits.train.classes)
+    fitted, scored = _maps(train, size), _maps(test, size)
+    miou, accuracy, grouping = {}, {}, {}
+    for stride in sorted(set(LEVELS) & set(net.channels)):
+        found = probe(net, fitted[:2], scored[:2], stride, len(names), seed)
+        miou[stride], accuracy[stride] = 100 * found.miou, 100 * found.accuracy
+        objects = task != "semantic" and bool((scored[2] > 0).any())
+        grouping[stride] = grouping_auc(extract(net, scored[0], stride), scored[2], seed=seed) if objects else np.nan
+    return DenseResult(
+        init, initial.backbone, names, len(train.images), len(test.images), miou, accuracy, grouping,
+        (*splits.notes, *initial.lines()),
+    )  # fmt: skip
+
+
+def _read(data: LabelledConfig) -> tuple[Splits, Task]:
+    """Masks of objects where there are any, else boxes, else maps of classes."""
+    tasks: tuple[Task, ...] = ("instances", "detection")
+    for task in tasks:
+        with contextlib.suppress(PlrcError):
+            return read_labelled(data, task), task
+    return read_labelled(data, "semantic"), "semantic"
+
+
+def _at_most(labelled: LabelledSet, images: int, seed: int) -> LabelledSet:
+    if len(labelled.images) <= images:
+        return labelled
+    chosen = generator(seed, "probe", index=1).permutation(len(labelled.images))[:images]
+    return dataclasses.replace(labelled, images=tuple(labelled.images[i] for i in sorted(chosen)))
+
+
+def _maps(labelled: LabelledSet, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(images uint8 [n, 3, size, size], classes uint8 [n, size, size], objects int32 [n, size, size]).
+
+    Images keep their shape, at the upper left; the rest is ImageNet's mean colour and ignored (objects: -1).
+    """
+    colour = (255 * torch.tensor(MEAN)).to(torch.uint8)[:, None, None]
+    images = colour.expand(3, size, size).repeat(len(labelled.images), 1, 1, 1)
+    classes = torch.full((len(labelled.images), size, size), IGNORE, dtype=torch.uint8)
+    objects = torch.full((len(labelled.images), size, size), -1, dtype=torch.int32)
+    for i, item in enumerate(labelled.images):
+        pixels = decode(item.path).float()
+        scale = size / max(pixels.shape[1:])
+        height, width = (max(1, round(side * scale)) for side in pixels.shape[1:])
+        small = F.interpolate(pixels[None], (height, width), mode="bilinear", antialias=True, align_corners=False)[0]
+        images[i, :, :height, :width] = small.round().clamp(0, 255).to(torch.uint8)
+        for target, painted in zip((classes, objects), _paint(item, labelled), strict=True):
+            near = F.interpolate(torch.from_numpy(painted)[None, None].float(), (height, width), mode="nearest-exact")
+            target[i, :height, :width] = near[0, 0].to(target.dtype)
+    return images, classes, objects
+
+
+def _paint(item: Labelled, labelled: LabelledSet) -> tuple[np.ndarray, np.ndarray]:
+    """(class of each pixel, object of each pixel), [H, W]; the largest objects first, so that none is hidden."""
+    if item.labels:
+        found = read_label_map(item.labels, labelled.label_map)
+        return found, np.full(found.shape, -1)
+    classes = np.zeros((item.height, item.width), dtype=np.int32)
+    objects = np.zeros((item.height, item.width), dtype=np.int32)
+    for i in np.argsort(-item.areas):
+        if item.segments:
+            where = decode_mask(item.segments[i], item.height, item.width).astype(bool)
+        else:
+            x0, y0, x1, y1 = item.boxes[i].round().astype(int)
+            where = np.zeros(classes.shape, dtype=bool)
+            where[y0:y1, x0:x1] = True
+        classes[where] = IGNORE if item.ignored[i] else item.classes[i] + 1
+        objects[where] = -1 if item.ignored[i] else i + 1
+    return classes, objects

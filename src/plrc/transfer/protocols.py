@@ -1,0 +1,312 @@
+"""Every setting of a transfer run, and the protocols: named, full settings, from the literature and for small data.
+
+Layer 5: imports config and settings. Normalisation and trainable layers are settings of their own, so that no run
+inherits them by accident from a library's defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, get_args
+
+import tyro
+
+from plrc.settings import ConfigError, Settings, check, check_range
+
+Task = Literal["detection", "instances", "semantic"]
+Layout = Literal["auto", "voc", "coco", "folders", "cityscapes"]
+
+
+@dataclass(frozen=True)
+class LabelledConfig:
+    """Which labelled images."""
+
+    source: Annotated[str, tyro.conf.arg(aliases=("--data",))] = ""
+    """Folder in Pascal VOC layout, COCO layout (annotations/*.json), or with image and mask folders."""
+    layout: Layout = "auto"
+    """How to read `source`; auto looks at it."""
+    train: str = ""
+    """Split to train on (train, trainval07+12, ...). Empty: found."""
+    val: str = ""
+    """Split that learning rates and curves are taken from. Empty: found, or a fifth of the training images."""
+    test: str = ""
+    """Split that the result is taken from. Empty: found (test, else val)."""
+    fraction: float = 1.0
+    """Share of the training images whose labels are used. Smaller shares are parts of larger ones."""
+    shots: int = 0
+    """Images of each class whose labels are used, instead of a share. 0: `fraction` decides."""
+    merge_classes: bool = False
+    """Train and score one class, "object": where there are too few labels for many classes."""
+
+    def __post_init__(self) -> None:
+        check(0 < self.fraction <= 1, f"data.fraction is {self.fraction}; write a number above 0 and at most 1")
+        check(self.shots >= 0, f"data.shots is {self.shots}; write 0 (a share is used) or more")
+        check(self.fraction == 1 or not self.shots, "data.fraction and data.shots are both set; write one of them")
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """How an image enters the network."""
+
+    train_size: tuple[float, float] = (480.0, 800.0)
+    """Detection: the shorter side in pixels is drawn from this range. Semantic: range of the scale."""
+    test_size: float = 800.0
+    """Detection: shorter side at test. Semantic: scale at test."""
+    max_size: int = 1333
+    """Detection: the longer side is at most this long."""
+    crop: tuple[float, float] = (0.0, 0.0)
+    """Semantic: height and width of the random crop, padded where the image is smaller. 0 0: none."""
+    flip: float = 0.5
+    """Share of training images that are mirrored."""
+
+    def __post_init__(self) -> None:
+        check_range("input.train_size", self.train_size, 0.05, 10_000)
+        check(self.test_size > 0, f"input.test_size is {self.test_size}; write a number above 0")
+        check(self.max_size >= max(self.train_size), "input.max_size is below the shorter side; write a larger one")
+        check(0 <= self.flip <= 1, f"input.flip is {self.flip}; write 0 to 1")
+
+
+@dataclass(frozen=True)
+class DetectorConfig:
+    """The network that is fine-tuned."""
+
+    backbone: str = ""
+    """torchvision ResNet (resnet50, ...). Empty: the one that the initial weights are of, else resnet50."""
+    neck: Literal["fpn", "c4"] = "fpn"
+    """Detection: fpn (feature pyramid) or c4 (regions read from stride 16, layer4 as their head: the paper's VOC)."""
+    norm: Literal["bn", "frozen", "sync"] = "bn"
+    """BatchNorm of the backbone: bn (trained, statistics of the batch), frozen (never changed), sync (over GPUs)."""
+    head_norm: Literal["none", "bn", "sync", "gn"] = "none"
+    """Normalisation in everything else: pyramid, box and mask heads, after layer4 of c4, FCN head."""
+    trainable_layers: int = 5
+    """Of stem, layer1 ... layer4, how many are trained, counted from the top. 5: all, 3: as for ImageNet weights."""
+    width: int = 256
+    """Channels of the pyramid, or of the FCN head."""
+    finest: Literal[4, 8] = 4
+    """fpn: smallest stride of the pyramid; 8 saves most of its time on a CPU."""
+    hidden: int = 1024
+    """fpn: width of the box head."""
+    rois: int = 512
+    """Regions an image that the head is trained on."""
+    anchors: float = 8.0
+    """fpn: side of an anchor in strides of its level (8: 32 px at stride 4). c4: 32 to 512 px always."""
+    dilation: int = 6
+    """Semantic: dilation of the FCN head's two 3 x 3 convolutions."""
+
+    def __post_init__(self) -> None:
+        check(1 <= self.trainable_layers <= 5, "model.trainable_layers must be 1 (layer4) to 5 (all)")
+        for name in ("width", "hidden", "rois", "dilation"):
+            check(getattr(self, name) >= 1, f"model.{name} is {getattr(self, name)}; write at least 1")
+        check(self.anchors > 0, f"model.anchors is {self.anchors}; write a number above 0")
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """Optimisation: SGD with momentum, linear warm-up, steps down by ten."""
+
+    lr: float = 0.02
+    batch_size: int = 16
+    iterations: int = 90_000
+    """Steps of the optimiser before `schedule` multiplies them."""
+    schedule: Annotated[Literal["1x", "2x", "3x"], tyro.conf.arg(aliases=("--schedule",))] = "1x"
+    """Multiple of `iterations`."""
+    drops: tuple[float, float] = (2 / 3, 8 / 9)
+    """Shares of the steps after which the learning rate is divided by ten."""
+    warmup: int = 1000
+    """Steps over which the learning rate grows to its value; at most a tenth of all."""
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    clip_norm: float = 0.0
+    """Largest norm of the gradient. 0: not clipped."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the forward pass."""
+
+    def __post_init__(self) -> None:
+        check(self.lr > 0, f"optim.lr is {self.lr}; write a number above 0")
+        for name in ("batch_size", "iterations"):
+            check(getattr(self, name) >= 1, f"optim.{name} is {getattr(self, name)}; write at least 1")
+        check_range("optim.drops", self.drops, 0, 1)
+        for name in ("warmup", "momentum", "weight_decay", "clip_norm"):
+            check(getattr(self, name) >= 0, f"optim.{name} is {getattr(self, name)}; write 0 or more")
+
+    @property
+    def steps(self) -> int:
+        """Steps of the optimiser in all."""
+        return self.iterations * int(self.schedule[0])
+
+
+@dataclass(frozen=True)
+class TransferRunConfig:
+    """How it runs; never changes a number."""
+
+    out: Annotated[str, tyro.conf.arg(aliases=("--out",))] = ""
+    """Folder for the result: empty or absent, or stopped before and --resume."""
+    resume: Annotated[bool, tyro.conf.arg(aliases=("--resume",))] = False
+    """Go on with the run in that folder, or start it if there is none."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    workers: int = 0
+    """Loader processes."""
+    threads: int = 0
+    """PyTorch's threads. 0: its choice."""
+    log_every: int = 20
+    """Steps between two lines of progress."""
+    checkpoint_every: int = 500
+    """Steps between two saves."""
+    keep_model: bool = True
+    """Keep the fine-tuned weights: OUT/model.safetensors."""
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "threads"):
+            check(getattr(self, name) >= 0, f"run.{name} is {getattr(self, name)}; write 0 or more")
+        for name in ("log_every", "checkpoint_every"):
+            check(getattr(self, name) >= 1, f"run.{name} is {getattr(self, name)}; write at least 1")
+
+
+@dataclass(frozen=True)
+class TransferConfig(Settings):
+    """A whole transfer run: labels, a detector with given initial weights, and its score on test images."""
+
+    init: Annotated[str, tyro.conf.arg(metavar="random|torchvision|RUN|FILE")] = "random"
+    """Initial weights of the backbone: random, torchvision's own (on disk), a run folder, or a file of tensors."""
+    partial: bool = False
+    """Take a file that lacks some of the backbone's tensors."""
+    data: LabelledConfig = field(default_factory=LabelledConfig)
+    input: InputConfig = field(default_factory=InputConfig)
+    model: DetectorConfig = field(default_factory=DetectorConfig)
+    optim: TuneConfig = field(default_factory=TuneConfig)
+    run: TransferRunConfig = field(default_factory=TransferRunConfig)
+    evaluations: int = 1
+    """How many times, evenly spaced, the validation images are scored: the curve against iterations."""
+    seed: int = 0
+    """Labelled subset, order of the images, random weights of the heads: all follow from this number."""
+    task: tyro.conf.Suppress[Task] = "detection"
+    preset: tyro.conf.Suppress[str] = "custom"
+
+    def __post_init__(self) -> None:
+        check(self.seed >= 0, f"seed is {self.seed}; write 0 or more")
+        check(self.evaluations >= 0, f"evaluations is {self.evaluations}; write 0 (none) or more")
+
+
+SHORT = (640.0, 800.0)
+CITY = InputConfig(train_size=(800.0, 1024.0), test_size=1024.0, max_size=2048)
+SEMANTIC = InputConfig(train_size=(0.5, 2.0), test_size=1.0, crop=(513.0, 513.0))
+FCN = DetectorConfig(norm="sync", head_norm="sync")
+
+
+def voc_c4_24k() -> TransferConfig:
+    """Pascal VOC: Faster R-CNN C4, trainval07+12 -> test2007, 24k iterations, batch 16 (the paper, section 4)."""
+    return TransferConfig(
+        task="detection",
+        data=LabelledConfig(layout="voc", train="trainval07+12", test="test07"),
+        input=InputConfig(train_size=(480.0, 800.0), test_size=800.0),
+        model=DetectorConfig(neck="c4", norm="sync", head_norm="sync"),
+        optim=TuneConfig(lr=0.02, iterations=24_000, drops=(0.75, 11 / 12), warmup=100),
+    )
+
+
+def coco_c4_1x() -> TransferConfig:
+    """COCO: Mask R-CNN C4, 90k iterations, batch 16 (the paper, section 4); --schedule 2x for 180k."""
+    return TransferConfig(
+        task="instances",
+        data=LabelledConfig(layout="coco"),
+        input=InputConfig(train_size=SHORT, test_size=800.0),
+        model=DetectorConfig(neck="c4", norm="sync", head_norm="sync"),
+    )
+
+
+def coco_fpn_1x() -> TransferConfig:
+    """COCO: Mask R-CNN FPN, 90k iterations, batch 16; --schedule 2x for 180k."""
+    return TransferConfig(
+        task="instances",
+        data=LabelledConfig(layout="coco"),
+        input=InputConfig(train_size=SHORT, test_size=800.0),
+        model=DetectorConfig(neck="fpn", norm="sync", head_norm="sync"),
+    )
+
+
+def cityscapes_instances() -> TransferConfig:
+    """Cityscapes: Mask R-CNN FPN, 24k iterations, batch 8, 800-1024 px."""
+    return TransferConfig(
+        task="instances",
+        data=LabelledConfig(layout="cityscapes"),
+        input=CITY,
+        model=DetectorConfig(neck="fpn", norm="sync", head_norm="sync"),
+        optim=TuneConfig(lr=0.01, batch_size=8, iterations=24_000, drops=(0.75, 1.0)),
+    )
+
+
+def cityscapes_semantic() -> TransferConfig:
+    """Cityscapes: FCN, 90k iterations, batch 16, crops of 769 px."""
+    return TransferConfig(
+        task="semantic",
+        data=LabelledConfig(layout="cityscapes"),
+        input=InputConfig(train_size=(0.5, 2.0), test_size=1.0, crop=(769.0, 769.0)),
+        model=FCN,
+        optim=TuneConfig(lr=0.01, iterations=90_000, drops=(0.7, 0.9)),
+    )
+
+
+def voc_semantic() -> TransferConfig:
+    """Pascal VOC: FCN, train_aug2012 -> val2012, 30k iterations, batch 16, crops of 513 px."""
+    return TransferConfig(
+        task="semantic",
+        data=LabelledConfig(layout="voc", train="train_aug12", test="val12"),
+        input=SEMANTIC,
+        model=FCN,
+        optim=TuneConfig(lr=0.003, iterations=30_000, drops=(0.7, 0.9)),
+    )
+
+
+def small_detection() -> TransferConfig:
+    """Few labels, a CPU: Faster R-CNN FPN from stride 8, 192 px, 300 iterations of 4 images."""
+    return TransferConfig(
+        task="detection",
+        input=InputConfig(train_size=(176.0, 208.0), test_size=192.0, max_size=320),
+        model=DetectorConfig(
+            backbone="resnet18", norm="bn", head_norm="none", width=96, finest=8, hidden=256, rois=64, anchors=4.0
+        ),
+        optim=TuneConfig(lr=0.02, batch_size=4, iterations=300, drops=(0.75, 0.92), warmup=30, clip_norm=10.0),
+    )
+
+
+def small_instances() -> TransferConfig:
+    """Few labels, a CPU: Mask R-CNN FPN from stride 8, 192 px, 300 iterations of 4 images."""
+    return small_detection().with_values({"task": "instances"})
+
+
+def small_semantic() -> TransferConfig:
+    """Few labels, a CPU: FCN on stride 16, half scale, crops of 160 x 224, 300 iterations of 8 images."""
+    return TransferConfig(
+        task="semantic",
+        input=InputConfig(train_size=(0.4, 0.75), test_size=0.5, crop=(160.0, 224.0)),
+        model=DetectorConfig(backbone="resnet18", norm="bn", head_norm="bn", width=128, dilation=2),
+        optim=TuneConfig(lr=0.02, batch_size=8, iterations=300, drops=(0.75, 0.92), warmup=30, clip_norm=10.0),
+    )
+
+
+PROTOCOLS: dict[str, Callable[[], TransferConfig]] = {
+    "voc_c4_24k": voc_c4_24k,
+    "coco_c4_1x": coco_c4_1x,
+    "coco_fpn_1x": coco_fpn_1x,
+    "cityscapes_instances": cityscapes_instances,
+    "cityscapes_semantic": cityscapes_semantic,
+    "voc_semantic": voc_semantic,
+    "small_detection": small_detection,
+    "small_instances": small_instances,
+    "small_semantic": small_semantic,
+}
+
+
+def protocol(name: str, task: str) -> TransferConfig:
+    """A protocol by name, for a task: a Mask R-CNN protocol may be run for boxes alone, and a box one with masks."""
+    if task not in get_args(Task):
+        raise ConfigError(f"there is no task {task!r}; write one of {', '.join(get_args(Task))}")
+    if name not in PROTOCOLS:
+        raise ConfigError(f"there is no protocol {name!r}; write one of {', '.join(PROTOCOLS)}")
+    found = PROTOCOLS[name]()
+    if (found.task == "semantic") != (task == "semantic"):
+        fitting = [n for n, build in PROTOCOLS.items() if (build().task == "semantic") == (task == "semantic")]
+        raise ConfigError(f"{name} is a protocol for {found.task}, not {task}; write one of {', '.join(fitting)}")
+    return found.with_values({"preset": name, "task": task})
