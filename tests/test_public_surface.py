@@ -91,7 +91,7 @@ REQUIRED = inspect.Parameter.empty
 
 
 def test_functions() -> None:
-    assert parameters(plrc.pretrain) == {"config": REQUIRED, "explicit": frozenset()}
+    assert parameters(plrc.pretrain) == {"config": REQUIRED, "explicit": None}
     assert parameters(plrc.load_backbone) == {"path": REQUIRED, "layer4_stride": 2, "backbone": ""}
     assert parameters(plrc.export_backbone) == {"run": REQUIRED, "target": "torchvision", "out": None}
     assert parameters(plrc.preset) == {"name": REQUIRED, "method": "plrc"}

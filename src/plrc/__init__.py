@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plrc.config import Config, ConfigError, PlrcError
-from plrc.presets import preset
+from plrc.presets import PRESETS, preset
 
 if TYPE_CHECKING:
     from plrc import objectives
@@ -32,15 +32,19 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'plrc' has no attribute {name!r}")
 
 
-def pretrain(config: Config, explicit: Set[str] = frozenset()) -> Run:
+def pretrain(config: Config, explicit: Set[str] | None = None) -> Run:
     """Pre-train a backbone as `config` says; the run folder keeps its newest weights exported and verified.
 
-    `explicit`: dotted names of settings (such as "optim.lr") that must not be adapted to the data; with
-    `Config(adapt=False)` nothing is. Bad input raises PlrcError. A run that is stopped by SIGTERM or Ctrl-C saves and
-    returns with `finished=False`; call again with `run.resume` set.
+    `explicit`: dotted names of settings (such as "optim.lr") that must not be adapted to the data; None: all whose
+    value is not that of `preset(config.preset, config.method)`. With `Config(adapt=False)` nothing is adapted. Bad
+    input raises PlrcError. A run that is stopped by SIGTERM or Ctrl-C saves and returns with `finished=False`; call
+    again with `run.resume` set.
     """
     from plrc.engine.pretrain import pretrain
 
+    if explicit is None:
+        start = preset(config.preset if config.preset in PRESETS else "custom", config.method)
+        explicit = {name for name, _, _ in config.differences(start)}
     return pretrain(config, explicit, on_checkpoint=(_export,))
 
 

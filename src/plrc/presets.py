@@ -5,6 +5,7 @@ Expected quality, where there is any, stands beside each preset.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from typing import get_args
 
@@ -99,7 +100,9 @@ def preset(name: str, method: str = "plrc") -> Config:
     "custom" is the name of a configuration that starts from no preset: the defaults of `Config`.
     """
     if name not in (*PRESETS, "custom"):
-        raise ConfigError(f"there is no preset {name!r}; write one of {', '.join(PRESETS)}")
+        near = difflib.get_close_matches(str(name), PRESETS, n=1)
+        meant = f" (did you mean {near[0]}?)" if near else ""
+        raise ConfigError(f"there is no preset {name!r}; write one of {', '.join(PRESETS)}{meant}")
     if method not in get_args(Method):
         raise ConfigError(f"there is no method {method!r}; write one of {', '.join(get_args(Method))}")
     config = PRESETS.get(name, Config)().with_values({"method": method})

@@ -50,6 +50,8 @@ def test_adaptation_is_told_what_cannot_work() -> None:
         adapt(preset("small_r18"), {"optim.batch_size"}, images=10)
     with pytest.raises(PlrcError, match="cannot be shared equally by 3 processes"):
         adapt(preset("small_r18"), {"optim.batch_size"}, images=1000, processes=3)
+    with pytest.raises(PlrcError, match="^1 training image is too few: a batch needs at least two; add images$"):
+        adapt(preset("small_r18"), frozenset(), images=1)
 
 
 def test_schedules() -> None:
@@ -125,6 +127,13 @@ def test_metrics_after_the_restored_step_are_cut(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps({"step": s}) + "\n" for s in range(5)) + '{"step": 5, "los')
     cut_lines(path, 3)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 1, 2, 3]
+
+
+def test_a_misspelt_preset_is_told_the_nearest() -> None:
+    with pytest.raises(PlrcError, match=r"write one of paper_r50, .* \(did you mean small_r18\?\)$"):
+        preset("smal_r18")
+    with pytest.raises(PlrcError, match=r"debug_cpu$"):
+        preset("xyz")
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,13 +15,16 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from plrc.config import Config, PlrcError
+from plrc.data.manifest import images_of, read_manifest
 from plrc.engine import pretrain as loop
 from plrc.engine.checkpoint import KEYS, load_checkpoint, newest_checkpoint
 from plrc.engine.pretrain import pretrain
+from plrc.engine.setup import prepare
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "debug_curve.json"
 Tiny = Callable[..., Config]
@@ -206,6 +211,7 @@ def test_teacher_follows_the_student_after_its_step(tiny: Tiny) -> None:
     teacher = {k: v.clone() for k, v in state.learner.teacher.named_parameters()}
     outcome = state.learner.terms(one_batch(config), state.learner.student, torch.randperm(8), 0.05)
     sum(term.mean for term in outcome.terms.values()).backward()  # type: ignore[union-attr]
+    state.guard.remember()
     state.update([outcome], 0.1, 0.75)
     student = dict(state.learner.student.named_parameters())
     for name, now in state.learner.teacher.named_parameters():
@@ -214,8 +220,6 @@ def test_teacher_follows_the_student_after_its_step(tiny: Tiny) -> None:
 
 
 def one_batch(config: Config) -> object:
-    import numpy as np
-
     from plrc.data.loader import ViewDataset, collate
     from plrc.data.sources import find_images
 
@@ -291,17 +295,80 @@ def test_refusals_say_what_to_do(tiny: Tiny, tmp_path: Path) -> None:
     assert (tmp_path / "foreign" / "thesis.doc").read_text() == "x"
 
 
-def test_the_same_number_of_images_but_other_files_is_refused(tiny: Tiny, scenes: Path, tmp_path: Path) -> None:
-    import shutil
+def test_missing_and_damaged_region_maps_are_named_and_replaced(tiny: Tiny, scenes: Path, tmp_path: Path) -> None:
+    """Training images with neither are skipped like unreadable ones; the health check reads no maps."""
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    names = sorted(file.name for file in scenes.glob("*.jpg"))
+    for name in names[2:]:
+        np.save(maps / Path(name).with_suffix(".npy"), np.arange(64).reshape(8, 8))
+    (maps / Path(names[1]).with_suffix(".png")).write_text("not a picture")
+    config = tiny(regions__source="maps", regions__maps=str(maps), data__held_out=0, optim__steps=6, run__workers=1)
+    run = pretrain(config)
+    text = (run.path / "log.txt").read_text()
+    assert f"cannot read {names[0]}: image {names[0]} has no id map: write " in text
+    assert f"cannot read {names[1]}: cannot read the id map " in text and "2 images could not be read" in text
+    with pytest.raises(PlrcError, match="2 of 48 images cannot be read, more than data.bad_limit"):
+        pretrain(config.with_values({"data.bad_limit": 0.03, "run.out": str(tmp_path / "strict")}))
+    for file in maps.iterdir():
+        file.unlink()
+    held_out = config.with_values({"run.out": str(tmp_path / "held_out"), "data.held_out": 4, "run.workers": 1})
+    with pytest.raises(PlrcError, match="^44 images in a row cannot be read, the last one .* has no id map: write "):
+        pretrain(held_out)
 
-    folder = tmp_path / "copy"
-    shutil.copytree(scenes, folder)
-    config = tiny(data__source=str(folder))
+
+def test_a_mistake_that_a_worker_meets_ends_in_its_own_sentence(tiny: Tiny) -> None:
+    with pytest.raises(PlrcError, match=r"^regions\.grid is 200; write at most 181$"):
+        pretrain(tiny(regions__grid=200, run__workers=1, data__held_out=0))
+
+
+def test_a_worker_that_is_killed_ends_the_run_in_one_sentence(tiny: Tiny) -> None:
+    def kill() -> None:
+        worker = multiprocessing.active_children()[0]
+        os.kill(worker.pid or 0, signal.SIGKILL)
+        worker.join()
+
+    with after_steps(1, kill), pytest.raises(PlrcError, match=r"want of memory .* a lower --run\.workers"):
+        pretrain(tiny(run__workers=1, optim__steps=200))
+
+
+def test_unreadable_held_out_images_are_named_and_left_out(tiny: Tiny, scenes: Path, tmp_path: Path) -> None:
+    shutil.copytree(scenes, tmp_path / "copy")
+    config = tiny(data__source=str(tmp_path / "copy"), optim__steps=1)
+    images, _, held_out = images_of(read_manifest(prepare(config, frozenset()).out / "manifest.json"))
+    (tmp_path / "run" / "manifest.json").unlink()
+    Path(images.path(held_out[0])).write_bytes(b"")
+    run = pretrain(config.with_values({"run.resume": True}))
+    text = (run.path / "log.txt").read_text()
+    assert text.count(f"cannot read the held-out image {images.names[held_out[0]]}: the file is empty") == 1
+    assert [h.step for h in run.health] == [0, 1]
+    for i in held_out:
+        Path(images.path(i)).write_bytes(b"")
+    run = pretrain(config.with_values({"run.out": str(tmp_path / "none")}))
+    assert "no held-out image can be read: there are no health checks" in (run.path / "log.txt").read_text()
+    assert run.finished and run.health == ()
+
+
+def test_what_a_run_says_of_itself(tiny: Tiny) -> None:
+    config = tiny(optim__steps=2)
+    run = pretrain(config)
+    text = (run.path / "log.txt").read_text()
+    assert text.count("the image loss rises for 3 steps, while real keys replace the random ones in the queue") == 1
+    again = pretrain(config.with_values({"run.resume": True}))
+    assert again == run
+    more = (run.path / "log.txt").read_text().removeprefix(text)
+    assert "nothing left to do: the run is finished, at step 2 of 2" in more and "image loss" not in more
+    without = pretrain(tiny("points", optim__steps=1, run__out=str(run.path.with_name("points"))))
+    assert "image loss" not in (without.path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_the_precision_of_a_gpu_goes_on_on_a_cpu(tiny: Tiny, precision: str) -> None:
+    config = tiny(optim__steps=1, optim__precision=precision)
     pretrain(config)
-    image = next(p for p in sorted(folder.rglob("*.*")) if p.suffix in (".jpg", ".png") and "semantic" not in p.parts)
-    image.rename(image.with_stem("renamed"))
-    with pytest.raises(PlrcError, match=r"not those of manifest\.json"):
-        pretrain(config.with_values({"run.resume": True}))
+    longer = config.with_values({"optim.steps": 2, "optim.precision": "auto", "run.resume": True})
+    run = pretrain(longer.with_values({"run.allow_changes": True}))
+    assert run.step == 2 and Config.load(run.path / "config.toml").optim.precision == precision
 
 
 def test_collapse_is_noticed_and_the_run_stops(tiny: Tiny) -> None:

@@ -24,18 +24,20 @@ from plrc.config import Config, PlrcError
 from plrc.data.decode import DecodeError, decode
 from plrc.data.photometric import DRAWS
 from plrc.data.points import contrast_draws, match_draws
-from plrc.data.regions import regions_for
+from plrc.data.regions import RegionError, regions_for
 from plrc.data.sources import ImageList
 from plrc.data.views import draw_views, render
 
 SUBSTITUTES = 100  # how many following images are tried in place of one that cannot be read
+UNREADABLE = (DecodeError, RegionError)  # what is wrong with one image or its id map, not with the run
 
 Key = tuple[int, int]  # (epoch, index of the image)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One part of a step. `failures` names images that could not be read and were replaced by the next readable one."""
+    """One part of a step. `failures` names images that could not be read, or whose id map could not, and that were
+    replaced by the next readable one."""
 
     images: Tensor  # uint8 [V, B, 3, S, S]
     maps: Tensor  # float32 [V, B, 4], see geometry
@@ -93,24 +95,33 @@ class ViewDataset(Dataset[Batch]):
         epoch, index = key
         failures: list[tuple[str, str]] = []
         for offset in range(min(len(self), SUBSTITUTES)):
-            position = int(self.subset[(index + offset) % len(self)])
             try:
-                image = self._decode(position)
-            except DecodeError as error:
-                failures.append((self.images.names[position], error.reason))
-                continue
-            return self._sample(image, self.images.names[position], epoch, index, tuple(failures))
+                return dataclasses.replace(self.sample(epoch, index, offset), failures=tuple(failures))
+            except UNREADABLE as error:
+                reason = error.reason if isinstance(error, DecodeError) else str(error)
+                failures.append((self.name(index + offset), reason))
         raise PlrcError(
             f"{len(failures)} images in a row cannot be read, the last one {failures[-1][0]}: {failures[-1][1]}; "
-            "look at them with: plrc scan DIR"
+            "plrc scan DIR looks at every image"
         )
 
-    def _decode(self, position: int) -> Tensor:
-        data = self.config.data
-        return decode(self.images.path(position), percentiles=data.percentiles, max_megapixels=data.max_megapixels)
+    def __getitems__(self, keys: list[Key]) -> list[Batch] | PlrcError:
+        """What a worker loads. A mistake travels as a value: raised, it would arrive as the text of a traceback."""
+        try:
+            return [self[key] for key in keys]
+        except PlrcError as error:
+            return error
 
-    def _sample(self, image: Tensor, name: str, epoch: int, index: int, failures: tuple[tuple[str, str], ...]) -> Batch:
+    def name(self, index: int) -> str:
+        """The relative name of an image; `index` may run over the end."""
+        return self.images.names[int(self.subset[index % len(self)])]
+
+    def sample(self, epoch: int, index: int, offset: int = 0) -> Batch:
+        """One image, the `offset`-th after `index`, with the random numbers of `index`; raises one of UNREADABLE."""
         config, seed = self.config, self.config.seed
+        data, position = config.data, int(self.subset[(index + offset) % len(self)])
+        regions = regions_for(config.regions, self.images.names[position])
+        image = decode(self.images.path(position), percentiles=data.percentiles, max_megapixels=data.max_megapixels)
         height, width = image.shape[1:]
         crops = rng.generator(seed, "crops", epoch, index)
         views = draw_views(crops, height, width, config.views, self.match)
@@ -121,11 +132,10 @@ class ViewDataset(Dataset[Batch]):
         return Batch(
             torch.stack([render(image, view, config.views.size) for view in views])[:, None],
             torch.tensor([view.map for view in views], dtype=torch.float32)[:, None],
-            regions_for(config.regions, name)[None],
+            regions[None],
             torch.from_numpy(colour),
             torch.from_numpy(contrast),
             torch.from_numpy(match),
-            failures,
         )
 
 
@@ -172,11 +182,11 @@ class DeviceLoader:
     def __init__(self, dataset: ViewDataset, sampler: StepSampler, workers: int, device: torch.device) -> None:
         self.device = device
         self.waited = 0.0  # seconds spent waiting for the workers, in all
-        self.loader: DataLoader[Batch] = DataLoader(
+        self.loader: DataLoader[Batch | PlrcError] = DataLoader(
             dataset,
             batch_sampler=sampler,
             num_workers=workers,
-            collate_fn=collate,
+            collate_fn=_collate_unless_wrong,
             generator=torch.Generator(),  # its seeds are of no use; drawn from the global state, they would move it
             pin_memory=device.type == "cuda",
             prefetch_factor=3 if workers else None,
@@ -194,6 +204,8 @@ class DeviceLoader:
             self.waited += time.perf_counter() - started
             if batch is None:
                 return
+            if isinstance(batch, PlrcError):
+                raise batch
             yield batch
 
     def _ahead(self) -> Iterator[Batch]:
@@ -210,6 +222,10 @@ class DeviceLoader:
             current = upcoming
         if current is not None:
             yield current
+
+
+def _collate_unless_wrong(samples: list[Batch] | PlrcError) -> Batch | PlrcError:
+    return samples if isinstance(samples, PlrcError) else collate(samples)
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:

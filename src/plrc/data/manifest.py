@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from plrc.config import PlrcError
 from plrc.data.sources import ImageList
 from plrc.files import write_atomic
@@ -55,6 +57,28 @@ def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(manifest, dict) or any(key not in manifest for key in KEYS):
         raise PlrcError(f"{path} is not the manifest of a run; it must hold {', '.join(KEYS)}")
     return manifest
+
+
+def images_of(manifest: dict[str, Any]) -> tuple[ImageList, np.ndarray, np.ndarray]:
+    """(images, train, held out) of a run as its manifest has them; the last two are sorted positions."""
+    names = tuple(sorted((*manifest["train"], *manifest["held_out"])))
+    held_out = np.array([name in manifest["held_out"] for name in names], dtype=bool)
+    images = ImageList(
+        manifest["root"], names, manifest["layout"], manifest["counts"]["excluded"], tuple(manifest["notes"])
+    )
+    return images, np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What tells two manifests apart, in words. A file that is gone is no difference: it cannot be read, that is all."""
+    sizes = [(name, before[part], now[part]) for part in ("train", "held_out") for name in before[part] | now[part]]
+    if any(name not in old or name not in new for name, old, new in sizes):
+        return ["the images are not those of manifest.json"]
+    changed = [(name, old[name], new[name]) for name, old, new in sizes if -1 != old[name] != new[name] != -1]
+    return [
+        f"{name} had {old} bytes in manifest.json, now {new} ({len(changed)} images have changed)"
+        for name, old, new in changed[:1]
+    ]
 
 
 def _sizes(images: ImageList, positions: Sequence[int]) -> dict[str, int]:

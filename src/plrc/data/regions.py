@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from plrc.config import PlrcError, RegionConfig
+from plrc.config import ConfigError, PlrcError, RegionConfig
 
 ENDINGS = (".png", ".npz", ".npy")
 _MOST = 2**15 - 1  # regions per image: ids are int16
@@ -49,7 +49,7 @@ def regions_for(config: RegionConfig, name: str) -> Tensor:
 def grid_regions(n: int) -> Tensor:
     """The regular grid: ids 0 .. n * n - 1 row by row, int16 [n, n] (paper section 3: n = 4)."""
     if n * n > _MOST:
-        raise RegionError(f"regions.grid is {n}; write at most {int(_MOST**0.5)}")
+        raise ConfigError(f"regions.grid is {n}; write at most {int(_MOST**0.5)}")
     return torch.arange(n * n, dtype=torch.int16).reshape(n, n)
 
 

@@ -57,7 +57,7 @@ def adapt(config: Config, explicit: Set[str], images: int, processes: int = 1) -
         fitting = max(2, 2 ** int(math.log2(max(images // 2, 2))))
         change("optim.batch_size", fitting, f"only {images} training images: at least two batches an epoch")
     batch = config.optim.batch_size
-    _check_batch(config, images, processes)
+    check_batch(config, images, processes)
 
     ratio = batch / config.optim.lr_batch
     if ratio != 1 and config.optim.name == "sgd":
@@ -96,8 +96,11 @@ def adapt(config: Config, explicit: Set[str], images: int, processes: int = 1) -
     return config, changes
 
 
-def _check_batch(config: Config, images: int, processes: int) -> None:
+def check_batch(config: Config, images: int, processes: int) -> None:
+    """Raises PlrcError where the images, or the processes and parts that share a batch, cannot make one."""
     batch, accumulate = config.optim.batch_size, config.optim.accumulate
+    if images < min(batch, 2):
+        raise PlrcError(f"{images} training image is too few: a batch needs at least two; add images")
     if images < batch:
         raise PlrcError(
             f"{images} training images are fewer than one batch of {batch}: "

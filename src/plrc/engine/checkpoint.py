@@ -48,7 +48,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise PlrcError(f"no checkpoint at {path}") from error
+        raise PlrcError(f"no checkpoint at {path}: it does not exist; make one with: plrc pretrain") from error
     except Exception as error:  # torch.load raises many kinds for damaged files
         raise PlrcError(
             f"the checkpoint {path} cannot be read (damaged or not a checkpoint); "

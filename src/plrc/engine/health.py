@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from plrc.config import Config
 from plrc.data import photometric
+from plrc.data.decode import DecodeError
 from plrc.data.loader import Batch, ViewDataset, collate
 from plrc.data.points import match_draws, match_points
 from plrc.data.sources import ImageList
@@ -64,20 +65,27 @@ class Health:
 
 
 class HealthCheck:
-    """Holds two overlapping, augmented views of each held-out image, the same ones for the whole run."""
+    """Holds two overlapping, augmented views of each held-out image, the same ones for the whole run.
+
+    `unreadable`: name and reason of the held-out images that are left out.
+    """
 
     def __init__(self, config: Config, images: ImageList, held_out: np.ndarray, device: torch.device) -> None:
         self.config, self.device = config, device
-        self.parts: list[Batch] = []
-        if len(held_out):
-            with_match = config.with_values({"objectives.distill_weight": 1.0, "objectives.distill_points": POINTS})
-            dataset = ViewDataset(images, held_out, with_match)
-            samples = [dataset[0, index] for index in range(len(held_out))]
-            self.parts = [collate(samples[i : i + PART]) for i in range(0, len(samples), PART)]
+        self.unreadable: dict[str, str] = {}
+        with_match = {"objectives.distill_weight": 1.0, "objectives.distill_points": POINTS}
+        dataset = ViewDataset(images, held_out, config.with_values(with_match | {"regions.source": "grid"}))
+        samples = []
+        for index in range(len(held_out)):
+            try:
+                samples.append(dataset.sample(0, index))
+            except DecodeError as error:
+                self.unreadable[dataset.name(index)] = error.reason
+        self.parts = [collate(samples[i : i + PART]) for i in range(0, len(samples), PART)]
 
     @torch.no_grad()
     def measure(self, backbone: nn.Module, stride: int, step: int) -> Health | None:
-        """Check the features of level `stride`; None where no image is held out. Leaves the backbone as it was."""
+        """Check the features of level `stride`; None where there is no held-out image. Leaves the backbone as it was."""
         if not self.parts:
             return None
         training = backbone.training

@@ -6,6 +6,7 @@ Method: METHOD sections 2 to 4. It runs unchanged on a CPU, on one GPU, and unde
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,13 @@ from plrc.config import Config, PlrcError
 from plrc.data.loader import DeviceLoader, StepSampler, ViewDataset
 from plrc.data.manifest import read_manifest
 from plrc.engine import health, schedule
-from plrc.engine.checkpoint import load_checkpoint, save_checkpoint
+from plrc.engine.checkpoint import save_checkpoint
 from plrc.engine.runlog import RunLog
 from plrc.engine.setup import Plan, StopRequest, prepare
 from plrc.engine.state import TrainingState
 from plrc.engine.window import Window, total_loss
 
+ENDED_LOADER = "DataLoader worker (pid"  # how PyTorch begins to say that a loader process is gone
 MOST_SKIPPED = 50  # steps in a row without a finite gradient before the run stops; loss scaling settles in fewer
 
 OnCheckpoint = Callable[[Path], None]
@@ -48,6 +50,13 @@ def pretrain(config: Config, explicit: Set[str] = frozenset(), on_checkpoint: Se
     try:
         plan = prepare(config, explicit)
         return _train(plan, stop, on_checkpoint)
+    except RuntimeError as error:
+        if not str(error).startswith(ENDED_LOADER):
+            raise
+        raise PlrcError(
+            f"a loader process was ended from outside, most often for want of memory ({error}); "
+            "go on with --resume and a lower --run.workers"
+        ) from error
     finally:
         stop.restore()
         if not theirs:
@@ -57,12 +66,18 @@ def pretrain(config: Config, explicit: Set[str] = frozenset(), on_checkpoint: Se
 def _train(plan: Plan, stop: StopRequest, on_checkpoint: Sequence[OnCheckpoint]) -> Run:
     config, device, parts = plan.config, plan.device, plan.config.optim.accumulate
     state = TrainingState(config, device)
-    first = state.restore(load_checkpoint(plan.checkpoint)) if plan.checkpoint else 0
+    first = state.begin(plan.checkpoint, plan.out / "checkpoints")
     log = RunLog(plan.out, first, plan.steps, distributed.is_main())
     with contextlib.closing(log):
         for remark in (*plan.remarks, *state.remarks):
             log.say(remark)
+        if first >= plan.steps:
+            log.say(f"nothing left to do: the run is finished, at step {first} of {plan.steps}")
+            return Run(plan.out, first, True, tuple(state.history))
         log.say(f"{'resuming' if first else 'starting'} at step {first} of {plan.steps} on {device}")
+        if config.objectives.image_weight > 0 and not first:
+            filling = math.ceil(config.objectives.queue / config.optim.batch_size)
+            log.say(f"the image loss rises for {filling} steps, while real keys replace the random ones in the queue")
         ranks = distributed.rank(), distributed.world_size()
         sampler = StepSampler(len(plan.train), config.optim.batch_size, parts, config.seed, first, plan.steps, *ranks)
         loader = DeviceLoader(ViewDataset(plan.images, plan.train, config), sampler, plan.workers, device)
@@ -122,6 +137,10 @@ class Watch:
         self.plan, self.state, self.log, self.on_checkpoint = plan, state, log, on_checkpoint
         held_out = plan.held_out if distributed.is_main() else plan.held_out[:0]
         self.health = health.HealthCheck(plan.config, plan.images, held_out, plan.device)
+        for name, reason in self.health.unreadable.items():
+            log.say(f"warning: cannot read the held-out image {name}: {reason}; health is measured without it")
+        if 0 < len(held_out) == len(self.health.unreadable):
+            log.say("warning: no held-out image can be read: there are no health checks")
         self.failures: dict[str, str] = {}  # of this process, not yet told: name and reason
         self.bad: dict[str, str] = {}  # of all processes
         self.images = str(read_manifest(plan.out / "manifest.json")["sha256"])
@@ -148,9 +167,11 @@ class Watch:
             self.log.say(f"warning: cannot read {name}: {found[name]}; another image takes its place")
         self.bad |= found
         if len(self.bad) > self.plan.config.data.bad_limit * len(self.plan.train):
+            name = min(self.bad)
             raise PlrcError(
                 f"{len(self.bad)} of {len(self.plan.train)} images cannot be read, more than data.bad_limit "
-                f"({self.plan.config.data.bad_limit:.0%}); look at them with: plrc scan DIR"
+                f"({self.plan.config.data.bad_limit:.0%}), such as {name}: {self.bad[name]}; "
+                "log.txt names those met so far, plrc scan DIR looks at every image"
             )
 
     def tell_skipped(self, step: int, skipped: float, in_a_row: int) -> None:

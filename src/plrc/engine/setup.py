@@ -1,12 +1,14 @@
 """From a configuration to everything a run needs: folder, device, images, adapted settings.
 
-Layer 4. Start-up order, written down: run folder (empty, or resumed) -> images -> adapted settings -> for a resumed run
-the same settings and images as stored, or a refusal that shows the difference.
+Layer 4. Start-up order, written down: run folder (empty, or resumed) -> images (of a resumed run: those of its
+manifest) -> adapted settings (of a resumed run: the stored ones) -> for a resumed run the same settings and images as
+stored, or a refusal that shows the difference.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Set
@@ -20,11 +22,14 @@ import torch
 from plrc import distributed
 from plrc.config import Config, PlrcError
 from plrc.data.loader import split_held_out
-from plrc.data.manifest import build_manifest, read_manifest, write_manifest
+from plrc.data.manifest import build_manifest, differences, images_of, read_manifest, write_manifest
 from plrc.data.sources import ImageList, find_images
-from plrc.engine.adapt import adapt, steps_per_epoch, total_steps
+from plrc.engine.adapt import Change, adapt, check_batch, steps_per_epoch, total_steps
 from plrc.engine.checkpoint import newest_checkpoint
+from plrc.engine.learner import precision
 from plrc.model import lattice_side
+
+LISTING = ("source", "layout", "split", "exclude", "held_out")  # settings of `data` that decide which images there are
 
 
 @dataclass(frozen=True)
@@ -51,15 +56,14 @@ def prepare(config: Config, explicit: Set[str]) -> Plan:
     if not config.run.out:
         raise PlrcError("no run folder named: write --out FOLDER")
     out = Path(config.run.out)
-    resumed = _is_resumed(config, out)
+    stored = Config.load(out / "config.toml") if _is_resumed(config, out) else None
     device = choose_device(config.run.device)
     distributed.start(device)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
 
-    images = find_images(config.data)
-    train, held_out = split_held_out(len(images.names), config.data.held_out, config.seed)
-    config, changes = adapt(config, explicit, len(train), distributed.world_size())
+    images, train, held_out = _images(config, stored, out / "manifest.json")
+    config, changes = _fit(config, explicit, stored, len(train), device)
     remarks = [
         f"{len(images.names)} images ({images.layout}): {len(train)} to train on, {len(held_out)} held out for health"
         + (f", {images.excluded} excluded" if images.excluded else "")
@@ -82,20 +86,21 @@ def prepare(config: Config, explicit: Set[str]) -> Plan:
             "write a larger optim.batch_size or views.size, or a smaller model.bn_groups"
         )
 
-    if resumed:
-        _check_same(config, Config.load(out / "config.toml"), out, images, train, held_out)
+    if stored:
+        _check_same(config, stored, out, images, train, held_out)
     distributed.barrier()
     if distributed.is_main():
         out.mkdir(parents=True, exist_ok=True)
         config.with_values({"run.resume": False, "run.allow_changes": False}).save(out / "config.toml")
-        write_manifest(out / "manifest.json", images, train.tolist(), held_out.tolist())
+        if config.run.allow_changes or not (out / "manifest.json").exists():
+            write_manifest(out / "manifest.json", images, train.tolist(), held_out.tolist())
     distributed.barrier()
     return Plan(
         config, out, device, images, train, held_out,
         steps=total_steps(config, len(train)),
         steps_per_epoch=steps_per_epoch(len(train), config.optim.batch_size),
         workers=choose_workers(config.run.workers, device),
-        checkpoint=newest_checkpoint(out) if resumed else None,
+        checkpoint=newest_checkpoint(out) if stored else None,
         remarks=tuple(remarks),
     )  # fmt: skip
 
@@ -112,32 +117,63 @@ def _is_resumed(config: Config, out: Path) -> bool:
     return True
 
 
+def _images(config: Config, stored: Config | None, manifest: Path) -> tuple[ImageList, np.ndarray, np.ndarray]:
+    """(images, train, held out). A resumed run keeps those of its manifest, so that a scan or new files in between
+    change nothing, unless the settings that decide on them are changed."""
+    kept = stored and all(getattr(config.data, name) == getattr(stored.data, name) for name in LISTING)
+    if kept and manifest.exists():
+        return images_of(read_manifest(manifest))
+    images = find_images(config.data)
+    return images, *split_held_out(len(images), config.data.held_out, config.seed)
+
+
+def _fit(
+    config: Config, explicit: Set[str], stored: Config | None, images: int, device: torch.device
+) -> tuple[Config, list[Change]]:
+    """Adapted settings and the precision that `auto` stands for; a resumed run takes both as they are stored."""
+    _, changes = adapt(config, explicit, images, distributed.world_size())
+    chosen = {change.name: change.new for change in changes}
+    if config.optim.precision == "auto":
+        chosen["optim.precision"] = str(precision(config, device)).removeprefix("torch.")
+    if stored:
+        chosen, changes = {name: stored.flat()[name] for name in chosen}, []
+    config = config.with_values(chosen)
+    check_batch(config, images, distributed.world_size())
+    return config, changes
+
+
 def _check_same(
     config: Config, stored: Config, out: Path, images: ImageList, train: np.ndarray, held_out: np.ndarray
 ) -> None:
     """A resumed run must compute what the stored one would have; otherwise show the difference and refuse."""
-    differences = [f"{name}: stored {old}, now {new}" for name, new, old in config.differences(stored)]
+    found = [f"{name}: stored {old}, now {new}" for name, new, old in config.differences(stored)]
     if (out / "manifest.json").exists():
-        before = read_manifest(out / "manifest.json")
-        if build_manifest(images, train.tolist(), held_out.tolist())["sha256"] != before["sha256"]:
-            differences.append("the images (names or sizes) are not those of manifest.json")
-    if differences and not config.run.allow_changes:
+        now = build_manifest(images, train.tolist(), held_out.tolist())
+        found += differences(read_manifest(out / "manifest.json"), now)
+        gone = list(now["train"].values()).count(-1)
+        if gone > config.data.bad_limit * len(train):
+            raise PlrcError(
+                f"{gone} of the {len(train)} images of {out}/manifest.json are gone from {images.root}, more than "
+                f"data.bad_limit ({config.data.bad_limit:.0%}); put them back"
+            )
+    if found and not config.run.allow_changes:
         raise PlrcError(
-            f"{out} was started with other settings ({'; '.join(differences)}): "
+            f"{out} was started with other settings or images ({'; '.join(found)}): "
             "resume without changing them, or add --run.allow-changes"
         )
 
 
 def choose_device(name: str) -> torch.device:
-    """auto: this process's GPU if there is one, else the CPU."""
+    """auto: this process's GPU (by torchrun's number, else Slurm's) if there is one, else the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and torch.cuda.is_available():
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise PlrcError(f"run.device is {name!r}; write auto, cpu, cuda or cuda:N") from error
+        several = torch.cuda.device_count() > 1  # Slurm may show each of its processes one GPU, always as number 0
+        slurm = os.environ.get("SLURM_LOCALID", "0") if several else "0"
+        name = f"cuda:{os.environ.get('LOCAL_RANK', slurm)}"
+    if re.fullmatch(r"cpu|cuda(:\d+)?", name) is None:
+        raise PlrcError(f"run.device is {name!r}; write auto, cpu, cuda or cuda:N")
+    device = torch.device(name)
     if device.type == "cuda":
         if not torch.cuda.is_available():
             advice = "write --run.device cpu, or see: plrc doctor"

@@ -7,31 +7,50 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from plrc import distributed
 from plrc.config import Config, PlrcError
-from plrc.engine.checkpoint import FORMAT, newest_checkpoint
+from plrc.engine.checkpoint import FORMAT, load_checkpoint, newest_checkpoint
 from plrc.engine.health import Health
 from plrc.engine.learner import Learner, Outcome
 from plrc.engine.optim import BufferGuard, build_optimizer, finite_gradient, guarded_step
+from plrc.files import write_atomic
 from plrc.model import update_teacher
 from plrc.model.weights import load_into, read_weights
 
 
 class TrainingState:
-    """Learner, optimiser, loss scaler, and the history of health checks."""
+    """Learner, optimiser, loss scaler, and the history of health checks; `begin` gives them their values."""
 
     def __init__(self, config: Config, device: torch.device) -> None:
         self.config = config
         self.learner = Learner(config, device)
-        self.start_weights: dict[str, Tensor] | None = None
+        self.start_weights: dict[str, Tensor] = {}
         self.remarks: list[str] = []
-        if config.model.init:
-            self._warm_start(config.model.init)
         self.optimizer = build_optimizer(self.learner.student, config.optim)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.learner.precision == torch.float16)
         self.guard = BufferGuard(self.learner.student, self.learner.teacher)
         self.history: list[Health] = []
+
+    def begin(self, checkpoint: Path | None, folder: Path) -> int:
+        """Take over a checkpoint or, without one, `model.init` if it is set; returns the step.
+
+        `folder`: where the main process keeps the weights of a warm start, so that `drift` outlives a resume. The file
+        that they came from is never read again.
+        """
+        kept = folder / "start.safetensors"
+        if checkpoint:
+            if kept.exists():
+                self.start_weights = load_file(kept, str(self.learner.device))
+            return self.restore(load_checkpoint(checkpoint))
+        if self.config.model.init:
+            self._warm_start(self.config.model.init)
+            if distributed.is_main():
+                content = save({name: weight.cpu().contiguous() for name, weight in self.start_weights.items()})
+                write_atomic(kept, lambda file: file.write(content))
+        return 0
 
     def update(self, outcomes: list[Outcome], lr: float, momentum: float) -> tuple[Tensor, Tensor]:
         """After the backward passes: student, then teacher, queue and centre; or none of them where the gradient is
@@ -76,7 +95,7 @@ class TrainingState:
 
     def drift(self) -> dict[str, float]:
         """Warm start only: |weights - start| / |start| over the backbone's parameters."""
-        if self.start_weights is None:
+        if not self.start_weights:
             return {}
         now = dict(self.learner.student.backbone.named_parameters())
         moved = sum(float((now[name].detach() - start).square().sum()) for name, start in self.start_weights.items())

@@ -12,20 +12,21 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from plrc.config import Config, PlrcError
+from plrc.data.manifest import read_manifest
+from plrc.engine.adapt import total_steps
 from plrc.engine.checkpoint import load_checkpoint, newest_checkpoint
 from plrc.export import timm as to_timm
 from plrc.export import torchvision as to_torchvision
 from plrc.export.verify import Proof
 from plrc.files import write_atomic
 from plrc.model.backbone import Backbone, build_backbone
-from plrc.model.weights import load_into, read_weights, refuse_non_finite
+from plrc.model.weights import load_into, read_weights, refuse_non_finite, stored_name
 
 BACKBONE = "backbone.net."  # what stands before the library's names in a checkpoint's student
 
@@ -46,13 +47,16 @@ class Receipt:
     left_random: tuple[str, ...]
     """Tensors of the target's network that a backbone does not have."""
     step: int
+    steps: int
+    """Of the whole run; 0 where that cannot be told."""
     plrc_version: str
     checkpoint: str
 
     def line(self) -> str:
+        unfinished = f" of {self.steps} (the run is not finished)" if self.step < self.steps else ""
         return (
-            f"{self.file}: {self.tensors} tensors of {self.backbone} at step {self.step}, all equal in {self.target}, "
-            f"features differ by {self.largest_difference:.1e} (allowed {self.tolerance:.0e})"
+            f"{self.file}: {self.tensors} tensors of {self.backbone} at step {self.step}{unfinished}, "
+            f"all equal in {self.target}, features differ by {self.largest_difference:.1e} (allowed {self.tolerance:.0e})"
         )
 
 
@@ -115,6 +119,7 @@ def export_backbone(run: str | Path, target: str = "torchvision", out: str | Pat
             tolerance=proof.tolerance,
             left_random=proof.left_random,
             step=saved["step"],
+            steps=_steps(config, _run_folder(checkpoint) / "manifest.json"),
             plrc_version=saved["version"],
             checkpoint=str(checkpoint),
         )
@@ -135,7 +140,7 @@ def load_backbone(path: str | Path, layer4_stride: int = 2, backbone: str = "") 
     """
     path = Path(path)
     weights = read_weights(_checkpoint(path) if path.is_dir() else path)
-    stored = _stored_name(weights.metadata)
+    stored = stored_name(weights.metadata)
     name = stored or backbone
     if not name:
         raise PlrcError(f"{path} does not say which backbone it holds; name it, such as backbone='resnet50'")
@@ -145,13 +150,6 @@ def load_backbone(path: str | Path, layer4_stride: int = 2, backbone: str = "") 
     net = build_backbone(model.backbone, model.layer4_stride)
     load_into(net, weights)
     return net.eval()
-
-
-def _stored_name(metadata: dict[str, Any]) -> str:
-    """The backbone's name in the metadata of an export or of a checkpoint; empty where there is none."""
-    config = metadata.get("config")
-    model = config.get("model", {}) if isinstance(config, dict) else {}
-    return str(metadata.get("backbone", model.get("backbone", "")))
 
 
 def _checkpoint(run: Path) -> Path:
@@ -165,6 +163,13 @@ def _checkpoint(run: Path) -> Path:
 
 def _run_folder(checkpoint: Path) -> Path:
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+
+
+def _steps(config: Config, manifest: Path) -> int:
+    """Steps of the whole run; 0 where they depend on the number of images and there is no manifest."""
+    if config.optim.steps or not manifest.exists():
+        return config.optim.steps
+    return total_steps(config, len(read_manifest(manifest)["train"]))
 
 
 def _write_proven(

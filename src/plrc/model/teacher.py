@@ -32,4 +32,6 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float, keep
     if weight.device.type == "cpu":
         torch._foreach_lerp_(mine, theirs, float(weight))
     else:
-        torch._foreach_lerp_(mine, theirs, [weight] * len(mine))
+        step = torch._foreach_sub(theirs, mine)  # lerp with a weight on the device would launch a kernel a parameter
+        torch._foreach_mul_(step, weight)
+        torch._foreach_add_(mine, step)

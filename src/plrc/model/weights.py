@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from plrc.config import PlrcError
-from plrc.model.backbone import Backbone
+from plrc.model.backbone import RESNETS, Backbone
 
 FOLLOWERS = frozenset({"teacher", "k", "momentum", "ema", "target"})  # words that name an averaged copy of a network
 SHOWN = 12  # names per row of the table
@@ -129,6 +129,14 @@ def find_prefix(names: Iterable[str], target: Iterable[str]) -> str:
             if ".".join(parts[start:]) in target:
                 found["".join(f"{part}." for part in parts[:start])] += 1
     return max(found, key=lambda prefix: (found[prefix], FOLLOWERS.isdisjoint(re.split("[._]", prefix))), default="")
+
+
+def stored_name(metadata: dict[str, Any]) -> str:
+    """The backbone's name in the metadata of an export or of a checkpoint; empty if plrc knows none such."""
+    config = metadata.get("config")
+    model = config.get("model") if isinstance(config, dict) else None
+    name = str(metadata.get("backbone", model.get("backbone", "") if isinstance(model, dict) else ""))
+    return name if name in RESNETS or name.startswith("timm:") else ""
 
 
 def refuse_non_finite(state: Mapping[str, Tensor], source: str) -> None:

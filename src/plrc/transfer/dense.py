@@ -21,9 +21,10 @@ from plrc.data.decode import decode
 from plrc.data.photometric import MEAN
 from plrc.files import write_atomic
 from plrc.rng import generator
-from plrc.transfer.annotations import decode_mask
-from plrc.transfer.datasets import Labelled, LabelledSet, Splits, choose, read_label_map, read_labelled
+from plrc.transfer.annotations import Labelled, decode_masks
+from plrc.transfer.datasets import LabelledSet, Splits, choose, read_labelled
 from plrc.transfer.initial import initial_backbone
+from plrc.transfer.label_maps import read_ids
 from plrc.transfer.probe import IGNORE, extract, grouping_auc, probe
 from plrc.transfer.protocols import LabelledConfig, Task
 
@@ -119,14 +120,15 @@ def _maps(labelled: LabelledSet, size: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _paint(item: Labelled, labelled: LabelledSet) -> tuple[np.ndarray, np.ndarray]:
     """(class of each pixel, object of each pixel), [H, W]; the largest objects first, so that none is hidden."""
-    if item.labels:
-        found = read_label_map(item.labels, labelled.label_map)
+    if labelled.label_map is not None:
+        found = labelled.label_map[read_ids(item.labels)]
         return found, np.full(found.shape, -1)
     classes = np.zeros((item.height, item.width), dtype=np.int32)
     objects = np.zeros((item.height, item.width), dtype=np.int32)
+    masks = decode_masks(item.segments, item.height, item.width).astype(bool)
     for i in np.argsort(-item.areas):
-        if item.segments:
-            where = decode_mask(item.segments[i], item.height, item.width).astype(bool)
+        if len(masks):
+            where = masks[i]
         else:
             x0, y0, x1, y1 = item.boxes[i].round().astype(int)
             where = np.zeros(classes.shape, dtype=bool)

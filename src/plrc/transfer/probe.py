@@ -20,6 +20,7 @@ from plrc.config import PlrcError
 from plrc.data.photometric import normalise
 from plrc.geometry import sample
 from plrc.rng import generator
+from plrc.transfer.metrics import class_iou, confusion, semantic_metrics
 
 IGNORE = 255
 _PART = 32  # images that are scored at once
@@ -94,17 +95,12 @@ def evaluate(probe: Probe, features: Tensor, labels: Tensor) -> ProbeResult:
     """Score a probe on features [n, C, h, w] and labels [n, H, W] (255 is ignored) at the labels' full resolution."""
     classes = len(probe.bias)
     _check_labels(features, labels, classes)
-    confusion = torch.zeros(classes, classes, dtype=torch.int64)
+    counts = np.zeros((classes, classes), dtype=np.int64)
     for part, truth in zip(torch.split(features, _PART), torch.split(labels, _PART), strict=True):
         logits = F.interpolate(probe(part.float()), truth.shape[1:], mode="bilinear", align_corners=False)
-        valid = truth != IGNORE
-        pairs = truth[valid].long() * classes + logits.argmax(dim=1).to(truth.device)[valid]
-        confusion += torch.bincount(pairs, minlength=classes * classes).reshape(classes, classes).cpu()
-    hits = confusion.diagonal().double()
-    union = confusion.sum(dim=0) + confusion.sum(dim=1) - hits
-    per_class = hits / union  # 0 / 0 = nan: the class occurs nowhere
-    accuracy = float(hits.sum() / confusion.sum())
-    return ProbeResult(float(per_class.nanmean()), accuracy, tuple(per_class.tolist()))
+        counts += confusion(truth.cpu().numpy(), logits.argmax(dim=1).cpu().numpy(), classes)
+    scores = semantic_metrics(counts)
+    return ProbeResult(scores["mIoU"] / 100, scores["accuracy"] / 100, tuple(class_iou(counts).tolist()))
 
 
 @torch.no_grad()

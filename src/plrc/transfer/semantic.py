@@ -1,0 +1,50 @@
+"""Semantic segmentation with an FCN, as MoCo's and its followers' transfer: layer4 dilated, two wide convolutions.
+
+Layer 5: imports model and below, and this folder. Shapes: B images, H x W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import Conv2dNormActivation
+
+from plrc import rng
+from plrc.model.backbone import Backbone
+from plrc.transfer.norms import head_norm, prepare_backbone, resnet_of
+from plrc.transfer.protocols import DetectorConfig
+
+
+class Segmenter(nn.Module):
+    """Normalised images [B, 3, H, W] -> logits [B, K, H, W]."""
+
+    def __init__(self, body: Backbone, config: DetectorConfig, classes: int) -> None:
+        super().__init__()
+        self.body = body
+        norm, width = head_norm(config.head_norm), config.width
+        self.head = nn.Sequential(
+            Conv2dNormActivation(body.channels[32], width, norm_layer=norm, dilation=config.dilation),
+            Conv2dNormActivation(width, width, norm_layer=norm, dilation=config.dilation),
+            nn.Conv2d(width, classes, 1),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.head(self.body(images)[32])
+        return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def build_segmenter(backbone: Backbone, config: DetectorConfig, classes: int, seed: int) -> nn.Module:
+    """An FCN around a backbone that was built with `layer4_stride=1`: its level 32 has the lattice of stride 16.
+
+    The 3 x 3 convolutions of layer4 are dilated by 2, which gives back the reach that they have at stride 32. The
+    random weights of the head follow from `seed` alone. The backbone is changed in place.
+    """
+    net = resnet_of(backbone, "the semantic task", "name a ResNet with --model.backbone")
+    prepare_backbone(backbone, config.norm, config.trainable_layers)
+    for module in net.layer4.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+            module.dilation = module.padding = (2, 2)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(rng.torch_seed(seed, "heads"))
+        return Segmenter(backbone, config, classes)

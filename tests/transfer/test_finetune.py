@@ -1,0 +1,167 @@
+"""The fine-tuning loop on generated scenes: it learns, resumes exactly, refuses what cannot be used, and says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from plrc.config import PlrcError
+from plrc.data.scenes import write_scenes
+from plrc.model.backbone import build_backbone
+from plrc.transfer.finetune import Result, learning_rate, transfer
+from plrc.transfer.protocols import TransferConfig, protocol
+
+SMALL = {
+    "input.train_size": (96.0, 96.0), "input.test_size": 96.0, "input.max_size": 128, "optim.iterations": 4,
+    "optim.batch_size": 2, "model.width": 32, "model.hidden": 64, "model.rois": 32, "run.log_every": 1,
+    "run.threads": 1, "run.device": "cpu",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(folder / "s", {"train": 10, "val": 3, "test": 3}, seed=0, size=96)
+    return folder / "s"
+
+
+def config(task: str, scenes: Path, out: Path, **changes: object) -> TransferConfig:
+    name = {"detection": "small_detection", "instances": "small_instances", "semantic": "small_semantic"}[task]
+    sizes = SMALL if task != "semantic" else {k: v for k, v in SMALL.items() if not k.startswith("input")}
+    semantic = {"input.train_size": (1.0, 1.0), "input.test_size": 1.0, "input.crop": (96.0, 96.0)}
+    values = {**sizes, **(semantic if task == "semantic" else {}), "data.source": str(scenes), "run.out": str(out)}
+    return protocol(name, task).with_values(values | changes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "neck", "metric"),
+    [
+        ("detection", "fpn", "AP50"),
+        ("detection", "c4", "AP50"),
+        ("instances", "fpn", "AP50_mask"),
+        ("instances", "c4", "AP50_mask"),
+        ("semantic", "fpn", "mIoU"),
+    ],
+)
+def test_four_images_are_learned_by_heart(task: str, neck: str, metric: str, tmp_path: Path) -> None:
+    write_scenes(tmp_path / "four", {"train": 4}, seed=3, size=96)
+    (tmp_path / "four" / "test").symlink_to("train")
+    learned = transfer(
+        config(
+            task, tmp_path / "four", tmp_path / "out",
+            **{
+                "data.train": "train", "data.val": "test", "data.test": "test", "data.overlap": True,
+                "model.neck": neck, "model.norm": "frozen" if task != "semantic" else "bn", "optim.iterations": 300,
+                "optim.batch_size": 4, "optim.lr": 0.02, "optim.weight_decay": 0.0, "input.flip": 0.0,
+                "run.log_every": 50, "model.width": 64,
+            },
+        )
+    )  # fmt: skip
+    assert learned is not None
+    assert learned.metrics[metric] > 90, learned.metrics
+
+
+@pytest.mark.parametrize("task", ["detection", "instances", "semantic"])
+def test_a_stopped_run_ends_with_the_same_weights(task: str, scenes: Path, tmp_path: Path) -> None:
+    whole = transfer(config(task, scenes, tmp_path / "whole"))
+    cut = config(task, scenes, tmp_path / "cut", **{"run.checkpoint_every": 2})
+    import plrc.transfer.finetune as finetune
+
+    saved = finetune.write_atomic
+
+    def stop_after_the_first_save(path: Path, write: object) -> None:
+        saved(path, write)  # type: ignore[arg-type]
+        if path.name == finetune.CHECKPOINT:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune, "write_atomic", stop_after_the_first_save)
+        with pytest.raises(KeyboardInterrupt):
+            transfer(cut)
+    assert not (tmp_path / "cut" / "result.json").exists()
+    resumed = transfer(cut.with_values({"run.resume": True}))
+    assert whole is not None and resumed is not None
+    assert resumed.metrics == pytest.approx(whole.metrics, nan_ok=True)
+    a, b = (safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_finished_run_is_read_and_not_repeated(scenes: Path, tmp_path: Path) -> None:
+    given = config("semantic", scenes, tmp_path / "out")
+    first = transfer(given)
+    before = (tmp_path / "out" / "result.json").stat().st_mtime_ns
+    with pytest.raises(PlrcError, match="--resume"):
+        transfer(given)
+    assert transfer(given.with_values({"run.resume": True})) == first
+    assert (tmp_path / "out" / "result.json").stat().st_mtime_ns == before
+    with pytest.raises(PlrcError, match=r"other settings \(optim.lr: stored 0.02, now 0.5\)"):
+        transfer(given.with_values({"run.resume": True, "optim.lr": 0.5}))
+
+
+def test_the_result_tells_what_was_done(scenes: Path, tmp_path: Path) -> None:
+    given = config("detection", scenes, tmp_path / "out", evaluations=2, **{"data.fraction": 0.5})
+    found = transfer(given)
+    assert found is not None
+    assert Result.load(tmp_path / "out" / "result.json").metrics == pytest.approx(found.metrics, nan_ok=True)
+    assert (found.train_images, found.steps, found.diverged) == (5, 4, 0)
+    assert [point["step"] for point in found.curve] == [2, 4]
+    assert {"AP", "AP50", "AP75", "AP_VOC", "AP50_VOC07"} <= found.metrics.keys()
+    assert TransferConfig.from_dict(found.config).differences(given) == []
+    assert "120 of 120" not in found.inside  # random weights: there is no file to compare with
+
+
+def test_weights_from_a_file_arrive(scenes: Path, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    state = build_backbone("resnet18").net.state_dict()
+    safetensors.torch.save_file({f"module.{k}": v for k, v in state.items()}, tmp_path / "mine.safetensors")
+    found = transfer(config("detection", scenes, tmp_path / "out", init=str(tmp_path / "mine.safetensors")))
+    assert found is not None
+    assert "120 of 120 backbone tensors" in found.inside
+    assert "prefix in the file: module." in found.init_report
+
+
+def test_a_diverged_run_ends_with_scores_of_zero(scenes: Path, tmp_path: Path) -> None:
+    given = config("semantic", scenes, tmp_path / "out", **{"optim.lr": 1e30, "optim.clip_norm": 0.0})
+    found = transfer(given)
+    assert found is not None
+    assert found.diverged > 0
+    assert found.metrics["mIoU"] == 0
+    assert "diverged" in (tmp_path / "out" / "log.txt").read_text()
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["diverged"] == found.diverged
+
+
+def test_the_learning_rate(tmp_path: Path) -> None:
+    plan = TransferConfig().optim
+    plan = type(plan)(lr=1.0, iterations=100, drops=(0.5, 0.75), warmup=1000)
+    rates = [learning_rate(plan, step) for step in (0, 4, 9, 49, 50, 74, 75, 99)]
+    assert rates == pytest.approx([0.1, 0.5, 1, 1, 0.1, 0.1, 0.01, 0.01])
+    assert learning_rate(type(plan)(lr=1.0, iterations=100, schedule="2x", warmup=0), 0) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"data.source": ""}, "no labelled images named: write --data FOLDER"),
+        ({"run.out": ""}, "no folder for the result named: write --out FOLDER"),
+        ({"run.device": "cuda:99"}, "PyTorch finds no GPU here"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(changes: dict[str, object], complaint: str, scenes: Path, tmp_path: Path) -> None:
+    if "run.device" in changes and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(PlrcError, match=complaint):
+        transfer(config("semantic", scenes, tmp_path / "out", **changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_something_else_is_left_alone(scenes: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "diary.txt").write_text("mine")
+    with pytest.raises(PlrcError, match="not empty"):
+        transfer(config("semantic", scenes, tmp_path / "out"))
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["diary.txt"]
