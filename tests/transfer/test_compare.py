@@ -21,13 +21,12 @@ from typing import Any
 
 import pytest
 import safetensors.torch
-import torch
 
 from plrc import rng
 from plrc.config import PlrcError
 from plrc.engine.setup import StopRequest
 from plrc.model.backbone import build_backbone
-from plrc.transfer.cells import Cells, claim, fingerprint, kind
+from plrc.transfer.cells import Cells, fingerprint
 from plrc.transfer.compare import Comparison, comparison_of, run_comparison, table
 from plrc.transfer.protocols import TransferConfig, protocol
 
@@ -206,20 +205,6 @@ def test_a_run_that_was_stopped_stops_the_rest(build: Callable[..., Comparison])
     assert len(begun) == 1
 
 
-def test_a_cell_belongs_to_one_process_and_a_dead_one_gives_it_back(tmp_path: Path) -> None:
-    with claim(tmp_path) as mine, claim(tmp_path) as theirs:
-        assert (mine, theirs) == (True, False)
-    code = "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.flock(file, 2); print(flush=True); sys.stdin.read()"
-    command = [sys.executable, "-c", code, str(tmp_path / "lock")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None and other.stdout.readline() == b"\n"
-        with claim(tmp_path) as mine:
-            assert not mine
-        other.kill()
-    with claim(tmp_path) as mine:
-        assert mine
-
-
 def test_a_cell_that_another_command_runs_is_waited_for(build: Callable[..., Comparison], tmp_path: Path) -> None:
     comparison = build(fractions=(1.0,), seeds=1, lrs=(0.02,))
     other = build(fractions=(1.0,), seeds=1, lrs=(0.02,), out=tmp_path / "other")
@@ -351,22 +336,6 @@ def test_results_that_cannot_be_used(build: Callable[..., Comparison]) -> None:
     path.write_text(json.dumps({"metrics": {"AP": math.nan}, "val": {"AP": 1.0}}))
     with pytest.raises(PlrcError, match="has no AP: the validation or the test images have no label that counts"):
         Cells.of(comparison).result(config)
-
-
-def test_kinds_and_fingerprints_of_initial_weights(tmp_path: Path) -> None:
-    ours, theirs = tmp_path / "ours.safetensors", tmp_path / "theirs.safetensors"
-    safetensors.torch.save_file({"a": torch.zeros(1)}, ours, {"format": "plrc"})
-    safetensors.torch.save_file({"a": torch.zeros(1)}, theirs)
-    (tmp_path / "plain.pt").write_bytes(b"anything")
-    run = tmp_path / "run"
-    (run / "checkpoints").mkdir(parents=True)
-    inits = ["random", "torchvision", str(ours), str(theirs), str(tmp_path / "plain.pt"), str(run)]
-    assert [kind(init) for init in inits] == ["random", "torchvision", "plrc", "file", "file", "plrc"]
-    with pytest.raises(PlrcError, match="neither a weights file nor a run folder with a checkpoint"):
-        fingerprint(str(run))
-    for step in ("step_00000010.pt", "step_00000020.pt"):
-        (run / "checkpoints" / step).write_text(step)
-    assert fingerprint(str(run)) == fingerprint(str(run / "checkpoints" / "step_00000020.pt"))
 
 
 def test_the_table(build: Callable[..., Comparison]) -> None:

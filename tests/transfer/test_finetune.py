@@ -55,7 +55,7 @@ def test_four_images_are_learned_by_heart(task: str, neck: str, metric: str, tmp
         config(
             task, tmp_path / "four", tmp_path / "out",
             **{
-                "data.train": "train", "data.val": "test", "data.test": "test", "data.overlap": True,
+                "data.train": "train", "data.val": "test", "data.test": "test",
                 "model.neck": neck, "model.norm": "frozen" if task != "semantic" else "bn", "optim.iterations": 300,
                 "optim.batch_size": 4, "optim.lr": 0.02, "optim.weight_decay": 0.0, "input.flip": 0.0,
                 "run.log_every": 50, "model.width": 64,

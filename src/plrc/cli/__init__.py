@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from plrc.cli.benching import bench
 from plrc.cli.options import about, nearest
 from plrc.cli.pretraining import FIRST_TO_FAIL, pretrain
 from plrc.cli.transferring import compare, transfer
@@ -29,6 +30,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "export": export,
     "transfer": transfer,
     "compare": compare,
+    "bench": bench,
 }
 
 

@@ -154,8 +154,10 @@ def compare(arguments: Sequence[str]) -> int:
     given = written(arguments, ["task", "preset", "config", *names])
     task = given.get("task", "detection")
     base = _base(task, given)
+    data = dataclasses.replace(base.data, val="") if base.data.val == "none" else base.data  # it chooses on one
     start = Comparing(
-        task=base.task, data=base.data, input=base.input, model=base.model, optim=base.optim, run=base.run,
+        task=base.task, data=data, input=base.input, model=base.model, optim=base.optim,
+        run=dataclasses.replace(base.run, keep_model=False),
         partial=base.partial, evaluations=max(base.evaluations, 4),
     )  # fmt: skip
     if "task" not in given and "help" not in given:

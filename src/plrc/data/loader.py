@@ -29,7 +29,6 @@ from plrc.data.sources import ImageList
 from plrc.data.views import draw_views, render
 
 SUBSTITUTES = 100  # how many following images are tried in place of one that cannot be read
-UNREADABLE = (DecodeError, RegionError)  # what is wrong with one image or its id map, not with the run
 
 Key = tuple[int, int]  # (epoch, index of the image)
 
@@ -95,11 +94,10 @@ class ViewDataset(Dataset[Batch]):
         epoch, index = key
         failures: list[tuple[str, str]] = []
         for offset in range(min(len(self), SUBSTITUTES)):
-            try:
-                return dataclasses.replace(self.sample(epoch, index, offset), failures=tuple(failures))
-            except UNREADABLE as error:
-                reason = error.reason if isinstance(error, DecodeError) else str(error)
-                failures.append((self.name(index + offset), reason))
+            found = self.attempt(epoch, index, offset)
+            if isinstance(found, Batch):
+                return dataclasses.replace(found, failures=tuple(failures))
+            failures.append((self.name(index + offset), found))
         raise PlrcError(
             f"{len(failures)} images in a row cannot be read, the last one {failures[-1][0]}: {failures[-1][1]}; "
             "plrc scan DIR looks at every image"
@@ -116,12 +114,20 @@ class ViewDataset(Dataset[Batch]):
         """The relative name of an image; `index` may run over the end."""
         return self.images.names[int(self.subset[index % len(self)])]
 
-    def sample(self, epoch: int, index: int, offset: int = 0) -> Batch:
-        """One image, the `offset`-th after `index`, with the random numbers of `index`; raises one of UNREADABLE."""
+    def attempt(self, epoch: int, index: int, offset: int = 0) -> Batch | str:
+        """One image, the `offset`-th after `index`, with the random numbers of `index`; or why it cannot be read."""
+        data, position = self.config.data, int(self.subset[(index + offset) % len(self)])
+        try:
+            regions = regions_for(self.config.regions, self.images.names[position])
+            image = decode(self.images.path(position), percentiles=data.percentiles, max_megapixels=data.max_megapixels)
+        except RegionError as error:
+            return str(error)
+        except DecodeError as error:
+            return error.reason
+        return self._sample(image, regions, epoch, index)
+
+    def _sample(self, image: Tensor, regions: Tensor, epoch: int, index: int) -> Batch:
         config, seed = self.config, self.config.seed
-        data, position = config.data, int(self.subset[(index + offset) % len(self)])
-        regions = regions_for(config.regions, self.images.names[position])
-        image = decode(self.images.path(position), percentiles=data.percentiles, max_megapixels=data.max_megapixels)
         height, width = image.shape[1:]
         crops = rng.generator(seed, "crops", epoch, index)
         views = draw_views(crops, height, width, config.views, self.match)

@@ -70,7 +70,7 @@ def images_of(manifest: dict[str, Any]) -> tuple[ImageList, np.ndarray, np.ndarr
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What tells two manifests apart, in words. A file that is gone is no difference: it cannot be read, that is all."""
+    """What tells two manifests apart, in words. A file that is gone is no difference, only an unreadable image."""
     sizes = [(name, before[part], now[part]) for part in ("train", "held_out") for name in before[part] | now[part]]
     if any(name not in old or name not in new for name, old, new in sizes):
         return ["the images are not those of manifest.json"]

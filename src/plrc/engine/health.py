@@ -17,7 +17,6 @@ from torch.nn import functional as F
 
 from plrc.config import Config
 from plrc.data import photometric
-from plrc.data.decode import DecodeError
 from plrc.data.loader import Batch, ViewDataset, collate
 from plrc.data.points import match_draws, match_points
 from plrc.data.sources import ImageList
@@ -77,15 +76,16 @@ class HealthCheck:
         dataset = ViewDataset(images, held_out, config.with_values(with_match | {"regions.source": "grid"}))
         samples = []
         for index in range(len(held_out)):
-            try:
-                samples.append(dataset.sample(0, index))
-            except DecodeError as error:
-                self.unreadable[dataset.name(index)] = error.reason
+            found = dataset.attempt(0, index)
+            if isinstance(found, Batch):
+                samples.append(found)
+            else:
+                self.unreadable[dataset.name(index)] = found
         self.parts = [collate(samples[i : i + PART]) for i in range(0, len(samples), PART)]
 
     @torch.no_grad()
     def measure(self, backbone: nn.Module, stride: int, step: int) -> Health | None:
-        """Check the features of level `stride`; None where there is no held-out image. Leaves the backbone as it was."""
+        """Check the features of level `stride`; None where no image is held out. Leaves the backbone as it was."""
         if not self.parts:
             return None
         training = backbone.training

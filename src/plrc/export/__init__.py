@@ -56,7 +56,8 @@ class Receipt:
         unfinished = f" of {self.steps} (the run is not finished)" if self.step < self.steps else ""
         return (
             f"{self.file}: {self.tensors} tensors of {self.backbone} at step {self.step}{unfinished}, "
-            f"all equal in {self.target}, features differ by {self.largest_difference:.1e} (allowed {self.tolerance:.0e})"
+            f"all equal in {self.target}, "
+            f"features differ by {self.largest_difference:.1e} (allowed {self.tolerance:.0e})"
         )
 
 

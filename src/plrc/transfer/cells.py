@@ -60,6 +60,10 @@ class Comparison:
         check(all(n >= 1 for n in self.shots), "shots must be 1 or more")
         plain = base.data.fraction == 1 and not base.data.shots
         check(plain, "data.fraction or data.shots is set; a comparison takes --fractions or --shots")
+        check(
+            base.data.val != "none",
+            "data.val is none, but learning rates are chosen on validation images; name a split",
+        )
         check(base.evaluations >= 1, "evaluations is 0, but learning rates are chosen by them; write at least 1")
         check(bool(base.data.source), "no labelled images named: write --data FOLDER")
 

@@ -60,7 +60,7 @@ def read_labelled(config: LabelledConfig, task: Task) -> Splits:
 
     Splits that the configuration names are taken; others are found. Without a test split, val serves as test. Where no
     val split is named, and none is found that shares no image with train and test, it is a fifth of train, taken out of
-    it, the same one for every seed. Classes are those of the training split. Raises PlrcError for what cannot be read,
+    it, the same one for every seed; with "none" it is empty. Classes are those of the training split. Raises PlrcError for what cannot be read,
     and for a train split that shares images with test or with a val split that was named.
     """
     if config.merge_classes and task == "semantic":
@@ -70,11 +70,12 @@ def read_labelled(config: LabelledConfig, task: Task) -> Splits:
     names = _names(config, reader, root)
     train, classes = _read(reader, names["train"], "train", notes)
     test, _ = _read(reader, names["test"], "test", notes)
+    named = config.val not in ("", "none")
     val = _read(reader, names["val"], "val", notes)[0] if names["val"] else []
     _refuse_shared(train, test, names["train"], names["test"])
-    if config.val:
+    if named:
         _refuse_shared(train, val, names["train"], names["val"])
-    origin = f"split {names['val']}"
+    origin = f"split {names['val']}" if config.val != "none" else "none"
     if not config.val and (not val or _shared(val, train + test)):
         train, val = _carve(train, names["train"])
         origin = f"a fifth of {names['train']}, left out of train, the same for every seed"
@@ -105,7 +106,7 @@ def _names(config: LabelledConfig, reader: Reader, root: Path) -> dict[str, str]
     test = config.test or next(iter(left), "")
     if not test:
         raise PlrcError(f"{root} has no split left to test on (found: {found}); name one with data.test")
-    val = config.val or roles.get("val", "")
+    val = "" if config.val == "none" else config.val or roles.get("val", "")
     return {"train": train, "val": val if config.val or val not in (train, test) else "", "test": test}
 
 

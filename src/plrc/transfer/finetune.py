@@ -43,7 +43,7 @@ class Result:
     metrics: dict[str, float]
     """Of the test images."""
     val: dict[str, float]
-    """Of the validation images, at the end."""
+    """Of the validation images, at the end; empty where there are none."""
     curve: list[dict[str, float]]
     """Scores of the validation images while training; each with its `step`."""
     diverged: int
@@ -115,7 +115,8 @@ def _tune(
         for sentence in (*splits.notes, *initial.lines(), inside):
             log.say(sentence)
         log.say(f"{'resuming' if first else 'starting'} at step {first} of {steps}: {len(labelled.images)} images")
-        evaluations = {round(steps * (i + 1) / config.evaluations) for i in range(config.evaluations)}
+        times = config.evaluations if splits.val.images else 0
+        evaluations = {round(steps * (i + 1) / times) for i in range(times)}
         batches = iter(_loader(work, labelled, config, first))
         window: list[torch.Tensor] = []
         since = time.perf_counter()
@@ -154,7 +155,7 @@ def _tune(
                 return None
         result = Result(
             metrics=work.score(splits.test) if not diverged else work.nothing(),
-            val={k: v for k, v in curve[-1].items() if k != "step"} if curve and not diverged else work.nothing(),
+            val=_last(curve) if not diverged else work.nothing(),
             curve=curve, diverged=diverged, init=config.init, init_report="\n".join(initial.lines()), inside=inside,
             train_images=len(labelled.images), steps=steps, seconds=round(time.perf_counter() - started, 1),
             notes=list(splits.notes), config=config.to_dict(), versions=versions(),
@@ -184,6 +185,10 @@ def shown(metrics: dict[str, float]) -> str:
 def versions() -> dict[str, str]:
     """What computed a result."""
     return {"plrc": version("plrc"), "torch": torch.__version__, "python": platform.python_version()}
+
+
+def _last(curve: list[dict[str, float]]) -> dict[str, float]:
+    return {name: value for name, value in curve[-1].items() if name != "step"} if curve else {}
 
 
 def _folder(config: TransferConfig) -> Path:

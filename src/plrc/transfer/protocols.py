@@ -29,7 +29,8 @@ class LabelledConfig:
     train: str = ""
     """Split to train on (train, trainval07+12, ...). Empty: found."""
     val: str = ""
-    """Split that learning rates and curves are taken from. Empty: found, or a fifth of the training images."""
+    """Split that learning rates and curves are taken from. Empty: found, or a fifth of the training images. none: no
+    such split, all training images are trained on."""
     test: str = ""
     """Split that the result is taken from. Empty: found (test, else val)."""
     fraction: float = 1.0
@@ -199,7 +200,7 @@ def voc_c4_24k() -> TransferConfig:
     """Pascal VOC: Faster R-CNN C4, trainval07+12 -> test2007, 24k iterations, batch 16 (the paper, section 4)."""
     return TransferConfig(
         task="detection",
-        data=LabelledConfig(layout="voc", train="trainval07+12", test="test07"),
+        data=LabelledConfig(layout="voc", train="trainval07+12", val="none", test="test07"),
         input=InputConfig(train_size=(480.0, 800.0), test_size=800.0),
         model=DetectorConfig(neck="c4", norm="sync", head_norm="sync"),
         optim=TuneConfig(lr=0.02, iterations=24_000, drops=(0.75, 11 / 12), warmup=100),
@@ -210,7 +211,7 @@ def coco_c4_1x() -> TransferConfig:
     """COCO: Mask R-CNN C4, 90k iterations, batch 16 (the paper, section 4); --schedule 2x for 180k."""
     return TransferConfig(
         task="instances",
-        data=LabelledConfig(layout="coco"),
+        data=LabelledConfig(layout="coco", val="none"),
         input=InputConfig(train_size=SHORT, test_size=800.0),
         model=DetectorConfig(neck="c4", norm="sync", head_norm="sync"),
     )
@@ -220,7 +221,7 @@ def coco_fpn_1x() -> TransferConfig:
     """COCO: Mask R-CNN FPN, 90k iterations, batch 16; --schedule 2x for 180k."""
     return TransferConfig(
         task="instances",
-        data=LabelledConfig(layout="coco"),
+        data=LabelledConfig(layout="coco", val="none"),
         input=InputConfig(train_size=SHORT, test_size=800.0),
         model=DetectorConfig(neck="fpn", norm="sync", head_norm="sync"),
     )
@@ -230,7 +231,7 @@ def cityscapes_instances() -> TransferConfig:
     """Cityscapes: Mask R-CNN FPN, 24k iterations, batch 8, 800-1024 px."""
     return TransferConfig(
         task="instances",
-        data=LabelledConfig(layout="cityscapes"),
+        data=LabelledConfig(layout="cityscapes", val="none"),
         input=CITY,
         model=DetectorConfig(neck="fpn", norm="sync", head_norm="sync"),
         optim=TuneConfig(lr=0.01, batch_size=8, iterations=24_000, drops=(0.75, 1.0)),
@@ -241,7 +242,7 @@ def cityscapes_semantic() -> TransferConfig:
     """Cityscapes: FCN, 90k iterations, batch 16, crops of 769 px."""
     return TransferConfig(
         task="semantic",
-        data=LabelledConfig(layout="cityscapes"),
+        data=LabelledConfig(layout="cityscapes", val="none"),
         input=InputConfig(train_size=(0.5, 2.0), test_size=1.0, crop=(769.0, 769.0)),
         model=FCN,
         optim=TuneConfig(lr=0.01, iterations=90_000, drops=(0.7, 0.9)),
@@ -252,7 +253,7 @@ def voc_semantic() -> TransferConfig:
     """Pascal VOC: FCN, train_aug2012 -> val2012, 30k iterations, batch 16, crops of 513 px."""
     return TransferConfig(
         task="semantic",
-        data=LabelledConfig(layout="voc", train="train_aug12", test="val12"),
+        data=LabelledConfig(layout="voc", train="train_aug12", val="none", test="val12"),
         input=SEMANTIC,
         model=FCN,
         optim=TuneConfig(lr=0.003, iterations=30_000, drops=(0.7, 0.9)),
@@ -277,12 +278,12 @@ def small_instances() -> TransferConfig:
 
 
 def small_semantic() -> TransferConfig:
-    """Few labels, a CPU: FCN on stride 16, half scale, crops of 160 x 224, 300 iterations of 8 images."""
+    """Few labels, a CPU: FCN on stride 16, half scale, crops of 128 x 160, 300 iterations of 4 images."""
     return TransferConfig(
         task="semantic",
-        input=InputConfig(train_size=(0.4, 0.75), test_size=0.5, crop=(160.0, 224.0)),
+        input=InputConfig(train_size=(0.4, 0.75), test_size=0.5, crop=(128.0, 160.0)),
         model=DetectorConfig(backbone="resnet18", norm="bn", head_norm="bn", width=128, dilation=2),
-        optim=TuneConfig(lr=0.02, batch_size=8, iterations=300, drops=(0.75, 0.92), warmup=30, clip_norm=10.0),
+        optim=TuneConfig(lr=0.02, batch_size=4, iterations=300, drops=(0.75, 0.92), warmup=30, clip_norm=10.0),
     )
 
 

@@ -25,17 +25,7 @@ from matplotlib.ticker import MaxNLocator
 from plrc.files import write_atomic
 
 COLOURS = 7  # --c0 (random) to --c6 in pages/base.html, told apart by colour-blind readers (after Okabe and Ito)
-MARKERS = {
-    "o": "●",
-    "s": "■",
-    "D": "◆",
-    "^": "▲",
-    "v": "▼",
-    "P": "✚",
-    "X": "✖",
-    "*": "★",
-    "h": "⬢",
-}  # in plots, in text
+MARKERS = dict(zip("osD^vPX*h", "●■◆▲▼✚✖★⬢", strict=True))  # in plots -> in text
 INK, LINE, SERIES = "#000001", "#000002", "#00001"  # stand for --soft, --line and --c0 ... until `_svg` writes these
 STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "plrc", "font.size": 9, "text.parse_math": False, "axes.edgecolor": LINE,
