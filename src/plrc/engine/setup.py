@@ -193,15 +193,22 @@ def choose_workers(workers: int, device: torch.device) -> int:
 
 
 class StopRequest:
-    """SIGTERM or SIGINT asks the loop to save and end after the current step; a second SIGINT interrupts at once."""
+    """SIGTERM or SIGINT asks the loop to save and end after the current step; a second SIGINT interrupts at once.
+
+    One inside another (a run of a comparison) shares what was asked: neither misses a signal that the other got.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
         wanted = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
         self._previous = {s: signal.signal(s, self._ask) for s in wanted}
+        outer = next((getattr(handler, "__self__", None) for handler in self._previous.values()), None)
+        self._outer = outer if isinstance(outer, StopRequest) else None
+        self.asked = self._outer is not None and self._outer.asked
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked and number == signal.SIGINT:
+        if self._outer is not None:
+            self._outer._ask(number, frame)
+        elif self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.asked = True
 

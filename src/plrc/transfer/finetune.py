@@ -163,7 +163,7 @@ def _tune(
         log.say(f"test: {shown(result.metrics)}")
     if config.run.keep_model:
         tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-        write_atomic(out / WEIGHTS, lambda file: file.write(safetensors.torch.save(_unshared(tensors))))
+        write_atomic(out / WEIGHTS, lambda file: file.write(safetensors.torch.save(tensors)))
     text = json.dumps(dataclasses.asdict(result), indent=1)
     write_atomic(out / RESULT, lambda file: file.write(text.encode()))
     (out / CHECKPOINT).unlink(missing_ok=True)
@@ -265,13 +265,3 @@ def _restore(
         return state["step"], state["seconds"], state["curve"]
     except Exception as error:  # torch.load raises many kinds for damaged files
         raise PlrcError(f"{path} is damaged; remove it to start this run again") from error
-
-
-def _unshared(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """safetensors takes no two names for one memory (layer4 of C4 has two): the second gets a copy."""
-    seen: set[int] = set()
-    out = {}
-    for name, tensor in tensors.items():
-        out[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
-        seen.add(tensor.data_ptr())
-    return out

@@ -1,0 +1,33 @@
+"""Requests to stop: real signals to this process."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from plrc.engine.setup import StopRequest
+
+
+def test_a_signal_asks_and_the_handlers_are_put_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    stop = StopRequest()
+    assert not stop.asked
+    signal.raise_signal(signal.SIGTERM)
+    assert stop.asked
+    stop.restore()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_one_inside_another_shares_what_was_asked() -> None:
+    outer = StopRequest()
+    first = StopRequest()
+    signal.raise_signal(signal.SIGTERM)
+    assert outer.asked and first.asked
+    first.restore()
+    later = StopRequest()
+    assert later.asked, "what came before it counts too"
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    later.restore()
+    outer.restore()
