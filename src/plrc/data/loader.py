@@ -8,10 +8,11 @@ Shapes: V views (2 or 3: A query, C reference, B match), B images of one part of
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -183,7 +184,10 @@ class StepSampler:
 
 
 class DeviceLoader:
-    """Iterates over batches on the training device, one ahead of the computation, and measures the wait for data."""
+    """Iterates over batches on the training device, one ahead of the computation, and measures the wait for data.
+
+    Close the iterator where it is left early: that ends the loader processes.
+    """
 
     def __init__(self, dataset: ViewDataset, sampler: StepSampler, workers: int, device: torch.device) -> None:
         self.device = device
@@ -199,33 +203,37 @@ class DeviceLoader:
             worker_init_fn=_leave_signals_to_the_main_process,
         )
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         return self._ahead() if self.device.type == "cuda" else self._timed()
 
-    def _timed(self) -> Iterator[Batch]:
+    def _timed(self) -> Generator[Batch, None, None]:
         iterator = iter(self.loader)
-        while True:
-            started = time.perf_counter()
-            batch = next(iterator, None)
-            self.waited += time.perf_counter() - started
-            if batch is None:
-                return
-            if isinstance(batch, PlrcError):
-                raise batch
-            yield batch
+        try:
+            while True:
+                started = time.perf_counter()
+                batch = next(iterator, None)
+                self.waited += time.perf_counter() - started
+                if batch is None:
+                    return
+                if isinstance(batch, PlrcError):
+                    raise batch
+                yield batch
+        finally:  # the garbage collector may close PyTorch's queues first: the workers, deaf to SIGTERM, would stay
+            getattr(iterator, "_shutdown_workers", lambda: None)()
 
-    def _ahead(self) -> Iterator[Batch]:
+    def _ahead(self) -> Generator[Batch, None, None]:
         """Copy the next batch on a stream of its own while the current one is computed on."""
         stream = torch.cuda.Stream(self.device)
         current: Batch | None = None
-        for host_batch in self._timed():
-            with torch.cuda.stream(stream):
-                upcoming = host_batch.to(self.device)
-            if current is not None:
-                yield current
-            torch.cuda.current_stream(self.device).wait_stream(stream)
-            upcoming.record_stream(torch.cuda.current_stream(self.device))
-            current = upcoming
+        with contextlib.closing(self._timed()) as host_batches:
+            for host_batch in host_batches:
+                with torch.cuda.stream(stream):
+                    upcoming = host_batch.to(self.device)
+                if current is not None:
+                    yield current
+                torch.cuda.current_stream(self.device).wait_stream(stream)
+                upcoming.record_stream(torch.cuda.current_stream(self.device))
+                current = upcoming
         if current is not None:
             yield current
 

@@ -68,7 +68,8 @@ def _train(plan: Plan, stop: StopRequest, on_checkpoint: Sequence[OnCheckpoint])
     state = TrainingState(config, device)
     first = state.begin(plan.checkpoint, plan.out / "checkpoints")
     log = RunLog(plan.out, first, plan.steps, distributed.is_main())
-    with contextlib.closing(log):
+    with contextlib.ExitStack() as ends:
+        ends.enter_context(contextlib.closing(log))
         for remark in (*plan.remarks, *state.remarks):
             log.say(remark)
         if first >= plan.steps:
@@ -81,7 +82,7 @@ def _train(plan: Plan, stop: StopRequest, on_checkpoint: Sequence[OnCheckpoint])
         ranks = distributed.rank(), distributed.world_size()
         sampler = StepSampler(len(plan.train), config.optim.batch_size, parts, config.seed, first, plan.steps, *ranks)
         loader = DeviceLoader(ViewDataset(plan.images, plan.train, config), sampler, plan.workers, device)
-        batches = iter(loader)
+        batches = ends.enter_context(contextlib.closing(iter(loader)))
         watch = Watch(plan, state, log, on_checkpoint)
         learner, student = state.learner, state.learner.wrapped_student()
         window = Window(config, learner.key_counts())

@@ -200,10 +200,10 @@ class StopRequest:
 
     def __init__(self) -> None:
         wanted = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
-        self._previous = {s: signal.signal(s, self._ask) for s in wanted}
-        outer = next((getattr(handler, "__self__", None) for handler in self._previous.values()), None)
+        outer = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
         self._outer = outer if isinstance(outer, StopRequest) else None
-        self.asked = self._outer is not None and self._outer.asked
+        self.asked: bool = self._outer is not None and self._outer.asked
+        self._previous = {s: signal.signal(s, self._ask) for s in wanted}
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self._outer is not None:

@@ -60,8 +60,8 @@ def read_labelled(config: LabelledConfig, task: Task) -> Splits:
 
     Splits that the configuration names are taken; others are found. Without a test split, val serves as test. Where no
     val split is named, and none is found that shares no image with train and test, it is a fifth of train, taken out of
-    it, the same one for every seed; with "none" it is empty. Classes are those of the training split. Raises PlrcError for what cannot be read,
-    and for a train split that shares images with test or with a val split that was named.
+    it, the same one for every seed; with "none" it is empty. Classes are those of the training split. Raises PlrcError
+    for what cannot be read, and for a train split that shares images with test or with a val split that was named.
     """
     if config.merge_classes and task == "semantic":
         raise PlrcError("data.merge_classes is for objects; leave it out for the task semantic")
