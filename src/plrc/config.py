@@ -40,7 +40,7 @@ class DataConfig:
     max_megapixels: float = 200.0
     """Larger images are refused as unreadable (protects against decompression bombs)."""
     bad_limit: float = 0.1
-    """The run stops when more than this share of the images cannot be read."""
+    """The run stops when more than this share of the images, or of their region maps, cannot be read."""
 
     def __post_init__(self) -> None:
         check(self.held_out >= 0, f"data.held_out is {self.held_out}; write 0 (none) or more")
@@ -214,7 +214,8 @@ class OptimConfig:
     teacher_schedule: Literal["constant", "cosine"] = "constant"
     """cosine: the teacher's momentum rises to 1 over the run."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """auto: bfloat16 on a GPU that has it, float16 with loss scaling on an older one, float32 on a CPU."""
+    """auto: bfloat16 on a GPU that has it, float16 with loss scaling on an older one, float32 on a CPU; settled at the
+    start and stored."""
     channels_last: bool = True
     compile: bool = False
     """Compile student and teacher with torch.compile."""

@@ -57,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PlrcError as error:
         return _fail(MISTAKE, str(error))
     except OSError as error:
-        about = f"cannot use {error.filename}: {error.strerror}" if error.filename else str(error)
-        return _fail(MISTAKE, about)
+        reason = f"cannot use {error.filename}: {error.strerror}" if error.filename else str(error)
+        return _fail(MISTAKE, reason)
     except KeyboardInterrupt:
         return _fail(INTERRUPTED, "interrupted")
 

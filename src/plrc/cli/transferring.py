@@ -116,8 +116,8 @@ def transfer(arguments: Sequence[str]) -> int:
       plrc transfer probe --data camvid/ --init runs/first
       plrc transfer detection --data voc/ --init runs/first --out transfer/first
       plrc transfer semantic --data camvid/ --init random --optim.lr 0.05 --out transfer/random
-      plrc transfer instances --preset coco_fpn_1x --schedule 2x --data coco/ --init runs/r50 --out transfer/r50
-      plrc transfer detection --preset voc_c4_24k --data VOCdevkit/ --init backbone.pth --out transfer/theirs
+      plrc transfer instances --preset coco_fpn_1x --schedule 2x --data coco/ --out coco-2x
+      plrc transfer detection --preset voc_c4_24k --data VOC/ --init theirs.pth --out theirs
 
     protocols:
     """
@@ -146,8 +146,9 @@ def compare(arguments: Sequence[str]) -> int:
     the command to go on after a stop; nothing is run twice.
 
     examples:
-      plrc compare --task detection --data voc/ --init runs/first --fractions 0.1 1 --seeds 5 --out compare
-      plrc compare --task semantic --data camvid/ --init mine=runs/s0,runs/s1,runs/s2 moco=moco.pth --out compare
+      plrc compare --task detection --data voc/ --init runs/first --seeds 5 --out compare
+      plrc compare --task detection --data voc/ --init theirs.pth --shots 1 10 --out few
+      plrc compare --task semantic --data camvid/ --init mine=runs/s0,runs/s1 --out camvid
     """
     names = [n for n in TransferConfig().flat() if n not in ("init", "seed", "task", "preset")]
     names += [f.name for f in dataclasses.fields(Grid)]
