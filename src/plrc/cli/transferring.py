@@ -115,9 +115,9 @@ def transfer(arguments: Sequence[str]) -> int:
     examples:
       plrc transfer probe --data camvid/ --init runs/first
       plrc transfer detection --data voc/ --init runs/first --out transfer/first
-      plrc transfer semantic --data camvid/ --init random --optim.lr 0.05 --out transfer/random
+      plrc transfer semantic --data camvid/ --init random --optim.lr 0.05 --out random
       plrc transfer instances --preset coco_fpn_1x --schedule 2x --data coco/ --out coco-2x
-      plrc transfer detection --preset voc_c4_24k --data VOC/ --init theirs.pth --out theirs
+      plrc transfer detection --preset voc_c4_24k --data VOC/ --init its.pth --out its
 
     protocols:
     """
