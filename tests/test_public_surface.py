@@ -43,7 +43,7 @@ TRANSFER = """
 --data.no-merge-classes
 --input.train-size --input.test-size --input.max-size --input.crop --input.flip
 --model.backbone --model.neck --model.norm --model.head-norm --model.trainable-layers --model.width --model.finest
---model.hidden --model.rois --model.anchors --model.dilation
+--model.hidden --model.rois --model.anchors --model.dilation --model.layer4-dilation
 --optim.lr --optim.batch-size --optim.iterations --optim.schedule --optim.drops --optim.warmup --optim.momentum
 --optim.weight-decay --optim.clip-norm --optim.precision
 --run.out --run.resume --run.no-resume --run.device --run.workers --run.threads --run.log-every --run.checkpoint-every

@@ -92,6 +92,8 @@ class DetectorConfig:
     """Regions an image that the head is trained on."""
     anchors: float = 8.0
     """fpn: side of an anchor in strides of its level (8: 32 px at stride 4). c4: 32 to 512 px always."""
+    layer4_dilation: Literal[1, 2] = 2
+    """Semantic: 2 for weights trained with layer4 at stride 32 (most), 1 for stride 16 (plrc's small_r18)."""
     dilation: int = 6
     """Semantic: dilation of the FCN head's two 3 x 3 convolutions."""
 
@@ -282,7 +284,9 @@ def small_semantic() -> TransferConfig:
     return TransferConfig(
         task="semantic",
         input=InputConfig(train_size=(0.4, 0.75), test_size=0.5, crop=(128.0, 160.0)),
-        model=DetectorConfig(backbone="resnet18", norm="bn", head_norm="bn", width=128, dilation=2),
+        model=DetectorConfig(
+            backbone="resnet18", norm="bn", head_norm="bn", width=128, layer4_dilation=1, dilation=2
+        ),
         optim=TuneConfig(lr=0.02, batch_size=4, iterations=300, drops=(0.75, 0.92), warmup=30, clip_norm=10.0),
     )
 

@@ -37,14 +37,15 @@ class Segmenter(nn.Module):
 def build_segmenter(backbone: Backbone, config: DetectorConfig, classes: int, seed: int) -> nn.Module:
     """An FCN around a backbone that was built with `layer4_stride=1`: its level 32 has the lattice of stride 16.
 
-    The 3 x 3 convolutions of layer4 are dilated by 2, which gives back the reach that they have at stride 32. The
-    random weights of the head follow from `seed` alone. The backbone is changed in place.
+    With `layer4_dilation` 2 the 3 x 3 convolutions of layer4 are dilated, as in MoCo's recipe, which gives back the
+    reach of weights that were trained at stride 32; 1 is for weights whose layer4 had stride 1 (small_r18). The random
+    weights of the head follow from `seed` alone. The backbone is changed in place.
     """
     net = resnet_of(backbone, "the semantic task", "name a ResNet with --model.backbone")
     prepare_backbone(backbone, config.norm, config.trainable_layers)
     for module in net.layer4.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
-            module.dilation = module.padding = (2, 2)
+            module.dilation = module.padding = (config.layer4_dilation, config.layer4_dilation)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.torch_seed(seed, "heads"))
         return Segmenter(backbone, config, classes)
