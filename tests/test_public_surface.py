@@ -45,7 +45,7 @@ TRANSFER = """
 --model.backbone --model.neck --model.norm --model.head-norm --model.trainable-layers --model.width --model.finest
 --model.hidden --model.rois --model.anchors --model.dilation --model.layer4-dilation
 --optim.lr --optim.batch-size --optim.iterations --optim.schedule --optim.drops --optim.warmup --optim.momentum
---optim.weight-decay --optim.clip-norm --optim.precision
+--optim.weight-decay --optim.norm-decay --optim.clip-norm --optim.precision
 --run.out --run.resume --run.no-resume --run.device --run.workers --run.threads --run.log-every --run.checkpoint-every
 --run.keep-model --run.no-keep-model
 """

@@ -42,7 +42,7 @@ BY_HAND: dict[str, dict[str, Any]] = {
     "hand_image": {"method": "image", "optim.steps": 1},
     "hand_few": {
         "views.area": (0.005, 0.02), "seed": 1, "optim.steps": 4, "optim.batch_size": 4, "optim.name": "sgd",
-        "optim.lr": 1e-3, "objectives.negatives": "batch",
+        "optim.lr": 1e-5, "objectives.negatives": "batch",
     },
 }  # fmt: skip
 

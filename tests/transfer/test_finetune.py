@@ -55,7 +55,7 @@ def test_four_images_are_learned_by_heart(task: str, neck: str, metric: str, tmp
         config(
             task, tmp_path / "four", tmp_path / "out",
             **{
-                "data.train": "train", "data.val": "test", "data.test": "test",
+                "data.train": "train", "data.val": "none", "data.test": "test",
                 "model.neck": neck, "optim.iterations": 160 if neck == "c4" else 240, "optim.batch_size": 4,
                 "optim.weight_decay": 0.0, "optim.warmup": 10, "optim.drops": (0.8, 0.95), "input.flip": 0.0,
                 "run.log_every": 20, "model.rois": 8 if neck == "c4" else 32, "model.width": 64,

@@ -61,9 +61,10 @@ def test_voc_lists_of_years_are_joined(tmp_path: Path, kit: str) -> None:
     assert len(splits.train.images) == 5 and len(splits.val.images) == 1  # the list val is part of train
     assert sorted(names(splits.train) + names(splits.val)) == ["07_0", "07_1", "07_2", "12_0", "12_1", "12_2"]
     assert "val: a fifth of trainval07+12, left out of train, the same for every seed; 1 images" in splits.notes[1]
-    one_year = read(tmp_path, train="trainval12", val="test07", test="test07")
+    one_year = read(tmp_path, train="trainval12", val="none", test="test07")
     assert names(one_year.train) == ["12_0", "12_1", "12_2"]
-    assert names(one_year.val) == names(one_year.test)
+    assert (names(one_year.val), names(one_year.test)) == ([], ["07_3", "07_4"])
+    assert "val: none; 0 images, 0 objects" in one_year.notes
 
 
 def test_one_voc_folder_takes_its_own_year(tmp_path: Path) -> None:
@@ -329,6 +330,7 @@ def test_unreadable_annotations_name_the_file(tmp_path: Path) -> None:
     ("config", "sentence"),
     [
         ({"train": "trainval", "val": "val"}, "the splits trainval and val share 2 images"),
+        ({"train": "trainval12", "val": "test07", "test": "test07"}, "the splits test07 and test07 share 2 images"),
         ({"train": "test07", "test": "test"}, "the splits test07 and test share 2 images"),
         ({"train": "nothing"}, "no list nothing in ImageSets/Main; write one of: test, train, trainval, val"),
         ({"train": "trainval07+12", "test": "test12"}, "test.txt is not a file"),
@@ -344,7 +346,7 @@ def test_splits_that_cannot_be_used(tmp_path: Path, config: dict[str, str], sent
 
 
 def test_tasks_and_folders_that_do_not_fit(tmp_path: Path) -> None:
-    with pytest.raises(PlrcError, match="has no layout that is known"):
+    with pytest.raises(PlrcError, match="no labels in a layout that is known"):
         read(tmp_path)
     with pytest.raises(PlrcError, match="is not a folder"):
         read(tmp_path / "absent")

@@ -176,3 +176,22 @@ def test_one_seed_recommends_nothing() -> None:
     assert found[0].startswith("With 1 images a class: keep what you have: mine is not clearly better")
     assert "one seed has no interval" in found[0]
     assert found[1].startswith("1 seed: a first look")
+
+
+def test_a_clear_lead_goes_before_a_higher_but_uncertain_mean() -> None:
+    """A has the higher mean and may be luck; B is above random weights at every seed."""
+    scores = {
+        "random": [40.0, 40.2, 39.9, 40.1, 40.0],
+        "A": [50.0, 40.0, 48.0, 39.0, 53.0],
+        "B": [44.0, 45.0, 43.0, 44.0, 44.2],
+    }
+    results = {
+        name: {"all": {**vars(interval(values)), "scores": {"AP": values}, "edge": "", "diverged": []}}
+        for name, values in scores.items()
+    }
+    comparison = {
+        "metric": "AP", "seeds": 5, "preliminary": False, "finished": True, "done": 15, "cells": 15, "lrs": [0.1],
+        "inits": {name: {"kind": "random" if name == "random" else "plrc", "files": [name]} for name in scores},
+        "labels": [{"name": "all", "text": "all labels"}], "results": results, "pairs": [],
+    }  # fmt: skip
+    assert recommendation(comparison)[0].startswith("With all labels: use B.")

@@ -56,8 +56,8 @@ class Grid:
 
     init: Annotated[tuple[str, ...], tyro.conf.arg(metavar="random|torchvision|RUN|FILE|NAME=RUN,RUN,... ...")] = ()
     """Initial weights; random is always among them. NAME=RUN,RUN: seed s takes the run number s of them."""
-    fractions: tuple[float, ...] = (1.0,)
-    """Shares of the training images whose labels are used."""
+    fractions: tuple[float, ...] = ()
+    """Shares of the training images whose labels are used. Empty: all of them."""
     shots: tuple[int, ...] = ()
     """Images of each class whose labels are used, instead of shares."""
     seeds: int = 5
@@ -155,9 +155,8 @@ def compare(arguments: Sequence[str]) -> int:
     given = written(arguments, ["task", "preset", "config", *names])
     task = given.get("task", "detection")
     base = _base(task, given)
-    data = dataclasses.replace(base.data, val="") if base.data.val == "none" else base.data  # it chooses on one
     start = Comparing(
-        task=base.task, data=data, input=base.input, model=base.model, optim=base.optim,
+        task=base.task, data=base.data, input=base.input, model=base.model, optim=base.optim,
         run=dataclasses.replace(base.run, keep_model=False),
         partial=base.partial, evaluations=max(base.evaluations, 4),
     )  # fmt: skip
@@ -169,10 +168,12 @@ def compare(arguments: Sequence[str]) -> int:
         data=options.data, input=options.input, model=options.model, optim=options.optim, run=options.run,
         partial=options.partial, evaluations=options.evaluations, task=options.task, preset=base.preset,
     )  # fmt: skip
+    if grid.fractions and grid.shots:
+        raise PlrcError("--fractions and --shots are both given; write one of them")
     lrs = grid.lrs or tuple(float(f"{config.optim.lr * factor:.6g}") for factor in (0.5, 1.0, 2.0))
     from plrc.transfer.compare import comparison_of, run_comparison, table
 
-    comparison = comparison_of(config, grid.init, grid.fractions, grid.shots, grid.seeds, lrs, grid.processes)
+    comparison = comparison_of(config, grid.init, grid.fractions or (1.0,), grid.shots, grid.seeds, lrs, grid.processes)
     found = run_comparison(comparison)
     if found is None:
         return STOPPED
@@ -203,8 +204,9 @@ def _base(task: str, given: dict[str, str]) -> TransferConfig:
 def _probe(arguments: Sequence[str]) -> int:
     """Fit a linear classifier to frozen features: which class is each pixel? Minutes on a CPU.
 
-    Classes come from masks, or from boxes where there are none. Also printed: how well the affinity of two points tells
-    whether they lie on the same object, with pairs matched for distance (0.5 is chance).
+    Random weights are probed beside it. mIoU and accuracy are in percent; the level of stride 32 is layer4, read at
+    stride 16. Classes come from masks, or from boxes where there are none. Grouping AUC: how well the affinity of two
+    points tells whether they lie on one object, with pairs matched for distance (0.5 is chance).
 
     examples:
       plrc transfer probe --data camvid/ --init runs/first
@@ -216,8 +218,12 @@ def _probe(arguments: Sequence[str]) -> int:
 
     result = dense_probe(data, given.init, given.backbone, given.size, given.images, given.seed)
     print(result.table())
+    if given.init != "random":
+        random = dense_probe(data, "random", result.backbone, given.size, given.images, given.seed)
+        print(random.table(notes=False))
     if given.out:
         result.save(given.out)
+        print(f"the result is {given.out}")
     return 0
 
 

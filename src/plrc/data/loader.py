@@ -200,7 +200,7 @@ class DeviceLoader:
             generator=torch.Generator(),  # its seeds are of no use; drawn from the global state, they would move it
             pin_memory=device.type == "cuda",
             prefetch_factor=3 if workers else None,
-            worker_init_fn=_leave_signals_to_the_main_process,
+            worker_init_fn=leave_signals_to_the_main_process,
         )
 
     def __iter__(self) -> Generator[Batch, None, None]:
@@ -242,7 +242,7 @@ def _collate_unless_wrong(samples: list[Batch] | PlrcError) -> Batch | PlrcError
     return samples if isinstance(samples, PlrcError) else collate(samples)
 
 
-def _leave_signals_to_the_main_process(worker: int) -> None:
+def leave_signals_to_the_main_process(worker: int) -> None:
     """A terminal or a scheduler signals the whole process group; a loader that died of it would take the run along."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -6,6 +6,7 @@ Layer 4. Only the main process writes; in the others every method does nothing.
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ class RunLog:
         """One JSON line {"step", "kind", ...}; numbers go to TensorBoard as kind/name too."""
         if not self.main:
             return
-        self.metrics.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        self.metrics.write(json.dumps({"step": step, "kind": kind, **plain}) + "\n")
         self.metrics.flush()
         for name, value in values.items():
             if isinstance(value, (int, float)):

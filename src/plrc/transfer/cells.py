@@ -170,7 +170,7 @@ class Cells:
             scores = [found[part][self.comparison.metric] for part in ("metrics", "val")]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise PlrcError(f"cannot read the result {path} ({error!r}); remove it to run this again") from error
-        if not all(map(math.isfinite, scores)):
+        if not all(score is not None and math.isfinite(score) for score in scores):
             raise PlrcError(
                 f"{path} has no {self.comparison.metric}: the validation or the test images have no label that counts; "
                 "name other splits with data.val and data.test"

@@ -71,6 +71,8 @@ def comparison_of(
         if name in named and name != group[0]:
             raise PlrcError(f"two of the initial weights are called {name}; name one of them: --init NAME={files}")
         named[name] = group
+    if base.data.val == "none":  # learning rates are chosen on validation images
+        base = base.with_values({"data.val": ""})
     comparison = Comparison(
         base, named, fractions, shots, seeds, tuple(sorted(set(lrs))), Path(base.run.out), processes
     )

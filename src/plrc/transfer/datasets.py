@@ -61,7 +61,7 @@ def read_labelled(config: LabelledConfig, task: Task) -> Splits:
     Splits that the configuration names are taken; others are found. Without a test split, val serves as test. Where no
     val split is named, and none is found that shares no image with train and test, it is a fifth of train, taken out of
     it, the same one for every seed; with "none" it is empty. Classes are those of the training split. Raises PlrcError
-    for what cannot be read, and for a train split that shares images with test or with a val split that was named.
+    for what cannot be read, and for splits that were named or found and share images.
     """
     if config.merge_classes and task == "semantic":
         raise PlrcError("data.merge_classes is for objects; leave it out for the task semantic")
@@ -75,6 +75,7 @@ def read_labelled(config: LabelledConfig, task: Task) -> Splits:
     _refuse_shared(train, test, names["train"], names["test"])
     if named:
         _refuse_shared(train, val, names["train"], names["val"])
+        _refuse_shared(val, test, names["val"], names["test"])
     origin = f"split {names['val']}" if config.val != "none" else "none"
     if not config.val and (not val or _shared(val, train + test)):
         train, val = _carve(train, names["train"])

@@ -46,10 +46,10 @@ class DenseResult:
     grouping: dict[int, float]
     notes: tuple[str, ...]
 
-    def table(self) -> str:
+    def table(self, notes: bool = True) -> str:
         rows = [f"{s:>6}  {self.miou[s]:6.1f}  {self.accuracy[s]:8.1f}  {self.grouping[s]:12.3f}" for s in self.miou]
         head = f"frozen {self.backbone}, {self.init}: {self.train_images} images to fit, {self.test_images} to score"
-        return "\n".join([*self.notes, head, "stride    mIoU  accuracy  grouping AUC", *rows])
+        return "\n".join([*(self.notes if notes else ()), head, "stride    mIoU  accuracy  grouping AUC", *rows])
 
     def save(self, path: Path) -> None:
         text = json.dumps(dataclasses.asdict(self), indent=1)
@@ -68,6 +68,8 @@ def dense_probe(data: LabelledConfig, init: str, backbone: str, size: int, image
     test = _at_most(splits.test, images, seed)
     net, initial = initial_backbone(init, backbone, partial=False, layer4_stride=1, seed=seed)
     names = splits.train.classes if task == "semantic" else ("background", *splits.train.classes)
+    if len(names) > IGNORE:
+        raise PlrcError(f"{len(names)} classes are more than the probe takes ({IGNORE}); merge some of them")
     fitted, scored = _maps(train, size), _maps(test, size)
     miou, accuracy, grouping = {}, {}, {}
     for stride in sorted(set(LEVELS) & set(net.channels)):

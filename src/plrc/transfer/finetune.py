@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 
 from plrc import rng
 from plrc.config import PlrcError
+from plrc.data.loader import leave_signals_to_the_main_process
 from plrc.engine.runlog import RunLog
 from plrc.engine.setup import StopRequest, choose_device
 from plrc.files import write_atomic
@@ -33,6 +34,7 @@ from plrc.transfer.initial import Initial, initial_backbone, verify_inside
 from plrc.transfer.protocols import TransferConfig, TuneConfig
 from plrc.transfer.tasks import TASKS, Work
 
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
 CHECKPOINT, RESULT, WEIGHTS = "checkpoint.pt", "result.json", "model.safetensors"
 
 
@@ -62,8 +64,10 @@ class Result:
     @classmethod
     def load(cls, path: Path) -> Result:
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            found |= {"metrics": _scores(found["metrics"]), "val": _scores(found["val"])}
+            return cls(**found | {"curve": [_scores(point) for point in found["curve"]]})
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise PlrcError(f"cannot read the result {path} ({error}); remove it to run this again") from error
 
 
@@ -123,7 +127,8 @@ def _tune(
         for step in range(first + 1, steps + 1):
             model.train()
             torch.manual_seed(rng.torch_seed(config.seed, "layers", index=step))
-            optimizer.param_groups[0]["lr"] = learning_rate(config.optim, step - 1)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config.optim, step - 1)
             with torch.autocast(work.device.type, torch.bfloat16, enabled=config.optim.precision == "bf16"):
                 loss = work.loss(next(batches))
             optimizer.zero_grad()
@@ -164,7 +169,7 @@ def _tune(
     if config.run.keep_model:
         tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
         write_atomic(out / WEIGHTS, lambda file: file.write(safetensors.torch.save(tensors)))
-    text = json.dumps(dataclasses.asdict(result), indent=1)
+    text = json.dumps(_plain(dataclasses.asdict(result)), indent=1, allow_nan=False)
     write_atomic(out / RESULT, lambda file: file.write(text.encode()))
     (out / CHECKPOINT).unlink(missing_ok=True)
     return result
@@ -185,6 +190,19 @@ def shown(metrics: dict[str, float]) -> str:
 def versions() -> dict[str, str]:
     """What computed a result."""
     return {"plrc": version("plrc"), "torch": torch.__version__, "python": platform.python_version()}
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no nan: null stands for a score that nothing defines."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _scores(found: dict[str, Any]) -> dict[str, float]:
+    return {name: math.nan if value is None else value for name, value in found.items()}
 
 
 def _last(curve: list[dict[str, float]]) -> dict[str, float]:
@@ -213,8 +231,13 @@ def _folder(config: TransferConfig) -> Path:
 
 
 def _optimizer(model: nn.Module, config: TuneConfig) -> torch.optim.Optimizer:
+    norms = {id(p) for m in model.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)}
     trained = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.SGD(trained, config.lr, config.momentum, weight_decay=config.weight_decay)
+    groups = [
+        {"params": [p for p in trained if id(p) not in norms], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if id(p) in norms], "weight_decay": config.norm_decay},
+    ]
+    return torch.optim.SGD([group for group in groups if group["params"]], config.lr, config.momentum)
 
 
 class _Order(torch.utils.data.Sampler[list[tuple[int, int]]]):
@@ -242,7 +265,10 @@ class _Order(torch.utils.data.Sampler[list[tuple[int, int]]]):
 def _loader(work: Work, labelled: LabelledSet, config: TransferConfig, first: int) -> DataLoader[Any]:
     images = work.training_images(labelled)
     order = _Order(len(labelled.images), config, first)
-    return DataLoader(images, batch_sampler=order, num_workers=config.run.workers, collate_fn=list)
+    return DataLoader(
+        images, batch_sampler=order, num_workers=config.run.workers, collate_fn=list,
+        worker_init_fn=leave_signals_to_the_main_process,
+    )  # fmt: skip
 
 
 def _save(

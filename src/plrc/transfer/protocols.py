@@ -64,7 +64,6 @@ class InputConfig:
     def __post_init__(self) -> None:
         check_range("input.train_size", self.train_size, 0.05, 10_000)
         check(self.test_size > 0, f"input.test_size is {self.test_size}; write a number above 0")
-        check(self.max_size >= max(self.train_size), "input.max_size is below the shorter side; write a larger one")
         check(0 <= self.flip <= 1, f"input.flip is {self.flip}; write 0 to 1")
 
 
@@ -120,17 +119,19 @@ class TuneConfig:
     """Steps over which the learning rate grows to its value; at most a tenth of all."""
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    norm_decay: float = 0.0
+    """Weight decay of normalisation layers' scale and shift (Detectron2: 0)."""
     clip_norm: float = 0.0
     """Largest norm of the gradient. 0: not clipped."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the forward pass."""
+    """Arithmetic of the forward pass (semantic only)."""
 
     def __post_init__(self) -> None:
         check(self.lr > 0, f"optim.lr is {self.lr}; write a number above 0")
         for name in ("batch_size", "iterations"):
             check(getattr(self, name) >= 1, f"optim.{name} is {getattr(self, name)}; write at least 1")
         check_range("optim.drops", self.drops, 0, 1)
-        for name in ("warmup", "momentum", "weight_decay", "clip_norm"):
+        for name in ("warmup", "momentum", "weight_decay", "norm_decay", "clip_norm"):
             check(getattr(self, name) >= 0, f"optim.{name} is {getattr(self, name)}; write 0 or more")
 
     @property
@@ -190,6 +191,22 @@ class TransferConfig(Settings):
     def __post_init__(self) -> None:
         check(self.seed >= 0, f"seed is {self.seed}; write 0 or more")
         check(self.evaluations >= 0, f"evaluations is {self.evaluations}; write 0 (none) or more")
+        if self.task == "semantic":
+            check(
+                self.input.train_size[1] <= 8 and self.input.test_size <= 8,
+                "input sizes are scales for semantic: 0.5 2",
+            )
+            uncropped = min(self.input.crop) < 32 and self.optim.batch_size > 1
+            check(
+                not uncropped, "input.crop is below 32 pixels: images of a batch need one size; write a crop or batch 1"
+            )
+        else:
+            smallest = min(self.input.train_size[0], self.input.test_size)
+            check(smallest >= 32, "input sizes are the shorter side in pixels: write 32 or more")
+            largest = max(self.input.train_size[1], self.input.test_size)
+            check(self.input.max_size >= largest, "input.max_size is below the shorter side; write a larger one")
+            exact = self.optim.precision == "fp32"
+            check(exact, "optim.precision bf16 would round boxes above 512 px by 4 px; write fp32 for detectors")
 
 
 SHORT = (640.0, 800.0)
@@ -284,9 +301,7 @@ def small_semantic() -> TransferConfig:
     return TransferConfig(
         task="semantic",
         input=InputConfig(train_size=(0.4, 0.75), test_size=0.5, crop=(128.0, 160.0)),
-        model=DetectorConfig(
-            backbone="resnet18", norm="bn", head_norm="bn", width=128, layer4_dilation=1, dilation=2
-        ),
+        model=DetectorConfig(backbone="resnet18", norm="bn", head_norm="bn", width=128, layer4_dilation=1, dilation=2),
         optim=TuneConfig(lr=0.02, batch_size=4, iterations=300, drops=(0.75, 0.92), warmup=30, clip_norm=10.0),
     )
 

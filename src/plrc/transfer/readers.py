@@ -62,7 +62,10 @@ def _layout_of(root: Path) -> str:
         if any(next(root.glob(pattern), None) for pattern in patterns):
             return name
     looked = ", ".join(pattern for patterns in marks.values() for pattern in patterns)
-    raise PlrcError(f"{root} has no layout that is known: looked for {looked}; see data.layout")
+    raise PlrcError(
+        f"{root} holds no labels in a layout that is known; name the folder that holds the splits (looked in it for "
+        f"{looked}), or the layout with --data.layout"
+    )
 
 
 def voc(root: Path, task: Task, notes: Notes) -> Reader:

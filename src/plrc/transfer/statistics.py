@@ -87,10 +87,10 @@ def difference(differences: Sequence[float]) -> Difference:
 def seeds_to_tell(differences: Sequence[float], most: int = MOST_SEEDS) -> int | None:
     """How many more seeds would exclude 0 if mean and standard deviation stay as they are; 0 if it is excluded now.
 
-    None: more than `most` in all, or the standard deviation is not known (one difference).
+    None: more than `most` in all, or the standard deviation is hardly known (fewer than three differences).
     """
     n = len(differences)
-    if n < 2:
+    if n < 3:
         return None
     mean, sd = abs(float(np.mean(differences))), float(np.std(differences, ddof=1))
     return next((m - n for m in range(n, max(n, most) + 1) if _half_width(sd, m) < mean), None)
@@ -121,8 +121,11 @@ def _advice(comparison: dict[str, Any], labels: dict[str, Any]) -> str:
     found = {init: by[labels["name"]] for init, by in comparison["results"].items() if by[labels["name"]]["n"]}
     if len(found) < 2:
         return f"{at}: nothing to compare yet."
-    best, *rivals = sorted(found, key=lambda init: found[init]["mean"], reverse=True)
     scores = {init: one["scores"][metric] for init, one in found.items()}
+    ranked = sorted(found, key=lambda init: found[init]["mean"], reverse=True)
+    clear = [init for init in ranked if _beats(scores[init], scores.get("random", []))]
+    best = next(iter(clear or ranked))  # a clear lead over random weights goes before a higher but uncertain mean
+    rivals = [init for init in ranked if init != best]
     pairs = {rival: paired(scores[best], scores[rival]) for rival in rivals}
     leads = {rival: difference(values) for rival, values in pairs.items() if values}
     close = [rival for rival, lead in leads.items() if lead.verdict != "better"]
@@ -139,6 +142,11 @@ def _advice(comparison: dict[str, Any], labels: dict[str, Any]) -> str:
         action = f"use {best}"
     facts = [f"{best} has {metric} {shown(found[best])}", *(_lead(rival, lead) for rival, lead in leads.items())]
     return f"{at}: {action}. {'; '.join(facts)}."
+
+
+def _beats(mine: Sequence[float | None], theirs: Sequence[float | None]) -> bool:
+    values = paired(mine, theirs)
+    return bool(values) and difference(values).verdict == "better"
 
 
 def _lead(rival: str, lead: Difference) -> str:

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from plrc.data.photometric import normalise
 from plrc.model.backbone import Backbone
-from plrc.transfer.annotations import encode_mask
+from plrc.transfer.annotations import encode_mask, mask_functions
 from plrc.transfer.datasets import DetectionImages, LabelledSet, SemanticImages
 from plrc.transfer.detectors import build_detector
 from plrc.transfer.metrics import Prediction, coco_metrics, confusion, semantic_metrics, voc_metrics
@@ -58,6 +58,7 @@ class Detection(Work):
     masks = False
 
     def build(self, backbone: Backbone) -> nn.Module:
+        mask_functions()  # a package that scoring needs is missed now and not after days of training
         config = self.config
         return build_detector(backbone, config.model, config.input, self.classes, self.masks, config.seed)
 
