@@ -154,7 +154,8 @@ def _lead(rival: str, lead: Difference) -> str:
     if lead.verdict == "better":
         return f"better than {rival} by {size}"
     if lead.more_seeds is None:
-        seeds = "one seed has no interval" if lead.n < 2 else "no realistic number of seeds would tell"
+        few = "one seed has no interval" if lead.n < 2 else "two seeds do not say how many would tell"
+        seeds = few if lead.n < 3 else "no realistic number of seeds would tell"
     else:
         seeds = f"{lead.more_seeds} more seed{'s' if lead.more_seeds != 1 else ''} would tell if this trend stays"
     return f"too close to tell from {rival} ({size}; {seeds})"
