@@ -22,10 +22,13 @@ from typing import Any
 import pytest
 import safetensors.torch
 
+import plrc
 from plrc import rng
 from plrc.config import PlrcError
+from plrc.data.scenes import write_scenes
 from plrc.engine.setup import StopRequest
 from plrc.model.backbone import build_backbone
+from plrc.presets import preset
 from plrc.transfer.cells import Cells, fingerprint
 from plrc.transfer.compare import Comparison, comparison_of, run_comparison, table
 from plrc.transfer.protocols import TransferConfig, protocol
@@ -393,3 +396,22 @@ def test_initial_weights_that_are_refused_before_anything_runs(
 ) -> None:
     with pytest.raises(PlrcError, match=message):
         asked(weights, *(init.format(w=weights) for init in inits), **settings)
+
+
+def test_a_run_that_has_seen_test_images_is_refused(tmp_path: Path) -> None:
+    """Two steps of real pre-training on the test images, and two on the training images."""
+    write_scenes(tmp_path / "scenes", {"train": 8, "test": 8}, seed=0, size=64)
+    runs = {}
+    for split in ("test", "train"):
+        given = {
+            "data.source": str(tmp_path / "scenes" / split / "images"), "data.held_out": 0, "optim.steps": 2,
+            "optim.batch_size": 4, "run.out": str(tmp_path / split), "run.workers": 0, "run.device": "cpu",
+        }  # fmt: skip
+        plrc.pretrain(preset("debug_cpu").with_values(given | {"model.bn_groups": 1}))
+        runs[split] = str(tmp_path / split)
+    base = protocol("small_detection", "detection").with_values(
+        {"data.source": str(tmp_path / "scenes"), "run.out": str(tmp_path / "out")}
+    )
+    with pytest.raises(PlrcError, match=r"test was pre-trained on 8 of the 8 test images, such as .*--data\.exclude"):
+        comparison_of(base, [runs["test"]], (1.0,), (), 1, (0.01,), 1)
+    assert list(comparison_of(base, [runs["train"]], (1.0,), (), 1, (0.01,), 1).inits) == ["random", "train"]

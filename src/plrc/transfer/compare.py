@@ -27,9 +27,11 @@ from typing import Any
 import torch
 
 from plrc.config import PlrcError
+from plrc.data.manifest import read_manifest
 from plrc.engine.setup import StopRequest
 from plrc.files import write_atomic
 from plrc.transfer.cells import NAMED, Cells, Comparison, claim, cores, kind
+from plrc.transfer.datasets import read_labelled
 from plrc.transfer.finetune import transfer
 from plrc.transfer.initial import initial_backbone
 from plrc.transfer.protocols import TransferConfig
@@ -40,7 +42,7 @@ __all__ = ["Comparison", "comparison_of", "run_comparison", "table"]
 Runner = Callable[[TransferConfig], object]
 """Runs a cell to its result.json. Returns None if it was asked to stop, and saved."""
 
-COMPARISON = "comparison.json"
+COMPARISON, MANIFEST = "comparison.json", "manifest.json"
 LOOK = 0.5  # seconds between two looks at what other processes do
 
 
@@ -82,7 +84,27 @@ def comparison_of(
     ):
         if file != "random":  # the first says which backbone it is, unless the user did; the others must fit
             backbone = initial_backbone(file, backbone, base.partial)[1].backbone
+    _refuse_seen(comparison)
     return replace(comparison, base=base.with_values({"model.backbone": backbone}))
+
+
+def _refuse_seen(comparison: Comparison) -> None:
+    """Pre-training that saw test images would not be a fair comparison; the manifest of a run tells, by name and size."""
+    runs = [Path(file) for group in comparison.inits.values() for file in group if (Path(file) / MANIFEST).is_file()]
+    if not runs:
+        return
+    test = read_labelled(comparison.base.data, comparison.base.task).test
+    sizes = {(os.path.basename(one.path), os.stat(one.path).st_size) for one in test.images}
+    for run in runs:
+        manifest = read_manifest(run / MANIFEST)
+        trained = {
+            (os.path.basename(name), size) for part in ("train", "held_out") for name, size in manifest[part].items()
+        }
+        if seen := sorted(sizes & trained):
+            raise PlrcError(
+                f"{run} was pre-trained on {len(seen)} of the {len(test.images)} test images, such as {seen[0][0]}: "
+                "pre-train without them (--data.exclude), or name another split with --data.test"
+            )
 
 
 def run_comparison(
