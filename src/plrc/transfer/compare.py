@@ -89,7 +89,7 @@ def comparison_of(
 
 
 def _refuse_seen(comparison: Comparison) -> None:
-    """Pre-training that saw test images would not be a fair comparison; the manifest of a run tells, by name and size."""
+    """Pre-training that saw test images would not be fair; the manifest of a run tells, by file name and size."""
     runs = [Path(file) for group in comparison.inits.values() for file in group if (Path(file) / MANIFEST).is_file()]
     if not runs:
         return
@@ -97,9 +97,8 @@ def _refuse_seen(comparison: Comparison) -> None:
     sizes = {(os.path.basename(one.path), os.stat(one.path).st_size) for one in test.images}
     for run in runs:
         manifest = read_manifest(run / MANIFEST)
-        trained = {
-            (os.path.basename(name), size) for part in ("train", "held_out") for name, size in manifest[part].items()
-        }
+        names = manifest["train"] | manifest["held_out"]
+        trained = {(os.path.basename(name), size) for name, size in names.items()}
         if seen := sorted(sizes & trained):
             raise PlrcError(
                 f"{run} was pre-trained on {len(seen)} of the {len(test.images)} test images, such as {seen[0][0]}: "
