@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -165,3 +169,22 @@ def test_a_folder_with_something_else_is_left_alone(scenes: Path, tmp_path: Path
     with pytest.raises(PlrcError, match="not empty"):
         transfer(config("semantic", scenes, tmp_path / "out"))
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["diary.txt"]
+
+
+def test_a_signal_to_the_whole_group_saves_and_the_run_goes_on(scenes: Path, tmp_path: Path) -> None:
+    """As a scheduler stops a job: the loader's worker gets the signal too."""
+    given = config("semantic", scenes, tmp_path / "out", **{"run.workers": 1, "optim.iterations": 400})
+    given.save(tmp_path / "given.toml")
+    code = (
+        "import sys; from plrc.transfer.finetune import transfer; from plrc.transfer.protocols import TransferConfig\n"
+        "if __name__ == '__main__': sys.exit(75 if transfer(TransferConfig.load(sys.argv[1])) is None else 0)"
+    )
+    (tmp_path / "run.py").write_text(code)
+    command = [sys.executable, str(tmp_path / "run.py"), str(tmp_path / "given.toml")]
+    with subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        next(line for line in process.stdout if line.startswith("5/400"))
+        os.killpg(process.pid, signal.SIGTERM)
+        process.stdout.read()
+    assert process.returncode == 75
+    assert (tmp_path / "out" / "checkpoint.pt").exists() and not (tmp_path / "out" / "result.json").exists()

@@ -115,13 +115,14 @@ def _tune(
     started = time.perf_counter() - seconds
     diverged = 0
     log = RunLog(out, first, steps, main=True)
-    with contextlib.closing(log):
+    with contextlib.closing(log), contextlib.ExitStack() as ends:
         for sentence in (*splits.notes, *initial.lines(), inside):
             log.say(sentence)
         log.say(f"{'resuming' if first else 'starting'} at step {first} of {steps}: {len(labelled.images)} images")
         times = config.evaluations if splits.val.images else 0
         evaluations = {round(steps * (i + 1) / times) for i in range(times)}
         batches = iter(_loader(work, labelled, config, first))
+        ends.callback(getattr(batches, "_shutdown_workers", lambda: None))  # they are deaf to SIGTERM, and would stay
         window: list[torch.Tensor] = []
         since = time.perf_counter()
         for step in range(first + 1, steps + 1):
