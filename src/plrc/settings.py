@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tomli_w
 
-from plrc.files import write_atomic
+from plrc.files import write_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -73,6 +73,10 @@ class Settings:
         mine, theirs = self.flat(), other.flat()
         return [(k, mine[k], theirs[k]) for k in mine if not k.startswith("run.") and mine[k] != theirs[k]]
 
+    def changes(self, stored: Settings) -> dict[str, str]:
+        """`differences` in words, by the setting's name, where `stored` is what a run was started with."""
+        return {name: f"{name}: stored {old}, now {new}" for name, new, old in self.differences(stored)}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict of strings, numbers, booleans and lists (what TOML, JSON and checkpoints hold)."""
         return dataclasses.asdict(self, dict_factory=lambda kv: {k: list(v) if type(v) is tuple else v for k, v in kv})
@@ -84,7 +88,7 @@ class Settings:
 
     def save(self, path: str | Path) -> None:
         """Write as TOML; the file appears whole or not at all."""
-        write_atomic(Path(path), lambda file: file.write(tomli_w.dumps(self.to_dict()).encode()))
+        write_text(Path(path), tomli_w.dumps(self.to_dict()))
 
     @classmethod
     def load(cls: type[S], path: str | Path, base: S | None = None) -> S:

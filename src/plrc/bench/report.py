@@ -5,7 +5,6 @@ Layer 5: imports config and files.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
@@ -23,7 +22,8 @@ import numpy as np
 import torch
 
 from plrc.config import PlrcError
-from plrc.files import write_atomic
+from plrc.files import write_json
+from plrc.machine import cores, processor
 
 median = statistics.median
 
@@ -57,9 +57,8 @@ class Bench:
             "figures": self.figures,
             "rows": self.rows,
         }
-        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
         try:
-            write_atomic(path, lambda file: file.write(text.encode()))
+            write_json(path, content)
         except OSError as error:
             raise PlrcError(f"cannot write {path} ({error.strerror}); name another --json FILE") from error
 
@@ -67,8 +66,8 @@ class Bench:
 def machine() -> dict[str, Any]:
     """Processor, GPU, threads, versions, and the commit of the checkout that plrc runs from ("": not a checkout)."""
     return {
-        "cpu": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu": processor(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
         "platform": platform.platform(),
@@ -135,15 +134,6 @@ def spread(values: Sequence[float]) -> float:
     """Interquartile range."""
     low, high = np.percentile(values, [25, 75])
     return float(high - low)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _commit(root: Path) -> str:

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from plrc.cli.options import about, nearest, parse_plain
-from plrc.config import PlrcError
+from plrc.cli.options import about, parse_plain, subcommand
 
 
 @dataclass(frozen=True)
@@ -129,12 +128,9 @@ def bench(arguments: Sequence[str]) -> int:
       plrc bench step --backbone resnet18 --batch 32 --peers
       plrc bench loader
     """
-    kind = arguments[0] if arguments else "--help"
-    if kind in ("-h", "--help"):
-        print(f"{about(bench)}\n\nEach explains itself: plrc bench step --help")
+    kind = subcommand("bench", "benchmark", arguments, KINDS, lambda: about(bench))
+    if kind is None:
         return 0
-    if kind not in KINDS:
-        raise PlrcError(f"there is no benchmark {kind!r}; did you mean plrc bench {nearest(kind, KINDS)}?")
     given = dataclasses.asdict(parse_plain(f"bench {kind}", KINDS[kind], arguments[1:], about(bench)))
     file = given.pop("json")
     found = importlib.import_module(f"plrc.bench.{kind}").run(**given)

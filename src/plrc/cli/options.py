@@ -74,6 +74,19 @@ def nearest(word: str, names: Iterable[str]) -> str:
     return max(names, key=likeness)
 
 
+def subcommand(
+    verb: str, word: str, arguments: Sequence[str], names: Iterable[str], overview: Callable[[], str]
+) -> str | None:
+    """The first argument, which must be one of `names`, a `word`; None where help was wanted, and is printed."""
+    given, known = arguments[0] if arguments else "--help", list(names)
+    if given in ("-h", "--help"):
+        print(f"{overview()}\n\nEach {word} explains itself: plrc {verb} {known[0]} --help")
+        return None
+    if given not in known:
+        raise PlrcError(f"there is no {word} {given!r}; did you mean plrc {verb} {nearest(given, known)}?")
+    return given
+
+
 def about(verb: Callable[..., object]) -> str:
     """What a verb does and how it is called: its docstring."""
     return inspect.cleandoc(verb.__doc__ or "")

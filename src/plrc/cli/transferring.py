@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from plrc.cli.options import about, nearest, parse, parse_plain, written
+from plrc.cli.options import about, parse, parse_plain, subcommand, written
 from plrc.cli.pretraining import STOPPED
 from plrc.config import PlrcError
 from plrc.settings import read_toml
@@ -121,12 +121,9 @@ def transfer(arguments: Sequence[str]) -> int:
 
     protocols:
     """
-    kind = arguments[0] if arguments else "--help"
-    if kind in ("-h", "--help"):
-        print(f"{_help()}\n\nEach task explains itself: plrc transfer detection --help")
+    kind = subcommand("transfer", "task", arguments, KINDS, _help)
+    if kind is None:
         return 0
-    if kind not in KINDS:
-        raise PlrcError(f"there is no task {kind!r}; did you mean plrc transfer {nearest(kind, KINDS)}?")
     if kind == "probe":
         return _probe(arguments[1:])
     config = parse_transfer(kind, arguments[1:])
@@ -216,11 +213,11 @@ def _probe(arguments: Sequence[str]) -> int:
     data = LabelledConfig(source=given.data, layout=given.layout, fraction=given.fraction)
     from plrc.transfer.dense import dense_probe
 
-    result = dense_probe(data, given.init, given.backbone, given.size, given.images, given.seed)
+    inits = [given.init] if given.init == "random" else [given.init, "random"]
+    result, *others = dense_probe(data, inits, given.backbone, given.size, given.images, given.seed)
     print(result.table())
-    if given.init != "random":
-        random = dense_probe(data, "random", result.backbone, given.size, given.images, given.seed)
-        print(random.table(notes=False))
+    for other in others:
+        print(other.table(notes=False))
     if given.out:
         result.save(given.out)
         print(f"the result is {given.out}")

@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from plrc.data.sources import ImageList
 from plrc.data.views import draw_views, render
 
 SUBSTITUTES = 100  # how many following images are tried in place of one that cannot be read
+T = TypeVar("T")
 
 Key = tuple[int, int]  # (epoch, index of the image)
 
@@ -207,8 +209,7 @@ class DeviceLoader:
         return self._ahead() if self.device.type == "cuda" else self._timed()
 
     def _timed(self) -> Generator[Batch, None, None]:
-        iterator = iter(self.loader)
-        try:
+        with loading(self.loader) as iterator:
             while True:
                 started = time.perf_counter()
                 batch = next(iterator, None)
@@ -218,8 +219,6 @@ class DeviceLoader:
                 if isinstance(batch, PlrcError):
                     raise batch
                 yield batch
-        finally:  # the garbage collector may close PyTorch's queues first: the workers, deaf to SIGTERM, would stay
-            getattr(iterator, "_shutdown_workers", lambda: None)()
 
     def _ahead(self) -> Generator[Batch, None, None]:
         """Copy the next batch on a stream of its own while the current one is computed on."""
@@ -240,6 +239,19 @@ class DeviceLoader:
 
 def _collate_unless_wrong(samples: list[Batch] | PlrcError) -> Batch | PlrcError:
     return samples if isinstance(samples, PlrcError) else collate(samples)
+
+
+@contextlib.contextmanager
+def loading(loader: DataLoader[T]) -> Iterator[Iterator[T]]:
+    """The batches of a loader whose workers leave signals to the main process; they end with the block at the latest.
+
+    Left to the garbage collector, PyTorch's queues may close first, and workers that are deaf to SIGTERM would stay.
+    """
+    iterator = iter(loader)
+    try:
+        yield iterator
+    finally:
+        getattr(iterator, "_shutdown_workers", lambda: None)()
 
 
 def leave_signals_to_the_main_process(worker: int) -> None:

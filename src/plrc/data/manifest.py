@@ -16,7 +16,7 @@ import numpy as np
 
 from plrc.config import PlrcError
 from plrc.data.sources import ImageList
-from plrc.files import write_atomic
+from plrc.files import write_text
 
 KEYS = ("version", "root", "layout", "counts", "sha256", "notes", "train", "held_out")
 
@@ -43,7 +43,7 @@ def write_manifest(
 ) -> None:
     """Write the manifest of a run as JSON; the file appears whole or not at all."""
     text = json.dumps(build_manifest(images, train, held_out), separators=(",\n", ": "))
-    write_atomic(Path(path), lambda file: file.write(text.encode()))
+    write_text(Path(path), text)
 
 
 def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from plrc.config import PlrcError
-from plrc.files import write_atomic
+from plrc.files import write_atomic, write_text
 
 FORMAT = 1
 KEYS = (
@@ -28,7 +28,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any], keep: int) -> Path:
     path = folder / f"step_{state['step']:08d}.pt"
     try:
         write_atomic(path, lambda file: torch.save(state, file))
-        write_atomic(folder / "last", lambda file: file.write(path.name.encode()))
+        write_text(folder / "last", path.name)
     except OSError as error:
         raise PlrcError(f"cannot save {path}: {error.strerror}; the checkpoints before it are untouched") from error
     if keep:
@@ -41,6 +41,14 @@ def newest_checkpoint(run: Path) -> Path | None:
     """The newest checkpoint of a run folder, or None."""
     found = sorted((run / "checkpoints").glob("step_*.pt"))
     return found[-1] if found else None
+
+
+def checkpoint_of(path: Path) -> Path:
+    """The newest checkpoint of a run folder; a file as it is. Raises PlrcError for a folder without one."""
+    newest = newest_checkpoint(path) if path.is_dir() else path
+    if newest is None:
+        raise PlrcError(f"{path} holds no checkpoint; name the folder of a run that has saved one, or a file")
+    return newest
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -6,7 +6,6 @@ Layer 4. Only the main process writes; in the others every method does nothing.
 from __future__ import annotations
 
 import json
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from torch.utils.tensorboard import SummaryWriter
+
+from plrc.files import without_nan
 
 
 class RunLog:
@@ -47,8 +48,7 @@ class RunLog:
         """One JSON line {"step", "kind", ...}; numbers go to TensorBoard as kind/name too."""
         if not self.main:
             return
-        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        self.metrics.write(json.dumps({"step": step, "kind": kind, **plain}) + "\n")
+        self.metrics.write(json.dumps({"step": step, "kind": kind, **without_nan(values)}) + "\n")
         self.metrics.flush()
         for name, value in values.items():
             if isinstance(value, (int, float)):

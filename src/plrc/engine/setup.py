@@ -27,6 +27,7 @@ from plrc.data.sources import ImageList, find_images
 from plrc.engine.adapt import Change, adapt, check_batch, steps_per_epoch, total_steps
 from plrc.engine.checkpoint import newest_checkpoint
 from plrc.engine.learner import precision
+from plrc.machine import cores
 from plrc.model import lattice_side
 
 LISTING = ("source", "layout", "split", "exclude", "held_out")  # settings of `data` that decide which images there are
@@ -146,7 +147,7 @@ def _check_same(
     config: Config, stored: Config, out: Path, images: ImageList, train: np.ndarray, held_out: np.ndarray
 ) -> None:
     """A resumed run must compute what the stored one would have; otherwise show the difference and refuse."""
-    found = [f"{name}: stored {old}, now {new}" for name, new, old in config.differences(stored)]
+    found = list(config.changes(stored).values())
     if (out / "manifest.json").exists():
         now = build_manifest(images, train.tolist(), held_out.tolist())
         found += differences(read_manifest(out / "manifest.json"), now)
@@ -188,8 +189,7 @@ def choose_workers(workers: int, device: torch.device) -> int:
     """-1: with a GPU up to 12 a process, leaving it a core; with a CPU one, since it shares its cores with training."""
     if workers >= 0:
         return workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(12, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)) if device.type == "cuda" else 1
+    return min(12, max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)) if device.type == "cuda" else 1
 
 
 class StopRequest:

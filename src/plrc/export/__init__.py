@@ -20,11 +20,11 @@ from torch import Tensor
 from plrc.config import Config, PlrcError
 from plrc.data.manifest import read_manifest
 from plrc.engine.adapt import total_steps
-from plrc.engine.checkpoint import load_checkpoint, newest_checkpoint
+from plrc.engine.checkpoint import checkpoint_of, load_checkpoint
 from plrc.export import timm as to_timm
 from plrc.export import torchvision as to_torchvision
 from plrc.export.verify import Proof
-from plrc.files import write_atomic
+from plrc.files import write_atomic, write_text
 from plrc.model.backbone import Backbone, build_backbone
 from plrc.model.weights import load_into, read_weights, refuse_non_finite, stored_name
 
@@ -91,7 +91,7 @@ def export_backbone(run: str | Path, target: str = "torchvision", out: str | Pat
     if target not in TARGETS:
         raise PlrcError(f"cannot export to {target!r}; write one of {', '.join(TARGETS)}")
     library = TARGETS[target]
-    checkpoint = _checkpoint(Path(run))
+    checkpoint = checkpoint_of(Path(run))
     saved = load_checkpoint(checkpoint)
     config = Config.from_dict(saved["config"])
     name = config.model.backbone
@@ -125,7 +125,7 @@ def export_backbone(run: str | Path, target: str = "torchvision", out: str | Pat
             checkpoint=str(checkpoint),
         )
         text = json.dumps(dataclasses.asdict(receipt), indent=2) + "\n"
-        write_atomic(out.with_name(f"{out.name}.receipt.json"), lambda file: file.write(text.encode()))
+        write_text(out.with_name(f"{out.name}.receipt.json"), text)
     except OSError as error:
         raise PlrcError(f"cannot write {out}: {error.strerror}") from error
     return receipt
@@ -140,7 +140,7 @@ def load_backbone(path: str | Path, layer4_stride: int = 2, backbone: str = "") 
     called 32 has the lattice of level 16. Raises PlrcError where the weights do not fit.
     """
     path = Path(path)
-    weights = read_weights(_checkpoint(path) if path.is_dir() else path)
+    weights = read_weights(checkpoint_of(path))
     stored = stored_name(weights.metadata)
     name = stored or backbone
     if not name:
@@ -151,15 +151,6 @@ def load_backbone(path: str | Path, layer4_stride: int = 2, backbone: str = "") 
     net = build_backbone(model.backbone, model.layer4_stride)
     load_into(net, weights)
     return net.eval()
-
-
-def _checkpoint(run: Path) -> Path:
-    if not run.is_dir():
-        return run
-    newest = newest_checkpoint(run)
-    if newest is None:
-        raise PlrcError(f"{run} holds no checkpoint; name the folder of a run that has saved one, or a checkpoint file")
-    return newest
 
 
 def _run_folder(checkpoint: Path) -> Path:

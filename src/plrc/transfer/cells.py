@@ -12,7 +12,6 @@ import fcntl
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -23,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from plrc.config import PlrcError
 from plrc.engine.checkpoint import newest_checkpoint
+from plrc.machine import cores
 from plrc.settings import check
 from plrc.transfer.finetune import RESULT
 from plrc.transfer.protocols import TransferConfig
@@ -189,11 +189,6 @@ def claim(folder: Path) -> Iterator[bool]:
             yield False
         else:
             yield True
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def fingerprint(init: str) -> str:

@@ -12,7 +12,6 @@ import math
 import multiprocessing
 import os
 import platform
-import re
 import shlex
 import sys
 import time
@@ -29,8 +28,9 @@ import torch
 from plrc.config import PlrcError
 from plrc.data.manifest import read_manifest
 from plrc.engine.setup import StopRequest
-from plrc.files import write_atomic
-from plrc.transfer.cells import NAMED, Cells, Comparison, claim, cores, kind
+from plrc.files import write_json
+from plrc.machine import cores, processor
+from plrc.transfer.cells import NAMED, Cells, Comparison, claim, kind
 from plrc.transfer.datasets import read_labelled
 from plrc.transfer.finetune import transfer
 from plrc.transfer.initial import initial_backbone
@@ -156,11 +156,11 @@ def _open(comparison: Comparison) -> list[str]:
         return [command]
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        differences = comparison.base.differences(TransferConfig.from_dict(stored["settings"]))
+        changes = comparison.base.changes(TransferConfig.from_dict(stored["settings"]))
         lost, commands = set(stored["lrs"]) - set(comparison.lrs), stored["provenance"]["commands"]
     except (OSError, ValueError, KeyError) as error:
         raise PlrcError(f"cannot read {path} ({error!r}); remove it and repeat the command: no run is lost") from error
-    text = [f"{name}: stored {old}, now {new}" for name, new, old in differences if name != "optim.lr"]
+    text = [change for name, change in changes.items() if name != "optim.lr"]
     text += [f"lrs: stored {stored['lrs']}, now {list(comparison.lrs)}"] if lost else []
     if text:
         raise PlrcError(
@@ -213,8 +213,7 @@ class _Work:
     def write(self) -> dict[str, Any]:
         """OUT/comparison.json as things stand."""
         content = summary(self.cells, self.commands)
-        text = json.dumps(content, indent=1, allow_nan=False)
-        write_atomic(self.cells.comparison.out / COMPARISON, lambda file: file.write(text.encode()))
+        write_json(self.cells.comparison.out / COMPARISON, content)
         return content
 
 
@@ -334,8 +333,5 @@ def _finite(value: float | None) -> float | None:
 
 
 def _machine() -> dict[str, Any]:
-    cpu, listing = platform.processor(), Path("/proc/cpuinfo")  # Linux: the name is in the listing only
-    if listing.exists() and (found := re.search(r"model name\s*: (.+)", listing.read_text(encoding="utf-8"))):
-        cpu = found[1]
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"system": platform.platform(), "cpu": cpu, "cores": cores(), "gpus": gpus}
+    return {"system": platform.platform(), "cpu": processor(), "cores": cores(), "gpus": gpus}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +19,13 @@ from torch.nn import functional as F
 from plrc.config import PlrcError
 from plrc.data.decode import decode
 from plrc.data.photometric import MEAN
-from plrc.files import write_atomic
+from plrc.files import write_json
 from plrc.rng import generator
 from plrc.transfer.annotations import Labelled, decode_masks
 from plrc.transfer.datasets import LabelledSet, Splits, choose, read_labelled
 from plrc.transfer.initial import initial_backbone
-from plrc.transfer.label_maps import read_ids
-from plrc.transfer.probe import IGNORE, extract, grouping_auc, probe
+from plrc.transfer.label_maps import IGNORED, read_ids
+from plrc.transfer.probe import evaluate, extract, fit_probe, grouping_auc
 from plrc.transfer.protocols import LabelledConfig, Task
 
 LEVELS = (8, 16, 32)
@@ -52,35 +52,45 @@ class DenseResult:
         return "\n".join([*(self.notes if notes else ()), head, "stride    mIoU  accuracy  grouping AUC", *rows])
 
     def save(self, path: Path) -> None:
-        text = json.dumps(dataclasses.asdict(self), indent=1)
-        write_atomic(path, lambda file: file.write(text.encode()))
+        write_json(path, dataclasses.asdict(self))
 
 
-def dense_probe(data: LabelledConfig, init: str, backbone: str, size: int, images: int, seed: int) -> DenseResult:
-    """Probe the backbone that `init` names on at most `images` images of each split, their longer side `size` pixels.
+def dense_probe(
+    data: LabelledConfig, inits: Sequence[str], backbone: str, size: int, images: int, seed: int
+) -> list[DenseResult]:
+    """Probe the backbones that `inits` name on at most `images` images of each split, their longer side `size` pixels.
 
-    Classes of pixels come from masks, or from boxes (0 is then the background; smaller objects lie on larger ones).
+    All are of the kind of the first; images and labels are read once. Classes of pixels come from masks, or from boxes
+    (0 is then the background; smaller objects lie on larger ones).
     """
     if size < 64 or images < 1:
         raise PlrcError("write --size 64 or more and --images 1 or more")
     splits, task = _read(data)
     train = _at_most(choose(splits.train, data.fraction, data.shots, seed, task), images, seed)
     test = _at_most(splits.test, images, seed)
-    net, initial = initial_backbone(init, backbone, partial=False, layer4_stride=1, seed=seed)
     names = splits.train.classes if task == "semantic" else ("background", *splits.train.classes)
-    if len(names) > IGNORE:
-        raise PlrcError(f"{len(names)} classes are more than the probe takes ({IGNORE}); merge some of them")
+    if len(names) > IGNORED:
+        raise PlrcError(f"{len(names)} classes are more than the probe takes ({IGNORED}); merge some of them")
     fitted, scored = _maps(train, size), _maps(test, size)
-    miou, accuracy, grouping = {}, {}, {}
-    for stride in sorted(set(LEVELS) & set(net.channels)):
-        found = probe(net, fitted[:2], scored[:2], stride, len(names), seed)
-        miou[stride], accuracy[stride] = 100 * found.miou, 100 * found.accuracy
-        objects = task != "semantic" and bool((scored[2] > 0).any())
-        grouping[stride] = grouping_auc(extract(net, scored[0], stride), scored[2], seed=seed) if objects else np.nan
-    return DenseResult(
-        init, initial.backbone, names, len(train.images), len(test.images), miou, accuracy, grouping,
-        (*splits.notes, *initial.lines()),
-    )  # fmt: skip
+    objects = task != "semantic" and bool((scored[2] > 0).any())
+    results: list[DenseResult] = []
+    for init in inits:
+        net, initial = initial_backbone(init, backbone, partial=False, layer4_stride=1, seed=seed)
+        backbone = initial.backbone
+        miou, accuracy, grouping = {}, {}, {}
+        for stride in sorted(set(LEVELS) & set(net.channels)):
+            fit = fit_probe(extract(net, fitted[0], stride), fitted[1], len(names), seed=seed)
+            features = extract(net, scored[0], stride)
+            found = evaluate(fit, features, scored[1])
+            miou[stride], accuracy[stride] = 100 * found.miou, 100 * found.accuracy
+            grouping[stride] = grouping_auc(features, scored[2], seed=seed) if objects else np.nan
+        results.append(
+            DenseResult(
+                init, backbone, names, len(train.images), len(test.images), miou, accuracy, grouping,
+                (*splits.notes, *initial.lines()),
+            )
+        )  # fmt: skip
+    return results
 
 
 def _read(data: LabelledConfig) -> tuple[Splits, Task]:
@@ -106,7 +116,7 @@ def _maps(labelled: LabelledSet, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """
     colour = (255 * torch.tensor(MEAN)).to(torch.uint8)[:, None, None]
     images = colour.expand(3, size, size).repeat(len(labelled.images), 1, 1, 1)
-    classes = torch.full((len(labelled.images), size, size), IGNORE, dtype=torch.uint8)
+    classes = torch.full((len(labelled.images), size, size), IGNORED, dtype=torch.uint8)
     objects = torch.full((len(labelled.images), size, size), -1, dtype=torch.int32)
     for i, item in enumerate(labelled.images):
         pixels = decode(item.path).float()
@@ -135,6 +145,6 @@ def _paint(item: Labelled, labelled: LabelledSet) -> tuple[np.ndarray, np.ndarra
             x0, y0, x1, y1 = item.boxes[i].round().astype(int)
             where = np.zeros(classes.shape, dtype=bool)
             where[y0:y1, x0:x1] = True
-        classes[where] = IGNORE if item.ignored[i] else item.classes[i] + 1
+        classes[where] = IGNORED if item.ignored[i] else item.classes[i] + 1
         objects[where] = -1 if item.ignored[i] else i + 1
     return classes, objects

@@ -25,10 +25,10 @@ from torch.utils.data import DataLoader
 
 from plrc import rng
 from plrc.config import PlrcError
-from plrc.data.loader import leave_signals_to_the_main_process
+from plrc.data.loader import leave_signals_to_the_main_process, loading
 from plrc.engine.runlog import RunLog
 from plrc.engine.setup import StopRequest, choose_device
-from plrc.files import write_atomic
+from plrc.files import write_atomic, write_json
 from plrc.transfer.datasets import LabelledSet, Splits, choose, read_labelled
 from plrc.transfer.initial import Initial, initial_backbone, verify_inside
 from plrc.transfer.protocols import TransferConfig, TuneConfig
@@ -121,8 +121,7 @@ def _tune(
         log.say(f"{'resuming' if first else 'starting'} at step {first} of {steps}: {len(labelled.images)} images")
         times = config.evaluations if splits.val.images else 0
         evaluations = {round(steps * (i + 1) / times) for i in range(times)}
-        batches = iter(_loader(work, labelled, config, first))
-        ends.callback(getattr(batches, "_shutdown_workers", lambda: None))  # they are deaf to SIGTERM, and would stay
+        batches = ends.enter_context(loading(_loader(work, labelled, config, first)))
         window: list[torch.Tensor] = []
         since = time.perf_counter()
         for step in range(first + 1, steps + 1):
@@ -170,8 +169,7 @@ def _tune(
     if config.run.keep_model:
         tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
         write_atomic(out / WEIGHTS, lambda file: file.write(safetensors.torch.save(tensors)))
-    text = json.dumps(_plain(dataclasses.asdict(result)), indent=1, allow_nan=False)
-    write_atomic(out / RESULT, lambda file: file.write(text.encode()))
+    write_json(out / RESULT, dataclasses.asdict(result))
     (out / CHECKPOINT).unlink(missing_ok=True)
     return result
 
@@ -193,16 +191,8 @@ def versions() -> dict[str, str]:
     return {"plrc": version("plrc"), "torch": torch.__version__, "python": platform.python_version()}
 
 
-def _plain(value: Any) -> Any:
-    """JSON has no nan: null stands for a score that nothing defines."""
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _scores(found: dict[str, Any]) -> dict[str, float]:
+    """Scores as JSON holds them, with nan again where there was none."""
     return {name: math.nan if value is None else value for name, value in found.items()}
 
 
@@ -224,9 +214,9 @@ def _folder(config: TransferConfig) -> Path:
         return out
     if not config.run.resume:
         raise PlrcError(f"{out} holds a transfer run; add --resume to go on with it, or name another --out")
-    differences = config.differences(TransferConfig.load(out / "config.toml"))
-    if differences:
-        text = "; ".join(f"{name}: stored {old}, now {new}" for name, new, old in differences)
+    changes = config.changes(TransferConfig.load(out / "config.toml"))
+    if changes:
+        text = "; ".join(changes.values())
         raise PlrcError(f"{out} was started with other settings ({text}): resume without changing them")
     return out
 

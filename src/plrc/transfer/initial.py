@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from plrc import rng
 from plrc.config import PlrcError
-from plrc.engine.checkpoint import newest_checkpoint
+from plrc.engine.checkpoint import checkpoint_of
 from plrc.model.backbone import RESNETS, Backbone, build_backbone
 from plrc.model.weights import LoadReport, Weights, find_prefix, load_into, read_weights, stored_name
 
@@ -135,12 +135,7 @@ def _file(init: str, name: str) -> Path:
     path = Path(init)
     if not path.exists():
         raise PlrcError(f"there is no {init}; write random, torchvision, a run folder or a file of weights as init")
-    if not path.is_dir():
-        return path
-    newest = newest_checkpoint(path)
-    if newest is None:
-        raise PlrcError(f"{path} holds no checkpoint; name the folder of a run that has saved one, or a file")
-    return newest
+    return checkpoint_of(path)
 
 
 def _library_file(name: str) -> Path:

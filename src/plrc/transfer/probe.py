@@ -20,9 +20,9 @@ from plrc.config import PlrcError
 from plrc.data.photometric import normalise
 from plrc.geometry import sample
 from plrc.rng import generator
+from plrc.transfer.label_maps import IGNORED
 from plrc.transfer.metrics import class_iou, confusion, semantic_metrics
 
-IGNORE = 255
 _PART = 32  # images that are scored at once
 
 
@@ -208,7 +208,7 @@ def _labelled_features(features: Tensor, labels: Tensor, pixels: int, seed: int)
     """Features [N, C] and classes [N] at labelled pixels drawn over all images."""
     count, height, width = labels.shape
     flat = labels.reshape(-1).cpu().numpy()
-    candidates = np.flatnonzero(flat != IGNORE)
+    candidates = np.flatnonzero(flat != IGNORED)
     rng = generator(seed, "probe")
     chosen = np.sort(rng.choice(candidates, size=min(pixels, len(candidates)), replace=False))
     found = []
@@ -226,12 +226,12 @@ def _centres(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 def _check_labels(features: Tensor, labels: Tensor, classes: int) -> None:
     if len(features) != len(labels):
         raise PlrcError(f"{len(features)} feature maps came with {len(labels)} label maps; give one for each image")
-    used = labels[labels != IGNORE]
+    used = labels[labels != IGNORED]
     if not len(used):
-        raise PlrcError(f"every pixel of the labels is {IGNORE} (ignored); give labelled images to the probe")
+        raise PlrcError(f"every pixel of the labels is {IGNORED} (ignored); give labelled images to the probe")
     wrong = used[(used < 0) | (used >= classes)]
     if len(wrong):
-        raise PlrcError(f"the labels hold class {int(wrong[0])}; write 0 to {classes - 1}, or {IGNORE} to ignore")
+        raise PlrcError(f"the labels hold class {int(wrong[0])}; write 0 to {classes - 1}, or {IGNORED} to ignore")
 
 
 @contextmanager

@@ -238,12 +238,7 @@ def coco_c4_1x() -> TransferConfig:
 
 def coco_fpn_1x() -> TransferConfig:
     """COCO: Mask R-CNN FPN, 90k iterations, batch 16; --schedule 2x for 180k."""
-    return TransferConfig(
-        task="instances",
-        data=LabelledConfig(layout="coco", val="none"),
-        input=InputConfig(train_size=SHORT, test_size=800.0),
-        model=DetectorConfig(neck="fpn", norm="sync", head_norm="sync"),
-    )
+    return coco_c4_1x().with_values({"model.neck": "fpn"})
 
 
 def cityscapes_instances() -> TransferConfig:

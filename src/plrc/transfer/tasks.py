@@ -17,11 +17,10 @@ from plrc.model.backbone import Backbone
 from plrc.transfer.annotations import encode_mask, mask_functions
 from plrc.transfer.datasets import DetectionImages, LabelledSet, SemanticImages
 from plrc.transfer.detectors import build_detector
+from plrc.transfer.label_maps import IGNORED
 from plrc.transfer.metrics import Prediction, coco_metrics, confusion, semantic_metrics, voc_metrics
 from plrc.transfer.protocols import TransferConfig
 from plrc.transfer.semantic import build_segmenter
-
-IGNORED = 255
 
 
 class Work(ABC):

@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from plrc.files import write_atomic
+from plrc.files import write_text
 
 COLOURS = 7  # --c0 (random) to --c6 in pages/base.html, told apart by colour-blind readers (after Okabe and Ito)
 MARKERS = dict(zip("osD^vPX*h", "●■◆▲▼✚✖★⬢", strict=True))  # in plots -> in text
@@ -36,8 +36,7 @@ STYLE: Any = {
 
 def write_comparison_page(comparison: dict[str, Any], path: str | Path) -> Path:
     """Write `comparison_page` to a file, which appears whole or not at all."""
-    page = comparison_page(comparison)
-    write_atomic(Path(path), lambda file: file.write(page.encode()))
+    write_text(Path(path), comparison_page(comparison))
     return Path(path)
 
 
