@@ -32,7 +32,7 @@ FLAGS = """
 --optim.name --optim.lr --optim.lr-batch --optim.momentum --optim.weight-decay --optim.batch-size --optim.accumulate
 --optim.epochs --optim.steps --optim.warmup-epochs --optim.clip-norm --optim.teacher-momentum --optim.teacher-schedule
 --optim.precision --optim.channels-last --optim.no-channels-last --optim.compile --optim.no-compile
---run.out --run.resume --run.no-resume --run.allow-changes --run.no-allow-changes --run.device --run.devices
+--run.out --run.resume --run.no-resume --run.allow-changes --run.cache --run.no-allow-changes --run.device --run.devices
 --run.workers --run.threads --run.log-every-steps --run.health-every-steps --run.checkpoint-every-steps
 --run.keep-checkpoints --run.stop-on-collapse --run.no-stop-on-collapse
 """

@@ -253,6 +253,8 @@ class RunConfig:
     """Loader processes per device. -1: chosen from the number of cores."""
     threads: int = 0
     """CPU threads of the training process. 0: PyTorch's choice."""
+    cache: str = ""
+    """Folder for decoded images (3 bytes a pixel), read instead of the files from the second epoch on. Empty: none."""
     log_every_steps: int = 10
     health_every_steps: int = 200
     """Steps between health checks on the held-out images."""

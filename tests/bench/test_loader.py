@@ -28,11 +28,12 @@ def test_the_figures_are_those_of_the_stages(monkeypatch: pytest.MonkeyPatch) ->
     assert len(decoded) == 3 * 5 and len(set(decoded)) == 5  # a warm-up and two repeats
     assert augmented == 3 * [3 * 2, 3 * 2, 3 * 1]  # three views of each image
     rates = {row["stage"]: row["images_per_second"] for row in found.rows}
-    assert list(rates) == ["decode", "crops", "images"]
+    assert list(rates) == ["decode", "crops", "cached", "images"]
     assert all(row["milliseconds"] == pytest.approx(1000 / row["images_per_second"]) for row in found.rows)
     assert found.figures == {
         "images_per_second_per_core": rates["images"],
         "crops_per_second_per_core": rates["crops"],
+        "cached_crops_per_second_per_core": rates["cached"],
         "decode_per_second_per_core": rates["decode"],
         "crops_of_decode": rates["crops"] / rates["decode"],
         "images_of_decode": rates["images"] / rates["decode"],

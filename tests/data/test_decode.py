@@ -365,3 +365,28 @@ def test_real_photographs_agree_with_pillow() -> None:
         path = Path(root) / "bccd" / "JPEGImages" / name
         with Image.open(path) as image:
             assert difference(decode(path).permute(1, 2, 0).numpy(), np.asarray(image.convert("RGB"))) <= 3
+
+
+@pytest.mark.parametrize("orientation", [1, 6, 8])
+@pytest.mark.parametrize(("least", "factor"), [(0, 1), (401, 1), (400, 1), (200, 2), (150, 2), (100, 4), (20, 8)])
+def test_a_jpeg_is_decoded_at_the_smallest_scale_that_keeps_enough_pixels(
+    least: int, factor: int, orientation: int
+) -> None:
+    y, x = np.mgrid[:400, :640]
+    smooth = np.stack([x * 0.39, y * 0.63, 90 + 60 * np.sin(x / 40 + y / 30)], axis=-1).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(smooth, "JPEG", quality=95, exif=exif)
+    whole = pixels(data)
+    expected = whole.reshape(whole.shape[0] // factor, factor, whole.shape[1] // factor, factor, 3).mean((1, 3))
+    assert difference(pixels(data, least=least), expected.round()) <= 4
+
+
+def test_only_jpegs_can_be_decoded_at_a_smaller_scale() -> None:
+    assert pixels(encoded(coordinates(), "PNG"), least=4).shape == (HEIGHT, WIDTH, 3)
+    assert pixels(encoded(coordinates(), "JPEG"), least=10).shape == (HEIGHT // 4, WIDTH // 4, 3)
+
+
+def test_a_truncated_jpeg_is_named_at_every_scale() -> None:
+    data = encoded(np.tile(coordinates(), (10, 10, 1)), "JPEG")
+    assert reason(data[: len(data) // 2], least=20) == reason(data[: len(data) // 2]) == "the file is truncated"

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from plrc import geometry
 from plrc.config import ViewConfig
-from plrc.data.views import MATCH, QUERY, REFERENCE, View, draw_views, render
+from plrc.data.views import MATCH, QUERY, REFERENCE, View, draw_views, render, shorter_side
 
 CONFIG = ViewConfig(size=64)
 
@@ -153,3 +153,12 @@ def test_resizing_is_antialiased() -> None:
     stripes[:, :, ::2] = 255  # the finest pattern there is must become even grey, not stripes or moire
     small = render(stripes, View(0, 0, 128, 128, 128, 128, flip=False), 30).float()
     assert (small[..., 1:-1] - 127.5).abs().max() < 6
+
+
+@pytest.mark.parametrize("config", [CONFIG, ViewConfig(size=96, area=(0.08, 1.0), aspect=(0.5, 3.0))])
+def test_no_crop_of_an_image_with_that_shorter_side_is_smaller_than_its_view(config: ViewConfig) -> None:
+    side = shorter_side(config)
+    crops = [view for seed in range(300) for view in draw(seed, side, 2 * side, config)]
+    crops += [view for seed in range(300) for view in draw(seed, side, side, config)]
+    smallest = min(min(view.width, view.height) for view in crops)
+    assert config.size - 1 <= smallest <= 1.3 * config.size

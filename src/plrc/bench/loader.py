@@ -29,8 +29,8 @@ def run(
     """Measure `images` JPEGs of height x width pixels, views of size x size, colours in batches of `batch` images.
 
     The stages contain each other: `decode` (file to pixels), `crops` (and three uint8 crops, maps and random numbers: a
-    sample of the workers), `images` (and batch, colour, blur, normalisation: three float views). Figures are medians.
-    Raises PlrcError for a number that cannot be used.
+    sample of the workers), `images` (and batch, colour, blur, normalisation: three float views). `cached` is `crops`
+    with run.cache: without decoding. Figures are medians. Raises PlrcError for a number that cannot be used.
     """
     if min(images, batch) < 1:
         raise PlrcError(f"images is {images}, batch is {batch}; write 1 or more for both")
@@ -40,6 +40,7 @@ def run(
         write_photographs(Path(folder) / "images", images, height, width)
         listed = find_images(DataConfig(source=str(Path(folder) / "images")))
         dataset = ViewDataset(listed, np.arange(images), config)
+        kept = ViewDataset(listed, np.arange(images), config.with_values({"run.cache": str(Path(folder) / "cache")}))
 
         def decode_all() -> None:
             for i in range(images):
@@ -49,12 +50,16 @@ def run(
             for i in range(images):
                 dataset[0, i]
 
+        def take_all() -> None:
+            for i in range(images):
+                kept[0, i]
+
         def augment_all() -> None:
             for first in range(0, images, batch):
                 part = collate([dataset[0, i] for i in range(first, min(first + batch, images))])
                 photometric.augment(part.images.flatten(0, 1), part.colour.flatten(0, 1), config.views)
 
-        stages = {"decode": decode_all, "crops": crop_all, "images": augment_all}
+        stages = {"decode": decode_all, "crops": crop_all, "cached": take_all, "images": augment_all}
         print(f"loader: {images} images of {width} x {height}, {', '.join(stages)}", file=sys.stderr)
         try:
             torch.set_num_threads(1)
@@ -70,6 +75,7 @@ def run(
         figures={
             "images_per_second_per_core": rate["images"],
             "crops_per_second_per_core": rate["crops"],
+            "cached_crops_per_second_per_core": rate["cached"],
             "decode_per_second_per_core": rate["decode"],
             "crops_of_decode": rate["crops"] / rate["decode"],
             "images_of_decode": rate["images"] / rate["decode"],

@@ -23,12 +23,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from plrc import rng
 from plrc.config import Config, PlrcError
+from plrc.data.cache import cached
 from plrc.data.decode import DecodeError, decode
 from plrc.data.photometric import DRAWS
 from plrc.data.points import contrast_draws, match_draws
 from plrc.data.regions import RegionError, regions_for
 from plrc.data.sources import ImageList
-from plrc.data.views import draw_views, render
+from plrc.data.views import draw_views, render, shorter_side
 
 SUBSTITUTES = 100  # how many following images are tried in place of one that cannot be read
 T = TypeVar("T")
@@ -119,15 +120,24 @@ class ViewDataset(Dataset[Batch]):
 
     def attempt(self, epoch: int, index: int, offset: int = 0) -> Batch | str:
         """One image, the `offset`-th after `index`, with the random numbers of `index`; or why it cannot be read."""
-        data, position = self.config.data, int(self.subset[(index + offset) % len(self)])
+        position = int(self.subset[(index + offset) % len(self)])
         try:
             regions = regions_for(self.config.regions, self.images.names[position])
-            image = decode(self.images.path(position), percentiles=data.percentiles, max_megapixels=data.max_megapixels)
+            image = self._image(self.images.path(position))
         except RegionError as error:
             return str(error)
         except DecodeError as error:
             return error.reason
         return self._sample(image, regions, epoch, index)
+
+    def _image(self, path: str) -> Tensor:
+        data, least = self.config.data, shorter_side(self.config.views)
+
+        def read() -> Tensor:
+            return decode(path, percentiles=data.percentiles, max_megapixels=data.max_megapixels, least=least)
+
+        options = (data.percentiles, data.max_megapixels, least)
+        return cached(self.config.run.cache, path, options, read) if self.config.run.cache else read()
 
     def _sample(self, image: Tensor, regions: Tensor, epoch: int, index: int) -> Batch:
         config, seed = self.config, self.config.seed

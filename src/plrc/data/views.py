@@ -73,6 +73,11 @@ def draw_views(rng: np.random.Generator, height: int, width: int, config: ViewCo
     return tuple(views)
 
 
+def shorter_side(config: ViewConfig) -> int:
+    """Shorter side in pixels from which on even the smallest crop of an image has as many pixels as its view."""
+    return math.ceil(config.size / math.sqrt(config.area[0] * min(config.aspect[0], 1 / config.aspect[1])))
+
+
 def render(image: Tensor, view: View, size: int) -> Tensor:
     """The pixels of `view`: uint8 [3, H, W] -> uint8 [3, S, S], antialiased bilinear.
 
