@@ -287,6 +287,34 @@ def test_a_fresh_index_saves_the_walk_and_leaves_out_the_unreadable(
     )
 
 
+def test_the_walk_through_a_large_folder_is_kept_in_the_cache(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("plrc.data.sources.MANY", 3)
+    fill(tmp_path, "a.jpg", "b/c.jpg")
+    (tmp_path / "b" / "bad.jpg").write_text("no image")
+    scan(DataConfig(source=str(tmp_path)), workers=1)
+    time.sleep(0.02)  # coarser than a file system's clock
+    fill(tmp_path, "b/new.jpg")
+    first = find(tmp_path)
+    assert first.names == ("a.jpg", "b/c.jpg", "b/new.jpg")
+    assert len(os.listdir(cache / "plrc")) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", lambda *_: pytest.fail("walked"))
+        assert find(tmp_path) == first  # what the scan found unreadable included
+    fill(tmp_path, "b/newer.jpg")
+    assert "b/newer.jpg" in find(tmp_path).names
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("plrc.data.sources.MANY", 1)
+    (cache / "plrc").write_text("in the way")
+    fill(tmp_path, "a.jpg")
+    assert find(tmp_path).names == ("a.jpg",)
+
+
 def test_a_stale_index_is_walked_again(tmp_path: Path) -> None:
     fill(tmp_path, "a.jpg", "b/c.jpg")
     (tmp_path / "b" / "bad.jpg").write_text("no image")

@@ -1,17 +1,20 @@
-"""The cached index that `plrc scan` leaves behind: which images a source has, and which of them cannot be read.
+"""The cached index: which images a source has and, after `plrc scan`, which of them cannot be read.
 
-Layer 1: imports nothing of ours. Lives in `.plrc-index.json` in a source folder or, where that cannot be written or the
-source is no folder, in the user's cache folder. A missing, broken or stale index is ignored, never an error.
+Layer 1: imports files. That of a scan lives in `.plrc-index.json` in a source folder or, where that cannot be written
+or the source is no folder, in the user's cache folder. A missing, broken or stale index is ignored, never an error.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from plrc.files import write_text
 
 NAME = ".plrc-index.json"
 VERSION = 1
@@ -83,6 +86,12 @@ def write_index(place: Path, index: Index) -> bool:
     except OSError:
         return False
     return True
+
+
+def remember(source: str, index: Index) -> None:
+    """Keep an index in the user's cache folder; where that cannot be written, the next start lists the images again."""
+    with contextlib.suppress(OSError):
+        write_text(places(source)[-1], json.dumps(vars(index)))
 
 
 def read_index(source: str, layout: str) -> Index | None:

@@ -1,6 +1,7 @@
 """What the user names in `config.data` -> the sorted list of images to train on.
 
-Layer 1: imports config and this folder's layouts and index. Opens no image and writes nothing.
+Layer 1: imports config and this folder's layouts and index. Opens no image; writes nothing but the index of a large
+folder, in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from dataclasses import dataclass
 
 from plrc.config import DataConfig, PlrcError
 from plrc.data import layouts
-from plrc.data.index import Index, read_index
+from plrc.data.index import Index, read_index, remember
 from plrc.data.layouts import Listing, note
+
+MANY = 20_000  # images whose listing is worth keeping: a second or more on slow storage
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,17 @@ class ImageList:
 def find_images(config: DataConfig) -> ImageList:
     """List the images of `config.source` without those that `config.exclude` names.
 
-    A fresh index of `plrc scan` saves the walk through a folder; images that it found unreadable and that have not
-    changed since are left out. Raises PlrcError where no image is found.
+    A fresh index saves the walk through a folder: that of `plrc scan`, or what the first walk through MANY images left
+    behind. Images that a scan found unreadable and that have not changed since are left out. Raises PlrcError where no
+    image is found.
     """
     layout = layout_of(config)
     index = read_index(config.source, layout)
-    return select(config, layout, list_source(config, layout, index), index)
+    listing = list_source(config, layout, index)
+    if layout == "folder" and len(listing.names) >= MANY and (index is None or listing.names is not index.names):
+        bad = index.bad if index is not None else {}
+        remember(config.source, Index(layout, listing.folders, listing.names, listing.notes, bad))
+    return select(config, layout, listing, index)
 
 
 def layout_of(config: DataConfig) -> str:
