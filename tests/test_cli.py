@@ -43,6 +43,14 @@ def files(folder: Path) -> dict[str, bytes]:
 
 # What needs no image
 
+UNNAMED = (
+    ("transfer detection --out x", "no labelled images named: write --data FOLDER"),
+    ("transfer semantic --data x", "no folder for the result named: write --out FOLDER"),
+    ("compare --task detection --init a --out x", "no labelled images named: write --data FOLDER"),
+    ("compare --task detection --init a --data x", "no folder for the result named: write --out FOLDER"),
+    ("compare --task detection --data x --out x", "no initial weights named: write --init RUN or --init FILE"),
+)
+
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
@@ -51,10 +59,13 @@ def files(folder: Path) -> dict[str, bytes]:
         ("pretrain", "write --preset NAME (paper_r50, coco_r50, small_r18, debug_cpu) or --config FILE"),
         ("pretrain --preset paper", "there is no preset 'paper'; write one of paper_r50, coco_r50"),
         ("pretrain --preset", "Missing value for argument '--preset'"),
-        ("pretrain --preset debug_cpu --method moco", "there is no method 'moco'; write one of image, points, plrc"),
+        ("pretrain --preset debug_cpu --method moco", "there is no method 'moco'; write one of image, pixel, region, points, plrc"),
         ("pretrain --preset debug_cpu --optm.lr 3", "unknown option --optm.lr; did you mean --optim.lr?"),
         ("pretrain --preset debug_cpu --lr=3", "unknown option --lr; did you mean --optim.lr?"),
         ("pretrain --preset debug_cpu --batchsize 8", "did you mean --optim.batch-size?"),
+        ("pretrain --preset debug_cpu --optim.learning-rate 1", "did you mean --optim.lr?"),
+        ("transfer detection --learning-rate 1", "did you mean --optim.lr?"),
+        ("transfer detection --optim.wd 1", "did you mean --optim.weight-decay?"),
         ("pretrain --preset debug_cpu --no-adopt", "did you mean --adapt?"),
         ("pretrain --preset debug_cpu --presett x", "did you mean --preset?"),
         ("pretrain --preset debug_cpu --dat x", "did you mean --data?"),
@@ -86,6 +97,10 @@ def files(folder: Path) -> dict[str, bytes]:
         ("export absent --to torchvision", "no checkpoint at absent"),
         ("demo --steps 0", "--steps is 0; write at least 1"),
         ("doctor --verbose", "unknown option --verbose"),
+        ("compare --task detection --data.shots 3", "--data.shots is for a single run; a comparison takes --shots"),
+        ("compare --task detection --optim.lr 3", "--optim.lr is for a single run; a comparison takes --lrs"),
+        ("compare --task detection --resume", "a comparison goes on by itself when its command is repeated"),
+        *UNNAMED,
     ],
 )
 def test_a_mistake_is_one_sentence(
@@ -112,17 +127,18 @@ def test_the_real_command_ends_with_status_2() -> None:
     assert done.stderr == "plrc: there is no verb 'scna'; did you mean plrc scan?\n"
 
 
-def test_help_and_version_answer_without_pytorch() -> None:
+def test_help_and_what_is_not_named_are_answered_without_pytorch() -> None:
     calls = [[], ["--help"], ["--version"], *([verb, "--help"] for verb in VERBS)]
+    unnamed = [arguments.split() for arguments, _ in UNNAMED]
     code = f"""
 import sys
 from plrc.cli import main
-print([main(call) for call in {calls!r}])
+print([main(call) for call in {calls + unnamed!r}])
 print("torch" in sys.modules, "torchvision" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     *_, statuses, imported = done.stdout.splitlines()
-    assert statuses == str([0] * len(calls))
+    assert statuses == str([0] * len(calls) + [2] * len(unnamed))
     assert imported == "False False"
 
 
@@ -224,6 +240,16 @@ def test_refusals_lose_nothing(run: Path, scenes: Path, tmp_path: Path, capsys: 
     assert "no image in" in refused(capsys, "scan", tmp_path / "empty")
     assert not new.exists()
     assert [p.name for p in (tmp_path / "empty").iterdir()] == ["notes.md"]
+
+
+def test_the_advice_for_few_images_can_be_followed(scenes: Path, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "few").mkdir()
+    for image in sorted(scenes.glob("*.jpg"))[:6]:
+        shutil.copy(image, tmp_path / "few")
+    start = ["pretrain", "--preset", "debug_cpu", "--data", tmp_path / "few", "--out", tmp_path / "run"]
+    advice = refused(capsys, *start).partition("add images or write ")[2].split()
+    assert advice == ["--optim.batch-size", "3", "--model.bn-groups", "1"]
+    assert main([*map(str, start), *advice, "--optim.steps", "1", "--run.device", "cpu", "--run.workers", "0"]) == 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU where there is none")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from plrc.cli.pretraining import parse_config
-from plrc.config import Config, PlrcError
+from plrc.config import Config, Method, PlrcError
 from plrc.presets import PRESETS, preset
 
 
@@ -47,7 +48,7 @@ def test_a_file_alone_starts_from_the_defaults(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-@pytest.mark.parametrize("method", ["image", "points", "plrc"])
+@pytest.mark.parametrize("method", get_args(Method))
 def test_every_preset_and_method_arrives_unchanged(name: str, method: str) -> None:
     assert parse_config(["--preset", name, "--method", method]) == (preset(name, method), frozenset())
 

@@ -57,6 +57,15 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("regions", {"grid": 0}, "regions.grid"),
     ("regions", {"map_size": 3}, "regions.map_size"),
     ("regions", {"source": "maps"}, "regions.maps"),
+    ("regions", {"source": "coco"}, "regions.maps"),
+    ("regions", {"count": 0}, "regions.count"),
+    ("regions", {"count": 17, "map_size": 4}, "regions.count"),
+    ("regions", {"scale": 0.0}, "regions.scale"),
+    *[
+        ("regions", {name: value}, f"regions.{name}")
+        for name in ("merge", "split", "jitter", "reassign")
+        for value in (-0.1, 1.1, math.nan)
+    ],
     *[
         ("model", {name: 0}, f"model.{name}")
         for name in ("stride", "contrast_hidden", "contrast_dim", "distill_hidden", "distill_dim", "bn_groups")
@@ -133,6 +142,7 @@ def unusual() -> Config:
         "data.layout": "voc",
         "regions.source": "maps",
         "model.layer4_stride": 1,
+        "objectives.contrast": "regions",
         "objectives.negatives": "image",
         "optim.name": "adamw",
         "optim.accumulate": 3,
@@ -202,7 +212,7 @@ def test_an_unknown_setting_suggests_the_nearest_name(unknown: dict[str, Any], s
         ("optim.precision", "fp16", "write one of auto, float32, bfloat16, float16"),
         ("model.layer4_stride", 3, "write one of 1, 2"),
         ("model.layer4_stride", True, "write one of 1, 2"),
-        ("regions.source", ["grid"], "write one of grid, maps"),
+        ("regions.source", ["grid"], "write one of grid, voronoi, boxes, slic, felzenszwalb, maps, coco"),
         ("method", "dino", "write one of image"),
         ("views.area", 0.2, "write two numbers"),
         ("views.area", [0.2], "write two numbers"),

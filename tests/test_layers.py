@@ -20,6 +20,7 @@ LAYERS = (
     {"engine"},
     {"presets"},
     {"transfer", "export", "visualize", "bench"},
+    {"study"},
     {"", "cli", "demo", "doctor", "__main__"},  # "" is plrc/__init__.py: the public names
 )
 LAYER = {unit: number for number, units in enumerate(LAYERS) for unit in units}

@@ -22,13 +22,15 @@ FLAGS = """
 --data.bad-limit
 --views.size --views.area --views.aspect --views.flip --views.overlap --views.overlap-tries --views.jitter
 --views.brightness --views.contrast --views.saturation --views.hue --views.grey --views.blur --views.blur-sigma
---regions.source --regions.grid --regions.maps --regions.map-size
+--regions.source --regions.grid --regions.count --regions.scale --regions.maps --regions.map-size --regions.merge
+--regions.split --regions.jitter --regions.reassign
 --model.backbone --model.stride --model.layer4-stride --model.init --model.contrast-hidden --model.contrast-dim
 --model.distill-hidden --model.distill-dim --model.bn-groups --model.sync-bn --model.no-sync-bn
 --objectives.image-weight --objectives.point-weight --objectives.distill-weight --objectives.image-temperature
 --objectives.point-temperature --objectives.student-temperature --objectives.teacher-temperature
 --objectives.teacher-temperature-start --objectives.temperature-warmup --objectives.queue --objectives.negatives
---objectives.points --objectives.distill-points --objectives.lattice --objectives.center --objectives.no-center
+--objectives.contrast --objectives.points --objectives.distill-points --objectives.lattice --objectives.center
+--objectives.no-center
 --optim.name --optim.lr --optim.lr-batch --optim.momentum --optim.weight-decay --optim.batch-size --optim.accumulate
 --optim.epochs --optim.steps --optim.warmup-epochs --optim.clip-norm --optim.teacher-momentum --optim.teacher-schedule
 --optim.precision --optim.channels-last --optim.no-channels-last --optim.compile --optim.no-compile
@@ -40,7 +42,7 @@ FLAGS = """
 TRANSFER = """
 --help --preset --config --data --out --resume --no-resume --schedule --partial --no-partial --evaluations
 --data.source --data.layout --data.train --data.val --data.test --data.fraction --data.shots --data.merge-classes
---data.no-merge-classes
+--data.no-merge-classes --data.difficult --data.no-difficult
 --input.train-size --input.test-size --input.max-size --input.crop --input.flip
 --model.backbone --model.neck --model.norm --model.head-norm --model.trainable-layers --model.width --model.finest
 --model.hidden --model.rois --model.anchors --model.dilation --model.layer4-dilation
@@ -114,7 +116,7 @@ def test_objectives() -> None:
 
 
 def test_verbs() -> None:
-    assert list(cli.VERBS) == ["demo", "doctor", "scan", "pretrain", "export", "transfer", "compare", "bench"]
+    assert " ".join(cli.VERBS) == "demo doctor scan regions pretrain export transfer compare study bench"
 
 
 def test_flags_of_pretrain(capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,7 +138,8 @@ def test_flags_of_the_probe_and_of_compare(capsys: pytest.CaptureFixture[str]) -
     probe = "--help --data --init --out --backbone --layout --fraction --size --images --seed"
     assert flags(["transfer", "probe"], capsys) == set(probe.split())
     grid = "--task --init --fractions --shots --seeds --lrs --processes"
-    assert flags(["compare"], capsys) == {*TRANSFER.split(), *grid.split()}
+    single = "--data.fraction --data.shots --optim.lr --resume --no-resume --run.resume --run.no-resume"
+    assert flags(["compare"], capsys) == {*TRANSFER.split(), *grid.split()} - {*single.split()}
 
 
 def test_protocols() -> None:
@@ -164,6 +167,14 @@ def test_flags_of_the_other_verbs(capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main([verb, "--help"]) == 0
         found = set(re.findall(r"--[a-z0-9_.-]*[a-z0-9]", capsys.readouterr().out))
         assert found == {"--help", *flags.split()}
+
+
+def test_flags_of_regions(capsys: pytest.CaptureFixture[str]) -> None:
+    shared = {flag for flag in FLAGS.split() if flag.startswith(("--help", "--seed", "--data", "--regions."))}
+    shared -= {"--data.held-out", "--data.bad-limit"}
+    own = {"preview": "--out --images", "quality": "--truth --images", "precompute": "--out --workers"}
+    for task, others in own.items():
+        assert flags(["regions", task], capsys) == {*shared, *others.split()}
 
 
 def test_export_targets() -> None:

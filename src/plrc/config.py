@@ -18,7 +18,7 @@ __all__ = [
     "RegionConfig", "RunConfig", "ViewConfig",
 ]  # fmt: skip
 
-Method = Literal["image", "points", "plrc"]
+Method = Literal["image", "pixel", "region", "points", "plrc"]
 
 
 @dataclass(frozen=True)
@@ -95,20 +95,46 @@ class ViewConfig:
 class RegionConfig:
     """Which points of an image belong together."""
 
-    source: Literal["grid", "maps"] = "grid"
-    """grid: n x n equal cells. maps: one id map per image (PNG or npz) from the folder `maps`."""
+    source: Literal["grid", "voronoi", "boxes", "slic", "felzenszwalb", "maps", "coco"] = "grid"
+    """grid: n x n equal cells. voronoi, boxes: random ones. slic, felzenszwalb: superpixels (extra regions). maps: one
+    id map per image (PNG or npz) from the folder `maps`. coco: the masks of the COCO file `maps`."""
     grid: int = 4
     """Cells per side of the regular grid (paper: 4, that is 16 regions)."""
+    count: int = 16
+    """voronoi, boxes, slic: regions of an image (slic: about as many)."""
+    scale: float = 200.0
+    """felzenszwalb: larger gives fewer and larger segments."""
     maps: str = ""
-    """Folder with id maps, laid out and named as the images (a/b.jpg -> a/b.png); value 0 is unlabelled in PNG."""
+    """Folder with id maps, laid out and named as the images (a/b.jpg -> a/b.png); value 0 is unlabelled in PNG. coco:
+    the JSON file."""
     map_size: int = 64
-    """Id maps are reduced to this many cells per side (nearest)."""
+    """Cells per side of an id map (files are reduced to it, nearest). The plain grid needs none."""
+    merge: float = 0.0
+    """Noise: probability that a region is merged into a neighbour."""
+    split: float = 0.0
+    """Noise: probability that a region is cut in halves."""
+    jitter: float = 0.0
+    """Noise: how far boundaries are displaced (standard deviation, a share of the image's sides)."""
+    reassign: float = 0.0
+    """Noise: share of the cells of the map that get the id of a random region."""
 
     def __post_init__(self) -> None:
         check(self.grid >= 1, f"regions.grid is {self.grid}; write at least 1")
         check(self.map_size >= 4, f"regions.map_size is {self.map_size}; write at least 4")
-        named = self.source == "grid" or self.maps != ""
-        check(named, "regions.source is maps but regions.maps is empty; name the folder with the id maps")
+        most = self.map_size**2
+        check(1 <= self.count <= most, f"regions.count is {self.count}; write 1 to {most} (map_size x map_size)")
+        check(self.scale > 0, f"regions.scale is {self.scale}; write a number above 0")
+        for name in ("merge", "split", "jitter", "reassign"):
+            value = getattr(self, name)
+            check(0 <= value <= 1, f"regions.{name} is {value}; write a number between 0 and 1")
+        named = self.source not in ("maps", "coco") or self.maps != ""
+        wanted = "COCO file with the masks" if self.source == "coco" else "folder with the id maps"
+        check(named, f"regions.source is {self.source} but regions.maps is empty; name the {wanted}")
+
+    @property
+    def noisy(self) -> bool:
+        """Whether any noise is asked for."""
+        return max(self.merge, self.split, self.jitter, self.reassign) > 0
 
 
 @dataclass(frozen=True)
@@ -160,6 +186,9 @@ class ObjectiveConfig:
     """Share of the run over which the teacher's temperature rises linearly."""
     queue: int = 65536
     """Past image keys that serve as negatives of image contrast."""
+    contrast: Literal["points", "regions", "pixels"] = "points"
+    """What the point term contrasts: points of shared regions; those regions as a whole (the mean of their points); or
+    lattice positions of overlapping views, whose positives lie at the same place (baselines, METHOD section 5)."""
     negatives: Literal["batch", "image"] = "batch"
     """Point contrast: negatives from all images of the global batch, or from the same image only."""
     points: int = 256
@@ -183,6 +212,16 @@ class ObjectiveConfig:
         for name in ("queue", "points", "distill_points"):
             check(getattr(self, name) >= 1, f"objectives.{name} is {getattr(self, name)}; write at least 1")
         check(self.lattice >= 0, f"objectives.lattice is {self.lattice}; write 0 (twice the feature lattice) or more")
+
+    @property
+    def pixels(self) -> bool:
+        """Whether lattice positions of A and B are contrasted."""
+        return self.point_weight > 0 and self.contrast == "pixels"
+
+    @property
+    def match_view(self) -> bool:
+        """Whether view B is needed."""
+        return self.distill_weight > 0 or self.pixels
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ PRESETS: dict[str, Callable[[], Config]] = {
 
 
 def preset(name: str, method: str = "plrc") -> Config:
-    """A preset by name, with the terms of `method`: image (MoCo v2), points (no distillation), plrc (all).
+    """A preset by name, with the terms of `method` (`with_method`).
 
     "custom" is the name of a configuration that starts from no preset: the defaults of `Config`.
     """
@@ -103,10 +103,19 @@ def preset(name: str, method: str = "plrc") -> Config:
         near = difflib.get_close_matches(str(name), PRESETS, n=1)
         meant = f" (did you mean {near[0]}?)" if near else ""
         raise ConfigError(f"there is no preset {name!r}; write one of {', '.join(PRESETS)}{meant}")
+    return with_method(PRESETS.get(name, Config)(), method)
+
+
+def with_method(config: Config, method: str) -> Config:
+    """`config` with the terms of `method`: image (MoCo v2); pixel and region (METHOD section 5); points (no
+    distillation); plrc (as it is)."""
     if method not in get_args(Method):
         raise ConfigError(f"there is no method {method!r}; write one of {', '.join(get_args(Method))}")
-    config = PRESETS.get(name, Config)().with_values({"method": method})
-    if method == "image":
-        alone = {"image_weight": 1.0, "point_weight": 0.0, "distill_weight": 0.0}
-        return config.with_values({f"objectives.{key}": value for key, value in alone.items()})
-    return config if method == "plrc" else config.with_values({"objectives.distill_weight": 0.0})
+    terms: dict[str, dict[str, float | str]] = {
+        "image": {"image_weight": 1.0, "point_weight": 0.0, "distill_weight": 0.0},
+        "pixel": {"contrast": "pixels", "distill_weight": 0.0},
+        "region": {"contrast": "regions", "distill_weight": 0.0},
+        "points": {"distill_weight": 0.0},
+        "plrc": {},
+    }
+    return config.with_values({"method": method, **{f"objectives.{name}": v for name, v in terms[method].items()}})

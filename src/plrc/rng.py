@@ -11,7 +11,7 @@ import numpy as np
 
 Purpose = Literal[
     "order", "crops", "colour", "points", "held_out", "scenes", "shuffle", "weights", "probe", "layers", "labels",
-    "mirror", "heads",
+    "mirror", "heads", "regions",
 ]  # fmt: skip
 _PURPOSES: tuple[Purpose, ...] = get_args(Purpose)  # append only: the position is part of the key
 

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import math
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -66,7 +67,7 @@ class Settings:
 
     def flat(self) -> dict[str, Any]:
         """All settings by dotted name."""
-        return _flatten(dataclasses.asdict(self))
+        return flatten(dataclasses.asdict(self))
 
     def differences(self, other: Settings) -> list[tuple[str, Any, Any]]:
         """(name, mine, other's) of every setting that changes numbers; the `run` section does not."""
@@ -84,7 +85,7 @@ class Settings:
     @classmethod
     def from_dict(cls: type[S], values: dict[str, Any], base: S | None = None) -> S:
         """The inverse of `to_dict`; settings that are not named keep the value of `base` (or the default)."""
-        return (base or cls()).with_values(_flatten(values))
+        return (base or cls()).with_values(flatten(values))
 
     def save(self, path: str | Path) -> None:
         """Write as TOML; the file appears whole or not at all."""
@@ -106,7 +107,23 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
 
-def _flatten(values: dict[str, Any]) -> dict[str, Any]:
+def nearest(word: str, names: Iterable[str]) -> str:
+    """The name that is most like the word, in whole and after its last dot, where initials are as good (lr)."""
+
+    def likeness(name: str) -> float:
+        ends = word.rpartition(".")[2], name.rpartition(".")[2]
+        whole, end = (difflib.SequenceMatcher(None, a, b).ratio() for a, b in ((word, name), ends))
+        return whole + (1 if _initials(ends[0]) == ends[1] or ends[0] == _initials(ends[1]) else end)
+
+    return max(names, key=likeness)
+
+
+def _initials(words: str) -> str:
+    return "".join(word[:1] for word in words.split("_"))
+
+
+def flatten(values: dict[str, Any]) -> dict[str, Any]:
+    """{"optim": {"lr": 1}} -> {"optim.lr": 1}."""
     out: dict[str, Any] = {}
     for name, value in values.items():
         out |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
@@ -114,9 +131,7 @@ def _flatten(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _unknown(name: str, known: dict[str, Any]) -> ConfigError:
-    same_key = [other for other in known if other.rpartition(".")[2] == name.rpartition(".")[2]]
-    near = difflib.get_close_matches(name, same_key or list(known), n=1, cutoff=0.0)
-    return ConfigError(f"unknown setting {name}; did you mean {near[0]}?")
+    return ConfigError(f"unknown setting {name}; did you mean {nearest(name, known)}?")
 
 
 def _typed(name: str, value: Any, known: Any, hint: Any) -> Any:

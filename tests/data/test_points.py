@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,6 +18,7 @@ from plrc.data.points import (
     contrast_points,
     match_draws,
     match_points,
+    pixel_points,
 )
 from plrc.data.regions import grid_regions
 
@@ -87,7 +90,7 @@ def test_equals_a_slow_loop(source: str, n: int) -> None:
     uniform = uniforms(1, contrast_draws(), 7)
     got = contrast_points(regions, 16, query, key, uniform, n)
     (slow_query, slow_key), chosen = slow_contrast(regions[0], [query[0], key[0]], uniform[0], n)
-    assert got.regions[0].tolist() == chosen
+    assert got.query_regions[0].tolist() == chosen
     torch.testing.assert_close(got.query[0], slow_query, atol=1e-6, rtol=0)
     torch.testing.assert_close(got.key[0], slow_key, atol=1e-6, rtol=0)
 
@@ -99,16 +102,16 @@ def test_points_lie_in_their_regions_with_equal_shares(seed: int, ids: int, n: i
     query, key = random_maps(3, seed + 1), random_maps(3, seed + 2)
     got = contrast_points(regions, ids, query, key, uniforms(3, contrast_draws(), seed), n)
     assert got.query.shape == got.key.shape == (3, n, 2)
-    assert got.regions.shape == (3, n)
-    assert got.regions.dtype == torch.long
+    assert got.query_regions.shape == (3, n)
+    assert got.query_regions.dtype == torch.long
     assert geometry.inside(got.query).all()
     assert geometry.inside(got.key).all()
     in_query, in_key = look_up_both(got, regions, query, key)
-    labelled = got.regions >= 0
+    labelled = got.query_regions >= 0
     assert torch.equal(labelled.all(1), labelled.any(1))
-    assert torch.equal(in_query[labelled], got.regions[labelled])
-    assert torch.equal(in_key[labelled], got.regions[labelled])
-    for row in got.regions[labelled.all(1)]:
+    assert torch.equal(in_query[labelled], got.query_regions[labelled])
+    assert torch.equal(in_key[labelled], got.query_regions[labelled])
+    for row in got.query_regions[labelled.all(1)]:
         counts = row.unique(return_counts=True)[1]
         assert counts.max() - counts.min() <= 1
 
@@ -117,7 +120,7 @@ def test_the_regular_grid_in_whole_views_gives_sixteen_points_per_region() -> No
     maps = maps_of([FULL, FULL], [False, True])
     regions = grid_regions(4).expand(2, -1, -1)
     got = contrast_points(regions, 16, maps, maps.flip(0), uniforms(2, contrast_draws()), 256)
-    for row in got.regions:
+    for row in got.query_regions:
         assert row.bincount(minlength=16).tolist() == [16] * 16
     assert not torch.equal(got.query, got.key)
 
@@ -126,12 +129,12 @@ def test_no_shared_region_gives_minus_one_at_valid_points() -> None:
     left, right = maps_of([(0.0, 0.0, 0.4, 1.0)] * 2), maps_of([(0.6, 0.0, 1.0, 1.0), (0.3, 0.0, 1.0, 1.0)])
     regions = grid_regions(2).expand(2, -1, -1)
     got = contrast_points(regions, 4, left, right, uniforms(2, contrast_draws()), 33)
-    assert (got.regions[0] == -1).all()
-    assert set(got.regions[1].tolist()) == {0, 2}
+    assert (got.query_regions[0] == -1).all()
+    assert set(got.query_regions[1].tolist()) == {0, 2}
     assert geometry.inside(got.query).all()
     assert geometry.inside(got.key).all()
     unlabelled = contrast_points(torch.full_like(regions, -1), 4, left, left, uniforms(2, contrast_draws()), 5)
-    assert (unlabelled.regions == -1).all()
+    assert (unlabelled.query_regions == -1).all()
     assert geometry.inside(unlabelled.query).all()
 
 
@@ -146,7 +149,7 @@ def test_candidates_are_distinct_until_exhausted_and_then_come_again() -> None:
     ids = torch.zeros(1, 16, 16, dtype=torch.int16)
     ids[0, 3, 5] = 1  # four candidates: 32 per side over 16 cells per side
     points = contrast_points(ids, 2, maps, maps, uniform, 20)
-    small = points.query[0][points.regions[0] == 1]
+    small = points.query[0][points.query_regions[0] == 1]
     assert len(small) == 10
     assert len(small.unique(dim=0)) == 4
     assert torch.equal(small[4:8], small[:4])
@@ -167,7 +170,7 @@ def test_more_regions_than_points_are_all_chosen_in_turn() -> None:
     maps = maps_of([FULL] * count)
     regions = grid_regions(4).expand(count, -1, -1)
     got = contrast_points(regions, 16, maps, maps, uniforms(count, contrast_draws()), 5)
-    assert got.regions.flatten().bincount(minlength=16).min() > 0.6 * count * 5 / 16
+    assert got.query_regions.flatten().bincount(minlength=16).min() > 0.6 * count * 5 / 16
 
 
 def test_an_image_does_not_depend_on_its_batch() -> None:
@@ -220,3 +223,38 @@ def test_given_numbers_stay_as_they_were() -> None:
     contrast_points(regions, 9, query, key, uniform, 16)
     match_points(query, key, uniform[:, : match_draws(16)], 16)
     assert all(torch.equal(a, b) for a, b in zip(given_before, (regions, query, key, uniform), strict=True))
+
+
+def slow_pixels(maps: list[list[float]], side: int) -> list[int]:
+    """The rule of METHOD section 5 as loops for one image: the index of each query position's positive, or -1."""
+
+    def places(sx: float, sy: float, ox: float, oy: float) -> list[tuple[float, float]]:
+        centres = [(i + 0.5) / side for i in range(side)]
+        return [(sx * x + ox, sy * y + oy) for y in centres for x in centres]
+
+    query, key = places(*maps[0]), places(*maps[1])
+    diagonal = max(math.hypot(sx, sy) / side for sx, sy, _, _ in maps)
+    found = []
+    for here in query:
+        distances = [math.dist(here, there) for there in key]
+        nearest = min(range(len(key)), key=lambda i: distances[i])
+        found.append(nearest if distances[nearest] < 0.7 * diagonal else -1)
+    return found
+
+
+@pytest.mark.parametrize("side", [1, 3, 8])
+def test_pixels_equal_a_slow_loop(side: int) -> None:
+    query, key = random_maps(20, 8), random_maps(20, 9)
+    got = pixel_points(query, key, side)
+    for b in range(20):
+        assert got.query_regions[b].tolist() == slow_pixels([query[b].tolist(), key[b].tolist()], side)
+    assert (got.key_regions == torch.arange(side**2)).all()
+    assert torch.equal(got.query[3], geometry.lattice(side, side))
+    assert (got.query_regions >= 0).any()
+    assert side == 1 or (got.query_regions < 0).any()
+
+
+def test_pixels_of_mirrored_views_meet_at_the_same_place() -> None:
+    maps = maps_of([FULL, FULL], [False, True])
+    got = pixel_points(maps[:1], maps[1:], 4).query_regions.reshape(4, 4)
+    assert torch.equal(got, torch.arange(16).reshape(4, 4).flip(1))

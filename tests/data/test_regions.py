@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from plrc.config import PlrcError, RegionConfig
-from plrc.data.regions import grid_regions, load_regions, regions_for
+from plrc.config import Config, PlrcError, RegionConfig
+from plrc.data.region_files import RegionError, load_regions, save_regions
+from plrc.data.regions import Regions, grid_regions
+from plrc.data.sources import ImageList
 from plrc.geometry import lattice, look_up
 
 QUARTERS = np.kron(np.array([[0, 7], [300, 7]]), np.ones((40, 30), dtype=int))  # [80, 60]: ids 0 (unlabelled), 7, 300
@@ -154,21 +157,41 @@ def test_an_empty_npz_and_other_endings_are_refused(tmp_path: Path) -> None:
         load_regions(tmp_path / "a.tif", 4)
 
 
+def listed(root: Path, *names: str) -> ImageList:
+    return ImageList(str(root), names, "folder")
+
+
 def test_maps_are_found_beside_their_images_names(tmp_path: Path) -> None:
-    config = RegionConfig(source="maps", maps=str(tmp_path), map_size=8)
+    config = Config(regions=RegionConfig(source="maps", maps=str(tmp_path), map_size=8))
     (tmp_path / "b").mkdir()
     Image.fromarray(QUARTERS.astype(np.uint16)).save(tmp_path / "b" / "c.1.png")
     np.savez(tmp_path / "d.npz", QUARTERS - 1)
     np.save(tmp_path / "e.npy", QUARTERS - 1)
-    for name in ("b/c.1.jpg", "d.jpeg", "e.tiff"):
-        assert torch.equal(regions_for(config, name), COMPACT)
-    with pytest.raises(PlrcError) as error:
-        regions_for(config, "b/missing.jpg")
-    assert str(tmp_path / "b" / "missing.png") in str(error.value)
+    names = ("b/c.1.jpg", "d.jpeg", "e.tiff", "b/missing.jpg", "/elsewhere/f.jpg")
+    regions = Regions(config, listed(tmp_path, *names))
+    for position in range(3):
+        assert torch.equal(regions(position), COMPACT)
+    with pytest.raises(RegionError, match=re.escape(f"write {tmp_path / 'b' / 'missing.png'} (or .npz, .npy)")):
+        regions(3)
+    with pytest.raises(RegionError, match="lies outside the source's folder"):
+        regions(4)
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    config = Config(regions=RegionConfig(source="maps", maps=str(tmp_path / "absent")))
+    with pytest.raises(PlrcError, match=r"regions\.maps is .*absent, which is not a folder; name the one with"):
+        Regions(config, listed(tmp_path, "a.jpg"))
 
 
 def test_the_grid_needs_no_files() -> None:
-    assert torch.equal(regions_for(RegionConfig(grid=3), "any.jpg"), grid_regions(3))
+    regions = Regions(Config(regions=RegionConfig(grid=3)), listed(Path("absent"), "any.jpg"))
+    assert torch.equal(regions(0), grid_regions(3))
+
+
+def test_what_is_saved_is_read_back(tmp_path: Path) -> None:
+    ids = torch.arange(-1, 181**2 - 1).reshape(181, 181).flip(0).to(torch.int16)
+    save_regions(tmp_path / "a" / "b.png", ids)
+    assert torch.equal(load_regions(tmp_path / "a" / "b.png", 181), ids)
 
 
 def test_real_masks(real_data: Path) -> None:

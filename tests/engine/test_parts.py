@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from plrc.config import Config, PlrcError
+from plrc.config import Config, Method, PlrcError
 from plrc.data.loader import StepSampler, split_held_out
 from plrc.engine import schedule
 from plrc.engine.adapt import MIN_STEPS, adapt, total_steps
@@ -137,11 +138,12 @@ def test_a_misspelt_preset_is_told_the_nearest() -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-@pytest.mark.parametrize("method", ["image", "points", "plrc"])
-def test_presets_round_trip_and_methods_differ_only_in_weights(name: str, method: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", get_args(Method))
+def test_presets_round_trip_and_methods_differ_only_in_terms(name: str, method: str, tmp_path: Path) -> None:
     config = preset(name, method)
     config.save(tmp_path / "c.toml")
     assert Config.load(tmp_path / "c.toml") == config
     changed = {n for n, _, _ in config.differences(preset(name))}
-    assert changed <= {"method", "objectives.image_weight", "objectives.point_weight", "objectives.distill_weight"}
+    terms = {"image_weight", "point_weight", "distill_weight", "contrast"}
+    assert changed <= {"method", *(f"objectives.{term}" for term in terms)}
     assert math.isfinite(config.optim.lr)

@@ -80,6 +80,8 @@ def test_run_folder_holds_what_is_promised(tiny: Tiny) -> None:
         ({}, 2),
         ({"method": "image"}, 0),
         ({"method": "points", "objectives__negatives": "batch"}, 0),
+        ({"method": "pixel"}, 0),
+        ({"method": "region"}, 0),
         ({"objectives__center": True, "optim__accumulate": 2, "optim__name": "sgd"}, 1),
     ],
 )

@@ -34,6 +34,8 @@ WEIGHTS = 2e-6
 SETTINGS: dict[str, dict[str, Any]] = {
     "image": {"method": "image"},
     "points": {"method": "points", "objectives.negatives": "batch"},
+    "pixel": {"method": "pixel", "objectives.negatives": "batch"},
+    "region": {"method": "region", "objectives.negatives": "batch"},
     "plrc": {"objectives.center": True},
     "accumulate": {"objectives.negatives": "batch", "optim.accumulate": 2, "optim.name": "sgd", "optim.lr": 1e-5},
     "deepest": {"model.stride": 32, "optim.name": "sgd", "optim.lr": 1e-3, "optim.clip_norm": 1.0},

@@ -10,7 +10,7 @@ from tests.reference import objectives as slow
 from torch import Tensor
 from torch.nn import functional as F
 
-from plrc.objectives import point_region_contrast, point_region_term
+from plrc.objectives import point_region_contrast, point_region_term, region_features
 from plrc.objectives.kernels import Backend
 
 BACKENDS: tuple[Backend, ...] = ("dense", "fused", "chunked")
@@ -150,3 +150,30 @@ def test_wrong_inputs_name_what_is_wrong() -> None:
         point_region_contrast(query, keys, ids[:4], ids, temperature=0)
     with pytest.raises(ValueError, match="write one of auto, fused, chunked, dense"):
         point_region_contrast(query, keys, ids[:4], ids, backend="flash")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_regions_as_a_whole_equal_a_slow_loop(backend: Backend) -> None:
+    draw = torch.Generator().manual_seed(6)
+    query, keys = (torch.randn(1, 12, 4, generator=draw, dtype=torch.float64) for _ in range(2))
+    ids = torch.tensor([7, 2, 2, 9, 7, 9, 2, 7, 9, 2, 9, 7])  # four points of each of three regions
+    q, k = (F.normalize(region_features(x, ids[None]), dim=-1) for x in (query, keys))
+    term = point_region_term(q, k, ids[None], ids[None], 0.2, backend)
+    expected = slow.region(query[0].tolist(), keys[0].tolist(), ids.tolist(), 0.2)
+    torch.testing.assert_close(term.kl.item(), expected, rtol=1e-11, atol=1e-12)
+
+
+def test_gradient_of_a_region_reaches_all_its_points() -> None:
+    ids = torch.tensor([[0, 1, 1, -1, 0, 2]])
+    draw = torch.Generator().manual_seed(7)
+    query = torch.randn(1, 6, 3, generator=draw, dtype=torch.float64).requires_grad_()
+    keys = F.normalize(region_features(torch.randn(1, 6, 3, generator=draw, dtype=torch.float64), ids), dim=-1)
+
+    def loss(features: Tensor) -> Tensor:
+        pooled = F.normalize(region_features(features, ids), dim=-1)
+        return point_region_term(pooled, keys, ids, ids, 0.2).mean
+
+    assert torch.autograd.gradcheck(loss, query)
+    loss(query).backward()
+    assert query.grad is not None
+    assert ((query.grad != 0).any(-1) == (ids >= 0)).all()

@@ -50,6 +50,21 @@ def points(query: Matrix, keys: Matrix, query_ids: list[int], key_ids: list[int]
     return _mean(rows, width=len(query[0]))
 
 
+def region(query: Matrix, keys: Matrix, ids: list[int], temperature: float) -> float:
+    """query, keys [N, D] as the head gives them, ids [N] of both: DetCon's loss, the mean over regions of the
+    cross-entropy of the region's mean against those of all regions."""
+    regions = sorted(set(ids))
+
+    def pooled(features: Matrix, own: int) -> Vector:
+        mine = [f for f, i in zip(features, ids, strict=True) if i == own]
+        mean = [sum(f[d] for f in mine) / len(mine) for d in range(len(mine[0]))]
+        return [x / math.sqrt(dot(mean, mean)) for x in mean]
+
+    means = [pooled(keys, r) for r in regions]
+    losses = [ace(pooled(query, r), means, [float(r == other) for other in regions], temperature)[0] for r in regions]
+    return sum(losses) / len(losses)
+
+
 def distillation(
     student: list[Matrix],
     teacher: list[Matrix],

@@ -10,6 +10,8 @@ import json
 import math
 import os
 import pickle
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,8 +31,10 @@ from plrc.data.scenes import write_scenes
 from plrc.engine.setup import StopRequest
 from plrc.model.backbone import build_backbone
 from plrc.presets import preset
+from plrc.transfer import compare
 from plrc.transfer.cells import Cells, fingerprint
 from plrc.transfer.compare import Comparison, comparison_of, run_comparison, table
+from plrc.transfer.finetune import transfer
 from plrc.transfer.protocols import TransferConfig, protocol
 
 GAIN = {"random": 0.0, "good": 5.0, "bad": -5.0}
@@ -48,7 +52,7 @@ def simulated(config: TransferConfig) -> bool:
     content = {
         "metrics": metrics, "val": metrics, "curve": [{"step": 10, "AP": score / 2}, {"step": 20, "AP": score}],
         "diverged": 0, "train_images": round(100 * config.data.fraction), "seconds": 36.0, "notes": ["a note"],
-        "versions": {"plrc": "0", "torch": "2"},
+        "labels": "", "versions": {"plrc": "0", "torch": "2"},
     }  # fmt: skip
     (out / "result.json").write_text(json.dumps(content))
     with (out.parent.parent / "ran.txt").open("a") as file:
@@ -161,8 +165,15 @@ def test_cells_are_named_by_content(build: Callable[..., Comparison], tmp_path: 
     how = build(base=plain.base.with_values({"run.log_every": 7, "run.threads": 3}), processes=2)
     assert name(plain) == name(copied) == name(how)
     what = build(base=plain.base.with_values({"input.flip": 0.25}))
-    others = [name(what), name(plain, "bad"), name(plain, "random"), name(plain, lr=0.04), name(plain, seed=1)]
-    assert len({name(plain), *others}) == 6
+    others = [
+        name(what),
+        name(build(digest="of other labels")),
+        name(plain, "bad"),
+        name(plain, "random"),
+        name(plain, lr=0.04),
+        name(plain, seed=1),
+    ]
+    assert len({name(plain), *others}) == 7
     (tmp_path / "good.pt").write_bytes(b"other weights")
     assert name(plain) != name(copied)
 
@@ -314,7 +325,6 @@ def test_comparisons_that_cannot_be_made(
         ("data.fraction", 0.5, "a comparison takes --fractions or --shots"),
         ("data.shots", 3, "a comparison takes --fractions or --shots"),
         ("evaluations", 0, "learning rates are chosen by them"),
-        ("data.source", "", "no labelled images named"),
     ],
 )
 def test_bases_that_cannot_be_used(setting: str, value: Any, message: str, build: Callable[..., Comparison]) -> None:
@@ -336,7 +346,7 @@ def test_results_that_cannot_be_used(build: Callable[..., Comparison]) -> None:
     path.write_text("{}")
     with pytest.raises(PlrcError, match="remove it to run this again"):
         Cells.of(comparison).result(config)
-    path.write_text(json.dumps({"metrics": {"AP": math.nan}, "val": {"AP": 1.0}}))
+    path.write_text(json.dumps({"metrics": {"AP": math.nan}, "val": {"AP": 1.0}, "labels": ""}))
     with pytest.raises(PlrcError, match="has no AP: the validation or the test images have no label that counts"):
         Cells.of(comparison).result(config)
 
@@ -352,15 +362,16 @@ def test_the_table(build: Callable[..., Comparison]) -> None:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real file of ResNet-18 weights."""
+    """A real file of ResNet-18 weights, and labelled scenes beside it."""
     path = tmp_path_factory.mktemp("weights") / "theirs.safetensors"
     safetensors.torch.save_file(build_backbone("resnet18").net.state_dict(), path)
+    write_scenes(path.with_name("labels"), {"train": 4, "val": 2, "test": 2}, seed=0, size=64)
     return path
 
 
 def asked(weights: Path, *inits: str, **settings: object) -> Comparison:
-    base = protocol("voc_c4_24k", "detection")
-    values = {"data.source": "labels", "run.out": "out", "evaluations": 1, **settings}
+    base = protocol("coco_fpn_1x", "detection")
+    values = {"data.source": str(weights.with_name("labels")), "run.out": "out", "evaluations": 1, **settings}
     return comparison_of(base.with_values(values), inits, (1.0,), (), 3, (0.02, 0.01, 0.02), 1)
 
 
@@ -388,6 +399,7 @@ def test_what_the_command_line_takes(weights: Path, monkeypatch: pytest.MonkeyPa
         (["={w}"], {}, "names no weights; write random, torchvision"),
         (["{w}"], {"model.backbone": "resnet50"}, "resnet18.*resnet50|resnet50.*resnet18"),
         (["{w}"], {"run.out": ""}, "write --out FOLDER"),
+        (["{w}"], {"data.source": ""}, "write --data FOLDER"),
         ([], {}, "nothing to compare random weights with"),
     ],
 )
@@ -415,3 +427,46 @@ def test_a_run_that_has_seen_test_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PlrcError, match=r"test was pre-trained on 8 of the 8 test images, such as .*--data\.exclude"):
         comparison_of(base, [runs["test"]], (1.0,), (), 1, (0.01,), 1)
     assert list(comparison_of(base, [runs["train"]], (1.0,), (), 1, (0.01,), 1).inits) == ["random", "train"]
+
+
+def test_other_labels_are_other_runs(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real runs of four steps, on labels that change before the third start and during the fourth."""
+    monkeypatch.setattr(compare, "TELL", 0.0)
+    source, out = tmp_path / "labels", tmp_path / "out"
+    shutil.copytree(weights.with_name("labels"), source)
+    small = {
+        "optim.iterations": 4, "optim.batch_size": 2, "run.log_every": 2, "run.keep_model": False, "model.rois": 8,
+        "run.device": "cpu", "data.source": str(source), "run.out": str(out), "run.threads": 1,
+        "input.train_size": (64.0, 64.0), "input.test_size": 64.0, "input.max_size": 64,
+    }  # fmt: skip
+    base = protocol("small_detection", "detection").with_values(small)
+
+    def ran_by(seeds: int = 1, run: Any = transfer) -> tuple[set[str], list[str]]:
+        """The cells that a start adds, and what it says."""
+        before, said = {path.parent.name for path in out.glob("cells/*/result.json")}, list[str]()
+        again = comparison_of(base, [str(weights)], (1.0,), (), seeds, (0.01,), 1)
+        assert run_comparison(again, run, said.append) is not None
+        return {path.parent.name for path in out.glob("cells/*/result.json")} - before, said
+
+    def change_a_box() -> None:
+        path = source / "train" / "annotations.json"
+        table = json.loads(path.read_text())
+        table["annotations"][0]["bbox"][2] -= 1
+        path.write_text(json.dumps(table))
+
+    first, said = ran_by()
+    assert len(first) == 2
+    assert said[0].startswith("2 runs, 0 of them done")
+    assert re.fullmatch(r"random, 100 % of the labels, lr 0\.01, seed 0: 2/4  loss .*  left \d:\d\d", said[1])
+    assert said[3].startswith("random, 100 % of the labels, lr 0.01, seed 0: validation at step 4: AP ")
+    assert ran_by()[0] == set()
+    change_a_box()
+    second, _ = ran_by()
+    assert len(second) == 2 and not first & second
+
+    def changing(config: TransferConfig) -> object:
+        change_a_box()
+        return transfer(config)
+
+    with pytest.raises(PlrcError, match=r"the labels changed before .*result\.json was computed"):
+        ran_by(seeds=2, run=changing)

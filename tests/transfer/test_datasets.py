@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from tests.transfer.sources import (
     blank,
     coco_source,
+    mask_folders,
     names,
     read,
     save,
@@ -19,8 +21,8 @@ from tests.transfer.sources import (
 )
 
 from plrc.config import PlrcError
+from plrc.data.masks import decode_masks
 from plrc.data.scenes import render_scene, scene_names, write_scenes
-from plrc.transfer.annotations import decode_masks
 from plrc.transfer.datasets import DetectionImages, LabelledSet, SemanticImages, Splits, choose
 from plrc.transfer.protocols import InputConfig, Task
 
@@ -183,6 +185,35 @@ def test_an_image_that_changed_is_refused(tmp_path: Path) -> None:
     blank(Path(labelled.images[0].path), 41, 60)
     with pytest.raises(PlrcError, match="has changed since"):
         SemanticImages(labelled, InputConfig(), train=False, seed=0)[0]
+
+
+# the digest
+
+
+def test_the_digest_follows_the_labels_and_nothing_else(tmp_path: Path) -> None:
+    def digest(name: str, box: tuple[int, ...] = (2, 3, 10, 5), category: int = 7, file: str = "1.jpg") -> str:
+        root = tmp_path / name
+        coco_source(root, [thing(i, image=i) for i in (2, 3, 4)])
+        annotations = root / "annotations" / "instances_train2017.json"
+        table = json.loads(annotations.read_text())
+        table["images"][0]["file_name"] = file
+        table["annotations"].append(thing(9, image=1, category=category, bbox=box))
+        annotations.write_text(json.dumps(table))
+        (root / "train2017" / "1.jpg").rename(root / "train2017" / file)
+        return read(root).digest()
+
+    plain = digest("a")
+    blank(tmp_path / "a" / "train2017" / "2.png", 50, 50)  # no image of the set
+    assert read(tmp_path / "a").digest() == plain == digest("moved")
+    others = [digest("box", box=(2, 3, 10, 6)), digest("class", category=8), digest("name", file="0.jpg")]
+    assert len({plain, *others, read(tmp_path / "a", merge_classes=True).digest()}) == 5
+
+
+def test_the_digest_of_id_maps_is_that_of_their_content(tmp_path: Path) -> None:
+    first, other = (mask_folders(tmp_path / name, "train", "val") for name in "ab")
+    assert read(first, "semantic").digest() == read(other, "semantic").digest()
+    save(other / "labels" / "val" / "val3.png", ((0, 3, 5, 5),))
+    assert read(first, "semantic").digest() != read(other, "semantic").digest()
 
 
 # real data

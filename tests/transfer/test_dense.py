@@ -25,6 +25,7 @@ def test_weights_are_probed_side_by_side(tmp_path: Path) -> None:
     both = dense_probe(data, [mine, "random"], "resnet18", 64, 100, 0)
     assert both == [dense_probe(data, [init], "resnet18", 64, 100, 0)[0] for init in (mine, "random")]
     assert both[0].miou != both[1].miou
+    assert "prefix in the file: (none)" in both[0].init_report and "random" in both[1].init_report
     for found in both:
         assert found.classes[0] == "background" and list(found.miou) == [8, 16, 32]
         assert (found.train_images, found.test_images) == (5, 4)  # a fifth of the training images is for validation

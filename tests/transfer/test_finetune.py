@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from tests.transfer.sources import read, save
 
 from plrc.config import PlrcError
 from plrc.data.scenes import write_scenes
@@ -116,6 +119,7 @@ def test_the_result_tells_what_was_done(scenes: Path, tmp_path: Path) -> None:
     assert [point["step"] for point in found.curve] == [2, 4]
     assert {"AP", "AP50", "AP75", "AP_VOC", "AP50_VOC07"} <= found.metrics.keys()
     assert TransferConfig.from_dict(found.config).differences(given) == []
+    assert found.labels == read(scenes).digest()
     assert "120 of 120" not in found.inside  # random weights: there is no file to compare with
 
 
@@ -126,6 +130,7 @@ def test_weights_from_a_file_arrive(scenes: Path, tmp_path: Path) -> None:
     found = transfer(config("detection", scenes, tmp_path / "out", init=str(tmp_path / "mine.safetensors")))
     assert found is not None
     assert "120 of 120 backbone tensors" in found.inside
+    assert "conv1.weight" not in (tmp_path / "out" / "log.txt").read_text()
     assert "prefix in the file: module." in found.init_report
 
 
@@ -161,6 +166,20 @@ def test_mistakes_end_in_one_sentence(changes: dict[str, object], complaint: str
     with pytest.raises(PlrcError, match=complaint):
         transfer(config("semantic", scenes, tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_that_fails_while_training_is_named_in_one_sentence(workers: int, tmp_path: Path) -> None:
+    """A photograph whose second half is damaged and whose end is right, so that nothing shows before it is decoded."""
+    write_scenes(tmp_path / "s", {"train": 4, "val": 1, "test": 1}, seed=0, size=96)
+    path = tmp_path / "s" / "train" / "images" / "000002.jpg"
+    save(path, np.random.default_rng(0).integers(0, 256, (96, 96, 3)))
+    content, half = path.read_bytes(), len(path.read_bytes()) // 2
+    path.write_bytes(content[:half] + (b"\xff\xc0" * half)[: len(content) - half - 2] + content[-2:])
+    with pytest.raises(PlrcError) as error:
+        transfer(config("semantic", tmp_path / "s", tmp_path / "out", **{"run.workers": workers}))
+    sentence = rf"{path}: damaged or unusual JPEG data \(.*\); mend or remove this file and start again"
+    assert re.fullmatch(sentence, str(error.value))
 
 
 def test_a_folder_with_something_else_is_left_alone(scenes: Path, tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from tests.transfer.sources import (
 )
 
 from plrc.config import PlrcError
+from plrc.data.masks import decode_masks, encode_mask
 from plrc.data.scenes import encode_rle
-from plrc.transfer.annotations import decode_masks, encode_mask
 from plrc.transfer.datasets import DetectionImages, SemanticImages
 from plrc.transfer.protocols import InputConfig
 
@@ -85,6 +85,20 @@ def test_voc_difficult_objects_are_ignored(tmp_path: Path) -> None:
     assert target["boxes"].shape == (1, 4)
 
 
+def test_difficult_objects_may_be_trained_on_and_never_count(tmp_path: Path) -> None:
+    voc_years(tmp_path)
+    for name in ("07_0", "07_2", "07_3"):
+        voc_image(tmp_path / "VOC2007", name, ("dog", 1, 1, 9, 9), extra="<difficult>1</difficult>")
+    splits = read(tmp_path, difficult=True)
+    sets = (splits.train, splits.val, splits.test)
+    assert [part.images[0].ignored.tolist() for part in sets] == [[False], [True], [True]]
+    _, target = DetectionImages(splits.train, InputConfig(flip=0), train=True, masks=False, seed=0)[(0, 0)]
+    assert target["boxes"].tolist() == [[0, 0, 9, 9]]
+    crowd = [thing(i, image=i, iscrowd=1) for i in (1, 2, 3)] + [thing(4, image=4)]
+    coco = read(coco_source(tmp_path / "coco", crowd), difficult=True, val="none")
+    assert [one.ignored.tolist() for one in coco.train.images] == [[True], [True], [True], [False]]
+
+
 def test_broken_voc_annotations_are_counted_by_reason(tmp_path: Path) -> None:
     root = voc_years(tmp_path) / "VOC2007"
     voc_image(
@@ -103,18 +117,16 @@ def test_broken_voc_annotations_are_counted_by_reason(tmp_path: Path) -> None:
     voc_list(root, "train", "07_0", "07_1", "broken", "bare", "gone")
     splits = read(root)
     assert splits.train.images[0].boxes.tolist() == [[20, 10, 30, 20], [0, 0, 10, 10], [2, 2, 8, 8]]
-    assert (splits.train.images[1].height, splits.train.images[1].width) == (20, 30)
-    assert splits.train.images[1].boxes.tolist() == [[0, 0, 30, 10]]
-    assert names(splits.train) == ["07_0", "07_1", "broken"]
+    assert names(splits.train) == ["07_0", "broken"]
     assert splits.test.images[0].classes.tolist() == [0]
     assert set(splits.notes[3:]) == {
         "boxes without width or height, dropped: 3 (07_0.xml object 1, 07_0.xml object 2, 07_0.xml object 5)",
         "boxes outside of the image, dropped: 2 (07_0.xml object 3, 07_0.xml object 4)",
-        "boxes partly outside of the image, clipped: 3 (07_0.xml object 6, 07_0.xml object 7, 07_1.xml object 1)",
+        "boxes partly outside of the image, clipped: 2 (07_0.xml object 6, 07_0.xml object 7)",
         "objects without a name, dropped: 1 (07_0.xml object 8)",
         "objects without a box of four numbers, dropped: 1 (broken.xml object 1)",
         "objects of an unknown class, dropped: 2 (07_2.xml object 2 cat, 07_3.xml object 1 bird)",
-        "annotations with another image size than the file, which counts: 1 (JPEGImages/07_1.jpg)",
+        "images of another size than their annotation says, dropped: 1 (JPEGImages/07_1.jpg)",
         "images without an annotation file, dropped: 1 (bare.jpg)",
         "image files that are missing, dropped: 1 (JPEGImages/gone.jpg)",
         "image files that cannot be read, dropped: 1 (JPEGImages/07_4.jpg)",
@@ -132,6 +144,34 @@ def test_a_rotated_photograph_has_the_size_that_it_is_shown_in(tmp_path: Path) -
     image, target = DetectionImages(splits.train, InputConfig(), train=False, masks=False, seed=0)[0]
     assert image.shape == (3, 30, 20)
     assert target["boxes"].tolist() == [[0, 0, 20, 30]]
+
+
+def test_a_size_as_stored_does_not_fit_a_rotated_photograph(tmp_path: Path) -> None:
+    root = voc_years(tmp_path) / "VOC2007"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(root / "JPEGImages" / "07_0.jpg", exif=exif)
+    voc_image(root, "07_1", ("dog", 1, 1, 20, 10), ("cat", 1, 1, 9, 9), size=(0, 0))  # unknown
+    splits = read(root)
+    assert names(splits.train) == ["07_1"]
+    assert splits.notes[3:] == ("images of another size than their annotation says, dropped: 1 (JPEGImages/07_0.jpg)",)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_images_that_are_cut_off_are_dropped_and_odd_ends_are_not(tmp_path: Path, ending: str) -> None:
+    coco_source(tmp_path, [])
+    images = [{"id": i, "file_name": f"{i}.{ending}"} for i in (1, 2, 3, 4)]
+    things = [thing(i, image=i) for i in (1, 2, 3, 4)]
+    coco_file(tmp_path / "annotations" / "instances_train2017.json", images, things, ("cat", "dog"))
+    files = [tmp_path / "train2017" / f"{i}.{ending}" for i in (1, 2, 3, 4)]
+    for path in files:
+        save(path, np.random.default_rng(0).integers(0, 256, (20, 30, 3)))
+    content = files[0].read_bytes()
+    files[0].write_bytes(content[:-200])
+    files[1].write_bytes(content + bytes(1000))  # as some cameras append their own data
+    splits = read(tmp_path, val="none")
+    assert names(splits.train) == ["2", "3", "4"]
+    assert splits.notes[3:] == (f"image files that cannot be read, dropped: 1 (train2017/1.{ending})",)
 
 
 def test_voc_semantic_maps_and_the_augmented_list(tmp_path: Path) -> None:
@@ -352,6 +392,10 @@ def test_tasks_and_folders_that_do_not_fit(tmp_path: Path) -> None:
         read(tmp_path / "absent")
     with pytest.raises(PlrcError, match="boxes without masks"):
         read(voc_years(tmp_path / "voc"), "instances")
+    with pytest.raises(PlrcError, match=r"boxes, but no label maps .*; choose the task detection"):
+        read(tmp_path / "voc", "semantic")
+    with pytest.raises(PlrcError, match=r"boxes, but no label maps .*; choose the task detection, or instances"):
+        read(coco_source(tmp_path / "boxes", []), "semantic")
     mask_folders(tmp_path / "maps", "train")
     with pytest.raises(PlrcError, match="no split left to test on"):
         read(tmp_path / "maps", "semantic")

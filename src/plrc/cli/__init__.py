@@ -14,11 +14,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 from plrc.cli.benching import bench
-from plrc.cli.options import about, nearest
+from plrc.cli.options import about
 from plrc.cli.pretraining import FIRST_TO_FAIL, pretrain
+from plrc.cli.regions import regions
+from plrc.cli.studying import study
 from plrc.cli.transferring import compare, transfer
 from plrc.cli.verbs import demo, doctor, export, scan
 from plrc.config import PlrcError
+from plrc.settings import nearest
 
 MISTAKE, INTERRUPTED = 2, 130
 
@@ -26,10 +29,12 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": demo,
     "doctor": doctor,
     "scan": scan,
+    "regions": regions,
     "pretrain": pretrain,
     "export": export,
     "transfer": transfer,
     "compare": compare,
+    "study": study,
     "bench": bench,
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import inspect
 import io
 import re
@@ -14,6 +13,7 @@ from typing import Annotated, Any, TypeVar, get_origin, get_type_hints
 import tyro
 
 from plrc.config import PlrcError
+from plrc.settings import nearest
 
 ALIASES = {
     "data": "data.source", "out": "run.out", "resume": "run.resume", "devices": "run.devices",
@@ -62,16 +62,6 @@ def written(arguments: Sequence[str], names: Iterable[str]) -> dict[str, str]:
             raise PlrcError(f"unknown option {written}; did you mean --{near.replace('_', '-')}?")
         found[known[0]] = value if equals else after
     return found
-
-
-def nearest(word: str, names: Iterable[str]) -> str:
-    """The name that is most like the word, in whole and after its last dot."""
-
-    def likeness(name: str) -> float:
-        pairs = (word, name), (word.rpartition(".")[2], name.rpartition(".")[2])
-        return sum(difflib.SequenceMatcher(None, a, b).ratio() for a, b in pairs)
-
-    return max(names, key=likeness)
 
 
 def subcommand(

@@ -27,7 +27,7 @@ class Start:
 
     preset: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
     """One of the presets above."""
-    method: Annotated[str, tyro.conf.arg(metavar="{image,points,plrc}")] = ""
+    method: Annotated[str, tyro.conf.arg(metavar="{image,pixel,region,points,plrc}")] = ""
     """Which terms are trained, with their weights: image contrast alone (MoCo v2), image and points, all three."""
     config: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
     """TOML file laid over the preset. Options given here are laid over both."""
@@ -80,7 +80,8 @@ def parse_config(arguments: Sequence[str]) -> tuple[Config, frozenset[str]]:
     name = given.get("preset") or table.get("preset", "custom")
     known = "custom" if resumed and name not in PRESETS else name
     start = preset(known, given.get("method") or table.get("method", "plrc"))
-    terms = {key: value for key, value in start.flat().items() if key == "method" or key.endswith("_weight")}
+    chosen = ("method", "objectives.contrast")
+    terms = {key: value for key, value in start.flat().items() if key in chosen or key.endswith("_weight")}
     base = Config.from_dict(table, start).with_values({"preset": name} | (terms if "method" in given else {}))
     config = parse("pretrain", Pretrain, arguments, _help(), default=Pretrain(settings=base)).settings
     in_table = {f"{section}.{key}" for section, values in table.items() if isinstance(values, dict) for key in values}

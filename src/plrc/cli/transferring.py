@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -68,17 +68,49 @@ class Grid:
     """Runs at a time."""
 
 
+INSTEAD = {
+    "data.fraction": "takes --fractions",
+    "data.shots": "takes --shots",
+    "optim.lr": "takes --lrs",
+    "run.resume": "goes on by itself when its command is repeated",
+}  # settings of a single run that a comparison sets itself: the three classes below take them out of its help
+
+
+@dataclass(frozen=True)
+class ComparedLabels(LabelledConfig):
+    """Which labelled images."""
+
+    fraction: tyro.conf.Suppress[float] = 1.0
+    shots: tyro.conf.Suppress[int] = 0
+
+
+@dataclass(frozen=True)
+class ComparedTuning(TuneConfig):
+    """Optimisation: SGD with momentum, linear warm-up, steps down by ten."""
+
+    lr: tyro.conf.Suppress[float] = 0.02
+
+
+@dataclass(frozen=True)
+class ComparedRuns(TransferRunConfig):
+    """How it runs; never changes a number."""
+
+    out: Annotated[str, tyro.conf.arg(aliases=("--out",))] = ""
+    """Folder of the comparison: absent or empty, or one to go on with."""
+    resume: tyro.conf.Suppress[bool] = False
+
+
 @dataclass(frozen=True)
 class Comparing:
     task: Task
     """What the detector does."""
     start: Annotated[Start, tyro.conf.arg(name="")] = field(default_factory=Start)
     grid: Annotated[Grid, tyro.conf.arg(name="")] = field(default_factory=Grid)
-    data: LabelledConfig = field(default_factory=LabelledConfig)
+    data: ComparedLabels = field(default_factory=ComparedLabels)
     input: InputConfig = field(default_factory=InputConfig)
     model: DetectorConfig = field(default_factory=DetectorConfig)
-    optim: TuneConfig = field(default_factory=TuneConfig)
-    run: TransferRunConfig = field(default_factory=TransferRunConfig)
+    optim: ComparedTuning = field(default_factory=ComparedTuning)
+    run: ComparedRuns = field(default_factory=ComparedRuns)
     partial: bool = False
     """Take files that lack some of the backbone's tensors."""
     evaluations: int = 4
@@ -121,15 +153,16 @@ def transfer(arguments: Sequence[str]) -> int:
 
     protocols:
     """
-    kind = subcommand("transfer", "task", arguments, KINDS, _help)
+    kind = subcommand("transfer", "task", arguments, KINDS, lambda: _help(transfer))
     if kind is None:
         return 0
     if kind == "probe":
         return _probe(arguments[1:])
     config = parse_transfer(kind, arguments[1:])
-    from plrc.transfer.finetune import transfer
+    config.check_named()
+    from plrc.transfer.finetune import transfer as tune
 
-    result = transfer(config)
+    result = tune(config)
     if result is None:
         return STOPPED
     print(f"the result is {Path(config.run.out) / 'result.json'}")
@@ -146,6 +179,8 @@ def compare(arguments: Sequence[str]) -> int:
       plrc compare --task detection --data voc/ --init runs/first --seeds 5 --out compare
       plrc compare --task detection --data voc/ --init theirs.pth --shots 1 10 --out few
       plrc compare --task semantic --data camvid/ --init mine=runs/s0,runs/s1 --out camvid
+
+    protocols:
     """
     names = [n for n in TransferConfig().flat() if n not in ("init", "seed", "task", "preset")]
     names += [f.name for f in dataclasses.fields(Grid)]
@@ -153,18 +188,22 @@ def compare(arguments: Sequence[str]) -> int:
     task = given.get("task", "detection")
     base = _base(task, given)
     start = Comparing(
-        task=base.task, data=base.data, input=base.input, model=base.model, optim=base.optim,
-        run=dataclasses.replace(base.run, keep_model=False),
+        task=base.task, data=ComparedLabels(**vars(base.data)), input=base.input, model=base.model,
+        optim=ComparedTuning(**vars(base.optim)), run=ComparedRuns(**vars(base.run) | {"keep_model": False}),
         partial=base.partial, evaluations=max(base.evaluations, 4),
     )  # fmt: skip
     if "task" not in given and "help" not in given:
         raise PlrcError(f"no task named: write --task {'|'.join(SMALL)}")
-    options = parse("compare", Comparing, arguments, about(compare), default=start)
+    if single := [name for name in INSTEAD if name in given]:
+        raise PlrcError(f"--{single[0]} is for a single run; a comparison {INSTEAD[single[0]]}")
+    options = parse("compare", Comparing, arguments, _help(compare), default=start)
     grid = options.grid
-    config = TransferConfig(
-        data=options.data, input=options.input, model=options.model, optim=options.optim, run=options.run,
-        partial=options.partial, evaluations=options.evaluations, task=options.task, preset=base.preset,
-    )  # fmt: skip
+    sections = {name: vars(getattr(options, name)) for name in ("data", "input", "model", "optim", "run")}
+    plain = {"partial": options.partial, "evaluations": options.evaluations}
+    config = TransferConfig.from_dict(sections | plain, base)
+    config.check_named()
+    if not grid.init:
+        raise PlrcError("no initial weights named: write --init RUN or --init FILE; random weights are compared anyway")
     if grid.fractions and grid.shots:
         raise PlrcError("--fractions and --shots are both given; write one of them")
     lrs = grid.lrs or tuple(float(f"{config.optim.lr * factor:.6g}") for factor in (0.5, 1.0, 2.0))
@@ -189,7 +228,7 @@ def parse_transfer(task: str, arguments: Sequence[str]) -> TransferConfig:
     """The settings of `plrc transfer TASK`: protocol, then the TOML file, then the options."""
     names = [name for name in TransferConfig().flat() if name not in ("task", "preset")]
     base = _base(task, written(arguments, ["preset", "config", *names]))
-    return parse(f"transfer {task}", Transfer, arguments, _help(), default=Transfer(settings=base)).settings
+    return parse(f"transfer {task}", Transfer, arguments, _help(transfer), default=Transfer(settings=base)).settings
 
 
 def _base(task: str, given: dict[str, str]) -> TransferConfig:
@@ -224,5 +263,5 @@ def _probe(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _help() -> str:
-    return "\n".join([about(transfer), *(f"  {name:<22}{about(b).splitlines()[0]}" for name, b in PROTOCOLS.items())])
+def _help(verb: Callable[..., object]) -> str:
+    return "\n".join([about(verb), *(f"  {name:<22}{about(b).splitlines()[0]}" for name, b in PROTOCOLS.items())])

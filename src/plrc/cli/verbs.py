@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from plrc.cli.options import about, parse_plain
+from plrc.cli.progress import progress
 from plrc.config import DataConfig, PlrcError
 
 
@@ -61,16 +62,10 @@ def scan(arguments: Sequence[str]) -> int:
     if given.workers < 0:
         raise PlrcError(f"--workers is {given.workers}; write 0 (one a core) or more")
     config = DataConfig(source=given.source, layout=given.layout, split=given.split, exclude=given.exclude)
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
     from plrc.data import scan as scanning
 
-    console = Console(stderr=True)
-    columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("images", total=None)
-        report = scanning.scan(config, given.workers, lambda done, total: bar.update(task, completed=done, total=total))
+    with progress("images") as tell:
+        report = scanning.scan(config, given.workers, tell)
     print(report.table())
     return 0
 

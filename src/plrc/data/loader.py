@@ -27,7 +27,8 @@ from plrc.data.cache import cached
 from plrc.data.decode import DecodeError, decode
 from plrc.data.photometric import DRAWS
 from plrc.data.points import contrast_draws, match_draws
-from plrc.data.regions import RegionError, regions_for
+from plrc.data.region_files import RegionError
+from plrc.data.regions import Regions
 from plrc.data.sources import ImageList
 from plrc.data.views import draw_views, render, shorter_side
 
@@ -89,7 +90,8 @@ class ViewDataset(Dataset[Batch]):
         self.images = images
         self.subset = subset
         self.config = config
-        self.match = config.objectives.distill_weight > 0
+        self.match = config.objectives.match_view
+        self.regions = Regions(config, images)
 
     def __len__(self) -> int:
         return len(self.subset)
@@ -122,7 +124,7 @@ class ViewDataset(Dataset[Batch]):
         """One image, the `offset`-th after `index`, with the random numbers of `index`; or why it cannot be read."""
         position = int(self.subset[(index + offset) % len(self)])
         try:
-            regions = regions_for(self.config.regions, self.images.names[position])
+            regions = self.regions(position)
             image = self._image(self.images.path(position))
         except RegionError as error:
             return str(error)

@@ -18,16 +18,20 @@ from plrc import geometry
 CANDIDATES = 32
 """Candidates per side of a view from which points are taken."""
 
+NEAR = 0.7
+"""How near a positive of `pixel_points` must be, in diagonals of a cell."""
+
 _P = CANDIDATES**2
 _KEY_BITS = 24  # a float32 in [0, 1) has 24 bits
 
 
 class ContrastPoints(NamedTuple):
-    """Points of A and C, each in its view's frame, and the region that both show (-1: leave the point out)."""
+    """Points of two views, each in its view's frame, and their ids: equal ids are positives, -1 leaves a point out."""
 
     query: Tensor  # [B, N, 2]
-    key: Tensor  # [B, N, 2]
-    regions: Tensor  # long [B, N]
+    key: Tensor  # [B, M, 2]
+    query_regions: Tensor  # long [B, N]
+    key_regions: Tensor  # long [B, M]
 
 
 class MatchPoints(NamedTuple):
@@ -72,7 +76,25 @@ def contrast_points(
     turn = (slot + (uniform[:, -1:] * shared).long()) % at_least_one
     region = torch.searchsorted(number, turn + 1).where(shared > 0, -1)
     visit = slot // at_least_one
-    return ContrastPoints(_take(query, query_bounds, region, visit), _take(key, key_bounds, region, visit), region)
+    taken = _take(query, query_bounds, region, visit), _take(key, key_bounds, region, visit)
+    return ContrastPoints(*taken, region, region)
+
+
+def pixel_points(map_query: Tensor, map_key: Tensor, side: int) -> ContrastPoints:
+    """All positions of two views' side x side lattices; a query's positive is the key's position nearest to it.
+
+    maps [B, 4]. Nearest in the image frame, and only where the distance is below NEAR times the diagonal of the larger
+    of both views' cells; a query without such a position has id -1. METHOD section 5 (`pixel`).
+    """
+    grid = geometry.lattice(side, side, map_query.device)
+    points = grid.expand(len(map_query), -1, -1)
+    places = geometry.to_image(points, map_query)
+    cell = (geometry.to_view(places, map_key) * side).long().clamp(0, side - 1)
+    nearest = cell[..., 1] * side + cell[..., 0]
+    distance = (places - geometry.to_image(grid[nearest], map_key)).norm(dim=-1)
+    diagonal = torch.maximum(map_query[:, :2].norm(dim=-1), map_key[:, :2].norm(dim=-1)) / side
+    positive = nearest.where(distance < NEAR * diagonal[:, None], -1)
+    return ContrastPoints(points, points, positive, torch.arange(side * side, device=grid.device).expand_as(nearest))
 
 
 def match_points(map_query: Tensor, map_match: Tensor, uniform: Tensor, n: int) -> MatchPoints:

@@ -1,109 +1,148 @@
-"""Region ids of an image: the regular grid, or an id map from a file.
+"""Region ids of an image: a regular grid, random cells or boxes, superpixels, or masks from files; then their noise.
 
-Layer 1: imports config. Regions live in the image frame as a small map of ids, read with geometry.look_up; -1 is
-unlabelled. Reads files, never writes.
+Layer 1: imports config, geometry, rng and this folder. Regions live in the image frame as a small map of ids, read with
+geometry.look_up; -1 is unlabelled. They depend on the settings, the seed and the image alone: not on the epoch, the
+views or the number of workers. Reads files, never writes.
 
-Shapes: h x w an id map.
+Shapes: n x n the grid, size x size any other id map, k regions.
 """
 
 from __future__ import annotations
 
-import zipfile
-import zlib
+import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
-from plrc.config import ConfigError, PlrcError, RegionConfig
+from plrc.config import Config, ConfigError, PlrcError, RegionConfig
+from plrc.data.decode import decode
+from plrc.data.region_files import MOST, RegionError, compact, find_map, load_regions, map_path, read_masks, resized
+from plrc.data.region_noise import add_noise
+from plrc.data.sources import ImageList
+from plrc.rng import generator
 
-ENDINGS = (".png", ".npz", ".npy")
-_MOST = 2**15 - 1  # regions per image: ids are int16
-_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError)
+_BOX_SIDES = (0.1, 0.5)  # shares of the image's sides
+_COMPACTNESS, _BLUR = 20.0, 1.0  # SLIC: weight of distance against colour; standard deviation in cells of the map
+_GRAPH_BLUR, _SMALLEST = 0.8, 1 / 256  # Felzenszwalb: the authors' blur; share of the map that a segment has at least
 
 
-class RegionError(PlrcError):
-    """An id map that is missing or cannot be used."""
+class Regions:
+    """The regions of the images of a list. What is wrong with the source as a whole is said when this is made.
 
-
-def regions_for(config: RegionConfig, name: str) -> Tensor:
-    """Region ids int16 [h, w] of the image with the relative name `name` (a/b.jpg: the map a/b.png, .npz or .npy).
-
-    Raises RegionError where the image has no map or the map cannot be used.
+    Raises PlrcError where scikit-image is needed and missing, where there is no folder of id maps, and where the COCO
+    file cannot be used.
     """
-    if config.source == "grid":
-        return grid_regions(config.grid)
-    if Path(name).is_absolute():
-        raise RegionError(f"image {name} lies outside the source's folder, so no id map can be named like it")
-    candidates = [(Path(config.maps) / name).with_suffix(ending) for ending in ENDINGS]
-    for path in candidates:
-        if path.is_file():
-            return load_regions(path, config.map_size)
-    raise RegionError(
-        f"image {name} has no id map: write {candidates[0]} (or .npz, .npy), or set regions.source to grid"
-    )
+
+    def __init__(self, config: Config, images: ImageList) -> None:
+        self.config, self.images = config, images
+        source, maps = config.regions.source, config.regions.maps
+        if source == "maps" and not Path(maps).is_dir():
+            raise PlrcError(f"regions.maps is {maps}, which is not a folder; name the one with the id maps")
+        if source in ("slic", "felzenszwalb"):
+            _segmentation()
+        self.masks = read_masks(maps, images) if source == "coco" else None
+
+    def __call__(self, position: int) -> Tensor:
+        """Ids int16 [size, size] of the image at `position`: 0 .. k - 1, -1 unlabelled; the plain grid is [n, n].
+
+        Raises RegionError where the image has no regions, and DecodeError where superpixels need an unreadable image.
+        """
+        config, name = self.config.regions, self.images.names[position]
+        if config.source == "grid":
+            ids = grid_regions(config.grid)
+        elif config.source == "maps":
+            path = find_map(config.maps, name)
+            if path is None:
+                wanted = map_path(config.maps, name)
+                raise RegionError(f"image {name} has no id map: write {wanted} (or .npz, .npy), or take another source")
+            ids = load_regions(path, config.map_size)
+        else:
+            ids = compact(self._drawn(config, name, position), name)
+        if not config.noisy:
+            return ids
+        streams = [generator(self.config.seed, "regions", 1 + i, _number(name)) for i in range(4)]
+        return compact(add_noise(resized(ids.numpy(), config.map_size), config, streams), name)
+
+    def _drawn(self, config: RegionConfig, name: str, position: int) -> NDArray[Any]:
+        size, rng = config.map_size, generator(self.config.seed, "regions", 0, _number(name))
+        if config.source == "voronoi":
+            return voronoi_regions(config.count, size, rng)
+        if config.source == "boxes":
+            return box_regions(config.count, size, rng)
+        if self.masks is not None:
+            return np.maximum(self.masks.objects(name, size), 0) - 1
+        pixels = self._pixels(position, size)
+        if config.source == "slic":
+            return slic_regions(pixels, config.count)
+        return felzenszwalb_regions(pixels, config.scale)
+
+    def _pixels(self, position: int, size: int) -> NDArray[np.uint8]:
+        """The image at the size of its id map, uint8 [size, size, 3]. Not that of the loader: a JPEG is decoded at the
+        smallest of its scales that is large enough here, whatever the views need."""
+        data, path = self.config.data, self.images.path(position)
+        image = decode(path, percentiles=data.percentiles, max_megapixels=data.max_megapixels, least=size)
+        small = F.interpolate(image[None], size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+        return np.ascontiguousarray(small[0].permute(1, 2, 0).numpy())
 
 
 def grid_regions(n: int) -> Tensor:
     """The regular grid: ids 0 .. n * n - 1 row by row, int16 [n, n] (paper section 3: n = 4)."""
-    if n * n > _MOST:
-        raise ConfigError(f"regions.grid is {n}; write at most {int(_MOST**0.5)}")
+    if n * n > MOST:
+        raise ConfigError(f"regions.grid is {n}; write at most {int(MOST**0.5)}")
     return torch.arange(n * n, dtype=torch.int16).reshape(n, n)
 
 
-def load_regions(path: str | Path, size: int) -> Tensor:
-    """Read an id map and reduce it, nearest at cell centres, to int16 [size, size]: ids 0 .. k - 1, -1 unlabelled.
+def voronoi_regions(count: int, size: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Cells of `count` uniform random sites: each cell of the map [size, size] has the id of the nearest site."""
+    sites, centres = rng.random((count, 2)), (np.arange(size) + 0.5) / size
+    rows, columns = ((sites[:, axis, None] - centres) ** 2 for axis in (0, 1))  # [count, size]
+    return np.asarray((rows[:, :, None] + columns[:, None, :]).argmin(axis=0))
 
-    PNG: grey of 8 or 16 bits, or palette indices, 0 unlabelled; or RGB, each colour an id and black unlabelled.
-    .npy, .npz (its first array): whole numbers [H, W], negative ones unlabelled. Raises RegionError otherwise.
+
+def box_regions(count: int, size: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """`count` random boxes, sides and places uniform, smaller ones on larger ones; -1 outside of all: [size, size]."""
+    sides = rng.uniform(*_BOX_SIDES, (count, 2))
+    start = rng.random((count, 2)) * (1 - sides)
+    ends = np.rint(np.stack([start, start + sides]) * size).astype(np.int64)
+    ids = np.full((size, size), -1, dtype=np.int64)
+    for i in np.argsort(-sides.prod(axis=1)):
+        (top, left), (bottom, right) = ends[:, i]
+        ids[top:bottom, left:right] = i
+    return ids
+
+
+def slic_regions(pixels: NDArray[np.uint8], count: int) -> NDArray[np.int64]:
+    """About `count` SLIC superpixels (Achanta et al. 2012) of RGB pixels [size, size, 3]: ids [size, size]."""
+    ids = _segmentation().slic(pixels, n_segments=count, compactness=_COMPACTNESS, sigma=_BLUR, start_label=0)
+    return np.asarray(ids, dtype=np.int64)
+
+
+def felzenszwalb_regions(pixels: NDArray[np.uint8], scale: float) -> NDArray[np.int64]:
+    """The graph-based segments of Felzenszwalb and Huttenlocher (2004) of RGB pixels [size, size, 3]: [size, size].
+
+    scale: their k, larger for fewer and larger segments. A segment below 1/256 of the map joins its neighbour.
     """
-    path = Path(path)
-    if path.suffix.lower() not in ENDINGS:
-        raise RegionError(f"{path} is not an id map: its ending must be one of {', '.join(ENDINGS)}")
+    smallest = int(pixels.shape[0] * pixels.shape[1] * _SMALLEST)
+    ids = _segmentation().felzenszwalb(pixels, scale=scale, sigma=_GRAPH_BLUR, min_size=smallest)
+    return np.asarray(ids, dtype=np.int64)
+
+
+def _segmentation() -> Any:
+    """scikit-image's segmentations, loaded. Raises PlrcError where it is not installed."""
     try:
-        ids = _png_ids(path) if path.suffix.lower() == ".png" else _array_ids(path)
-    except _UNREADABLE as error:
-        raise RegionError(f"cannot read the id map {path}: {error}") from error
-    row = ((np.arange(size) + 0.5) * ids.shape[0] / size).astype(np.int64)
-    column = ((np.arange(size) + 0.5) * ids.shape[1] / size).astype(np.int64)
-    return _compact(ids[np.ix_(row, column)], path)
+        from skimage import segmentation
+        from skimage.segmentation import felzenszwalb, slic  # noqa: F401 - else they are loaded when first called
+    except ImportError as error:
+        raise PlrcError("superpixels need the package scikit-image; pip install 'plrc[regions]'") from error
+    return segmentation
 
 
-def _png_ids(path: Path) -> np.ndarray:
-    """Ids of a PNG with 0 as -1, [H, W]. Alpha is ignored."""
-    with Image.open(path, formats=["PNG"]) as image:
-        if image.mode == "RGBA":
-            pixels = np.asarray(image.convert("RGB"))
-        elif image.mode == "LA":
-            pixels = np.asarray(image.getchannel(0))
-        else:
-            pixels = np.asarray(image)
-    ids = pixels.astype(np.int64)
-    if ids.ndim == 3:
-        ids = ids @ np.array([1 << 16, 1 << 8, 1])
-    return ids - 1
-
-
-def _array_ids(path: Path) -> np.ndarray:
-    """The first array of a NumPy file. Pickled objects are refused by NumPy."""
-    with path.open("rb") as file:
-        loaded = np.load(file, allow_pickle=False)
-        if isinstance(loaded, np.lib.npyio.NpzFile):
-            if not loaded.files:
-                raise ValueError("it holds no array")
-            loaded = loaded[loaded.files[0]]
-    ids = np.asarray(loaded)
-    if ids.ndim != 2 or ids.size == 0 or ids.dtype.kind not in "iub":
-        raise ValueError(f"it holds {ids.dtype} of shape {ids.shape}; save whole numbers of shape [height, width]")
-    return ids.astype(np.int64)
-
-
-def _compact(ids: np.ndarray, path: Path) -> Tensor:
-    """Rename ids to 0 .. k - 1, keep their order, and every negative id to -1: int16."""
-    known, places = np.unique(np.maximum(ids, -1), return_inverse=True)
-    first = int(known[0] == -1)
-    if len(known) - first > _MOST:
-        raise RegionError(f"{path} has {len(known) - first} regions at regions.map_size; at most {_MOST} can be used")
-    return torch.from_numpy((places.reshape(ids.shape) - first).astype(np.int16))
+def _number(name: str) -> int:
+    """The image's key for random numbers: a hash of its name, so that other images in the list change nothing."""
+    digest = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")

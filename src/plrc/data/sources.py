@@ -35,6 +35,11 @@ class ImageList:
     def path(self, i: int) -> str:
         return os.path.join(self.root, self.names[i])
 
+    def spread(self, count: int) -> list[int]:
+        """At most `count` positions, evenly spread over all."""
+        number = min(count, len(self))
+        return [i * len(self) // number for i in range(number)]
+
 
 def find_images(config: DataConfig) -> ImageList:
     """List the images of `config.source` without those that `config.exclude` names.

@@ -102,9 +102,11 @@ def check_batch(config: Config, images: int, processes: int) -> None:
     if images < min(batch, 2):
         raise PlrcError(f"{images} training image is too few: a batch needs at least two; add images")
     if images < batch:
+        fitting = max(2, images // 2)
+        groups = f" --model.bn-groups {fitting // 2}" if fitting < config.model.bn_groups else ""
         raise PlrcError(
             f"{images} training images are fewer than one batch of {batch}: "
-            f"add images or write --optim.batch-size {max(2, images // 2)} or less"
+            f"add images or write --optim.batch-size {fitting}{groups}"
         )
     if batch % (accumulate * processes):
         raise PlrcError(

@@ -32,14 +32,19 @@ def save_checkpoint(folder: Path, state: dict[str, Any], keep: int) -> Path:
     except OSError as error:
         raise PlrcError(f"cannot save {path}: {error.strerror}; the checkpoints before it are untouched") from error
     if keep:
-        for old in sorted(folder.glob("step_*.pt"))[:-keep]:
+        for old in checkpoints(folder.parent)[:-keep]:
             old.unlink()
     return path
 
 
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run folder, oldest first."""
+    return sorted((run / "checkpoints").glob("step_*.pt"))
+
+
 def newest_checkpoint(run: Path) -> Path | None:
     """The newest checkpoint of a run folder, or None."""
-    found = sorted((run / "checkpoints").glob("step_*.pt"))
+    found = checkpoints(run)
     return found[-1] if found else None
 
 

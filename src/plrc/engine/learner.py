@@ -20,11 +20,18 @@ from plrc import distributed, rng
 from plrc.config import Config
 from plrc.data import photometric
 from plrc.data.loader import Batch
-from plrc.data.points import contrast_points, match_points
+from plrc.data.points import contrast_points, match_points, pixel_points
 from plrc.data.views import MATCH, QUERY, REFERENCE
 from plrc.geometry import lattice, sample
 from plrc.model import KeyQueue, Network, lattice_side, make_teacher
-from plrc.objectives import Term, affinity_distillation_term, image_term, mean_affinity, point_region_term
+from plrc.objectives import (
+    Term,
+    affinity_distillation_term,
+    image_term,
+    mean_affinity,
+    point_region_term,
+    region_features,
+)
 
 CENTER_MOMENTUM = 0.9
 Features = dict[str, Tensor]
@@ -44,6 +51,7 @@ class Learner:
 
     def __init__(self, config: Config, device: torch.device) -> None:
         self.config, self.device = config, device
+        self.side = lattice_side(config.model, config.views.size)
         o = config.objectives
         self.contrast, self.distill = o.image_weight + o.point_weight > 0, o.distill_weight > 0
         torch.manual_seed(rng.torch_seed(config.seed, "weights"))
@@ -67,7 +75,7 @@ class Learner:
         with self._autocast():
             with torch.no_grad():
                 reference = self._teach(views[REFERENCE], order, self.contrast)
-                match = self._teach(views[MATCH], order, False) if self.distill else {}
+                match = self._teach(views[MATCH], order, o.pixels) if o.match_view else {}
             query = student(views[QUERY], groups, self.contrast, self.distill)
         terms: dict[str, Term] = {}
         keys, affinity = None, None
@@ -76,7 +84,8 @@ class Learner:
             terms["image"] = image_term(_image_feature(query["contrast"]), key, self.queue.keys, o.image_temperature)
             keys = distributed.gather(key)
         if o.point_weight > 0:
-            terms["point"] = self._point_term(batch, query["contrast"], reference["contrast"])
+            keys_of = match if o.pixels else reference
+            terms["point"] = self._point_term(batch, query["contrast"], keys_of["contrast"])
         if self.distill:
             points = match_points(batch.maps[QUERY], batch.maps[MATCH], batch.match, o.distill_points)
             taught = _unit(sample(match["distill"], points.teacher))
@@ -109,7 +118,8 @@ class Learner:
         """How many keys each query of a term is compared with."""
         o = self.config.objectives
         images = self.config.optim.batch_size // self.config.optim.accumulate if o.negatives == "batch" else 1
-        return {"image": o.queue + 1, "point": o.points * images, "distill": self.lattice_side() ** 2}
+        points = self.side**2 if o.pixels else o.points
+        return {"image": o.queue + 1, "point": points * images, "distill": self.lattice_side() ** 2}
 
     def modules(self) -> dict[str, nn.Module]:
         """The parts that a checkpoint holds, by name."""
@@ -144,19 +154,25 @@ class Learner:
         features = self.teacher(shuffled, groups, contrast, self.distill)
         return {name: distributed.unshuffle(value, order) for name, value in features.items()}
 
-    def _point_term(self, batch: Batch, query: Tensor, reference: Tensor) -> Term:
-        o = self.config.objectives
-        count = batch.regions.shape[1] * batch.regions.shape[2]
-        points = contrast_points(
-            batch.regions, count, batch.maps[QUERY], batch.maps[REFERENCE], batch.contrast, o.points
-        )
-        q, k, ids = _unit(sample(query, points.query)), _unit(sample(reference, points.key)), points.regions
+    def _point_term(self, batch: Batch, query: Tensor, key: Tensor) -> Term:
+        """Contrast of A's features with those of C or, for pixels, of B: both [B, D, h, w]."""
+        o, maps = self.config.objectives, batch.maps
+        if o.pixels:
+            count = self.side**2
+            points = pixel_points(maps[QUERY], maps[MATCH], self.side)
+        else:
+            count = batch.regions.shape[1] * batch.regions.shape[2]
+            points = contrast_points(batch.regions, count, maps[QUERY], maps[REFERENCE], batch.contrast, o.points)
+        q, k, ids, key_ids = sample(query, points.query), sample(key, points.key), *points[2:]
+        if o.contrast == "regions":
+            q, k = region_features(q, ids), region_features(k, key_ids)
+        q, k = _unit(q), _unit(k)
         if o.negatives == "image":
-            return point_region_term(q, k, ids, ids, o.point_temperature)
+            return point_region_term(q, k, ids, key_ids, o.point_temperature)
         first = distributed.rank() * len(ids)
         offset = (torch.arange(first, first + len(ids), device=ids.device) * count)[:, None]
-        ids = torch.where(ids >= 0, ids + offset, -1).flatten()
-        keys, key_ids = distributed.gather(k.flatten(0, 1)), distributed.gather(ids)
+        ids, key_ids = (torch.where(x >= 0, x + offset, -1).flatten() for x in (ids, key_ids))
+        keys, key_ids = distributed.gather(k.flatten(0, 1)), distributed.gather(key_ids)
         return point_region_term(q.flatten(0, 1), keys, ids, key_ids, o.point_temperature)
 
     def _reference_lattice(self, features: Tensor) -> Tensor:
@@ -168,7 +184,7 @@ class Learner:
 
     def lattice_side(self) -> int:
         """Positions per side of the reference lattice of affinity distillation."""
-        return self.config.objectives.lattice or 2 * lattice_side(self.config.model, self.config.views.size)
+        return self.config.objectives.lattice or 2 * self.side
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.precision == torch.float32:

@@ -23,6 +23,7 @@ from plrc import distributed
 from plrc.config import Config, PlrcError
 from plrc.data.loader import split_held_out
 from plrc.data.manifest import build_manifest, differences, images_of, read_manifest, write_manifest
+from plrc.data.regions import Regions
 from plrc.data.sources import ImageList, find_images
 from plrc.engine.adapt import Change, adapt, check_batch, steps_per_epoch, total_steps
 from plrc.engine.checkpoint import newest_checkpoint
@@ -91,6 +92,7 @@ def prepare(config: Config, explicit: Set[str]) -> Plan:
         _check_same(config, stored, out, images, train, held_out)
     distributed.barrier()
     if distributed.is_main():
+        Regions(config, images)  # refuses a source that cannot be used, while nothing is written yet
         out.mkdir(parents=True, exist_ok=True)
         config.with_values({"run.resume": False, "run.allow_changes": False}).save(out / "config.toml")
         if config.run.allow_changes or not (out / "manifest.json").exists():

@@ -8,7 +8,7 @@ from plrc.objectives.affinity import Term
 from plrc.objectives.distillation import affinity_distillation, affinity_distillation_term, mean_affinity
 from plrc.objectives.image import image_contrast, image_term
 from plrc.objectives.kernels import Backend, available_backends
-from plrc.objectives.points import point_region_contrast, point_region_term
+from plrc.objectives.points import point_region_contrast, point_region_term, region_features
 
 __all__ = [
     "Backend",
@@ -21,4 +21,5 @@ __all__ = [
     "mean_affinity",
     "point_region_contrast",
     "point_region_term",
+    "region_features",
 ]

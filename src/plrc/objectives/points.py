@@ -68,6 +68,15 @@ def point_region_term(
         return sum_valid(loss, positives.clamp(min=1).log(), positives > 0)
 
 
+def region_features(features: Tensor, regions: Tensor) -> Tensor:
+    """Each point's feature replaced by the mean of all points of its region: features [B, N, D] as the head gives them
+    (not normalised), regions [B, N]; a point of id -1 keeps its own. Normalised and passed to `point_region_contrast`
+    this contrasts whole regions, each counted as often as it has points (METHOD section 5, `region`). Gradient flows to
+    all points of a region."""
+    means, sizes = _region_means(wide(features), regions, regions)
+    return torch.where(sizes[..., None] > 0, means, wide(features))
+
+
 def _dense(query: Tensor, keys: Tensor, query_regions: Tensor, key_regions: Tensor, temperature: float) -> Term:
     same = (query_regions[:, :, None] == key_regions[:, None, :]) & (query_regions != -1)[:, :, None]
     positives = same.sum(-1).to(query.dtype)

@@ -1,11 +1,10 @@
-"""One annotated image: as a file says it (`Picture`), and checked, as arrays (`Labelled`); masks as run lengths.
+"""One annotated image: as a file says it (`Picture`), and checked, as arrays (`Labelled`).
 
 Layer 5: imports config and data. Whatever is dropped or mended is counted by reason in `Notes`.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,18 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from plrc.config import PlrcError
-from plrc.data.decode import DecodeError, read_header
+from plrc.data.decode import DecodeError, decode, read_header
 from plrc.data.layouts import note
+from plrc.data.masks import encode_segment
 
 BOXLESS = "objects without a box of four numbers, dropped"
 FLAT = "boxes without width or height, dropped"
 _TOLERANCE = 0.1  # pixels that a box may lie outside by rounding
 _ORIENTATION = 0x0112  # EXIF tag; 5 to 8: height and width change places
+_ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
+_TAIL = 64  # bytes in which a file's end is looked for
 
 
 class Thing(NamedTuple):
-    """One object. box: x0 y0 x1 y1 in pixels, not clipped. area: None for the box's. segment: COCO's `segmentation`."""
+    """One object. box: x0 y0 x1 y1 in pixels, not clipped. area: None for the box's. segment: COCO's `segmentation`.
+    ignored, difficult: COCO's crowd, and VOC's difficult, which may be trained on."""
 
     kind: str
     box: tuple[float, float, float, float]
@@ -35,6 +37,7 @@ class Thing(NamedTuple):
     ignored: bool = False
     area: float | None = None
     segment: Any = None
+    difficult: bool = False
 
 
 class Picture(NamedTuple):
@@ -62,7 +65,7 @@ class Labelled:
     classes: NDArray[np.int64]
     """[n], from 0."""
     ignored: NDArray[np.bool_]
-    """[n]: VOC's difficult, COCO's crowd. Never trained on, never counted against a detector."""
+    """[n]: COCO's crowd, VOC's difficult. Not trained on, not counted against a detector."""
     areas: NDArray[np.float64]
     """[n] square pixels, as COCO's sizes use them: the annotation's own, else the box's."""
     segments: tuple[Any, ...] = ()
@@ -94,23 +97,24 @@ class Notes:
 def picture(root: Path, path: Path, notes: Notes, stated: tuple[int, int] | None = None) -> Picture | None:
     """An image file of the source `root` -> Picture without objects, its size from its header; None if unreadable.
 
-    stated: the height and width that the annotation gives; where they differ, the file's count.
+    stated: the height and width that the annotation gives (0: unknown); None too where the file has others.
     """
     name = os.path.relpath(path, root).replace(os.sep, "/")
     try:
-        size = _upright_size(path)
+        size = _size_of_whole(path)
     except DecodeError:
         state = "cannot be read" if path.exists() else "are missing"
         notes.count(f"image files that {state}, dropped", name)
         return None
-    if stated is not None and stated != size:
-        notes.count("annotations with another image size than the file, which counts", name)
+    if stated is not None and min(stated) > 0 and stated != size:
+        notes.count("images of another size than their annotation says, dropped", name)
+        return None
     return Picture(name, str(path), *size, [])
 
 
-def checked(found: Picture, classes: Mapping[str, int], masks: bool, notes: Notes) -> Labelled:
+def checked(found: Picture, classes: Mapping[str, int], masks: bool, difficult: bool, notes: Notes) -> Labelled:
     """Check the objects and stack them. Boxes partly outside are clipped; what has no class, no box inside the image
-    or (with `masks`) no mask is dropped."""
+    or (with `masks`) no mask is dropped. Difficult objects are ignored, unless `difficult`."""
     boxes, kinds, ignored, areas, segments = [], [], [], [], []
     border = (found.width, found.height) * 2
     for thing in found.things:
@@ -133,7 +137,7 @@ def checked(found: Picture, classes: Mapping[str, int], masks: bool, notes: Note
             notes.count("boxes partly outside of the image, clipped", thing.where)
         boxes.append(box)
         kinds.append(classes[thing.kind])
-        ignored.append(thing.ignored)
+        ignored.append(thing.ignored or (thing.difficult and not difficult))
         areas.append(float((box[2] - box[0]) * (box[3] - box[1])) if thing.area is None else thing.area)
         segments.append(segment)
     return Labelled(
@@ -144,57 +148,18 @@ def checked(found: Picture, classes: Mapping[str, int], masks: bool, notes: Note
     )  # fmt: skip
 
 
-def mask_functions() -> Any:
-    """faster-coco-eval's functions of masks. Raises PlrcError where it is not installed."""
-    try:
-        from faster_coco_eval.core import mask
-    except ImportError as error:
-        raise PlrcError("masks need the package faster-coco-eval; pip install 'plrc[transfer]'") from error
-    return mask
-
-
-def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """A mask [H, W] -> compressed COCO run lengths {"size": [H, W], "counts": bytes}."""
-    found: dict[str, Any] = mask_functions().encode(np.asfortranarray(mask, dtype=np.uint8))
-    return found
-
-
-def decode_masks(segments: tuple[Any, ...], height: int, width: int) -> NDArray[np.uint8]:
-    """Run lengths of n masks -> uint8 [n, H, W], 0 or 1."""
-    if not segments:
-        return np.zeros((0, height, width), dtype=np.uint8)
-    return np.ascontiguousarray(mask_functions().decode(list(segments)).transpose(2, 0, 1))
-
-
-def encode_segment(segment: Any, height: int, width: int) -> dict[str, Any] | None:
-    """COCO's `segmentation` (polygons, run lengths, compressed run lengths) -> compressed run lengths.
-
-    None for what is none of these, belongs to another image size, or covers no pixel.
-    """
-    functions, size = mask_functions(), [height, width]
-    try:
-        if isinstance(segment, dict):
-            counts = segment["counts"].encode() if isinstance(segment["counts"], str) else segment["counts"]
-            if list(segment["size"]) != size or (isinstance(counts, list) and sum(counts) != height * width):
-                return None
-            rle = {"size": size, "counts": counts}
-            rle = rle if isinstance(counts, bytes) else functions.frPyObjects(rle, height, width)
-            functions.decode(rle)  # raises where the run lengths do not fill the image
-        else:
-            polygons = [p for p in segment if len(p) >= 6 and len(p) % 2 == 0 and all(map(math.isfinite, p))]
-            rle = functions.merge(functions.frPyObjects(polygons, height, width))
-        return rle if int(functions.area(rle)) > 0 else None
-    except (KeyError, TypeError, ValueError, IndexError, RuntimeError):  # what Python and the C++ raise on odd data
-        return None
-
-
-def _upright_size(path: Path) -> tuple[int, int]:
-    """(height, width) as `decode` gives them, from the header alone. Raises DecodeError."""
+def _size_of_whole(path: Path) -> tuple[int, int]:
+    """(height, width) as `decode` gives them, from the header alone; a JPEG or PNG whose last bytes are not the usual
+    ones is decoded. Raises DecodeError."""
     try:
         with open(path, "rb") as file:
             header = read_header(file)
             file.seek(0)
             turned = header.format in ("JPEG", "MPO") and Image.open(file).getexif().get(_ORIENTATION, 1) in range(5, 9)
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+            tail = file.read()
     except (OSError, Image.DecompressionBombError) as error:
         raise DecodeError(str(error), str(path)) from error
+    if _ENDS.get(header.format, b"") not in tail:
+        decode(path)
     return (header.width, header.height) if turned else (header.height, header.width)

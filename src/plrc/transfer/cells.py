@@ -46,6 +46,8 @@ class Comparison:
     """Rising. One is chosen on the validation images at seed 0, for each init and number of labels."""
     out: Path
     processes: int = 1
+    digest: str = ""
+    """Of the labels (`Splits.digest`): cells whose labels differ have different names."""
 
     def __post_init__(self) -> None:
         base = self.base
@@ -65,7 +67,6 @@ class Comparison:
             "data.val is none, but learning rates are chosen on validation images; name a split",
         )
         check(base.evaluations >= 1, "evaluations is 0, but learning rates are chosen by them; write at least 1")
-        check(bool(base.data.source), "no labelled images named: write --data FOLDER")
 
     @property
     def labels(self) -> dict[str, dict[str, Any]]:
@@ -106,7 +107,8 @@ class Cells:
         values = {"init": group[seed % len(group)], "seed": seed, "optim.lr": lr, **comparison.labels[labels]}
         config = comparison.base.with_values(values)
         numbers = {name: value for name, value in config.flat().items() if not name.startswith("run.")}
-        text = json.dumps(numbers | {"init": self.prints[config.init]}, sort_keys=True)
+        content = {"init": self.prints[config.init], "labels": comparison.digest}
+        text = json.dumps(numbers | content, sort_keys=True)
         folder = comparison.out / "cells" / hashlib.sha256(text.encode()).hexdigest()[:16]
         threads = max(1, cores() // comparison.processes) if comparison.processes > 1 else 0
         run = {"run.out": str(folder), "run.resume": True, "run.threads": config.run.threads or threads}
@@ -168,8 +170,11 @@ class Cells:
         try:
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             scores = [found[part][self.comparison.metric] for part in ("metrics", "val")]
+            changed = found["labels"] != self.comparison.digest
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise PlrcError(f"cannot read the result {path} ({error!r}); remove it to run this again") from error
+        if changed:
+            raise PlrcError(f"the labels changed before {path} was computed; remove it and repeat the command")
         if not all(score is not None and math.isfinite(score) for score in scores):
             raise PlrcError(
                 f"{path} has no {self.comparison.metric}: the validation or the test images have no label that counts; "

@@ -7,11 +7,13 @@ learning rate from the same grid, chosen on validation images at seed 0; scores 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import multiprocessing
 import os
 import platform
+import re
 import shlex
 import sys
 import time
@@ -31,7 +33,7 @@ from plrc.engine.setup import StopRequest
 from plrc.files import write_json
 from plrc.machine import cores, processor
 from plrc.transfer.cells import NAMED, Cells, Comparison, claim, kind
-from plrc.transfer.datasets import read_labelled
+from plrc.transfer.datasets import LabelledSet, read_labelled
 from plrc.transfer.finetune import transfer
 from plrc.transfer.initial import initial_backbone
 from plrc.transfer.protocols import TransferConfig
@@ -44,6 +46,7 @@ Runner = Callable[[TransferConfig], object]
 
 COMPARISON, MANIFEST = "comparison.json", "manifest.json"
 LOOK = 0.5  # seconds between two looks at what other processes do
+TELL = 30.0  # seconds between two lines of progress of the runs under way
 
 
 def comparison_of(
@@ -57,11 +60,10 @@ def comparison_of(
 ) -> Comparison:
     """From what the command line takes: inits as random, torchvision, RUN, FILE or NAME=RUN,RUN; OUT is base.run.out.
 
-    Each file is loaded into the backbone once, so that a wrong one is refused now and not after hours. Raises PlrcError
-    for whatever the user can mend.
+    Each file is loaded into the backbone once, so that a wrong one is refused now and not after hours; the labels are
+    read once, for their digest. Raises PlrcError for whatever the user can mend.
     """
-    if not base.run.out:
-        raise PlrcError("no folder for the results named: write --out FOLDER")
+    base.check_named()
     named: dict[str, tuple[str, ...]] = {"random": ("random",)}
     for text in inits:
         name, equals, files = text.partition("=")
@@ -84,16 +86,14 @@ def comparison_of(
     ):
         if file != "random":  # the first says which backbone it is, unless the user did; the others must fit
             backbone = initial_backbone(file, backbone, base.partial)[1].backbone
-    _refuse_seen(comparison)
-    return replace(comparison, base=base.with_values({"model.backbone": backbone}))
+    splits = read_labelled(base.data, base.task)
+    _refuse_seen(comparison, splits.test)
+    return replace(comparison, base=base.with_values({"model.backbone": backbone}), digest=splits.digest())
 
 
-def _refuse_seen(comparison: Comparison) -> None:
+def _refuse_seen(comparison: Comparison, test: LabelledSet) -> None:
     """Pre-training that saw test images would not be fair; the manifest of a run tells, by file name and size."""
     runs = [Path(file) for group in comparison.inits.values() for file in group if (Path(file) / MANIFEST).is_file()]
-    if not runs:
-        return
-    test = read_labelled(comparison.base.data, comparison.base.task).test
     sizes = {(os.path.basename(one.path), os.stat(one.path).st_size) for one in test.images}
     for run in runs:
         manifest = read_manifest(run / MANIFEST)
@@ -196,7 +196,8 @@ class _Work:
             if not mine or self.cells.result(config):
                 return False
             self.cells.refuse_changed(config.init)
-            with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            progress = _Progress(name, self.say, TELL * self.cells.comparison.processes)
+            with contextlib.redirect_stdout(progress):
                 finished = self.run(config) is not None
         stop.asked |= not finished  # the run has had the signal
         if finished:
@@ -215,6 +216,21 @@ class _Work:
         content = summary(self.cells, self.commands)
         write_json(self.cells.comparison.out / COMPARISON, content)
         return content
+
+
+class _Progress(io.TextIOBase):
+    """The output of a run, of which a line of its progress is told every so often; all of it is in its log.txt."""
+
+    def __init__(self, name: str, say: Callable[[str], object], seconds: float) -> None:
+        self.name, self.say, self.seconds = name, say, seconds
+        self.screen, self.told = sys.stdout, time.monotonic()
+
+    def write(self, text: str) -> int:
+        if re.match(r"\d+/\d+ |validation ", text) and time.monotonic() >= self.told + self.seconds:
+            with contextlib.redirect_stdout(self.screen):
+                self.say(f"{self.name}: {text.strip()}")
+            self.told = time.monotonic()
+        return len(text)
 
 
 def _asked(stop: StopRequest) -> bool:
@@ -286,6 +302,7 @@ def summary(cells: Cells, commands: Sequence[str]) -> dict[str, Any]:
         "results": found, "pairs": pairs, "settings": comparison.base.to_dict(),
         "provenance": {
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "commands": list(commands),
+            "labels": comparison.digest,
             "versions": [dict(v) for v in sorted({tuple(result["versions"].items()) for result in results})],
             "notes": sorted({note for result in results for note in result["notes"]}),
             "hours": round(sum(result["seconds"] for result in results) / 3600, 2), "machine": _machine(),

@@ -5,6 +5,7 @@ Layer 5: imports config, rng, data and this folder. Sets hold arrays and paths; 
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,9 +20,10 @@ from torch.utils.data import Dataset
 
 from plrc import rng
 from plrc.config import PlrcError
-from plrc.data.decode import decode
+from plrc.data.decode import DecodeError, decode, read_bytes
+from plrc.data.masks import decode_masks
 from plrc.data.photometric import MEAN
-from plrc.transfer.annotations import Labelled, Notes, Picture, checked, decode_masks
+from plrc.transfer.annotations import Labelled, Notes, Picture, checked
 from plrc.transfer.label_maps import IGNORED, look_up, read_ids
 from plrc.transfer.protocols import InputConfig, LabelledConfig, Task
 from plrc.transfer.readers import Pictures, Reader, open_source
@@ -53,6 +55,20 @@ class Splits:
     test: LabelledSet
     notes: tuple[str, ...]
     """Which split came from where; what was dropped or mended, counted by reason, with the first places."""
+
+    def digest(self) -> str:
+        """SHA-256 of the labels: classes; names, sizes, objects and id maps of the images. Not of their pixels."""
+        found = hashlib.sha256()
+        for part in (self.train, self.val, self.test):
+            table = b"" if part.label_map is None else part.label_map.tobytes()
+            found.update(repr((part.classes, table, len(part.images))).encode())
+            for one in part.images:
+                found.update(repr((one.name, one.height, one.width, len(one.classes), one.segments)).encode())
+                for array in (one.boxes, one.classes, one.ignored, one.areas):
+                    found.update(array.tobytes())
+                if one.labels:
+                    found.update(hashlib.sha256(read_bytes(one.labels)).digest())
+        return found.hexdigest()
 
 
 def read_labelled(config: LabelledConfig, task: Task) -> Splits:
@@ -87,7 +103,8 @@ def read_labelled(config: LabelledConfig, task: Task) -> Splits:
     origins = {"train": f"split {names['train']}", "val": origin, "test": f"split {names['test']}"}
     sets = {}
     for role, pictures in {"train": train, "val": val, "test": test}.items():
-        images = tuple(checked(one, index, task == "instances", notes) for one in pictures)
+        difficult = config.difficult and role == "train"
+        images = tuple(checked(one, index, task == "instances", difficult, notes) for one in pictures)
         sets[role] = LabelledSet(images, shown, label_map if task == "semantic" else None)
         objects = f", {sum(len(one.classes) for one in images)} objects" if task != "semantic" else ""
         notes.say(f"{role}: {origins[role]}; {len(images)} images{objects}")
@@ -235,7 +252,10 @@ class SemanticImages(Dataset[tuple[Tensor, Tensor]]):
 
 
 def _pixels(one: Labelled) -> Tensor:
-    image = decode(one.path)
+    try:
+        image = decode(one.path)
+    except DecodeError as error:
+        raise PlrcError(f"{error}; mend or remove this file and start again") from error
     if tuple(image.shape[1:]) != (one.height, one.width):
         raise PlrcError(f"{one.path} has changed since its labels were read; start again")
     return image

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from plrc.config import PlrcError
+from plrc.config import Config, PlrcError
 from plrc.data.decode import decode
+from plrc.data.masks import decode_masks
 from plrc.data.photometric import MEAN
+from plrc.data.regions import Regions
+from plrc.data.sources import ImageList
+from plrc.engine.checkpoint import checkpoints, load_checkpoint
+from plrc.engine.learner import Learner
 from plrc.files import write_json
 from plrc.rng import generator
-from plrc.transfer.annotations import Labelled, decode_masks
+from plrc.transfer.annotations import Labelled
 from plrc.transfer.datasets import LabelledSet, Splits, choose, read_labelled
 from plrc.transfer.initial import initial_backbone
 from plrc.transfer.label_maps import IGNORED, read_ids
@@ -45,6 +51,7 @@ class DenseResult:
     accuracy: dict[int, float]
     grouping: dict[int, float]
     notes: tuple[str, ...]
+    init_report: str
 
     def table(self, notes: bool = True) -> str:
         rows = [f"{s:>6}  {self.miou[s]:6.1f}  {self.accuracy[s]:8.1f}  {self.grouping[s]:12.3f}" for s in self.miou]
@@ -56,15 +63,25 @@ class DenseResult:
 
 
 def dense_probe(
-    data: LabelledConfig, inits: Sequence[str], backbone: str, size: int, images: int, seed: int
+    data: LabelledConfig,
+    inits: Sequence[str],
+    backbone: str,
+    size: int,
+    images: int,
+    seed: int,
+    levels: Sequence[int] = LEVELS,
 ) -> list[DenseResult]:
     """Probe the backbones that `inits` name on at most `images` images of each split, their longer side `size` pixels.
 
-    All are of the kind of the first; images and labels are read once. Classes of pixels come from masks, or from boxes
-    (0 is then the background; smaller objects lie on larger ones).
+    All are of the kind of the first; images and labels are read once. `levels`: the strides to probe. Classes of pixels
+    come from masks, or from boxes (0 is then the background; smaller objects lie on larger ones).
     """
     if size < 64 or images < 1:
         raise PlrcError("write --size 64 or more and --images 1 or more")
+    nets = []
+    for init in inits:
+        nets.append(initial_backbone(init, backbone, partial=False, layer4_stride=1, seed=seed))
+        backbone = nets[-1][1].backbone
     splits, task = _read(data)
     train = _at_most(choose(splits.train, data.fraction, data.shots, seed, task), images, seed)
     test = _at_most(splits.test, images, seed)
@@ -74,11 +91,9 @@ def dense_probe(
     fitted, scored = _maps(train, size), _maps(test, size)
     objects = task != "semantic" and bool((scored[2] > 0).any())
     results: list[DenseResult] = []
-    for init in inits:
-        net, initial = initial_backbone(init, backbone, partial=False, layer4_stride=1, seed=seed)
-        backbone = initial.backbone
+    for init, (net, initial) in zip(inits, nets, strict=True):
         miou, accuracy, grouping = {}, {}, {}
-        for stride in sorted(set(LEVELS) & set(net.channels)):
+        for stride in sorted(set(levels) & set(net.channels)):
             fit = fit_probe(extract(net, fitted[0], stride), fitted[1], len(names), seed=seed)
             features = extract(net, scored[0], stride)
             found = evaluate(fit, features, scored[1])
@@ -87,10 +102,50 @@ def dense_probe(
         results.append(
             DenseResult(
                 init, backbone, names, len(train.images), len(test.images), miou, accuracy, grouping,
-                (*splits.notes, *initial.lines()),
+                (*splits.notes, *initial.lines()), initial.table(),
             )
         )  # fmt: skip
     return results
+
+
+def grouping_curve(data: LabelledConfig, config: Config, size: int, images: int, seed: int) -> list[dict[str, float]]:
+    """Grouping AUC of a pre-training run at each of its checkpoints, on at most `images` test images with objects.
+
+    One entry a checkpoint: `step`; `student` and `teacher`, the AUC of the level that was trained; `regions`, that of
+    the regions which `config` gives to these images (a point's affinity is 1 in its own region and 0 in others).
+    """
+    splits, _ = _read(data)
+    test = _at_most(splits.test, images, seed)
+    pixels, _, objects = _maps(test, size)
+    given = grouping_auc(_region_features(test, config, size), objects, seed=seed)
+    learner = Learner(config, torch.device("cpu"))
+    curve = []
+    for path in checkpoints(Path(config.run.out)):
+        stored, point = load_checkpoint(path), {"regions": given}
+        for name, network in (("student", learner.student), ("teacher", learner.teacher)):
+            network.load_state_dict(stored[name])
+            point[name] = grouping_auc(extract(network.backbone, pixels, config.model.stride), objects, seed=seed)
+        curve.append({"step": float(stored["step"])} | point)
+    return curve
+
+
+def _region_features(labelled: LabelledSet, config: Config, size: int) -> Tensor:
+    """One-hot features [n, K, size, size] of the region that a pixel lies in, zero where it has none."""
+    paths = [os.path.abspath(item.path) for item in labelled.images]
+    root = os.path.commonpath([os.path.dirname(path) for path in paths])
+    regions = Regions(config, ImageList(root, tuple(os.path.relpath(path, root) for path in paths), "list"))
+    maps = torch.full((len(paths), size, size), -1, dtype=torch.long)
+    for i, item in enumerate(labelled.images):
+        height, width = _fitted(item.height, item.width, size)
+        found = F.interpolate(regions(i)[None, None].float(), (height, width), mode="nearest-exact")
+        maps[i, :height, :width] = found[0, 0].long()
+    return F.one_hot(maps + 1)[..., 1:].permute(0, 3, 1, 2).float()
+
+
+def _fitted(height: int, width: int, size: int) -> tuple[int, int]:
+    """Sides of an image whose longer one becomes `size`."""
+    scale = size / max(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def _read(data: LabelledConfig) -> tuple[Splits, Task]:
@@ -120,8 +175,7 @@ def _maps(labelled: LabelledSet, size: int) -> tuple[Tensor, Tensor, Tensor]:
     objects = torch.full((len(labelled.images), size, size), -1, dtype=torch.int32)
     for i, item in enumerate(labelled.images):
         pixels = decode(item.path).float()
-        scale = size / max(pixels.shape[1:])
-        height, width = (max(1, round(side * scale)) for side in pixels.shape[1:])
+        height, width = _fitted(pixels.shape[1], pixels.shape[2], size)
         small = F.interpolate(pixels[None], (height, width), mode="bilinear", antialias=True, align_corners=False)[0]
         images[i, :, :height, :width] = small.round().clamp(0, 255).to(torch.uint8)
         for target, painted in zip((classes, objects), _paint(item, labelled), strict=True):

@@ -58,6 +58,8 @@ class Result:
     steps: int
     seconds: float
     notes: list[str] = field(default_factory=list)
+    labels: str = ""
+    """Digest of the labels (`Splits.digest`)."""
     config: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -82,14 +84,13 @@ def transfer(config: TransferConfig) -> Result | None:
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     device = choose_device(config.run.device)
-    splits = read_labelled(config.data, config.task)
-    labelled = choose(splits.train, config.data.fraction, config.data.shots, config.seed, config.task)
-    task = TASKS[config.task]
     layer4_stride = 1 if config.task == "semantic" else 2
     backbone, initial = initial_backbone(
         config.init, config.model.backbone, config.partial, layer4_stride, seed=config.seed
     )
-    work = task(config, backbone, len(splits.train.classes), device)
+    splits = read_labelled(config.data, config.task)
+    labelled = choose(splits.train, config.data.fraction, config.data.shots, config.seed, config.task)
+    work = TASKS[config.task](config, backbone, len(splits.train.classes), device)
     out.mkdir(parents=True, exist_ok=True)
     config.with_values({"run.resume": False}).save(out / "config.toml")
     stop = StopRequest()
@@ -129,8 +130,11 @@ def _tune(
             torch.manual_seed(rng.torch_seed(config.seed, "layers", index=step))
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config.optim, step - 1)
+            batch = next(batches)
+            if isinstance(batch, PlrcError):
+                raise batch
             with torch.autocast(work.device.type, torch.bfloat16, enabled=config.optim.precision == "bf16"):
-                loss = work.loss(next(batches))
+                loss = work.loss(batch)
             optimizer.zero_grad()
             loss.backward()
             if config.optim.clip_norm:
@@ -161,9 +165,9 @@ def _tune(
         result = Result(
             metrics=work.score(splits.test) if not diverged else work.nothing(),
             val=_last(curve) if not diverged else work.nothing(),
-            curve=curve, diverged=diverged, init=config.init, init_report="\n".join(initial.lines()), inside=inside,
+            curve=curve, diverged=diverged, init=config.init, init_report=initial.table(), inside=inside,
             train_images=len(labelled.images), steps=steps, seconds=round(time.perf_counter() - started, 1),
-            notes=list(splits.notes), config=config.to_dict(), versions=versions(),
+            notes=list(splits.notes), labels=splits.digest(), config=config.to_dict(), versions=versions(),
         )  # fmt: skip
         log.say(f"test: {shown(result.metrics)}")
     if config.run.keep_model:
@@ -201,10 +205,7 @@ def _last(curve: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _folder(config: TransferConfig) -> Path:
-    if not config.data.source:
-        raise PlrcError("no labelled images named: write --data FOLDER")
-    if not config.run.out:
-        raise PlrcError("no folder for the result named: write --out FOLDER")
+    config.check_named()
     out = Path(config.run.out)
     if out.exists() and not out.is_dir():
         raise PlrcError(f"{out} is a file; --out names a folder")
@@ -253,11 +254,28 @@ class _Order(torch.utils.data.Sampler[list[tuple[int, int]]]):
             yield batch
 
 
+class _Told(torch.utils.data.Dataset[Any]):
+    """The items of `images`, batch by batch. A mistake travels as a value: raised, it would arrive as a traceback."""
+
+    def __init__(self, images: torch.utils.data.Dataset[Any]) -> None:
+        self.images = images
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[Any] | PlrcError:
+        try:
+            return [self.images[key] for key in keys]
+        except PlrcError as error:
+            return error
+
+
+def _unchanged(batch: list[Any] | PlrcError) -> list[Any] | PlrcError:
+    return batch
+
+
 def _loader(work: Work, labelled: LabelledSet, config: TransferConfig, first: int) -> DataLoader[Any]:
-    images = work.training_images(labelled)
+    images = _Told(work.training_images(labelled))
     order = _Order(len(labelled.images), config, first)
     return DataLoader(
-        images, batch_sampler=order, num_workers=config.run.workers, collate_fn=list,
+        images, batch_sampler=order, num_workers=config.run.workers, collate_fn=_unchanged,
         worker_init_fn=leave_signals_to_the_main_process,
     )  # fmt: skip
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from plrc import rng
 from plrc.config import PlrcError
+from plrc.data.layouts import note
 from plrc.engine.checkpoint import checkpoint_of
 from plrc.model.backbone import RESNETS, Backbone, build_backbone
 from plrc.model.weights import LoadReport, Weights, find_prefix, load_into, read_weights, stored_name
@@ -34,10 +35,20 @@ class Initial:
     report: LoadReport | None = None
 
     def lines(self) -> list[str]:
-        """What to tell the user."""
+        """What to tell the user: counts, and the names of what does not fit."""
         if self.report is None:
             return [f"{self.backbone}, random weights"]
-        return [f"{self.backbone} with the weights of {self.source}", *self.report.table().splitlines()]
+        matched, aside = len(self.report.matched), len(self.report.left_aside)
+        return [
+            f"{self.backbone} with the weights of {self.source}: {matched} tensors match, {aside} are left aside",
+            *note("tensors that the file lacks", self.report.missing),
+            *note("tensors of another shape", self.report.shape_mismatch),
+            *note("tensors that the backbone lacks", self.report.unexpected),
+        ]
+
+    def table(self) -> str:
+        """The fate of every tensor."""
+        return "\n".join([*self.lines()[:1], *(self.report.table().splitlines() if self.report else ())])
 
 
 def initial_backbone(

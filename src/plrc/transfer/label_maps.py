@@ -69,7 +69,7 @@ def read_ids(path: str | Path) -> NDArray[np.uint8]:
         with Image.open(path) as image:
             check_mode(path, image.mode)
             return np.array(image, dtype=np.uint8)
-    except OSError as error:
+    except (OSError, SyntaxError) as error:  # Pillow's for a damaged PNG
         raise PlrcError(f"the label map {path} cannot be read ({error}); mend or remove it") from error
 
 

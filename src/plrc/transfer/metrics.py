@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torchvision.ops import box_iou
 
 from plrc.config import PlrcError
-from plrc.transfer.annotations import mask_functions
+from plrc.data.masks import mask_functions
 from plrc.transfer.datasets import Labelled, LabelledSet
 from plrc.transfer.label_maps import IGNORED
 

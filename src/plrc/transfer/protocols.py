@@ -39,6 +39,8 @@ class LabelledConfig:
     """Images of each class whose labels are used, instead of a share. 0: `fraction` decides."""
     merge_classes: bool = False
     """Train and score one class, "object": where there are too few labels for many classes."""
+    difficult: bool = False
+    """Train on the objects that VOC marks as difficult, too. The score ignores them always."""
 
     def __post_init__(self) -> None:
         check(0 < self.fraction <= 1, f"data.fraction is {self.fraction}; write a number above 0 and at most 1")
@@ -208,6 +210,11 @@ class TransferConfig(Settings):
             exact = self.optim.precision == "fp32"
             check(exact, "optim.precision bf16 would round boxes above 512 px by 4 px; write fp32 for detectors")
 
+    def check_named(self) -> None:
+        """Raises ConfigError where labelled images or a folder for the result are not named."""
+        check(bool(self.data.source), "no labelled images named: write --data FOLDER")
+        check(bool(self.run.out), "no folder for the result named: write --out FOLDER")
+
 
 SHORT = (640.0, 800.0)
 CITY = InputConfig(train_size=(800.0, 1024.0), test_size=1024.0, max_size=2048)
@@ -219,7 +226,7 @@ def voc_c4_24k() -> TransferConfig:
     """Pascal VOC: Faster R-CNN C4, trainval07+12 -> test2007, 24k iterations, batch 16 (the paper, section 4)."""
     return TransferConfig(
         task="detection",
-        data=LabelledConfig(layout="voc", train="trainval07+12", val="none", test="test07"),
+        data=LabelledConfig(layout="voc", train="trainval07+12", val="none", test="test07", difficult=True),
         input=InputConfig(train_size=(480.0, 800.0), test_size=800.0),
         model=DetectorConfig(neck="c4", norm="sync", head_norm="sync"),
         optim=TuneConfig(lr=0.02, iterations=24_000, drops=(0.75, 11 / 12), warmup=100),

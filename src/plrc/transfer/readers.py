@@ -20,8 +20,9 @@ from PIL import Image
 from plrc.config import PlrcError
 from plrc.data import layouts
 from plrc.data.decode import read_size
+from plrc.data.masks import encode_mask
 from plrc.transfer import label_maps
-from plrc.transfer.annotations import BOXLESS, FLAT, Notes, Picture, Thing, encode_mask, picture
+from plrc.transfer.annotations import BOXLESS, FLAT, Notes, Picture, Thing, picture
 from plrc.transfer.protocols import Task
 
 ROLES = ("train", "val", "test")
@@ -77,6 +78,8 @@ def voc(root: Path, task: Task, notes: Notes) -> Reader:
     years = {path.name[5:]: path for path in sorted(base.glob("VOC20[0-9][0-9]"))}
     own = re.fullmatch(r"VOC20(\d\d)", root.resolve().name)
     folders = years or {own[1] if own else "": root}
+    if task == "semantic" and not any((folder / "ImageSets" / kind).is_dir() for folder in folders.values()):
+        raise PlrcError(f"{root} has boxes, but no label maps (no ImageSets/Segmentation); choose the task detection")
 
     def lists(split: str) -> list[tuple[Path, Path]]:
         named = re.fullmatch(r"(.+?)(\d\d(?:\+\d\d)*)", split)
@@ -145,7 +148,7 @@ def _voc_picture(root: Path, image: Path, xml: Path, notes: Notes) -> Picture | 
             notes.count(FLAT, where)
         else:
             difficult = thing.findtext("difficult", "").strip() == "1"
-            found.things.append(Thing(kind, (x0 - 1, y0 - 1, x1, y1), where, difficult))
+            found.things.append(Thing(kind, (x0 - 1, y0 - 1, x1, y1), where, difficult=difficult))
     return found
 
 
@@ -161,6 +164,11 @@ def coco(root: Path, task: Task, notes: Notes) -> Reader:
     beside = {path.parent.name: path for path in sorted(root.glob("*/annotations.json"))}
     files = central or beside
     maps = {split: root / "semantic" / split if central else root / split / "semantic" for split in files}
+    if task == "semantic" and files and not any(path.is_dir() for path in maps.values()):
+        raise PlrcError(
+            f"{root} has boxes, but no label maps (no folder {next(iter(maps.values()))}); choose the task detection, "
+            "or instances where the boxes have masks"
+        )
 
     def read(split: str) -> tuple[Pictures, tuple[str, ...]]:
         if split not in files:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from plrc.data.masks import encode_mask, mask_functions
 from plrc.data.photometric import normalise
 from plrc.model.backbone import Backbone
-from plrc.transfer.annotations import encode_mask, mask_functions
 from plrc.transfer.datasets import DetectionImages, LabelledSet, SemanticImages
 from plrc.transfer.detectors import build_detector
 from plrc.transfer.label_maps import IGNORED

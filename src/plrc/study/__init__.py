@@ -1,0 +1,7 @@
+"""Declared grids of runs: which there are (`plan`), how each becomes one line (`run`), what the lines say (`table`)."""
+
+from plrc.study.plan import Cell, Study
+from plrc.study.run import done, run_study
+from plrc.study.table import slopes, summary, table
+
+__all__ = ["Cell", "Study", "done", "run_study", "slopes", "summary", "table"]

@@ -1,0 +1,140 @@
+"""A study as its file declares it: settings that all runs share, and grids whose every combination is a run.
+
+Layer 6: imports presets and below. Reads the one TOML file that it is given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from plrc.config import Config, Method
+from plrc.presets import preset, with_method
+from plrc.settings import check, flatten, nearest, read_toml
+from plrc.transfer.protocols import LabelledConfig, TransferConfig, protocol
+
+RANDOM = "random"
+METHODS = (RANDOM, *get_args(Method))
+TABLES = ("title", "metric", "baseline", "grid", "scenes", "pretrain", "probe", "transfer")
+SCENES = ("seed", "size")  # of [scenes], beside the splits
+PROBE = ("size", "images", "levels", "curve")  # of [probe], beside the labelled data
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: its place on the axes (`method` and `seed` always among them); its name, a hash of all it computes."""
+
+    axes: dict[str, Any]
+    name: str
+
+    def __str__(self) -> str:
+        return ", ".join(f"{axis.rpartition('.')[2]} {value}" for axis, value in self.axes.items())
+
+
+@dataclass(frozen=True)
+class Study:
+    """The content of a study file; see `docs/STUDIES.md` for an example.
+
+    In texts, {out} stands for the study's folder, and $NAME for an environment variable.
+    """
+
+    title: str
+    metric: str
+    """The score that tables show."""
+    baseline: str
+    """The value of the axis `method` (or AXIS=VALUE) that the others are paired with, seed by seed."""
+    grids: tuple[dict[str, tuple[Any, ...]], ...]
+    """Axis -> its values. An axis is `method`, or a setting of pre-training by its dotted name."""
+    scenes: dict[str, Any]
+    """Generated scenes in {out}/scenes: split -> number; `seed`, `size`. Empty: none."""
+    pretrain: dict[str, Any]
+    """Settings of pre-training by dotted name, over those of `preset`."""
+    probe: dict[str, Any]
+    """Labelled data and settings of the dense probe. Empty: no probe."""
+    transfer: dict[str, Any]
+    """Settings of a detector by dotted name, over those of `preset`. Empty: no detector."""
+
+    @classmethod
+    def load(cls, path: str | Path) -> Study:
+        """Read and check a study file. Raises ConfigError with one sentence for each mistake."""
+        found = read_toml(path)
+        unknown = sorted(set(found) - set(TABLES))
+        check(not unknown, f"{path} has an unknown table {next(iter(unknown), '')}; write {', '.join(TABLES)}")
+        grids = found.get("grid", [])
+        check(isinstance(grids, list) and bool(grids), f"{path} declares no runs; write a table [[grid]]")
+        study = cls(
+            title=str(found.get("title", Path(path).stem)),
+            metric=str(found.get("metric", "miou_8")),
+            baseline=str(found.get("baseline", RANDOM)),
+            grids=tuple({axis: _values(axis, values) for axis, values in flatten(grid).items()} for grid in grids),
+            scenes=dict(found.get("scenes", {})),
+            pretrain=flatten(found.get("pretrain", {})),
+            probe=dict(found.get("probe", {})),
+            transfer=flatten(found.get("transfer", {})),
+        )
+        check(bool(study.probe or study.transfer), f"{path} measures nothing; write a table [probe] or [transfer]")
+        for cell in study.cells():
+            study.config(cell, Path("out"))
+        study.labelled(Path("out"))
+        return study
+
+    def cells(self) -> list[Cell]:
+        """All runs, in the order of the file, each once. Random weights have no axis but the seed."""
+        shared = {"scenes": self.scenes, "pretrain": self.pretrain, "probe": self.probe, "transfer": self.transfer}
+        cells: dict[str, Cell] = {}
+        for grid in self.grids:
+            for values in itertools.product(*grid.values()):
+                axes = {"method": "plrc", "seed": 0} | dict(zip(grid, values, strict=True))
+                if axes["method"] == RANDOM:
+                    axes = {"method": RANDOM, "seed": axes["seed"]}
+                text = json.dumps(shared | {"axes": dict(sorted(axes.items()))}, sort_keys=True)
+                name = hashlib.sha256(text.encode()).hexdigest()[:16]
+                cells.setdefault(name, Cell(axes, name))
+        return list(cells.values())
+
+    def config(self, cell: Cell, out: Path) -> Config:
+        """Settings of the cell's pre-training, in OUT/runs/NAME. Of random weights: what they are the start of."""
+        own = {axis: _filled(value, out) for axis, value in cell.axes.items() if axis != "method"}
+        method = "plrc" if cell.axes["method"] == RANDOM else cell.axes["method"]
+        shared = {name: _filled(value, out) for name, value in self.pretrain.items() if name != "preset"}
+        config = preset(self.pretrain.get("preset", "small_r18")).with_values(shared)
+        run = {"run.out": str(out / "runs" / cell.name), "run.resume": True}
+        return with_method(config, method).with_values(own | run)
+
+    def labelled(self, out: Path) -> LabelledConfig:
+        """The labelled data of the probe."""
+        named = {f"data.{key}": _filled(value, out) for key, value in self.probe.items() if key not in PROBE}
+        return TransferConfig().with_values(named).data
+
+    def detector(self, cell: Cell, init: str, out: Path) -> TransferConfig:
+        """Settings of the cell's detector, in OUT/runs/NAME/transfer."""
+        task = self.transfer.get("task", "detection")
+        start = protocol(self.transfer.get("preset", f"small_{task}"), task)
+        values = {name: _filled(value, out) for name, value in self.transfer.items() if name not in ("preset", "task")}
+        folder = out / "runs" / cell.name / "transfer"
+        own = {"init": init, "seed": cell.axes["seed"], "run.out": str(folder), "run.resume": True}
+        return start.with_values(values | own | {"run.keep_model": False})
+
+
+def _values(axis: str, values: Any) -> tuple[Any, ...]:
+    known = ("method", *Config().flat())
+    check(axis in known, f"there is no setting {axis} to vary; did you mean {nearest(axis, known)}?")
+    found = tuple(values) if isinstance(values, list) else (values,)
+    check(bool(found), f"the axis {axis} has no values; write at least one")
+    if axis == "method":
+        for value in found:
+            check(value in METHODS, f"there is no method {value!r}; write some of {', '.join(METHODS)}")
+    return found
+
+
+def _filled(value: Any, out: Path) -> Any:
+    if not isinstance(value, str):
+        return value
+    text = os.path.expandvars(value.replace("{out}", str(out)))
+    check("$" not in text, f"{value} names an environment variable that is not set; set it")
+    return text

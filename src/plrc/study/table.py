@@ -1,0 +1,96 @@
+"""What the lines of a study say, and nothing else than the lines: means, intervals, paired differences, slopes.
+
+Layer 6: imports plan, and the statistics of transfer. Writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plrc.transfer.statistics import Interval, difference, interval, paired, shown
+
+Group = tuple[tuple[str, Any], ...]
+"""Everything about a run but its seed: (axis, value), sorted."""
+
+
+def summary(lines: Sequence[dict[str, Any]], metric: str, baseline: str) -> list[dict[str, Any]]:
+    """One row for each kind of run: its axes, mean and interval of `metric` over seeds, paired difference to the runs
+    whose method is `baseline` and whose other axes are the same (or that have no others, as random weights)."""
+    scores = grouped(lines, metric)
+    rows = []
+    for group, by_seed in scores.items():
+        axes = dict(group)
+        rival = scores.get(tuple(sorted((axes | {"method": baseline}).items()))) or scores.get((("method", baseline),))
+        versus = None
+        if rival and axes["method"] != baseline:
+            seeds = sorted(by_seed.keys() & rival.keys())
+            values = paired([by_seed[s] for s in seeds], [rival[s] for s in seeds])
+            versus = vars(difference(values)) if values else None
+        rows.append({"axes": axes, **vars(interval(list(by_seed.values()))), "versus": versus})
+    return rows
+
+
+def grouped(lines: Sequence[dict[str, Any]], metric: str) -> dict[Group, dict[int, float]]:
+    """Kind of run -> seed -> score; runs without a number are left out."""
+    found: dict[Group, dict[int, float]] = {}
+    for line in lines:
+        score = line["scores"].get(metric)
+        if score is not None:
+            axes = dict(line["axes"])
+            seed = axes.pop("seed")
+            found.setdefault(tuple(sorted(axes.items())), {})[seed] = score
+    return found
+
+
+def slopes(lines: Sequence[dict[str, Any]], metric: str, axis: str) -> dict[str, Interval]:
+    """Method -> how much `metric` changes for each unit of a numeric axis: least squares in each seed, then the mean
+    and interval over seeds. Only seeds that have at least two values of the axis."""
+    points: dict[str, dict[int, list[tuple[float, float]]]] = {}
+    for line in lines:
+        axes, score = line["axes"], line["scores"].get(metric)
+        if axis in axes and score is not None:
+            points.setdefault(axes["method"], {}).setdefault(axes["seed"], []).append((float(axes[axis]), score))
+    found = {}
+    for method, by_seed in points.items():
+        each = [slope(np.array(pairs)) for pairs in by_seed.values() if len({x for x, _ in pairs}) > 1]
+        if each:
+            found[method] = interval(each)
+    return found
+
+
+def slope(points: NDArray[np.float64]) -> float:
+    """Of the least-squares line through points [n, 2]."""
+    x, y = (points - points.mean(axis=0)).T
+    return float(x @ y / (x @ x))
+
+
+def table(lines: Sequence[dict[str, Any]], metric: str, baseline: str) -> str:
+    """`summary` for a terminal or a document (Markdown), and the slopes along each numeric axis."""
+    rows = summary(lines, metric, baseline)
+    axes = list(dict.fromkeys(axis for row in rows for axis in row["axes"]))
+    head = [*axes, "runs", metric, f"minus {baseline}", ""]
+    body = [
+        [
+            *(str(row["axes"].get(axis, "")) for axis in axes), str(row["n"]), _precise(row),
+            _precise(row["versus"], "+") if row["versus"] else "", row["versus"]["verdict"] if row["versus"] else "",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    lines_ = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body)]
+    for axis in axes:
+        if all(isinstance(row["axes"].get(axis, 0), (int, float)) for row in rows) and axis != "seed":
+            for method, found in slopes(lines, metric, axis).items():
+                lines_.append(f"slope of {method} along {axis}: {_precise(vars(found), '+')}, {found.n} seeds")
+    return "\n".join(lines_)
+
+
+def _precise(found: dict[str, Any], sign: str = "") -> str:
+    """Scores in percent with one digit, shares (areas under curves) with three."""
+    if max(abs(found[end]) for end in ("mean", "low", "high") if found[end] is not None) > 1.5:
+        return shown(found, sign)
+    ends = "" if found["low"] is None else f" [{found['low']:{sign}.3f}, {found['high']:{sign}.3f}]"
+    return f"{found['mean']:{sign}.3f}{ends}"

@@ -1,0 +1,189 @@
+"""Studies: what a file declares, real runs that survive a kill at any point, and tables that come from lines alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plrc.cli import main
+from plrc.config import ConfigError
+from plrc.study import Study, done, run_study, slopes, summary, table
+from plrc.study.run import append
+
+FILE = """
+title = "tiny"
+metric = "miou_8"
+
+[scenes]
+train = 12
+labelled = 4
+test = 4
+size = 64
+
+[pretrain]
+preset = "debug_cpu"
+data = { source = "{out}/scenes/train/images", held_out = 2 }
+views = { size = 32 }
+model = { stride = 8, bn_groups = 1, contrast_hidden = 8, distill_hidden = 8 }
+objectives = { points = 8, distill_points = 8, queue = 8, image_weight = 0.0 }
+optim = { batch_size = 4, steps = 4 }
+run = { workers = 0, checkpoint_every_steps = 2, keep_checkpoints = 0 }
+
+[probe]
+source = "{out}/scenes"
+train = "labelled"
+test = "test"
+size = 64
+images = 4
+levels = [8]
+curve = true
+
+[[grid]]
+method = ["random", "region", "plrc"]
+seed = [0, 1]
+
+[[grid]]
+method = "plrc"
+seed = [0, 1]
+"regions.grid" = [2, 4]
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "study.toml"
+    path.write_text(FILE)
+    return path
+
+
+def test_cells_are_all_combinations_once(file: Path, tmp_path: Path) -> None:
+    study = Study.load(file)
+    cells = study.cells()
+    assert len(cells) == 3 * 2 + 2 * 2
+    assert len({cell.name for cell in cells}) == len(cells)
+    assert cells[0].axes == {"method": "random", "seed": 0}
+    config = study.config(cells[-1], tmp_path)
+    assert (config.regions.grid, config.seed, config.method, config.objectives.image_weight) == (4, 1, "plrc", 0)
+    region = study.config(cells[2], tmp_path)
+    assert (region.objectives.contrast, region.objectives.distill_weight) == ("regions", 0)
+    file.write_text(FILE.replace('grid" = [2, 4]', 'grid" = [2, 4, 8]'))
+    assert {c.name for c in cells} < {c.name for c in Study.load(file).cells()}  # what was done stays done
+    file.write_text(FILE.replace("steps = 4", "steps = 5"))
+    changed = {c.name for c in Study.load(file).cells()}
+    assert not changed & {c.name for c in cells}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("[[grid]]", "[grids]", "unknown table grids"),
+        ('"regions.grid"', '"regions.grit"', "no setting regions.grit to vary; did you mean regions.grid"),
+        ('"plrc"]', '"plcr"]', "no method 'plcr'"),
+        ("[2, 4]", "[2, 0]", "regions.grid is 0"),
+        ("[2, 4]", "[]", "regions.grid has no values"),
+        ("levels", "level", "unknown setting data.level"),
+        ('{out}/scenes"', '$PLRC_NOWHERE/scenes"', r"environment variable that is not set"),
+        ("steps = 4", "step = 4", "unknown setting optim.step; did you mean optim.steps"),
+    ],
+)
+def test_a_mistake_in_a_file_is_one_sentence(file: Path, old: str, new: str, says: str) -> None:
+    text = FILE.replace("[[grid]]", "[grids]", 1).replace("[[grid]]", "[more]") if new == "[grids]" else FILE
+    file.write_text(text.replace(old, new))
+    with pytest.raises(ConfigError, match=says):
+        Study.load(file)
+
+
+@pytest.mark.slow
+def test_a_study_that_is_killed_again_and_again_ends_with_the_same_table(file: Path, tmp_path: Path) -> None:
+    study = Study.load(file)
+    whole = run_study(study, tmp_path / "whole", say=lambda _: None)
+    assert whole is not None and len(whole) == 10
+    out, kills = tmp_path / "killed", 0
+    command = [sys.executable, "-m", "plrc", "study", str(file), "--out", str(out)]
+    while len(done(study, out)) < 10:
+        before = len(done(study, out))
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        deadline = time.monotonic() + 240
+        while process.poll() is None and len(done(study, out)) < min(before + 4, 10) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.3 * kills)  # another point of the run each time
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+        assert kills < 10
+        with open(out / "lines.jsonl", "a") as lines:
+            lines.write('{"cell": "torn')
+    assert kills >= 2
+    lines = run_study(study, out, say=lambda _: None)
+    assert lines is not None
+    assert table(lines, "miou_8", "random") == table(whole, "miou_8", "random")
+    assert [line["scores"] for line in lines] == [line["scores"] for line in whole]
+    assert [line["curve"] for line in lines] == [line["curve"] for line in whole]
+    curve = next(line["curve"] for line in whole if line["axes"]["method"] == "plrc")
+    assert [point["step"] for point in curve] == [2, 4]
+    assert all(0 < point[who] < 1 for point in curve for who in ("student", "teacher", "regions"))
+
+
+def line(method: str, seed: int, score: float | None, **axes: Any) -> dict[str, Any]:
+    return {"cell": f"{method}{seed}{axes}", "axes": {"method": method, "seed": seed, **axes}, "scores": {"s": score}}
+
+
+def test_rows_pair_runs_of_one_seed() -> None:
+    lines = [line("random", s, 40.0 + s) for s in range(3)] + [line("plrc", s, 42.0 + 2 * s) for s in (2, 0, 1)]
+    rows = {row["axes"]["method"]: row for row in summary(lines, "s", "random")}
+    assert rows["random"]["versus"] is None
+    assert rows["plrc"]["mean"] == pytest.approx(44)
+    assert rows["plrc"]["versus"]["mean"] == pytest.approx(3)  # 2, 3, 4
+    assert rows["plrc"]["versus"]["low"] == pytest.approx(3 - 4.303 / 3**0.5, abs=1e-3)
+    assert "| plrc | 3 | 44.0" in table(lines, "s", "random")
+
+
+def test_rows_pair_with_the_baseline_of_the_same_place() -> None:
+    lines = [line(m, s, b + s - x, **{"regions.reassign": x}) for m, b in (("points", 50.0), ("region", 49.0))
+             for s in (0, 1) for x in (0.0, 0.5)]  # fmt: skip
+    rows = summary(lines, "s", "region")
+    assert [row["versus"]["mean"] for row in rows if row["axes"]["method"] == "points"] == [1.0, 1.0]
+    lines.append(line("points", 0, None))
+    assert len(summary(lines, "s", "region")) == 4
+
+
+def test_slopes_are_least_squares_in_each_seed() -> None:
+    noise = {0.0: 0.1, 0.25: -0.2, 0.5: 0.1}
+    lines = [line("points", s, 50 - 8 * x - s + noise[x], **{"regions.reassign": x}) for s in (0, 1) for x in noise]
+    lines.append(line("points", 2, 3.0, **{"regions.reassign": 0.0}))  # one value has no slope
+    found = slopes(lines, "s", "regions.reassign")["points"]
+    assert (found.n, found.mean) == (2, pytest.approx(-8))
+    assert "slope of points along regions.reassign: -8.0 [-8.0, -8.0], 2 seeds" in table(lines, "s", "random")
+
+
+def test_a_torn_line_is_followed_by_a_whole_one(file: Path, tmp_path: Path) -> None:
+    study, path = Study.load(file), tmp_path / "lines.jsonl"
+    nan = {"s": float("nan")}
+    first, second = ({"cell": cell.name, "axes": cell.axes, "scores": nan} for cell in study.cells()[:2])
+    append(path, first)
+    with open(path, "a") as lines:
+        lines.write('{"cell": ')
+    append(path, second)
+    assert list(done(study, tmp_path)) == [first["cell"], second["cell"]]
+    assert all(json.loads(text)["scores"] == {"s": None} for text in path.read_text().splitlines() if "axes" in text)
+
+
+def test_show_tells_of_the_lines_alone(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").mkdir()
+    for i, cell in enumerate(Study.load(file).cells()[:6]):
+        measured = {"cell": cell.name, "axes": cell.axes, "scores": {"miou_8": 40.0 + i}}
+        append(tmp_path / "out" / "lines.jsonl", measured)
+    picture = tmp_path / "plot.svg"
+    assert main(["study", str(file), "--out", str(tmp_path / "out"), "--show", "--plot", str(picture)]) == 0
+    told = capsys.readouterr().out
+    assert "tiny: 6 of 10 runs" in told
+    assert "| random | 2 | 40.5" in told
+    assert picture.read_text().startswith("<?xml")
+    assert not (tmp_path / "out" / "runs").exists()
