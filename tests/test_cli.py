@@ -59,7 +59,10 @@ UNNAMED = (
         ("pretrain", "write --preset NAME (paper_r50, coco_r50, small_r18, debug_cpu) or --config FILE"),
         ("pretrain --preset paper", "there is no preset 'paper'; write one of paper_r50, coco_r50"),
         ("pretrain --preset", "Missing value for argument '--preset'"),
-        ("pretrain --preset debug_cpu --method moco", "there is no method 'moco'; write one of image, pixel, region, points, plrc"),
+        (
+            "pretrain --preset debug_cpu --method moco",
+            "no method 'moco'; write one of image, pixel, region, points, plrc",
+        ),
         ("pretrain --preset debug_cpu --optm.lr 3", "unknown option --optm.lr; did you mean --optim.lr?"),
         ("pretrain --preset debug_cpu --lr=3", "unknown option --lr; did you mean --optim.lr?"),
         ("pretrain --preset debug_cpu --batchsize 8", "did you mean --optim.batch-size?"),
