@@ -61,7 +61,7 @@ UNNAMED = (
         ("pretrain --preset", "Missing value for argument '--preset'"),
         (
             "pretrain --preset debug_cpu --method moco",
-            "no method 'moco'; write one of image, pixel, region, points, plrc",
+            "write one of image, pixel, region, points, plrc",
         ),
         ("pretrain --preset debug_cpu --optm.lr 3", "unknown option --optm.lr; did you mean --optim.lr?"),
         ("pretrain --preset debug_cpu --lr=3", "unknown option --lr; did you mean --optim.lr?"),
