@@ -64,6 +64,7 @@ class Learner:
         self.queue = KeyQueue(o.queue, config.model.contrast_dim, generator).to(device) if o.image_weight > 0 else None
         self.center = torch.zeros(self.lattice_side() ** 2, device=device) if self.distill and o.center else None
         self.precision = precision(config, device)
+        self.mixture = self._mixture() if self.side**2 < config.model.distill_dim else None
 
     def terms(
         self, batch: Batch, student: Callable[..., Features], order: Tensor, teacher_temperature: float
@@ -88,14 +89,16 @@ class Learner:
             terms["point"] = self._point_term(batch, query["contrast"], keys_of["contrast"])
         if self.distill:
             points = match_points(batch.maps[QUERY], batch.maps[MATCH], batch.match, o.distill_points)
+            learned = _unit(sample(query["distill"], points.student))
             taught = _unit(sample(match["distill"], points.teacher))
-            grid = _unit(self._reference_lattice(reference["distill"]))
+            keys_at, basis = self._lattice_keys(reference["distill"])
+            if basis is not None:
+                learned, taught = learned @ basis, taught @ basis
             terms["distill"] = affinity_distillation_term(
-                _unit(sample(query["distill"], points.student)), taught, grid,
-                o.student_temperature, teacher_temperature, self.center, points.valid,
-            )  # fmt: skip
+                learned, taught, keys_at, o.student_temperature, teacher_temperature, self.center, points.valid
+            )
             if self.center is not None:
-                affinity = mean_affinity(taught, grid, points.valid)
+                affinity = mean_affinity(taught, keys_at, points.valid)
         return Outcome(terms, keys, affinity)
 
     def wrapped_student(self) -> nn.Module:
@@ -175,12 +178,24 @@ class Learner:
         keys, key_ids = distributed.gather(k.flatten(0, 1)), distributed.gather(key_ids)
         return point_region_term(q.flatten(0, 1), keys, ids, key_ids, o.point_temperature)
 
-    def _reference_lattice(self, features: Tensor) -> Tensor:
-        """Features [B, D, h, w] of C -> [B, M, D] at the dense lattice."""
-        side = self.lattice_side()
-        if features.shape[-2:] == (side, side):
-            return features.float().flatten(2).transpose(1, 2)
-        return sample(features, lattice(side, side, self.device).expand(len(features), -1, -1))
+    def _lattice_keys(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features [B, D, h, w] of C -> unit keys at the dense lattice, and the basis to bring queries into, if any.
+
+        A key is a mixture of the h w cells, so its affinities follow from a query's products with the cells. Where
+        these are fewer than the features, keys [B, M, h w] are given in that basis [B, D, h w]: affinities are the same
+        and cost h w / D of the arithmetic. Otherwise keys are [B, M, D].
+        """
+        if self.mixture is None:
+            points = lattice(self.lattice_side(), self.lattice_side(), self.device)
+            return _unit(sample(features, points.expand(len(features), -1, -1))), None
+        cells = features.float().flatten(2)
+        squares = (self.mixture @ (cells.mT @ cells) * self.mixture).sum(dim=-1, keepdim=True)
+        return self.mixture / squares.clamp(min=1e-24).sqrt(), cells
+
+    def _mixture(self) -> Tensor:
+        """How the positions of the dense lattice mix the cells of the feature lattice: [M, h w]."""
+        cells = torch.eye(self.side**2, device=self.device).unflatten(1, (self.side, self.side))
+        return sample(cells[None], lattice(self.lattice_side(), self.lattice_side(), self.device)[None])[0]
 
     def lattice_side(self) -> int:
         """Positions per side of the reference lattice of affinity distillation."""
