@@ -241,6 +241,7 @@ def test_public_names() -> None:
         "mean_affinity",
         "point_region_contrast",
         "point_region_term",
+        "region_features",
     ]
 
 

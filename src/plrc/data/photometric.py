@@ -62,7 +62,12 @@ def _augment_part(images: Tensor, uniform: Tensor, config: ViewConfig, out: Tens
     torch.baddbmm(offset, matrix, planes.flatten(2), out=out.flatten(2))
     for channel, (mean, std) in enumerate(zip(MEAN, STD, strict=True)):
         out[:, channel].clamp_(-mean / std, (1 - mean) / std)
-    if config.blur > 0:
+    if config.blur > 0 and images.device.type == "cpu":  # nothing to wait for: the others can be left out
+        blurred = (uniform[:, 6] < config.blur).nonzero()[:, 0]
+        some = out[blurred]
+        _blur(some, planes[: len(blurred)], _kernels(uniform[blurred, 6:], config))
+        out[blurred] = some
+    elif config.blur > 0:
         _blur(out, planes, _kernels(uniform[:, 6:], config))
 
 

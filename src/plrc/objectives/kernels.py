@@ -25,6 +25,7 @@ WORKS = "works"
 _HALF = (torch.float16, torch.bfloat16)
 _LEAST_ROWS = 128  # fewer rows make matrix products slow
 _TILE_ELEMENTS = {"cpu": 2**20, "cuda": 2**24}  # logits held at once
+_FEW_QUERIES = 32  # the CPU's flash kernel would leave them to one thread
 _FLASH_WIDTH = 256  # the widest features that the flash kernel takes
 
 
@@ -152,7 +153,7 @@ def _cut(out: Tensor, lse: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
 def _kernel(query: Tensor, width: int, backend: Backend) -> Attend:
     """The fastest kernel that works for this device, dtype and width."""
     device, dtype = query.device, query.dtype
-    if backend == "chunked":
+    if backend == "chunked" or (device.type == "cpu" and query.shape[:2].numel() <= _FEW_QUERIES):
         return chunked
     full = torch.float64 if dtype == torch.float64 else torch.float32
     if device.type == "cpu" and _verdict(_flash_cpu, device, full) == WORKS:
