@@ -98,12 +98,12 @@ class Study:
         return list(cells.values())
 
     def config(self, cell: Cell, out: Path) -> Config:
-        """Settings of the cell's pre-training, in OUT/runs/NAME. Of random weights: what they are the start of."""
+        """Settings of the cell's pre-training, in OUT/runs/NAME/pretrain. Of random weights: what they are the start of."""
         own = {axis: _filled(value, out) for axis, value in cell.axes.items() if axis != "method"}
         method = "plrc" if cell.axes["method"] == RANDOM else cell.axes["method"]
         shared = {name: _filled(value, out) for name, value in self.pretrain.items() if name != "preset"}
         config = preset(self.pretrain.get("preset", "small_r18")).with_values(shared)
-        run = {"run.out": str(out / "runs" / cell.name), "run.resume": True}
+        run = {"run.out": str(out / "runs" / cell.name / "pretrain"), "run.resume": True}
         return with_method(config, method).with_values(own | run)
 
     def labelled(self, out: Path) -> LabelledConfig:

@@ -53,7 +53,7 @@ def run_study(study: Study, out: Path, say: Callable[[str], object] = print) -> 
                 if line is None:
                     return None
                 append(out / LINES, line)
-                for old in checkpoints(out / "runs" / cell.name)[:-1]:
+                for old in checkpoints(Path(study.config(cell, out).run.out))[:-1]:
                     old.unlink()
             fresh += 1
             left = len(cells) - len(found := done(study, out))
