@@ -107,15 +107,15 @@ def preset(name: str, method: str = "plrc") -> Config:
 
 
 def with_method(config: Config, method: str) -> Config:
-    """`config` with the terms of `method`: image (MoCo v2); pixel and region (METHOD section 5); points (no
-    distillation); plrc (as it is)."""
+    """`config`, which has weights for all terms, with those of `method`: image (MoCo v2); pixel and region (METHOD
+    section 5); points (no distillation); plrc (all)."""
     if method not in get_args(Method):
         raise ConfigError(f"there is no method {method!r}; write one of {', '.join(get_args(Method))}")
     terms: dict[str, dict[str, float | str]] = {
         "image": {"image_weight": 1.0, "point_weight": 0.0, "distill_weight": 0.0},
         "pixel": {"contrast": "pixels", "distill_weight": 0.0},
         "region": {"contrast": "regions", "distill_weight": 0.0},
-        "points": {"distill_weight": 0.0},
-        "plrc": {},
+        "points": {"contrast": "points", "distill_weight": 0.0},
+        "plrc": {"contrast": "points"},
     }
     return config.with_values({"method": method, **{f"objectives.{name}": v for name, v in terms[method].items()}})

@@ -16,6 +16,7 @@ from plrc.data.decode import decode
 from plrc.data.loader import Batch, ViewDataset
 from plrc.data.scenes import write_scenes
 from plrc.data.sources import find_images
+from plrc.engine.setup import prepare
 
 
 @pytest.fixture
@@ -60,9 +61,11 @@ def test_a_changed_file_and_a_damaged_copy_are_read_again(folder: Path, tmp_path
 
     expected = read()
     (copy,) = cache.rglob("*.npy")
-    copy.write_bytes(copy.read_bytes()[:-100])
-    assert torch.equal(read(), expected)
-    assert copy.stat().st_size > expected.numel()
+    whole = copy.read_bytes()
+    for damaged in (whole[:-100], whole[:20], b""):
+        copy.write_bytes(damaged)
+        assert torch.equal(read(), expected)
+        assert copy.read_bytes() == whole
     read().zero_()
     assert torch.equal(read(), expected)
     other = next(p for p in folder.glob("*.jpg") if p != path)
@@ -70,8 +73,13 @@ def test_a_changed_file_and_a_damaged_copy_are_read_again(folder: Path, tmp_path
     assert torch.equal(read(), decode(other))
 
 
-def test_a_folder_that_cannot_be_written_is_one_sentence(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_one_sentence_at_the_start_and_no_end_of_a_run(
+    folder: Path, tmp_path: Path, tiny: Callable[..., Config]
+) -> None:
     path = next(folder.glob("*.jpg"))
     (tmp_path / "file").write_text("in the way")
+    cache = str(tmp_path / "file" / "cache")
     with pytest.raises(PlrcError, match=r"cannot write to run\.cache .*file/cache \(Not a directory\); name another"):
-        cached(str(tmp_path / "file" / "cache"), str(path), (), lambda: decode(path))
+        prepare(tiny(run__cache=cache), frozenset())
+    assert not (tmp_path / "run").exists()
+    assert torch.equal(cached(cache, str(path), (), lambda: decode(path)), decode(path))

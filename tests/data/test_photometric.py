@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from plrc.config import ViewConfig
+from plrc.data import photometric
 from plrc.data.photometric import DRAWS, MEAN, STD, augment, normalise
 
 NONE = ViewConfig(jitter=0.0, grey=0.0, blur=0.0)
@@ -169,6 +170,17 @@ def test_views_that_are_not_blurred_are_left_exactly_alone() -> None:
     assert 5 < blurred.sum() < 35
     assert torch.equal(got[~blurred], sharp[~blurred])
     assert ((got - sharp)[blurred].abs().amax((1, 2, 3)) > 0).all()
+
+
+def test_one_blur_leaves_the_views_that_it_must_not_touch_exactly_alone() -> None:
+    """What a GPU does, which leaves no view out."""
+    given, uniform = images(40, 48), uniforms(40, seed=2)
+    config = ViewConfig(jitter=0.8, grey=0.2, blur=0.5)
+    sharp = augment(given, uniform, dataclasses.replace(config, blur=0.0))
+    got = sharp.clone()
+    photometric._blur(got, torch.empty_like(got), photometric._kernels(uniform[:, BLUR:], config))
+    assert torch.equal(got[uniform[:, BLUR] >= 0.5], sharp[uniform[:, BLUR] >= 0.5])
+    torch.testing.assert_close(got, augment(given, uniform, config), atol=1e-6, rtol=0)
 
 
 def test_a_view_does_not_depend_on_its_batch_and_the_result_is_repeatable() -> None:

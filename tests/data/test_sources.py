@@ -298,6 +298,10 @@ def test_the_walk_through_a_large_folder_is_kept_in_the_cache(
     fill(tmp_path, "b/new.jpg")
     first = find(tmp_path)
     assert first.names == ("a.jpg", "b/c.jpg", "b/new.jpg")
+    assert os.listdir(cache) == []  # a change within a clock's tick would not show
+    for folder in (tmp_path, tmp_path / "b"):
+        os.utime(folder, (time.time() - 10, time.time() - 10))
+    assert find(tmp_path) == first
     assert len(os.listdir(cache / "plrc")) == 1
     with monkeypatch.context() as patch:
         patch.setattr(os, "scandir", lambda *_: pytest.fail("walked"))
@@ -312,6 +316,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     monkeypatch.setattr("plrc.data.sources.MANY", 1)
     (cache / "plrc").write_text("in the way")
     fill(tmp_path, "a.jpg")
+    os.utime(tmp_path, (time.time() - 10, time.time() - 10))
     assert find(tmp_path).names == ("a.jpg",)
 
 

@@ -171,10 +171,16 @@ def test_every_kernel_gives_a_verdict_and_a_wrong_one_is_not_used(monkeypatch: p
     assert "no_such_attention" in kernels._verdict(missing, cpu, kind)
     assert kernels._verdict(wrong, cpu, kind) == "fails: its log-sum-exp is wrong"
     assert kernels._verdict(padded, cpu, kind).startswith("fails: its log-sum-exp has shape")
-    query = unit(1, 4, 8)
+    query = unit(1, kernels._FEW_QUERIES + 1, 8)
     for kernel in (missing, wrong, padded):
         monkeypatch.setattr(kernels, "_flash_cpu", kernel)
         assert kernels._kernel(query, 8, "fused") is kernels.chunked
+
+
+def test_few_queries_are_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_FEW_QUERIES", 32)
+    assert kernels._kernel(unit(2, 16, 8), 8, "fused") is kernels.chunked
+    assert kernels._kernel(unit(3, 11, 8), 8, "fused") is not kernels.chunked
 
 
 def test_the_first_call_leaves_the_random_state_alone() -> None:

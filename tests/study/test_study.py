@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from plrc.cli import main
-from plrc.config import ConfigError
+from plrc.config import ConfigError, PlrcError
 from plrc.study import Study, done, run_study, slopes, summary, table
 from plrc.study.run import append
 
@@ -53,7 +53,7 @@ seed = [0, 1]
 [[grid]]
 method = "plrc"
 seed = [0, 1]
-"regions.grid" = [2, 4]
+"regions.grid" = [2, 8]
 """
 
 
@@ -71,14 +71,16 @@ def test_cells_are_all_combinations_once(file: Path, tmp_path: Path) -> None:
     assert len({cell.name for cell in cells}) == len(cells)
     assert cells[0].axes == {"method": "random", "seed": 0}
     config = study.config(cells[-1], tmp_path)
-    assert (config.regions.grid, config.seed, config.method, config.objectives.image_weight) == (4, 1, "plrc", 0)
+    assert (config.regions.grid, config.seed, config.method, config.objectives.image_weight) == (8, 1, "plrc", 0)
     region = study.config(cells[2], tmp_path)
     assert (region.objectives.contrast, region.objectives.distill_weight) == ("regions", 0)
-    file.write_text(FILE.replace('grid" = [2, 4]', 'grid" = [2, 4, 8]'))
+    file.write_text(FILE.replace('grid" = [2, 8]', 'grid" = [2, 8, 3]'))
     assert {c.name for c in cells} < {c.name for c in Study.load(file).cells()}  # what was done stays done
     file.write_text(FILE.replace("steps = 4", "steps = 5"))
     changed = {c.name for c in Study.load(file).cells()}
-    assert not changed & {c.name for c in cells}
+    assert len(changed & {c.name for c in cells}) == 2  # random weights have no steps
+    file.write_text(FILE.replace("workers = 0", "workers = 1"))
+    assert {c.name for c in Study.load(file).cells()} == {c.name for c in cells}
 
 
 @pytest.mark.parametrize(
@@ -87,8 +89,8 @@ def test_cells_are_all_combinations_once(file: Path, tmp_path: Path) -> None:
         ("[[grid]]", "[grids]", "unknown table grids"),
         ('"regions.grid"', '"regions.grit"', "no setting regions.grit to vary; did you mean regions.grid"),
         ('"plrc"]', '"plcr"]', "no method 'plcr'"),
-        ("[2, 4]", "[2, 0]", "regions.grid is 0"),
-        ("[2, 4]", "[]", "regions.grid has no values"),
+        ("[2, 8]", "[2, 0]", "regions.grid is 0"),
+        ("[2, 8]", "[]", "regions.grid has no values"),
         ("levels", "level", "unknown setting data.level"),
         ('{out}/scenes"', '$PLRC_NOWHERE/scenes"', r"environment variable that is not set"),
         ("steps = 4", "step = 4", "unknown setting optim.step; did you mean optim.steps"),
@@ -99,6 +101,26 @@ def test_a_mistake_in_a_file_is_one_sentence(file: Path, old: str, new: str, say
     file.write_text(text.replace(old, new))
     with pytest.raises(ConfigError, match=says):
         Study.load(file)
+
+
+def test_a_small_study_runs_and_refuses_other_scenes(file: Path, tmp_path: Path) -> None:
+    few = FILE[: FILE.index("[[grid]]")] + '[[grid]]\nmethod = ["random", "plrc"]\n"regions.source" = "coco"\n'
+    few = few.replace("[probe]", '[pretrain.regions]\nmaps = "{out}/scenes/train/annotations.json"\n[probe]')
+    file.write_text(few)
+    study, told = Study.load(file), list[object]()
+    lines = run_study(study, tmp_path / "out", say=told.append)
+    assert lines is not None
+    assert [line["axes"]["method"] for line in lines] == ["random", "plrc"]
+    assert all(line["scores"]["miou_8"] > 0 for line in lines)
+    assert [point["step"] for point in lines[1]["curve"]] == [2, 4]
+    assert all(point["regions"] > 0.9 for point in lines[1]["curve"])  # these regions are the objects themselves
+    assert len(list((tmp_path / "out").glob("runs/*/pretrain/checkpoints/step_*.pt"))) == 1
+    assert told[0] == "2 runs, 0 of them done"
+    assert run_study(study, tmp_path / "out", say=told.append) == lines
+    assert told[-1] == "2 runs, 2 of them done"
+    file.write_text(few.replace("size = 64", "size = 72", 1))
+    with pytest.raises(PlrcError, match="holds scenes of other settings"):
+        run_study(Study.load(file), tmp_path / "out", say=told.append)
 
 
 @pytest.mark.slow
@@ -150,6 +172,12 @@ def test_rows_pair_with_the_baseline_of_the_same_place() -> None:
              for s in (0, 1) for x in (0.0, 0.5)]  # fmt: skip
     rows = summary(lines, "s", "region")
     assert [row["versus"]["mean"] for row in rows if row["axes"]["method"] == "points"] == [1.0, 1.0]
+    bare = [line("plrc", s, 60.0 + s) for s in (0, 1)] + [
+        line("plrc", s, 58.0 + s, **{"optim.lr": 0.1}) for s in (0, 1)
+    ]
+    ablated = summary(bare, "s", "plrc")
+    assert [row["versus"] and row["versus"]["mean"] for row in ablated] == [None, -2.0]
+    assert len(summary([line("plrc", 0, 1.0, **{"views.area": [0.2, 1.0]})], "s", "plrc")) == 1
     lines.append(line("points", 0, None))
     assert len(summary(lines, "s", "region")) == 4
 

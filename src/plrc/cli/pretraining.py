@@ -28,7 +28,8 @@ class Start:
     preset: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
     """One of the presets above."""
     method: Annotated[str, tyro.conf.arg(metavar="{image,pixel,region,points,plrc}")] = ""
-    """Which terms are trained, with their weights: image contrast alone (MoCo v2), image and points, all three."""
+    """Which terms are trained: image contrast alone (MoCo v2); image and point contrast between lattice positions
+    (pixel), whole regions (region) or points of regions (points); these and affinity distillation (plrc)."""
     config: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
     """TOML file laid over the preset. Options given here are laid over both."""
 

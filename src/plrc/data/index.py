@@ -88,6 +88,12 @@ def write_index(place: Path, index: Index) -> bool:
     return True
 
 
+def settled(folders: dict[str, int], now: int) -> bool:
+    """Whether a change to any of the folders after `now` (ns) would show: none may be untold by its mtime, nor have
+    changed so recently that, with a clock of two seconds as some file systems have, another change looks the same."""
+    return all(time != NEVER_FRESH and time < now - 2_000_000_000 for time in folders.values())
+
+
 def remember(source: str, index: Index) -> None:
     """Keep an index in the user's cache folder; where that cannot be written, the next start lists the images again."""
     with contextlib.suppress(OSError):

@@ -122,7 +122,8 @@ class Masks:
 
 
 def read_masks(path: str | Path, images: ImageList) -> Masks:
-    """Read a COCO file. An image has the entry with whose `file_name` its path ends; the longest such name counts.
+    """Read a COCO file. An entry whose `file_name` leads from the file's own folder to an image is that image's alone;
+    of the others an image has the one with whose `file_name` its path ends, the longest such name.
 
     Raises PlrcError where the file cannot be read, has no masks, lists none of the images or one entry for two of them,
     and where faster-coco-eval is missing.
@@ -143,11 +144,14 @@ def read_masks(path: str | Path, images: ImageList) -> Masks:
         raise PlrcError(f"{path} is not a COCO file of instances: {error!r} in its images or annotations") from error
     if not any(masks.values()):
         raise PlrcError(f"{path} has no masks (no annotation has a segmentation); name a COCO file with masks")
+    here = os.path.dirname(os.path.abspath(path))
+    exact = {os.path.realpath(place): file for file in found if os.path.isfile(place := os.path.join(here, file))}
+    loose = found.keys() - exact.values()
     taken: dict[str, str] = {}
     for i, name in enumerate(images.names):
         parts = images.path(i).replace(os.sep, "/").split("/")
         tails = ("/".join(parts[start:]) for start in range(len(parts)))
-        file = next((tail for tail in tails if tail in found), None)
+        file = exact.get(os.path.realpath(images.path(i))) or next((tail for tail in tails if tail in loose), None)
         if file in taken:
             raise PlrcError(f"{path} lists {file} once, but {taken[file]} and {name} both fit; name its images alone")
         if file is not None:

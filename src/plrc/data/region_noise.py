@@ -38,7 +38,7 @@ def add_noise(ids: NDArray[Any], config: RegionConfig, streams: Sequence[np.rand
 def merge(ids: Ids, share: float, rng: np.random.Generator) -> Ids:
     """Each region is merged, with probability `share`, into one of those that it has an edge with, drawn uniformly."""
     k = int(ids.max()) + 1
-    chance, choice = rng.random((2, k))
+    chance, choice = rng.random((k, 2)).T
     edges = np.concatenate([_pairs(ids[:, 1:], ids[:, :-1]), _pairs(ids[1:], ids[:-1])])
     edges = np.unique(np.concatenate([edges, edges[:, ::-1]]), axis=0)
     starts = np.searchsorted(edges[:, 0], np.arange(k + 1))
@@ -53,7 +53,7 @@ def merge(ids: Ids, share: float, rng: np.random.Generator) -> Ids:
 def split(ids: Ids, share: float, rng: np.random.Generator) -> Ids:
     """Each region is cut, with probability `share`, into halves of equal size by a line of random direction."""
     k = int(ids.max()) + 1
-    chance, angle = rng.random(k), 2 * np.pi * rng.random(k)
+    chance, angle = rng.random((k, 2)).T * ((1,), (2 * np.pi,))
     flat = ids.ravel()
     cut = np.flatnonzero((flat >= 0) & (chance[flat] < share))
     region, (row, column) = flat[cut], np.divmod(cut, ids.shape[1])

@@ -63,8 +63,11 @@ class Regions:
             ids = load_regions(path, config.map_size)
         else:
             ids = compact(self._drawn(config, name, position), name)
-        if not config.noisy:
-            return ids
+        return self.with_noise(ids, name) if config.noisy else ids
+
+    def with_noise(self, ids: Tensor, name: str) -> Tensor:
+        """Ids [h, w] of an image with the noise that the settings ask for: int16 [size, size], 0 .. k - 1, -1."""
+        config = self.config.regions
         streams = [generator(self.config.seed, "regions", 1 + i, _number(name)) for i in range(4)]
         return compact(add_noise(resized(ids.numpy(), config.map_size), config, streams), name)
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import glob
 import os
+import time
 from dataclasses import dataclass
 
 from plrc.config import DataConfig, PlrcError
 from plrc.data import layouts
-from plrc.data.index import Index, read_index, remember
+from plrc.data.index import Index, read_index, remember, settled
 from plrc.data.layouts import Listing, note
 
 MANY = 20_000  # images whose listing is worth keeping: a second or more on slow storage
@@ -50,8 +51,10 @@ def find_images(config: DataConfig) -> ImageList:
     """
     layout = layout_of(config)
     index = read_index(config.source, layout)
+    before = time.time_ns()
     listing = list_source(config, layout, index)
-    if layout == "folder" and len(listing.names) >= MANY and (index is None or listing.names is not index.names):
+    walked = index is None or listing.names is not index.names
+    if layout == "folder" and walked and len(listing.names) >= MANY and settled(listing.folders, before):
         bad = index.bad if index is not None else {}
         remember(config.source, Index(layout, listing.folders, listing.names, listing.notes, bad))
     return select(config, layout, listing, index)

@@ -64,7 +64,8 @@ class Learner:
         self.queue = KeyQueue(o.queue, config.model.contrast_dim, generator).to(device) if o.image_weight > 0 else None
         self.center = torch.zeros(self.lattice_side() ** 2, device=device) if self.distill and o.center else None
         self.precision = precision(config, device)
-        self.mixture = self._mixture() if self.side**2 < config.model.distill_dim else None
+        self.needs_reference = self.distill or o.image_weight > 0 or not o.pixels
+        self.mixture = self._mixture() if self.distill and self.side**2 < config.model.distill_dim else None
 
     def terms(
         self, batch: Batch, student: Callable[..., Features], order: Tensor, teacher_temperature: float
@@ -75,7 +76,7 @@ class Learner:
         views = self._augment(batch)
         with self._autocast():
             with torch.no_grad():
-                reference = self._teach(views[REFERENCE], order, self.contrast)
+                reference = self._teach(views[REFERENCE], order, self.contrast) if self.needs_reference else {}
                 match = self._teach(views[MATCH], order, o.pixels) if o.match_view else {}
             query = student(views[QUERY], groups, self.contrast, self.distill)
         terms: dict[str, Term] = {}

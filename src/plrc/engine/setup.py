@@ -21,6 +21,7 @@ import torch
 
 from plrc import distributed
 from plrc.config import Config, PlrcError
+from plrc.data import cache
 from plrc.data.loader import split_held_out
 from plrc.data.manifest import build_manifest, differences, images_of, read_manifest, write_manifest
 from plrc.data.regions import Regions
@@ -88,11 +89,13 @@ def prepare(config: Config, explicit: Set[str]) -> Plan:
             "write a larger optim.batch_size or views.size, or a smaller model.bn_groups"
         )
 
+    Regions(config, images)  # both refuse what cannot be used, in every process and while nothing is written yet
+    if config.run.cache:
+        cache.usable(config.run.cache)
     if stored:
         _check_same(config, stored, out, images, train, held_out)
     distributed.barrier()
     if distributed.is_main():
-        Regions(config, images)  # refuses a source that cannot be used, while nothing is written yet
         out.mkdir(parents=True, exist_ok=True)
         config.with_values({"run.resume": False, "run.allow_changes": False}).save(out / "config.toml")
         if config.run.allow_changes or not (out / "manifest.json").exists():

@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -22,7 +23,21 @@ RANDOM = "random"
 METHODS = (RANDOM, *get_args(Method))
 TABLES = ("title", "metric", "baseline", "grid", "scenes", "pretrain", "probe", "transfer")
 SCENES = ("seed", "size")  # of [scenes], beside the splits
+Fill = Callable[[Any, Path], Any]
+"""What stands in a study file -> what it stands for."""
 PROBE = ("size", "images", "levels", "curve")  # of [probe], beside the labelled data
+
+
+def _filled(value: Any, out: Path) -> Any:
+    if not isinstance(value, str):
+        return value
+    text = os.path.expandvars(value.replace("{out}", str(out)))
+    check("$" not in text, f"{value} names an environment variable that is not set; set it")
+    return text
+
+
+def _as_written(value: Any, out: Path) -> Any:
+    return value
 
 
 @dataclass(frozen=True)
@@ -47,7 +62,7 @@ class Study:
     metric: str
     """The score that tables show."""
     baseline: str
-    """The value of the axis `method` (or AXIS=VALUE) that the others are paired with, seed by seed."""
+    """The method that the others are paired with, seed by seed."""
     grids: tuple[dict[str, tuple[Any, ...]], ...]
     """Axis -> its values. An axis is `method`, or a setting of pre-training by its dotted name."""
     scenes: dict[str, Any]
@@ -84,24 +99,35 @@ class Study:
         return study
 
     def cells(self) -> list[Cell]:
-        """All runs, in the order of the file, each once. Random weights have no axis but the seed."""
-        shared = {"scenes": self.scenes, "pretrain": self.pretrain, "probe": self.probe, "transfer": self.transfer}
+        """All runs, in the order of the file, each once. Random weights have no axes but the seed and the backbone."""
         cells: dict[str, Cell] = {}
         for grid in self.grids:
             for values in itertools.product(*grid.values()):
                 axes = {"method": "plrc", "seed": 0} | dict(zip(grid, values, strict=True))
                 if axes["method"] == RANDOM:
-                    axes = {"method": RANDOM, "seed": axes["seed"]}
-                text = json.dumps(shared | {"axes": dict(sorted(axes.items()))}, sort_keys=True)
-                name = hashlib.sha256(text.encode()).hexdigest()[:16]
-                cells.setdefault(name, Cell(axes, name))
+                    axes = {axis: axes[axis] for axis in ("method", "seed", "model.backbone") if axis in axes}
+                cell = Cell(axes, self._name(axes))
+                cells.setdefault(cell.name, cell)
         return list(cells.values())
 
-    def config(self, cell: Cell, out: Path) -> Config:
-        """Settings of the cell's pre-training, in OUT/runs/NAME/pretrain. Of random weights: what they are the start of."""
-        own = {axis: _filled(value, out) for axis, value in cell.axes.items() if axis != "method"}
+    def _name(self, axes: dict[str, Any]) -> str:
+        """The hash of every setting that changes a number, places as the file writes them."""
+        cell, out = Cell(axes, ""), Path("{out}")
+        config = self.config(cell, out, _as_written)
+        settings = config.flat() if axes["method"] != RANDOM else {"model.backbone": config.model.backbone, **axes}
+        detector = self.detector(cell, "", out, _as_written).flat() if self.transfer else {}
+        content = {
+            "pretrain": {name: value for name, value in settings.items() if not name.startswith("run.")},
+            "transfer": {name: value for name, value in detector.items() if not name.startswith("run.")},
+            "probe": self.probe, "scenes": self.scenes, "method": axes["method"],
+        }  # fmt: skip
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def config(self, cell: Cell, out: Path, fill: Fill = _filled) -> Config:
+        """Settings of the cell's pre-training, in OUT/runs/NAME/pretrain; of random weights, what they start."""
+        own = {axis: fill(value, out) for axis, value in cell.axes.items() if axis != "method"}
         method = "plrc" if cell.axes["method"] == RANDOM else cell.axes["method"]
-        shared = {name: _filled(value, out) for name, value in self.pretrain.items() if name != "preset"}
+        shared = {name: fill(value, out) for name, value in self.pretrain.items() if name != "preset"}
         config = preset(self.pretrain.get("preset", "small_r18")).with_values(shared)
         run = {"run.out": str(out / "runs" / cell.name / "pretrain"), "run.resume": True}
         return with_method(config, method).with_values(own | run)
@@ -111,11 +137,11 @@ class Study:
         named = {f"data.{key}": _filled(value, out) for key, value in self.probe.items() if key not in PROBE}
         return TransferConfig().with_values(named).data
 
-    def detector(self, cell: Cell, init: str, out: Path) -> TransferConfig:
+    def detector(self, cell: Cell, init: str, out: Path, fill: Fill = _filled) -> TransferConfig:
         """Settings of the cell's detector, in OUT/runs/NAME/transfer."""
         task = self.transfer.get("task", "detection")
         start = protocol(self.transfer.get("preset", f"small_{task}"), task)
-        values = {name: _filled(value, out) for name, value in self.transfer.items() if name not in ("preset", "task")}
+        values = {name: fill(value, out) for name, value in self.transfer.items() if name not in ("preset", "task")}
         folder = out / "runs" / cell.name / "transfer"
         own = {"init": init, "seed": cell.axes["seed"], "run.out": str(folder), "run.resume": True}
         return start.with_values(values | own | {"run.keep_model": False})
@@ -130,11 +156,3 @@ def _values(axis: str, values: Any) -> tuple[Any, ...]:
         for value in found:
             check(value in METHODS, f"there is no method {value!r}; write some of {', '.join(METHODS)}")
     return found
-
-
-def _filled(value: Any, out: Path) -> Any:
-    if not isinstance(value, str):
-        return value
-    text = os.path.expandvars(value.replace("{out}", str(out)))
-    check("$" not in text, f"{value} names an environment variable that is not set; set it")
-    return text

@@ -26,7 +26,7 @@ from plrc.data.scenes import write_scenes
 from plrc.engine.checkpoint import checkpoints
 from plrc.engine.pretrain import pretrain
 from plrc.engine.setup import StopRequest
-from plrc.files import without_nan
+from plrc.files import without_nan, write_json
 from plrc.study.plan import RANDOM, SCENES, Cell, Study
 from plrc.transfer.cells import claim
 from plrc.transfer.dense import LEVELS, dense_probe, grouping_curve
@@ -95,18 +95,21 @@ def append(path: Path, line: dict[str, Any]) -> None:
 
 
 def _scenes(study: Study, out: Path) -> None:
-    """Render the study's scenes once; what stands at OUT/scenes is whole."""
+    """Render the study's scenes once; what stands at OUT/scenes is whole, and of the settings in OUT/scenes.json."""
     splits = {name: number for name, number in study.scenes.items() if name not in SCENES}
     if not splits:
         return
     with claim(out) as mine:
         if (out / "scenes").exists():
+            if json.loads((out / "scenes.json").read_text(encoding="utf-8")) != study.scenes:
+                raise PlrcError(f"{out} holds scenes of other settings; name another --out")
             return
         if not mine:
             raise PlrcError(f"another process renders the scenes of {out}; repeat the command when it is done")
         partial = out / ".scenes.partial"
         shutil.rmtree(partial, ignore_errors=True)
         write_scenes(partial, splits, seed=study.scenes.get("seed", 0), size=study.scenes.get("size", 96))
+        write_json(out / "scenes.json", study.scenes)
         partial.rename(out / "scenes")
 
 

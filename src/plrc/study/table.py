@@ -18,15 +18,16 @@ Group = tuple[tuple[str, Any], ...]
 
 
 def summary(lines: Sequence[dict[str, Any]], metric: str, baseline: str) -> list[dict[str, Any]]:
-    """One row for each kind of run: its axes, mean and interval of `metric` over seeds, paired difference to the runs
-    whose method is `baseline` and whose other axes are the same (or that have no others, as random weights)."""
+    """One row for each kind of run: its axes, mean and interval of `metric` over seeds, and the paired difference to
+    the runs of the method `baseline` in the same place of the grid or, where there are none, with no other axis set."""
     scores = grouped(lines, metric)
     rows = []
     for group, by_seed in scores.items():
         axes = dict(group)
-        rival = scores.get(tuple(sorted((axes | {"method": baseline}).items()))) or scores.get((("method", baseline),))
+        places = tuple(sorted((axes | {"method": baseline}).items())), (("method", baseline),)
+        rival = next((scores[place] for place in places if place in scores and place != group), None)
         versus = None
-        if rival and axes["method"] != baseline:
+        if rival:
             seeds = sorted(by_seed.keys() & rival.keys())
             values = paired([by_seed[s] for s in seeds], [rival[s] for s in seeds])
             versus = vars(difference(values)) if values else None
@@ -40,8 +41,8 @@ def grouped(lines: Sequence[dict[str, Any]], metric: str) -> dict[Group, dict[in
     for line in lines:
         score = line["scores"].get(metric)
         if score is not None:
-            axes = dict(line["axes"])
-            seed = axes.pop("seed")
+            axes: dict[str, Any] = {axis: tuple(v) if isinstance(v, list) else v for axis, v in line["axes"].items()}
+            seed = int(axes.pop("seed"))
             found.setdefault(tuple(sorted(axes.items())), {})[seed] = score
     return found
 

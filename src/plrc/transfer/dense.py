@@ -117,7 +117,8 @@ def grouping_curve(data: LabelledConfig, config: Config, size: int, images: int,
     splits, _ = _read(data)
     test = _at_most(splits.test, images, seed)
     pixels, _, objects = _maps(test, size)
-    given = grouping_auc(_region_features(test, config, size), objects, seed=seed)
+    regions = _region_features(test, objects, config)
+    given = grouping_auc(regions, objects, seed=seed) if regions is not None else np.nan
     learner = Learner(config, torch.device("cpu"))
     curve = []
     for path in checkpoints(Path(config.run.out)):
@@ -129,16 +130,21 @@ def grouping_curve(data: LabelledConfig, config: Config, size: int, images: int,
     return curve
 
 
-def _region_features(labelled: LabelledSet, config: Config, size: int) -> Tensor:
+def _region_features(labelled: LabelledSet, objects: Tensor, config: Config) -> Tensor | None:
     """One-hot features [n, K, size, size] of the region that a pixel lies in, zero where it has none."""
-    paths = [os.path.abspath(item.path) for item in labelled.images]
-    root = os.path.commonpath([os.path.dirname(path) for path in paths])
-    regions = Regions(config, ImageList(root, tuple(os.path.relpath(path, root) for path in paths), "list"))
-    maps = torch.full((len(paths), size, size), -1, dtype=torch.long)
+    if config.regions.source == "maps":
+        return None
+    own = config.regions.source == "coco"
+    names = tuple(os.path.abspath(item.path) for item in labelled.images)
+    settings = config.with_values({"regions.source": "grid", "regions.maps": ""}) if own else config
+    regions = Regions(settings, ImageList("/", names, "list"))
+    maps = torch.full(objects.shape, -1, dtype=torch.long)
     for i, item in enumerate(labelled.images):
-        height, width = _fitted(item.height, item.width, size)
-        found = F.interpolate(regions(i)[None, None].float(), (height, width), mode="nearest-exact")
-        maps[i, :height, :width] = found[0, 0].long()
+        height, width = _fitted(item.height, item.width, objects.shape[-1])
+        masks = objects[i, :height, :width].clamp(min=0) - 1
+        found = regions.with_noise(masks, names[i]) if own else regions(i)
+        near = F.interpolate(found[None, None].float(), (height, width), mode="nearest-exact")
+        maps[i, :height, :width] = near[0, 0].long()
     return F.one_hot(maps + 1)[..., 1:].permute(0, 3, 1, 2).float()
 
 
