@@ -130,6 +130,10 @@ class RegionConfig:
         named = self.source not in ("maps", "coco") or self.maps != ""
         wanted = "COCO file with the masks" if self.source == "coco" else "folder with the id maps"
         check(named, f"regions.source is {self.source} but regions.maps is empty; name the {wanted}")
+        used = self.source in ("maps", "coco") or not self.maps
+        check(
+            used, f"regions.maps is {self.maps} but regions.source is {self.source}; write regions.source maps or coco"
+        )
 
     @property
     def noisy(self) -> bool:

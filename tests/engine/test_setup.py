@@ -148,3 +148,12 @@ def test_each_process_takes_its_own_gpu(
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     assert choose_device("auto") == torch.device("cuda", expected)
     assert taken == [torch.device("cuda", expected)]
+
+
+def test_settings_of_regions_that_change_nothing_are_told(tiny: Callable[..., Config]) -> None:
+    told = {
+        method: any("change nothing" in text for text in prepare(config, frozenset()).remarks)
+        for method in ("image", "pixel", "points")
+        for config in [tiny(method, regions__grid=3, run__out=str(Path(tiny().run.out) / method))]
+    }
+    assert told == {"image": True, "pixel": True, "points": False}

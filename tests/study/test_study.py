@@ -91,7 +91,7 @@ def test_cells_are_all_combinations_once(file: Path, tmp_path: Path) -> None:
         ('"plrc"]', '"plcr"]', "no method 'plcr'"),
         ("[2, 8]", "[2, 0]", "regions.grid is 0"),
         ("[2, 8]", "[]", "regions.grid has no values"),
-        ("levels", "level", "unknown setting data.level"),
+        ("levels", "level", "no setting probe.level; did you mean probe.levels"),
         ('{out}/scenes"', '$PLRC_NOWHERE/scenes"', r"environment variable that is not set"),
         ("steps = 4", "step = 4", "unknown setting optim.step; did you mean optim.steps"),
     ],

@@ -73,7 +73,9 @@ class HealthCheck:
         self.config, self.device = config, device
         self.unreadable: dict[str, str] = {}
         with_match = {"objectives.distill_weight": 1.0, "objectives.distill_points": POINTS}
-        dataset = ViewDataset(images, held_out, config.with_values(with_match | {"regions.source": "grid"}))
+        dataset = ViewDataset(
+            images, held_out, config.with_values(with_match | {"regions.source": "grid", "regions.maps": ""})
+        )
         samples = []
         for index in range(len(held_out)):
             found = dataset.attempt(0, index)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from plrc import distributed
-from plrc.config import Config, PlrcError
+from plrc.config import Config, PlrcError, RegionConfig
 from plrc.data import cache
 from plrc.data.loader import split_held_out
 from plrc.data.manifest import build_manifest, differences, images_of, read_manifest, write_manifest
@@ -73,6 +73,10 @@ def prepare(config: Config, explicit: Set[str]) -> Plan:
     ]
     remarks += images.notes
     remarks += [f"adapted {change}" for change in changes]
+    if config.regions != RegionConfig() and (config.objectives.pixels or config.objectives.point_weight == 0):
+        remarks.append("no term that is trained looks at regions: the settings regions.* change nothing")
+    if config.run.cache:
+        remarks.append(f"decoded images are kept in {Path(config.run.cache).resolve()}")
     several = distributed.world_size() > 1
     if several and config.model.sync_bn and device.type == "cpu":
         raise PlrcError("model.sync_bn is set, but PyTorch shares BatchNorm statistics on GPUs only; leave it out")

@@ -5,6 +5,7 @@ Layer 6: imports presets and below. Reads the one TOML file that it is given.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -128,12 +129,15 @@ class Study:
         own = {axis: fill(value, out) for axis, value in cell.axes.items() if axis != "method"}
         method = "plrc" if cell.axes["method"] == RANDOM else cell.axes["method"]
         shared = {name: fill(value, out) for name, value in self.pretrain.items() if name != "preset"}
-        config = preset(self.pretrain.get("preset", "small_r18")).with_values(shared)
+        config = preset(self.pretrain.get("preset", "small_r18")).with_values(shared | own)
         run = {"run.out": str(out / "runs" / cell.name / "pretrain"), "run.resume": True}
         return with_method(config, method).with_values(own | run)
 
     def labelled(self, out: Path) -> LabelledConfig:
         """The labelled data of the probe."""
+        known = (*PROBE, *(field.name for field in dataclasses.fields(LabelledConfig)))
+        for key in self.probe:
+            check(key in known, f"there is no setting probe.{key}; did you mean probe.{nearest(key, known)}?")
         named = {f"data.{key}": _filled(value, out) for key, value in self.probe.items() if key not in PROBE}
         return TransferConfig().with_values(named).data
 

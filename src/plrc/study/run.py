@@ -46,11 +46,13 @@ def run_study(study: Study, out: Path, say: Callable[[str], object] = print) -> 
         for cell in cells:
             with claim(out / "runs" / cell.name) as mine:
                 if stop.asked:
+                    say(_stopped(study, out))
                     return None
                 if not mine or cell.name in done(study, out):
                     continue
                 line = _run(study, cell, out)
                 if line is None:
+                    say(_stopped(study, out))
                     return None
                 append(out / LINES, line)
                 for old in checkpoints(Path(study.config(cell, out).run.out))[:-1]:
@@ -63,6 +65,10 @@ def run_study(study: Study, out: Path, say: Callable[[str], object] = print) -> 
     finally:
         stop.restore()
     return list(done(study, out).values())
+
+
+def _stopped(study: Study, out: Path) -> str:
+    return f"stopped: {len(done(study, out))} of {len(study.cells())} runs are done; repeat the command to go on"
 
 
 def done(study: Study, out: Path) -> dict[str, dict[str, Any]]:

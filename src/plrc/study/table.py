@@ -73,7 +73,7 @@ def table(lines: Sequence[dict[str, Any]], metric: str, baseline: str) -> str:
     """`summary` for a terminal or a document (Markdown), and the slopes along each numeric axis."""
     rows = summary(lines, metric, baseline)
     axes = list(dict.fromkeys(axis for row in rows for axis in row["axes"]))
-    head = [*axes, "runs", metric, f"minus {baseline}", ""]
+    head = [*axes, "runs", metric, f"minus {baseline}", "verdict"]
     body = [
         [
             *(str(row["axes"].get(axis, "")) for axis in axes), str(row["n"]), _precise(row),
