@@ -104,8 +104,10 @@ def test_a_mistake_in_a_file_is_one_sentence(file: Path, old: str, new: str, say
 
 
 def test_a_small_study_runs_and_refuses_other_scenes(file: Path, tmp_path: Path) -> None:
-    few = FILE[: FILE.index("[[grid]]")] + '[[grid]]\nmethod = ["random", "plrc"]\n"regions.source" = "coco"\n'
-    few = few.replace("[probe]", '[pretrain.regions]\nmaps = "{out}/scenes/train/annotations.json"\n[probe]')
+    few = FILE[: FILE.index("[[grid]]")] + '[[grid]]\nmethod = ["random", "plrc"]\n'
+    few = few.replace(
+        "[probe]", '[pretrain.regions]\nsource = "coco"\nmaps = "{out}/scenes/train/annotations.json"\n[probe]'
+    )
     file.write_text(few)
     study, told = Study.load(file), list[object]()
     lines = run_study(study, tmp_path / "out", say=told.append)
