@@ -76,8 +76,8 @@ def table(lines: Sequence[dict[str, Any]], metric: str, baseline: str) -> str:
     head = [*axes, "runs", metric, f"minus {baseline}", "verdict"]
     body = [
         [
-            *(str(row["axes"].get(axis, "")) for axis in axes), str(row["n"]), _precise(row),
-            _precise(row["versus"], "+") if row["versus"] else "", row["versus"]["verdict"] if row["versus"] else "",
+            *(str(row["axes"].get(axis, "")) for axis in axes), str(row["n"]), _precise(row, metric),
+            _precise(row["versus"], metric, "+") if row["versus"] else "", row["versus"]["verdict"] if row["versus"] else "",
         ]
         for row in rows
     ]  # fmt: skip
@@ -85,13 +85,13 @@ def table(lines: Sequence[dict[str, Any]], metric: str, baseline: str) -> str:
     for axis in axes:
         if all(isinstance(row["axes"].get(axis, 0), (int, float)) for row in rows) and axis != "seed":
             for method, found in slopes(lines, metric, axis).items():
-                lines_.append(f"slope of {method} along {axis}: {_precise(vars(found), '+')}, {found.n} seeds")
+                lines_.append(f"slope of {method} along {axis}: {_precise(vars(found), metric, '+')}, {found.n} seeds")
     return "\n".join(lines_)
 
 
-def _precise(found: dict[str, Any], sign: str = "") -> str:
-    """Scores in percent with one digit, shares (areas under curves) with three."""
-    if max(abs(found[end]) for end in ("mean", "low", "high") if found[end] is not None) > 1.5:
+def _precise(found: dict[str, Any], metric: str, sign: str = "") -> str:
+    """Percent with one digit; areas under curves, which are shares, with three."""
+    if not metric.startswith("auc"):
         return shown(found, sign)
     ends = "" if found["low"] is None else f" [{found['low']:{sign}.3f}, {found['high']:{sign}.3f}]"
     return f"{found['mean']:{sign}.3f}{ends}"
