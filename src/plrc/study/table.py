@@ -77,7 +77,8 @@ def table(lines: Sequence[dict[str, Any]], metric: str, baseline: str) -> str:
     body = [
         [
             *(str(row["axes"].get(axis, "")) for axis in axes), str(row["n"]), _precise(row, metric),
-            _precise(row["versus"], metric, "+") if row["versus"] else "", row["versus"]["verdict"] if row["versus"] else "",
+            _precise(row["versus"], metric, "+") if row["versus"] else "",
+            row["versus"]["verdict"] if row["versus"] else "",
         ]
         for row in rows
     ]  # fmt: skip
