@@ -29,6 +29,7 @@ from plrc import rng
 from plrc.config import PlrcError
 from plrc.data.scenes import write_scenes
 from plrc.engine.setup import StopRequest
+from plrc.files import write_json
 from plrc.model.backbone import build_backbone
 from plrc.presets import preset
 from plrc.transfer import compare
@@ -54,7 +55,7 @@ def simulated(config: TransferConfig) -> bool:
         "diverged": 0, "train_images": round(100 * config.data.fraction), "seconds": 36.0, "notes": ["a note"],
         "labels": "", "versions": {"plrc": "0", "torch": "2"},
     }  # fmt: skip
-    (out / "result.json").write_text(json.dumps(content))
+    write_json(out / "result.json", content)
     with (out.parent.parent / "ran.txt").open("a") as file:
         file.write(f"{out.name} {config.init} {config.data.fraction} {config.optim.lr} {config.seed}\n")
     print("a detector's own words")
