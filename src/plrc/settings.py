@@ -69,10 +69,14 @@ class Settings:
         """All settings by dotted name."""
         return flatten(dataclasses.asdict(self))
 
+    def numbers(self) -> dict[str, Any]:
+        """Those of them that change numbers: all but the section `run`."""
+        return {name: value for name, value in self.flat().items() if not name.startswith("run.")}
+
     def differences(self, other: Settings) -> list[tuple[str, Any, Any]]:
-        """(name, mine, other's) of every setting that changes numbers; the `run` section does not."""
-        mine, theirs = self.flat(), other.flat()
-        return [(k, mine[k], theirs[k]) for k in mine if not k.startswith("run.") and mine[k] != theirs[k]]
+        """(name, mine, other's) of every setting that changes numbers."""
+        mine, theirs = self.numbers(), other.numbers()
+        return [(k, mine[k], theirs[k]) for k in mine if mine[k] != theirs[k]]
 
     def changes(self, stored: Settings) -> dict[str, str]:
         """`differences` in words, by the setting's name, where `stored` is what a run was started with."""

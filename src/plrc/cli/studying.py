@@ -44,8 +44,9 @@ def study(arguments: Sequence[str]) -> int:
     print(f"{declared.title}: {len(lines)} of {len(declared.cells())} runs\n")
     print(table(lines, declared.metric, declared.baseline))
     if given.plot:
-        from plrc.study import summary
+        from plrc.study import numeric_axes, summary
         from plrc.visualize.study import save_study
 
-        save_study(given.plot, summary(lines, declared.metric, declared.baseline), declared.metric)
+        rows = summary(lines, declared.metric, declared.baseline)
+        save_study(given.plot, rows, declared.metric, numeric_axes(rows))
     return 0

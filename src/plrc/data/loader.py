@@ -126,9 +126,7 @@ class ViewDataset(Dataset[Batch]):
         try:
             regions = self.regions(position)
             image = self._image(self.images.path(position))
-        except RegionError as error:
-            return str(error)
-        except DecodeError as error:
+        except (RegionError, DecodeError) as error:
             return error.reason
         return self._sample(image, regions, epoch, index)
 

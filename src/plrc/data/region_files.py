@@ -36,7 +36,12 @@ _UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, zipfile.BadZipFile, z
 
 
 class RegionError(PlrcError):
-    """The regions of one image cannot be had: its id map is missing or cannot be used, or no annotation names it."""
+    """The regions of one image cannot be had: its id map is missing or cannot be used, or no annotation names it.
+    `reason` says why, as that of a DecodeError does."""
+
+    @property
+    def reason(self) -> str:
+        return str(self)
 
 
 def find_map(folder: str | Path, name: str) -> Path | None:

@@ -21,7 +21,7 @@ from plrc.data.decode import DecodeError
 from plrc.data.loader import leave_signals_to_the_main_process, loading
 from plrc.data.region_files import RegionError, map_path, save_regions
 from plrc.data.regions import Regions
-from plrc.data.scan import SHOWN
+from plrc.data.scan import first_of
 from plrc.data.sources import ImageList
 from plrc.files import write_json
 
@@ -44,8 +44,7 @@ class Precomputed:
             ("present", f"{self.present} id maps were there, {self.written + len(self.unusable)} to do"),
             ("written", str(self.written)),
             ("unusable", str(len(self.unusable))),
-            *(("unusable", f"{name}: {reason}") for name, reason in self.unusable[:SHOWN]),
-            *([("unusable", f"and {len(self.unusable) - SHOWN} more")] if len(self.unusable) > SHOWN else []),
+            *(("unusable", line) for line in first_of(self.unusable)),
         ]
         return "\n".join(f"{name:<12}{text}" for name, text in rows)
 
@@ -109,9 +108,7 @@ class _Writer(Dataset[str | PlrcError]):
         position, path = self.todo[index]
         try:
             save_regions(path, self.regions(position))
-        except RegionError as error:
-            return str(error)
-        except DecodeError as error:
+        except (RegionError, DecodeError) as error:
             return error.reason
         except PlrcError as error:
             return error

@@ -21,7 +21,7 @@ from plrc.data.decode import DecodeError
 from plrc.data.layouts import note
 from plrc.data.region_files import RegionError, find_map, load_regions, read_masks, resized
 from plrc.data.regions import Regions
-from plrc.data.scan import SHOWN
+from plrc.data.scan import first_of
 from plrc.data.sources import ImageList
 
 SIDE = 256
@@ -51,8 +51,7 @@ class Quality:
             ("mean best IoU", f"{self.best_iou:.3f}"),
             ("same object", f"{self.same_object:.3f} of the pairs of one region"),
             *(("left out", line) for line in note("images that the truth does not know", self.unknown)),
-            *(("left out", f"{name}: {reason}") for name, reason in self.unusable[:SHOWN]),
-            *([("left out", f"and {len(self.unusable) - SHOWN} more")] if len(self.unusable) > SHOWN else []),
+            *(("left out", line) for line in first_of(self.unusable)),
         ]
         return "\n".join(f"{name:<15}{text}" for name, text in rows)
 
@@ -72,9 +71,7 @@ def measure(
     for done, position in enumerate(positions, start=1):
         try:
             objects, ids = objects_of(position), regions_of(position).numpy()
-        except RegionError as error:
-            unusable.append((images.names[position], str(error)))
-        except DecodeError as error:
+        except (RegionError, DecodeError) as error:
             unusable.append((images.names[position], error.reason))
         else:
             if objects is None:

@@ -10,7 +10,7 @@ import hashlib
 import io
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -26,6 +26,12 @@ CHUNK = 16  # images that a thread takes at once
 SHOWN = 10  # unusable files and duplicates that the table names
 
 Range = tuple[float, float, float]  # smallest, median, largest
+
+
+def first_of(unusable: Sequence[tuple[str, str]]) -> list[str]:
+    """The first SHOWN files with the reason of each, and how many more there are."""
+    more = [f"and {len(unusable) - SHOWN} more"] if len(unusable) > SHOWN else []
+    return [*(f"{name}: {reason}" for name, reason in unusable[:SHOWN]), *more]
 
 
 class Found(NamedTuple):
@@ -82,8 +88,7 @@ class ScanReport:
             ("formats", _counted(self.formats)),
             ("duplicates", f"{copies} files repeat the contents of another" if copies else "none"),
             *(("note", note) for note in self.notes),
-            *(("unusable", f"{name}: {reason}") for name, reason in self.unusable[:SHOWN]),
-            *([("unusable", f"and {len(self.unusable) - SHOWN} more")] if len(self.unusable) > SHOWN else []),
+            *(("unusable", line) for line in first_of(self.unusable)),
             *(("same", ", ".join(group)) for group in self.duplicates[:SHOWN]),
             ("index", self.index or "not written: neither the source nor the cache folder can be written"),
         ]

@@ -115,11 +115,10 @@ class Study:
         """The hash of every setting that changes a number, places as the file writes them."""
         cell, out = Cell(axes, ""), Path("{out}")
         config = self.config(cell, out, _as_written)
-        settings = config.flat() if axes["method"] != RANDOM else {"model.backbone": config.model.backbone, **axes}
-        detector = self.detector(cell, "", out, _as_written).flat() if self.transfer else {}
+        trained = axes["method"] != RANDOM
         content = {
-            "pretrain": {name: value for name, value in settings.items() if not name.startswith("run.")},
-            "transfer": {name: value for name, value in detector.items() if not name.startswith("run.")},
+            "pretrain": config.numbers() if trained else {"model.backbone": config.model.backbone, **axes},
+            "transfer": self.detector(cell, "", out, _as_written).numbers() if self.transfer else {},
             "probe": self.probe, "scenes": self.scenes, "method": axes["method"],
         }  # fmt: skip
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

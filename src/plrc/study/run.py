@@ -10,16 +10,12 @@ import contextlib
 import fcntl
 import json
 import os
-import platform
 import shutil
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from plrc.config import PlrcError
 from plrc.data.scenes import write_scenes
@@ -30,7 +26,7 @@ from plrc.files import without_nan, write_json
 from plrc.study.plan import RANDOM, SCENES, Cell, Study
 from plrc.transfer.cells import claim
 from plrc.transfer.dense import LEVELS, dense_probe, grouping_curve
-from plrc.transfer.finetune import transfer
+from plrc.transfer.finetune import transfer, versions
 
 LINES = "lines.jsonl"
 
@@ -147,5 +143,5 @@ def _run(study: Study, cell: Cell, out: Path) -> dict[str, Any] | None:
     return {
         "cell": cell.name, "axes": cell.axes, "scores": scores, "curve": curve, "steps": steps,
         "seconds": round(time.perf_counter() - began, 1),
-        "versions": {"plrc": version("plrc"), "torch": torch.__version__, "python": platform.python_version()},
+        "versions": versions(),
     }  # fmt: skip

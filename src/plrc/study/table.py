@@ -47,6 +47,16 @@ def grouped(lines: Sequence[dict[str, Any]], metric: str) -> dict[Group, dict[in
     return found
 
 
+def numeric_axes(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Axes with at least two different numbers."""
+    values: dict[str, set[Any]] = {}
+    for row in rows:
+        for axis, value in row["axes"].items():
+            values.setdefault(axis, set()).add(value)
+    numbers = {a: v for a, v in values.items() if all(isinstance(x, (int, float)) for x in v)}
+    return [axis for axis, found in numbers.items() if len(found) > 1]
+
+
 def slopes(lines: Sequence[dict[str, Any]], metric: str, axis: str) -> dict[str, Interval]:
     """Method -> how much `metric` changes for each unit of a numeric axis: least squares in each seed, then the mean
     and interval over seeds. Only seeds that have at least two values of the axis."""
@@ -83,10 +93,9 @@ def table(lines: Sequence[dict[str, Any]], metric: str, baseline: str) -> str:
         for row in rows
     ]  # fmt: skip
     lines_ = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body)]
-    for axis in axes:
-        if all(isinstance(row["axes"].get(axis, 0), (int, float)) for row in rows) and axis != "seed":
-            for method, found in slopes(lines, metric, axis).items():
-                lines_.append(f"slope of {method} along {axis}: {_precise(vars(found), metric, '+')}, {found.n} seeds")
+    for axis in numeric_axes(rows):
+        for method, found in slopes(lines, metric, axis).items():
+            lines_.append(f"slope of {method} along {axis}: {_precise(vars(found), metric, '+')}, {found.n} seeds")
     return "\n".join(lines_)
 
 

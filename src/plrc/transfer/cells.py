@@ -106,9 +106,8 @@ class Cells:
         group = comparison.inits[init]
         values = {"init": group[seed % len(group)], "seed": seed, "optim.lr": lr, **comparison.labels[labels]}
         config = comparison.base.with_values(values)
-        numbers = {name: value for name, value in config.flat().items() if not name.startswith("run.")}
         content = {"init": self.prints[config.init], "labels": comparison.digest}
-        text = json.dumps(numbers | content, sort_keys=True)
+        text = json.dumps(config.numbers() | content, sort_keys=True)
         folder = comparison.out / "cells" / hashlib.sha256(text.encode()).hexdigest()[:16]
         threads = max(1, cores() // comparison.processes) if comparison.processes > 1 else 0
         run = {"run.out": str(folder), "run.resume": True, "run.threads": config.run.threads or threads}

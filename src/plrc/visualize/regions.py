@@ -52,9 +52,7 @@ def save_preview(
         try:
             ids = regions(position)
             image = decode(path, percentiles=data.percentiles, max_megapixels=data.max_megapixels, least=_TILE)
-        except RegionError as error:
-            unusable.append((name, str(error)))
-        except DecodeError as error:
+        except (RegionError, DecodeError) as error:
             unusable.append((name, error.reason))
         else:
             tiles.append((name, region_tile(image.permute(1, 2, 0).numpy(), ids)))

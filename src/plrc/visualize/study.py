@@ -17,8 +17,9 @@ from plrc.config import PlrcError
 ENDINGS = (".png", ".svg", ".pdf")
 
 
-def save_study(path: Path, rows: Sequence[dict[str, Any]], metric: str) -> None:
-    """Write the picture; its ending says how. Raises PlrcError for another ending, or where there is no row."""
+def save_study(path: Path, rows: Sequence[dict[str, Any]], metric: str, numeric: Sequence[str]) -> None:
+    """Write the picture, along the first of the `numeric` axes if there is one; the path's ending says how. Raises
+    PlrcError for another ending, or where there is no row."""
     if path.suffix not in ENDINGS:
         raise PlrcError(f"{path} is no picture that can be written; end it in {', '.join(ENDINGS)}")
     if not rows:
@@ -26,19 +27,8 @@ def save_study(path: Path, rows: Sequence[dict[str, Any]], metric: str) -> None:
     figure = Figure(figsize=(5.5, 3.4), layout="constrained")
     axes = figure.subplots()
     axes.set_title(metric)
-    numeric = numeric_axes(rows)
     (_along if numeric else _listed)(axes, rows, *numeric[:1])
     figure.savefig(path, dpi=200)
-
-
-def numeric_axes(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Axes with at least two different numbers."""
-    values: dict[str, set[Any]] = {}
-    for row in rows:
-        for axis, value in row["axes"].items():
-            values.setdefault(axis, set()).add(value)
-    numbers = {a: v for a, v in values.items() if all(isinstance(x, (int, float)) for x in v)}
-    return [axis for axis, found in numbers.items() if len(found) > 1]
 
 
 def _along(axes: Axes, rows: Sequence[dict[str, Any]], axis: str) -> None:
