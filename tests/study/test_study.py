@@ -15,7 +15,7 @@ import pytest
 
 from plrc.cli import main
 from plrc.config import ConfigError, PlrcError
-from plrc.study import Study, done, run_study, slopes, summary, table
+from plrc.study import Study, curves, done, run_study, slopes, summary, table
 from plrc.study.run import append
 
 FILE = """
@@ -193,6 +193,17 @@ def test_slopes_are_least_squares_in_each_seed() -> None:
     assert "slope of points along regions.reassign: -8.0 [-8.0, -8.0], 2 seeds" in table(lines, "s", "random")
 
 
+def test_curves_are_means_over_seeds_at_each_step() -> None:
+    lines = [line("plrc", s, 50.0) for s in (0, 1)] + [line("random", 0, 40.0)]
+    for s in (0, 1):
+        points = ((10, 0.5 + 0.1 * s), (20, 0.7 + 0.1 * s))
+        lines[s]["curve"] = [{"step": float(n), "regions": 0.6, "student": auc, "teacher": None} for n, auc in points]
+    (row,) = curves(lines)
+    assert (row["axes"], row["network"], row["regions"].mean) == ({"method": "plrc"}, "student", 0.6)
+    assert [(step, one.mean, one.n) for step, one in row["steps"].items()] == [(10, 0.55, 2), (20, 0.75, 2)]
+    assert "| plrc | student | 0.550 [" in table(lines, "s", "random")
+
+
 def test_a_torn_line_is_followed_by_a_whole_one(file: Path, tmp_path: Path) -> None:
     study, path = Study.load(file), tmp_path / "lines.jsonl"
     nan = {"s": float("nan")}
@@ -216,4 +227,6 @@ def test_show_tells_of_the_lines_alone(file: Path, tmp_path: Path, capsys: pytes
     assert "tiny: 6 of 10 runs" in told
     assert "| random | 2 | 40.5" in told
     assert picture.read_text().startswith("<?xml")
+    assert main(["study", str(file), "--out", str(tmp_path / "out"), "--show", "--metric", "auc_8"]) == 0
+    assert "| random | 0 |" not in capsys.readouterr().out
     assert not (tmp_path / "out" / "runs").exists()

@@ -23,6 +23,8 @@ class Options:
     """Only the table of the lines that are there; run nothing."""
     plot: Path | None = None
     """Picture of the table to write as well: .png, .svg or .pdf."""
+    metric: str = ""
+    """Score of the table, such as auc_8. Empty: the file's."""
 
 
 def study(arguments: Sequence[str]) -> int:
@@ -41,12 +43,13 @@ def study(arguments: Sequence[str]) -> int:
     lines = list(done(declared, given.out).values()) if given.show else run_study(declared, given.out)
     if lines is None:
         return STOPPED
+    metric = given.metric or declared.metric
     print(f"{declared.title}: {len(lines)} of {len(declared.cells())} runs\n")
-    print(table(lines, declared.metric, declared.baseline))
+    print(table(lines, metric, declared.baseline))
     if given.plot:
         from plrc.study import numeric_axes, summary
         from plrc.visualize.study import save_study
 
-        rows = summary(lines, declared.metric, declared.baseline)
-        save_study(given.plot, rows, declared.metric, numeric_axes(rows))
+        rows = summary(lines, metric, declared.baseline)
+        save_study(given.plot, rows, metric, numeric_axes(rows))
     return 0

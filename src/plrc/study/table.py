@@ -96,7 +96,48 @@ def table(lines: Sequence[dict[str, Any]], metric: str, baseline: str) -> str:
     for axis in numeric_axes(rows):
         for method, found in slopes(lines, metric, axis).items():
             lines_.append(f"slope of {method} along {axis}: {_precise(vars(found), metric, '+')}, {found.n} seeds")
-    return "\n".join(lines_)
+    return "\n".join([*lines_, *_curves(lines)])
+
+
+def curves(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Grouping while training: one row for each kind of run and network (`student`, `teacher`): axes, and by step the
+    mean and interval of the AUC over seeds (`steps`); `regions`: that of the regions which the runs were given. Steps
+    that only a few runs have, because those were stopped and saved there, are left out."""
+    found: dict[Group, dict[str, dict[int, list[float]]]] = {}
+    for line in lines:
+        group = tuple(sorted((axis, value) for axis, value in line["axes"].items() if axis != "seed"))
+        for point in line.get("curve", ()):
+            for name, value in point.items():
+                if name != "step" and value is not None:
+                    found.setdefault(group, {}).setdefault(name, {}).setdefault(int(point["step"]), []).append(value)
+    rows = []
+    for group, by_name in found.items():
+        given = by_name.pop("regions", {})
+        regions = interval(given[max(given)]) if given else None
+        for name, by_step in by_name.items():
+            most = max(map(len, by_step.values()))
+            steps = {step: interval(values) for step, values in sorted(by_step.items()) if 2 * len(values) >= most}
+            rows.append({"axes": dict(group), "network": name, "steps": steps, "regions": regions})
+    return rows
+
+
+def _curves(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """`curves` as a Markdown table, after an empty line; nothing where there are none."""
+    rows = curves(lines)
+    if not rows:
+        return []
+    axes = list(dict.fromkeys(axis for row in rows for axis in row["axes"]))
+    steps = sorted({step for row in rows for step in row["steps"]})
+    head = [*axes, "grouping AUC of", *(f"step {step}" for step in steps), "regions given"]
+    body = [
+        [
+            *(str(row["axes"].get(axis, "")) for axis in axes), row["network"],
+            *(_precise(vars(row["steps"][step]), "auc") if step in row["steps"] else "" for step in steps),
+            _precise(vars(row["regions"]), "auc") if row["regions"] else "",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return ["", *("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body))]
 
 
 def _precise(found: dict[str, Any], metric: str, sign: str = "") -> str:
