@@ -28,13 +28,13 @@ def told(capsys: Capture, *arguments: object) -> str:
     ("arguments", "sentence"),
     [
         ("prewiev", "there is no task 'prewiev'; did you mean plrc regions preview?"),
-        ("preview --data x", "Missing from plrc regions preview: --out PATH Picture to write"),
+        ("preview --data x", "plrc regions preview needs --out PATH; see"),
         ("preview --out a.png", "data.source is empty; name a folder"),
         ("preview --data absent --out a.png", "absent does not exist"),
         ("preview --out a.png --images 0", "--images is 0; write 1 or more"),
         ("preview --out a.png --regions.sorce slic", "unknown option --regions.sorce; did you mean --regions.source?"),
-        ("preview --out a.png --regions.source tiles", "invalid choice 'tiles' for argument '--regions.source'"),
-        ("quality --data x", "Missing from plrc regions quality: --truth STR"),
+        ("preview --out a.png --regions.source tiles", "--regions.source cannot be 'tiles'; write one of grid"),
+        ("quality --data x", "plrc regions quality needs --truth STR; see"),
         (
             "quality --truth x --regions.source coco",
             "regions.source is coco but regions.maps is empty; name the COCO file",

@@ -35,7 +35,7 @@ def parse(verb: str, options: type[T], arguments: Sequence[str], about: str, **g
             raise
         lines = [line.strip("│ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box.getvalue()).splitlines()[1:]]
         body = takewhile(_is_text, dropwhile(lambda line: not _is_text(line), lines))
-        raise PlrcError(f"{' '.join(body).rstrip('.')}; see: plrc {verb} --help") from None
+        raise PlrcError(f"{_plainly(' '.join(body).rstrip('.'))}; see: plrc {verb} --help") from None
 
 
 def parse_plain(verb: str, options: type[T], arguments: Sequence[str], about: str) -> T:
@@ -80,6 +80,16 @@ def subcommand(
 def about(verb: Callable[..., object]) -> str:
     """What a verb does and how it is called: its docstring."""
     return inspect.cleandoc(verb.__doc__ or "")
+
+
+def _plainly(complaint: str) -> str:
+    """tyro's words about what is missing or no choice, without the help texts and brackets in them."""
+    if found := re.fullmatch(r"Missing from (plrc [\w ]+): (.*)", complaint):
+        needed = [re.match(r"--\S+ \S+|\S+", item.strip()) for item in found[2].split("(required)")]
+        return f"{found[1]} needs {' and '.join(name[0] for name in needed if name)}"
+    if found := re.fullmatch(r"invalid choice (.+) for argument '(.+)'\. Expected one of \((.+)\)", complaint):
+        return f"{found[2]} cannot be {found[1]}; write one of {found[3].replace(chr(39), '')}"
+    return complaint
 
 
 def _is_text(line: str) -> bool:
