@@ -2,6 +2,6 @@
 
 from plrc.study.plan import Cell, Study
 from plrc.study.run import done, run_study
-from plrc.study.table import numeric_axes, slopes, summary, table
+from plrc.study.table import content, numeric_axes, slopes, summary, table
 
-__all__ = ["Cell", "Study", "done", "numeric_axes", "run_study", "slopes", "summary", "table"]
+__all__ = ["Cell", "Study", "content", "done", "numeric_axes", "run_study", "slopes", "summary", "table"]
