@@ -52,11 +52,12 @@ def _plots(content: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _kinds(rows: Sequence[dict[str, Any]], axis: str, order: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """What differs in nothing but the axis, by name; rows without the axis are a kind of their own, at no place."""
+    """What differs in nothing but the axis, by name; rows without the axis come first."""
     kinds: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         kinds.setdefault(_name(row["axes"], [name for name in order if name != axis]), []).append(row)
-    return {name: found for name, found in kinds.items() if len(found) > 1 or axis not in found[0]["axes"]}
+    shown = {name: found for name, found in kinds.items() if len(found) > 1 or axis not in found[0]["axes"]}
+    return dict(sorted(shown.items(), key=lambda kind: axis in kind[1][0]["axes"]))
 
 
 def _lines(axes: Axes, kinds: dict[str, list[dict[str, Any]]], axis: str, metric: str) -> None:

@@ -43,9 +43,11 @@ def verdict(records: Records, steps: int, filling: int = 0) -> Verdict:
     if done < SHORT_STEPS or len(lines) < SHORT_LINES:
         return Verdict("open", "Too short to tell", (f"{done} steps, {len(lines)} lines of losses so far",))
     gains = _gains(lines, filling)
+    if not gains:
+        return Verdict("open", "Too short to tell", (f"the queue of image contrast is filled at step {filling}",))
     reasons = [_about(name, *gain) for name, gain in gains.items()] + list(_about_health(checks))
     judged = {name: gain for name, gain in gains.items() if name != "distill"} or gains
-    if judged and all(share < LEFT for share, _, _ in judged.values()):
+    if all(share < LEFT for share, _, _ in judged.values()):
         advice = "the learning rate may be too low, or the run too short: the terms should fall below chance early on"
         return Verdict("bad", "Has not left chance level", (*reasons, advice))
     alarms = warnings(checks) if checks else []
@@ -80,11 +82,11 @@ def health_checks(records: Records) -> list[Health]:
 
 def _not_finite(lines: Records) -> Verdict | None:
     """The last lines hold no step that counted."""
-    since = None
-    for line, before in zip(reversed(lines), [*reversed(lines[:-1]), {"step": 0}], strict=True):
-        if line["skipped_steps"] < line["step"] - before["step"]:
+    since, begins = None, [0, *(int(line["step"]) for line in lines[:-1])][: len(lines)]
+    for line, began in zip(reversed(lines), reversed(begins), strict=True):
+        if line["skipped_steps"] < line["step"] - began:
             break
-        since = int(before["step"])
+        since = began
     if since is None:
         return None
     why = (
