@@ -21,9 +21,10 @@ from plrc import pretrain
 from plrc.config import Config, ModelConfig, ObjectiveConfig, OptimConfig, PlrcError, RunConfig, ViewConfig
 from plrc.data.scenes import Scene, render_scene, scene_names, write_scenes
 from plrc.engine.checkpoint import load_checkpoint, newest_checkpoint
+from plrc.engine.grouping import grouping_auc
 from plrc.engine.learner import Learner
 from plrc.model import Backbone
-from plrc.transfer.probe import extract, grouping_auc, probe
+from plrc.transfer.probe import extract, probe
 from plrc.visualize import save_affinities
 
 IMAGES, SIZE = 3000, 96

@@ -53,11 +53,8 @@ def test_along_a_numeric_axis(page: Any, tmp_path: Path) -> None:
     shown = " ".join(page.inner_text("body").split())
     assert EVIL in shown and "preliminary" in shown
     assert "regions.merge points +0.008" in shown and "points, merge 0.5" in shown
-    heights = page.evaluate(
-        "[0, 1, 2].map(c => Math.min(...[...document.querySelectorAll(`svg path[clip-path][style*='stroke: var(--c${c})']`)]"
-        ".map(p => p.getBoundingClientRect().top)))"
-    )
-    random, points, plrc = heights  # pixels below the top of the page
+    drawn = [page.locator(f"svg path[clip-path][style*='stroke: var(--c{i})']").all() for i in range(3)]
+    random, points, plrc = [min(path.bounding_box()["y"] for path in paths) for paths in drawn]  # from the page's top
     assert plrc < points < random
     assert page.problems == []
 

@@ -139,11 +139,12 @@ def _groups(records: Records, o: ObjectiveConfig, since: int | None) -> list[dic
         ),
         *group(
             "Health of the features",
-            "Of the images held out, without labels.",
+            "Of the images held out; nothing is trained on them.",
             [
                 _plot(checks, "feature_std", "Feature standard deviation", "collapsed", COLLAPSED_STD, since),
                 _plot(checks, "effective_rank", "Effective rank", "collapsed", COLLAPSED_RANK, since),
                 _plot(checks, "point_match", "Points found again", "chance", "point_match_chance", since),
+                _plot(checks, "grouping_auc", "Grouping of objects, AUC", "chance", 0.5, since),
                 _plot(checks, "drift", "Distance from the initial weights"),
             ],
         ),
