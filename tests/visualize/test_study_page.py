@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from plrc.study import Study, content, table
-from plrc.visualize.study import study_page, write_study_page
+from plrc.visualize.study import write_study_page
 
 ROOT = Path(__file__).parents[2]
 EVIL = '<b>"x.jpg'
@@ -59,5 +59,7 @@ def test_along_a_numeric_axis(page: Any, tmp_path: Path) -> None:
     assert page.problems == []
 
 
-def test_a_study_that_has_only_begun_has_a_page(found: dict[str, Any]) -> None:
-    assert "no run has this score yet" in study_page(content("t", [], "miou_8", "random", 3, ""))
+def test_a_study_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
+    begun = content("odd \udcff byte", [], "miou_8", "random", 3, "")  # such names come from file systems
+    text = write_study_page(begun, tmp_path / "study.html").read_text(encoding="utf-8")
+    assert "no run has this score yet" in text and "odd ? byte" in text

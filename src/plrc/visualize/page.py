@@ -12,8 +12,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
 def render(template: str, **content: object) -> str:
-    """The HTML of a template in `pages/`; a name that it uses and that is not given is an error."""
-    return _pages().get_template(template).render(**content)
+    """The HTML of a template in `pages/`; a name that it uses and that is not given is an error. Bytes of file names
+    that are no text become question marks."""
+    return _pages().get_template(template).render(**content).encode("utf-8", "replace").decode()
 
 
 @cache
