@@ -216,4 +216,5 @@ def test_show_tells_of_the_lines_alone(file: Path, tmp_path: Path, capsys: pytes
     assert "tiny: 6 of 10 runs" in told
     assert "| random | 2 | 40.5" in told
     assert picture.read_text().startswith("<?xml")
+    assert "study.html" in told and "40.5" in (tmp_path / "out" / "study.html").read_text(encoding="utf-8")
     assert not (tmp_path / "out" / "runs").exists()

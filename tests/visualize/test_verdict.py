@@ -58,10 +58,13 @@ def test_the_beginning_of_a_run_is_too_short_to_tell(runs: Runs, name: str) -> N
 
 def test_an_unfinished_run_says_how_to_go_on(runs: Runs) -> None:
     records = read_records(runs["healthy"])
-    assert standing(records, STEPS) == "finished: all 70 steps"
+    assert standing(records, STEPS, verdict(records, STEPS, FILLING)) == "finished: all 70 steps"
     part = until(records, 60)
-    assert "step 60 of 70" in standing(part, STEPS) and "--resume" in standing(part, STEPS)
-    assert verdict(part, STEPS, FILLING).headline == "Healthy so far"
+    found = verdict(part, STEPS, FILLING)
+    assert found.headline == "Healthy so far"
+    assert "step 60 of 70" in standing(part, STEPS, found) and "--resume" in standing(part, STEPS, found)
+    ruined = read_records(runs["ruined"])  # to go on with collapsed features is no advice
+    assert "--resume" not in standing(ruined, STEPS, verdict(ruined, STEPS, FILLING))
 
 
 def test_few_checks_are_named_as_such(runs: Runs) -> None:

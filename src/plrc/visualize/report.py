@@ -62,7 +62,7 @@ def run_section(run: str | Path) -> dict[str, Any]:
         "done": last_step(records),
         "steps": steps,
         "verdict": found,
-        "standing": standing(records, steps),
+        "standing": standing(records, steps, found),
         "facts": _facts(records, config, manifest),
         "groups": _groups(records, config.objectives, found.since),
         "chosen": _chosen(config),

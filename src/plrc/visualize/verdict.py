@@ -56,12 +56,13 @@ def verdict(records: Records, steps: int, filling: int = 0) -> Verdict:
     return Verdict("good", "Healthy" if done >= steps else "Healthy so far", tuple(reasons))
 
 
-def standing(records: Records, steps: int) -> str:
-    """How far the run is."""
+def standing(records: Records, steps: int, found: Verdict) -> str:
+    """How far the run is; with a verdict that is not bad, also how it goes on."""
     done = last_step(records)
     if done >= steps:
         return f"finished: all {steps} steps"
-    return f"stopped at, or on its way through, step {done} of {steps}; if it is not under way, go on with --resume"
+    where = f"stopped at, or on its way through, step {done} of {steps}"
+    return where if found.level == "bad" else f"{where}; if it is not under way, go on with --resume"
 
 
 def of_kind(records: Records, kind: str) -> list[Mapping[str, Any]]:
