@@ -14,12 +14,16 @@ from plrc.export import load_backbone
 
 
 @pytest.mark.slow
-def test_the_demo_learns_something_that_the_random_network_does_not_have(tmp_path: Path) -> None:
+def test_the_demo_learns_something_that_the_random_network_does_not_have(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "demo"
     result = run_demo(out, steps=40, images=256)
     assert result["plrc"]["grouping_auc"] > result["random"]["grouping_auc"] + 0.02
     assert result["plrc"]["miou"] > result["random"]["miou"]
     assert json.loads((out / "result.json").read_text()) == result
+    assert "Too short to tell" in (out / "run" / "report.html").read_text(encoding="utf-8")
+    assert str(out / "run" / "report.html") in capsys.readouterr().out
     with Image.open(out / "affinity.png") as picture:
         assert picture.width > 400
         assert len(picture.convert("L").resize((64, 64)).getcolors() or []) > 20

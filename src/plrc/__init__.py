@@ -5,6 +5,7 @@ The public names, explicit. What needs PyTorch is imported when it is first used
 
 from __future__ import annotations
 
+import time
 from collections.abc import Set
 from importlib import import_module
 from pathlib import Path
@@ -33,7 +34,8 @@ def __getattr__(name: str) -> Any:
 
 
 def pretrain(config: Config, explicit: Set[str] | None = None) -> Run:
-    """Pre-train a backbone as `config` says; the run folder keeps its newest weights exported and verified.
+    """Pre-train a backbone as `config` says; the run folder keeps its newest weights exported and verified, and its
+    report.html tells how the run is doing.
 
     `explicit`: dotted names of settings (such as "optim.lr") that must not be adapted to the data; None: all whose
     value is not that of `preset(config.preset, config.method)`. With `Config(adapt=False)` nothing is adapted. Bad
@@ -45,7 +47,11 @@ def pretrain(config: Config, explicit: Set[str] | None = None) -> Run:
     if explicit is None:
         start = preset(config.preset if config.preset in PRESETS else "custom", config.method)
         explicit = {name for name, _, _ in config.differences(start)}
-    return pretrain(config, explicit, on_checkpoint=(_export,))
+    report = _LiveReport(config.run.report_every_minutes)
+    try:
+        return pretrain(config, explicit, on_checkpoint=(_export, report))
+    finally:
+        report.finish()
 
 
 def _export(run: Path) -> None:
@@ -53,3 +59,34 @@ def _export(run: Path) -> None:
     from plrc.export import export_backbone, library_of
 
     export_backbone(run, library_of(Config.load(run / "config.toml").model.backbone))
+
+
+class _LiveReport:
+    """Writes RUN/report.html after a save, if `minutes` have passed since it last did, and at the end of the run.
+
+    A report that fails ends no run: that is told once, and no other is tried.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        self.minutes = minutes
+        self.run: Path | None = None  # once this process has saved something there
+        self.due = 0.0 if minutes else float("inf")
+
+    def __call__(self, run: Path) -> None:
+        self.run = run
+        if time.monotonic() >= self.due:
+            self.write(run)
+
+    def finish(self) -> None:
+        if self.run and self.due != float("inf"):
+            self.write(self.run)
+
+    def write(self, run: Path) -> None:
+        try:
+            from plrc.visualize.report import write_report
+
+            write_report(run)
+            self.due = time.monotonic() + 60 * self.minutes
+        except Exception as error:  # whatever it is, training is worth more
+            self.due = float("inf")
+            print(f"warning: {run / 'report.html'} cannot be written ({error!r}); training is not touched by that")

@@ -306,6 +306,9 @@ class RunConfig:
     """Newest checkpoints kept. 0: all."""
     stop_on_collapse: bool = True
     """Stop the run when two health checks in a row find collapsed features."""
+    report_every_minutes: float = 10.0
+    """Minutes between two writings of report.html in the run folder, each at a checkpoint; one more at the end.
+    0: none."""
 
     def __post_init__(self) -> None:
         for name in ("log_every_steps", "health_every_steps", "checkpoint_every_steps", "devices"):
@@ -313,6 +316,7 @@ class RunConfig:
         check(self.workers >= -1, f"run.workers is {self.workers}; write -1 (chosen), 0 (none) or more")
         check(self.keep_checkpoints >= 0, "run.keep_checkpoints must be 0 (all) or more")
         check(self.threads >= 0, "run.threads must be 0 (PyTorch's choice) or more")
+        check(self.report_every_minutes >= 0, "run.report_every_minutes must be 0 (none) or more")
 
 
 @dataclass(frozen=True)

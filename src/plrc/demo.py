@@ -1,7 +1,7 @@
 """`plrc demo`: generated scenes, a short pre-training, and what it learned beside the random network. Layer 6.
 
-OUT/scenes (images with labels; pre-training sees only the images), OUT/run (a run folder like any other),
-OUT/affinity.png, OUT/result.json.
+OUT/scenes (images with labels; pre-training sees only the images), OUT/run (a run folder like any other, with
+report.html), OUT/affinity.png, OUT/result.json.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from plrc import pretrain
 from plrc.config import Config, ModelConfig, ObjectiveConfig, OptimConfig, PlrcError, RunConfig, ViewConfig
 from plrc.data.scenes import Scene, render_scene, scene_names, write_scenes
 from plrc.engine.checkpoint import load_checkpoint, newest_checkpoint
+from plrc.engine.grouping import grouping_auc
 from plrc.engine.learner import Learner
-from plrc.engine.pretrain import pretrain
-from plrc.export import export_backbone
 from plrc.model import Backbone
-from plrc.transfer.probe import extract, grouping_auc, probe
+from plrc.transfer.probe import extract, probe
 from plrc.visualize import save_affinities
 
 IMAGES, SIZE = 3000, 96
@@ -65,7 +65,6 @@ def run_demo(out: Path, steps: int, images: int = IMAGES) -> dict[str, dict[str,
     console.print(f"2/4 pre-training {config.model.backbone} on them without labels ({steps} steps)")
     if not pretrain(config).finished:
         raise PlrcError(f"stopped; go on with: plrc demo --out {out} --steps {steps}")
-    export_backbone(out / "run")
 
     console.print(
         f"3/4 a linear probe on frozen features, fitted on {LABELLED} labelled scenes, scored on {LABELLED} others"
@@ -123,7 +122,7 @@ def _tell(console: Console, result: dict[str, dict[str, float]], out: Path, seco
         f"4/4 done in {seconds / 60:.1f} minutes: pre-training {taught} the network to "
         "tell the objects' kinds apart better than a random one. See:"
     )
-    for name in ("affinity.png", "result.json", "run/exported/backbone.safetensors"):
+    for name in ("run/report.html", "affinity.png", "result.json", "run/exported/backbone.safetensors"):
         console.print(f"  {out / name}", markup=False)
     console.print(
         "next, with your own images:\n"

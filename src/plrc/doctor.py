@@ -12,10 +12,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-CORE = ("torch", "torchvision", "numpy", "pillow", "tyro", "rich", "tensorboard", "safetensors", "fsspec", "tomli-w")
+CORE = (
+    "torch", "torchvision", "numpy", "pillow", "tyro", "rich", "tensorboard", "safetensors", "fsspec", "tomli-w",
+    "jinja2", "matplotlib",
+)  # fmt: skip
 EXTRAS = {
     "transfer": "faster-coco-eval", "regions": "scikit-image", "timm": "timm", "transformers": "transformers",
-    "shards": "webdataset", "report": "matplotlib", "wandb": "wandb", "onnx": "onnx",
+    "shards": "webdataset", "wandb": "wandb", "onnx": "onnx",
 }  # fmt: skip
 TORCHVISION_ADVICE = (
     "torchvision cannot be imported beside this torch: both wheels must come from the same source "

@@ -1,9 +1,11 @@
-"""The processor that we run on. Layer 0: imports nothing of ours."""
+"""The processor that we run on, and the versions that compute. Layer 0: imports nothing of ours."""
 
 from __future__ import annotations
 
 import os
 import platform
+import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 
@@ -20,3 +22,22 @@ def processor() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """What computed a result."""
+    import torch
+
+    return {"plrc": version("plrc"), "torch": torch.__version__, "python": platform.python_version()}
+
+
+def commit(root: Path = Path(__file__).parents[2]) -> str:
+    """The commit at `root` (the checkout that plrc runs from), with "-dirty" where files differ from it; "" where
+    `root` is not a checkout."""
+    if not (root / ".git").exists():
+        return ""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from pathlib import Path
 
@@ -78,21 +77,3 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(PlrcError, match="name another --json FILE"):
         BENCH.save(tmp_path / "file" / "step.json")
-
-
-def test_commit_of_a_checkout_says_whether_files_differ(tmp_path: Path) -> None:
-    def git(*words: str) -> str:
-        who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
-        return subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
-
-    assert report._commit(tmp_path) == ""
-    git("init")
-    assert report._commit(tmp_path) == ""  # nothing committed yet
-    (tmp_path / "file").write_text("1")
-    git("add", "file")
-    git("commit", "-m", "first")
-    git("tag", "v1")  # a tag's name is not a commit
-    head = git("rev-parse", "HEAD").strip()
-    assert report._commit(tmp_path) == head
-    (tmp_path / "file").write_text("2")
-    assert report._commit(tmp_path) == f"{head}-dirty"

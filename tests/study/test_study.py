@@ -227,6 +227,7 @@ def test_show_tells_of_the_lines_alone(file: Path, tmp_path: Path, capsys: pytes
     assert "tiny: 6 of 10 runs" in told
     assert "| random | 2 | 40.5" in told
     assert picture.read_text().startswith("<?xml")
+    assert "study.html" in told and "40.5" in (tmp_path / "out" / "study.html").read_text(encoding="utf-8")
     assert main(["study", str(file), "--out", str(tmp_path / "out"), "--show", "--metric", "auc_8"]) == 0
     assert "| random | 0 |" not in capsys.readouterr().out
     assert not (tmp_path / "out" / "runs").exists()

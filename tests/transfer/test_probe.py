@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from plrc.config import PlrcError
 from plrc.data.photometric import normalise
 from plrc.data.scenes import render_scene
-from plrc.transfer.probe import Probe, evaluate, extract, fit_probe, grouping_auc, probe, weighted_auc
+from plrc.engine.grouping import grouping_auc, weighted_auc
+from plrc.transfer.probe import Probe, evaluate, extract, fit_probe, probe
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -10,8 +10,6 @@ from xml.etree import ElementTree
 
 import pytest
 
-pytest.importorskip("matplotlib", reason="the page needs the extra report: pip install 'plrc[report]'")
-
 from plrc.visualize.comparison import comparison_page, write_comparison_page
 
 EVIL = """<b>"x.jpg' $\\frac$ {{ 7 * 7 }} & _#000001"""

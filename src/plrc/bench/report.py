@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ import torch
 
 from plrc.config import PlrcError
 from plrc.files import write_json
-from plrc.machine import cores, processor
+from plrc.machine import commit, cores, processor
 
 median = statistics.median
 
@@ -75,7 +74,7 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "torchvision": version("torchvision"),
         "plrc": version("plrc"),
-        "commit": _commit(Path(__file__).parents[3]),
+        "commit": commit(),
     }
 
 
@@ -134,17 +133,6 @@ def spread(values: Sequence[float]) -> float:
     """Interquartile range."""
     low, high = np.percentile(values, [25, 75])
     return float(high - low)
-
-
-def _commit(root: Path) -> str:
-    """The commit at `root`, with "-dirty" where files differ from it; "" where `root` is not a checkout."""
-    if not (root / ".git").exists():
-        return ""
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
 
 
 def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:

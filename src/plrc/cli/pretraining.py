@@ -63,6 +63,8 @@ def pretrain(arguments: Sequence[str]) -> int:
         return STOPPED
     if os.environ.get("RANK", "0") == "0":
         print(f"finished; the backbone is {run.path / 'exported' / 'backbone.safetensors'}")
+        if (report := run.path / "report.html").exists():
+            print(f"the report is {report}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`plrc study`: a declared grid of runs, its table and its plot. Layer 6."""
+"""`plrc study`: a declared grid of runs, its table, page and plot. Layer 6."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def study(arguments: Sequence[str]) -> int:
       plrc study studies/transfer.toml --out study/transfer --show --plot transfer.svg
     """
     given = parse_plain("study", Options, arguments, about(study))
-    from plrc.study import Study, done, run_study, table
+    from plrc.study import Study, content, done, run_study, table
 
     declared = Study.load(given.file)
     lines = list(done(declared, given.out).values()) if given.show else run_study(declared, given.out)
@@ -46,10 +46,11 @@ def study(arguments: Sequence[str]) -> int:
     metric = given.metric or declared.metric
     print(f"{declared.title}: {len(lines)} of {len(declared.cells())} runs\n")
     print(table(lines, metric, declared.baseline))
-    if given.plot:
-        from plrc.study import numeric_axes, summary
-        from plrc.visualize.study import save_study
+    from plrc.visualize.study import save_study, write_study_page
 
-        rows = summary(lines, metric, declared.baseline)
-        save_study(given.plot, rows, metric, numeric_axes(rows))
+    text = given.file.read_text(encoding="utf-8")
+    found = content(declared.title, lines, metric, declared.baseline, len(declared.cells()), text)
+    print(f"\nthe page is {write_study_page(found, given.out / 'study.html')}")
+    if given.plot:
+        save_study(given.plot, found["rows"], metric, found["numeric"])
     return 0

@@ -214,12 +214,8 @@ def compare(arguments: Sequence[str]) -> int:
     if found is None:
         return STOPPED
     print(table(found))
-    try:
-        from plrc.visualize.comparison import write_comparison_page
-    except ImportError:
-        raise PlrcError(
-            "the page needs matplotlib and jinja2: pip install 'plrc[report]', then repeat the command"
-        ) from None
+    from plrc.visualize.comparison import write_comparison_page
+
     print(f"the page is {write_comparison_page(found, Path(config.run.out) / 'comparison.html')}")
     return 0
 

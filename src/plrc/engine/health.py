@@ -1,12 +1,15 @@
 """Label-free health of dense features on held-out images, and the plain-language alarms that follow from it.
 
-Layer 4. Measured on the student's backbone features (what is exported), not on the heads.
+Layer 4. Measured on the student's backbone features (what is exported), not on the heads. Where the images come with
+COCO masks, how well the features group objects is measured too; nothing is trained on the masks.
 
 Shapes: B images, N points per image, C channels.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,16 +18,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plrc.config import Config
+from plrc.config import Config, PlrcError
 from plrc.data import photometric
 from plrc.data.loader import Batch, ViewDataset, collate
 from plrc.data.points import match_draws, match_points
+from plrc.data.region_files import read_masks
 from plrc.data.sources import ImageList
 from plrc.data.views import MATCH, QUERY
-from plrc.geometry import sample
+from plrc.engine.grouping import grouping_auc
+from plrc.geometry import lattice, look_up, sample, to_image
 
 POINTS = 32  # points per held-out image
 PART = 16  # images that pass at once
+MASK_SIDE = 64  # places per side of a view at which its objects are known
 COLLAPSED_STD = 0.01
 COLLAPSED_RANK = 1.5
 COLLAPSE_ADVICE = (
@@ -40,6 +46,7 @@ class Health:
     effective_rank: exp of the entropy of the covariance's normalised eigenvalues; 1 if features lie on a line.
     point_match: share of points whose nearest feature in another view of the image is the same physical point.
     point_match_chance: the same by guessing.
+    grouping_auc: `grouping.grouping_auc` of the held-out images, 0.5 by chance; None without masks.
     """
 
     step: int
@@ -47,16 +54,18 @@ class Health:
     effective_rank: float
     point_match: float
     point_match_chance: float
+    grouping_auc: float | None = None
 
     @property
     def collapsed(self) -> bool:
         return self.feature_std < COLLAPSED_STD or self.effective_rank < COLLAPSED_RANK
 
     def __str__(self) -> str:
+        grouping = "" if self.grouping_auc is None else f", grouping AUC {self.grouping_auc:.3f} (chance 0.5)"
         return (
             f"health at step {self.step}: feature std {self.feature_std:.3f}, "
             f"effective rank {self.effective_rank:.1f}, "
-            f"point match {self.point_match:.3f} (chance {self.point_match_chance:.3f})"
+            f"point match {self.point_match:.3f} (chance {self.point_match_chance:.3f}){grouping}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,14 +85,16 @@ class HealthCheck:
         dataset = ViewDataset(
             images, held_out, config.with_values(with_match | {"regions.source": "grid", "regions.maps": ""})
         )
-        samples = []
+        samples, names = [], []
         for index in range(len(held_out)):
             found = dataset.attempt(0, index)
             if isinstance(found, Batch):
                 samples.append(found)
+                names.append(dataset.name(index))
             else:
                 self.unreadable[dataset.name(index)] = found
         self.parts = [collate(samples[i : i + PART]) for i in range(0, len(samples), PART)]
+        self.objects = _objects(config, images, names, self.parts)
 
     @torch.no_grad()
     def measure(self, backbone: nn.Module, stride: int, step: int) -> Health | None:
@@ -92,9 +103,10 @@ class HealthCheck:
             return None
         training = backbone.training
         backbone.eval()
-        features, right, chance, count = [], 0.0, 0.0, 0
+        features, levels, right, chance, count = [], [], 0.0, 0.0, 0
         for part in self.parts:
-            a, b, valid = self._point_features(backbone, stride, part.to(self.device))
+            a, b, valid, level = self._point_features(backbone, stride, part.to(self.device))
+            levels += [level] if self.objects is not None else []
             features += [a[valid], b[valid]]
             affinity = (a @ b.transpose(1, 2)).masked_fill(~valid[:, None, :], -2.0)
             hit = affinity.argmax(dim=2) == torch.arange(POINTS, device=self.device)
@@ -104,16 +116,44 @@ class HealthCheck:
             count += int(rivals.sum())
         backbone.train(training)
         std, rank = spread(torch.cat(features))
-        return Health(step, std, rank, right / max(count, 1), chance / max(count, 1))
+        grouping = self._grouping(torch.cat(levels)) if levels else None
+        return Health(step, std, rank, right / max(count, 1), chance / max(count, 1), grouping)
 
-    def _point_features(self, backbone: nn.Module, stride: int, part: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Unit features [B, N, C] of the same physical points in two views, and which points both views show [B, N]."""
+    def _grouping(self, features: Tensor) -> float | None:
+        """Of the first views [B, C, h, w]; None where they show no two points to tell apart."""
+        assert self.objects is not None
+        shown = (self.objects > 0).flatten(1).any(dim=1)
+        with contextlib.suppress(PlrcError):
+            return grouping_auc(features[shown.to(features.device)], self.objects[shown], points=2 * POINTS)
+        return None
+
+    def _point_features(self, backbone: nn.Module, stride: int, part: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Unit features [B, N, C] of the same physical points in two views, which points both views show [B, N], and
+        all features of the first view [B, C, h, w]."""
         points = match_points(part.maps[QUERY], part.maps[MATCH], part.match[:, : match_draws(POINTS)], POINTS)
-        both = []
+        both, levels = [], []
         for view, where in ((QUERY, points.student), (MATCH, points.teacher)):
             images = photometric.augment(part.images[view], part.colour[view], self.config.views)
-            both.append(F.normalize(sample(backbone(images, stride)[stride], where), dim=-1))
-        return both[0], both[1], points.valid
+            levels.append(backbone(images, stride)[stride])
+            both.append(F.normalize(sample(levels[-1], where), dim=-1))
+        return both[0], both[1], points.valid, levels[0]
+
+
+def _objects(config: Config, images: ImageList, names: Sequence[str], parts: Sequence[Batch]) -> Tensor | None:
+    """The objects in the first views of the named images, [B, S, S] as `grouping_auc` takes them; None where the images
+    come without masks."""
+    file = config.regions.maps if config.regions.source == "coco" else config.data.source
+    if not parts or (config.regions.source != "coco" and images.layout != "coco"):
+        return None
+    try:
+        masks = read_masks(file, ImageList(images.root, tuple(names), images.layout))
+    except PlrcError:  # boxes alone, or no package for masks: this measure is left out
+        return None
+    nothing = np.full((MASK_SIDE, MASK_SIDE), -1, dtype=np.int32)
+    maps = [masks.objects(name, MASK_SIDE) if name in masks.entries else nothing for name in names]
+    places = torch.cat([part.maps[QUERY] for part in parts])
+    points = to_image(lattice(MASK_SIDE, MASK_SIDE).expand(len(names), -1, -1), places)
+    return look_up(torch.from_numpy(np.stack(maps)), points).reshape(len(names), MASK_SIDE, MASK_SIDE)
 
 
 def spread(features: Tensor) -> tuple[float, float]:

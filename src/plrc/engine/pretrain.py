@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from plrc.data.loader import DeviceLoader, StepSampler, ViewDataset
 from plrc.data.manifest import read_manifest
 from plrc.engine import health, schedule
 from plrc.engine.checkpoint import save_checkpoint
-from plrc.engine.runlog import RunLog
+from plrc.engine.runlog import RunLog, provenance
 from plrc.engine.setup import Plan, StopRequest, prepare
 from plrc.engine.state import TrainingState
 from plrc.engine.window import Window, total_loss
@@ -76,6 +77,7 @@ def _train(plan: Plan, stop: StopRequest, on_checkpoint: Sequence[OnCheckpoint])
             log.say(f"nothing left to do: the run is finished, at step {first} of {plan.steps}")
             return Run(plan.out, first, True, tuple(state.history))
         log.say(f"{'resuming' if first else 'starting'} at step {first} of {plan.steps} on {device}")
+        log.record(first, "start", provenance(device))
         if config.objectives.image_weight > 0 and not first:
             filling = math.ceil(config.objectives.queue / config.optim.batch_size)
             log.say(f"the image loss rises for {filling} steps, while real keys replace the random ones in the queue")
@@ -150,10 +152,12 @@ class Watch:
         """Measure health; stop the run, after saving, when the features have collapsed."""
         history = self.state.history
         if not history or history[-1].step < step:
+            began = time.perf_counter()
             found = self.health.measure(self.state.learner.student.backbone, self.plan.config.model.stride, step)
             if found:
                 history.append(found)
-                self.log.record(step, "health", found.to_dict() | self.state.drift())
+                took = {"seconds": time.perf_counter() - began}
+                self.log.record(step, "health", found.to_dict() | self.state.drift() | took)
                 for sentence in (str(found), *(f"warning: {w}" for w in health.warnings(history))):
                     self.log.say(sentence)
         stop = distributed.is_main() and self.plan.config.run.stop_on_collapse and health.should_stop(history)

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import json
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from plrc import distributed
 from plrc.files import without_nan
+from plrc.machine import commit, cores, processor, versions
 
 
 class RunLog:
@@ -75,6 +79,17 @@ class RunLog:
             self.board.close()
             self.metrics.close()
             self.text.close()
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """What a start of a run is computed by."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor()}, {cores()} cores"
+    return {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "device": name,
+        "processes": str(distributed.world_size()),  # as text: no curve for TensorBoard
+        "versions": versions() | {"commit": commit()},
+    }
 
 
 def cut_lines(path: Path, last_step: int) -> None:

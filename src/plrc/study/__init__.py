@@ -2,6 +2,6 @@
 
 from plrc.study.plan import Cell, Study
 from plrc.study.run import done, run_study
-from plrc.study.table import curves, numeric_axes, slopes, summary, table
+from plrc.study.table import content, curves, numeric_axes, slopes, summary, table
 
-__all__ = ["Cell", "Study", "curves", "done", "numeric_axes", "run_study", "slopes", "summary", "table"]
+__all__ = ["Cell", "Study", "content", "curves", "done", "numeric_axes", "run_study", "slopes", "summary", "table"]

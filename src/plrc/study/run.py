@@ -23,10 +23,11 @@ from plrc.engine.checkpoint import checkpoints
 from plrc.engine.pretrain import pretrain
 from plrc.engine.setup import StopRequest
 from plrc.files import without_nan, write_json
+from plrc.machine import versions
 from plrc.study.plan import RANDOM, SCENES, Cell, Study
 from plrc.transfer.cells import claim
 from plrc.transfer.dense import LEVELS, dense_probe, grouping_curve
-from plrc.transfer.finetune import transfer, versions
+from plrc.transfer.finetune import transfer
 
 LINES = "lines.jsonl"
 

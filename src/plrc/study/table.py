@@ -140,9 +140,31 @@ def _curves(lines: Sequence[dict[str, Any]]) -> list[str]:
     return ["", *("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body))]
 
 
+def content(
+    title: str, lines: Sequence[dict[str, Any]], metric: str, baseline: str, runs: int, text: str
+) -> dict[str, Any]:
+    """What the page of a study shows, plain dicts: `summary` and `slopes` with the lines that they come from. `runs`:
+    how many there will be; `text`: the study file."""
+    rows = summary(lines, metric, baseline)
+    return {
+        "title": title, "metric": metric, "digits": digits(metric), "baseline": baseline, "runs": runs, "text": text,
+        "axes": list(dict.fromkeys(axis for row in rows for axis in row["axes"])), "numeric": numeric_axes(rows),
+        "rows": rows, "lines": list(lines),
+        "slopes": [
+            {"axis": axis, "method": method, **vars(found)}
+            for axis in numeric_axes(rows)
+            for method, found in slopes(lines, metric, axis).items()
+        ],
+    }  # fmt: skip
+
+
+def digits(metric: str) -> int:
+    """Percent are shown with one digit after the point; areas under curves, which are shares, with three."""
+    return 3 if metric.startswith("auc") else 1
+
+
 def _precise(found: dict[str, Any], metric: str, sign: str = "") -> str:
-    """Percent with one digit; areas under curves, which are shares, with three."""
-    if not metric.startswith("auc"):
+    if digits(metric) == 1:
         return shown(found, sign)
     ends = "" if found["low"] is None else f" [{found['low']:{sign}.3f}, {found['high']:{sign}.3f}]"
     return f"{found['mean']:{sign}.3f}{ends}"

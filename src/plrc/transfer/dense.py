@@ -24,6 +24,7 @@ from plrc.data.photometric import MEAN
 from plrc.data.regions import Regions
 from plrc.data.sources import ImageList
 from plrc.engine.checkpoint import checkpoints, load_checkpoint
+from plrc.engine.grouping import grouping_auc
 from plrc.engine.learner import Learner
 from plrc.files import write_json
 from plrc.rng import generator
@@ -31,7 +32,7 @@ from plrc.transfer.annotations import Labelled
 from plrc.transfer.datasets import LabelledSet, Splits, choose, read_labelled
 from plrc.transfer.initial import initial_backbone
 from plrc.transfer.label_maps import IGNORED, read_ids
-from plrc.transfer.probe import evaluate, extract, fit_probe, grouping_auc
+from plrc.transfer.probe import evaluate, extract, fit_probe
 from plrc.transfer.protocols import LabelledConfig, Task
 
 LEVELS = (8, 16, 32)

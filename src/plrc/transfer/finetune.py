@@ -10,11 +10,9 @@ import contextlib
 import dataclasses
 import json
 import math
-import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from plrc.data.loader import leave_signals_to_the_main_process, loading
 from plrc.engine.runlog import RunLog
 from plrc.engine.setup import StopRequest, choose_device
 from plrc.files import write_atomic, write_json
+from plrc.machine import versions
 from plrc.transfer.datasets import LabelledSet, Splits, choose, read_labelled
 from plrc.transfer.initial import Initial, initial_backbone, verify_inside
 from plrc.transfer.protocols import TransferConfig, TuneConfig
@@ -188,11 +187,6 @@ def learning_rate(config: TuneConfig, step: int) -> float:
 def shown(metrics: dict[str, float]) -> str:
     """Scores in one line."""
     return "  ".join(f"{name} {value:.1f}" for name, value in metrics.items() if name != "step")
-
-
-def versions() -> dict[str, str]:
-    """What computed a result."""
-    return {"plrc": version("plrc"), "torch": torch.__version__, "python": platform.python_version()}
 
 
 def _scores(found: dict[str, Any]) -> dict[str, float]:

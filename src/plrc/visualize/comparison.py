@@ -1,37 +1,20 @@
-"""The page of a comparison: one HTML file that says what to use, and shows why. Needs the extra `report`.
+"""The page of a comparison: one HTML file that says what to use, and shows why.
 
-Layer 5: imports config and files. The page asks for nothing from outside, fits a phone, and follows the reader's choice
-of light or dark: plots are inline SVG whose colours are the page's CSS variables.
+Layer 5: imports files, and this folder's page and charts.
 """
 
 from __future__ import annotations
 
-import io
 import json
-import re
-from collections.abc import Callable
 from functools import partial
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from plrc.files import write_text
-
-COLOURS = 7  # --c0 (random) to --c6 in pages/base.html, told apart by colour-blind readers (after Okabe and Ito)
-MARKERS = dict(zip("osD^vPX*h", "●■◆▲▼✚✖★⬢", strict=True))  # in plots -> in text
-INK, LINE, SERIES = "#000001", "#000002", "#00001"  # stand for --soft, --line and --c0 ... until `_svg` writes these
-STYLE: Any = {
-    "svg.fonttype": "none", "svg.hashsalt": "plrc", "font.size": 9, "text.parse_math": False, "axes.edgecolor": LINE,
-    "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK, "grid.color": LINE,
-    "axes.grid": True, "axes.grid.axis": "y", "axes.spines.top": False, "axes.spines.right": False,
-}  # fmt: skip
+from plrc.visualize import charts
+from plrc.visualize.page import render
 
 
 def write_comparison_page(comparison: dict[str, Any], path: str | Path) -> Path:
@@ -42,14 +25,11 @@ def write_comparison_page(comparison: dict[str, Any], path: str | Path) -> Path:
 
 def comparison_page(comparison: dict[str, Any]) -> str:
     """The HTML of a comparison, from the content of its comparison.json."""
-    pages = Environment(
-        loader=PackageLoader("plrc.visualize", "pages"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
     lines, count = comparison["recommendation"], len(comparison["labels"])
-    return pages.get_template("comparison.html").render(
-        c=comparison, advice=lines[:count], caveats=lines[count:], plots=_plots(comparison),
-        keys=_keys(comparison), settings=json.dumps(comparison["settings"], indent=1, ensure_ascii=False),
+    settings = json.dumps(comparison["settings"], indent=1, ensure_ascii=False)
+    return render(
+        "comparison.html", c=comparison, advice=lines[:count], caveats=lines[count:], plots=_plots(comparison),
+        keys=charts.keys(comparison["inits"]), settings=settings,
     )  # fmt: skip
 
 
@@ -59,11 +39,12 @@ def _plots(comparison: dict[str, Any]) -> list[dict[str, str]]:
     plots = []
     if any(one["n"] for by in results.values() for one in by.values()):
         caption = f"{metric} of the test images against labels: mean, 95 % interval, and each seed"
-        plots.append({"caption": caption, "svg": _svg(partial(_against_labels, comparison=comparison))})
+        plots.append({"caption": caption, "svg": charts.svg(partial(_against_labels, comparison=comparison), caption)})
     for at in comparison["labels"]:
         if any(by[at["name"]]["curve"] for by in results.values()):
             caption = f"{metric} of the validation images against iterations, {at['text']}: mean over seeds"
-            plots.append({"caption": caption, "svg": _svg(partial(_curves, comparison=comparison, labels=at["name"]))})
+            draw = partial(_curves, comparison=comparison, labels=at["name"])
+            plots.append({"caption": caption, "svg": charts.svg(draw, caption)})
     return plots
 
 
@@ -92,34 +73,9 @@ def _curves(axes: Axes, comparison: dict[str, Any], labels: str) -> None:
         points = [point for point in by[labels]["curve"] if point["mean"] is not None]
         values = [point["mean"] for point in points]
         axes.plot([point["step"] for point in points], values, lw=1.5, ms=4, **_style(comparison, init))
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.set_xlabel("iterations")
+    charts.steps_axis(axes, "iterations")
     axes.set_ylabel(comparison["metric"])
 
 
-def _svg(draw: Callable[[Axes], None]) -> Markup:
-    """An inline SVG in the page's colours; without ids, which a page may not repeat."""
-    file = io.StringIO()
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.6, 2.9), layout="constrained")
-        draw(figure.subplots())
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
-    text = file.getvalue()
-    text = re.sub(r' id="[a-z]+[0-9]*_\d+"', "", text[text.index("<svg") :])
-    text = text.replace(INK, "var(--soft)").replace(LINE, "var(--line)")
-    return Markup(re.sub(f"{SERIES}(\\d)", r"var(--c\1)", text))
-
-
-def _keys(comparison: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What tells an init from the others: colour (they come again beyond the last), marker, and its sign in text."""
-    colours = [i if i < COLOURS else 1 + (i - 1) % (COLOURS - 1) for i in range(len(comparison["inits"]))]
-    looks = zip(colours, cycle(MARKERS.items()), strict=False)
-    found = [{"colour": colour, "marker": marker, "sign": sign} for colour, (marker, sign) in looks]
-    return dict(zip(comparison["inits"], found, strict=True))
-
-
 def _style(comparison: dict[str, Any], init: str) -> dict[str, Any]:
-    key = _keys(comparison)[init]
-    line = "--" if init == "random" else "-"
-    return {"color": f"{SERIES}{key['colour']}", "marker": key["marker"], "linestyle": line}
+    return charts.style(charts.keys(comparison["inits"])[init], dashed=init == "random")

@@ -1,11 +1,13 @@
-"""The picture of a study: means with 95 % intervals, along its numeric axis if it has one. Needs the extra `report`.
+"""A study as a page, and as one picture: means with 95 % intervals, along a numeric axis if it has one.
 
-Layer 5. Takes the rows of `study.summary`, which are plain dicts.
+Layer 5: imports config and files, and this folder's page and charts. Takes what `study.content` and `study.summary`
+give, which are plain dicts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,83 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from plrc.config import PlrcError
+from plrc.files import write_text
+from plrc.visualize import charts
+from plrc.visualize.page import render
 
 ENDINGS = (".png", ".svg", ".pdf")
+
+
+def write_study_page(content: dict[str, Any], path: str | Path) -> Path:
+    """Write `study_page` to a file, which appears whole or not at all."""
+    write_text(Path(path), study_page(content))
+    return Path(path)
+
+
+def study_page(content: dict[str, Any]) -> str:
+    """The HTML of a study, from `study.content`."""
+    named = [(_name(row["axes"], content["axes"]), row) for row in content["rows"]]
+    return render("study.html", s=content, named=named, plots=_plots(content))
+
+
+def _plots(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """One for each numeric axis; one that lists all rows where there is none."""
+    rows, metric = content["rows"], content["metric"]
+    plots = []
+    for axis in content["numeric"]:
+        kinds = _kinds(rows, axis, content["axes"])
+        draw = partial(_lines, kinds=kinds, axis=axis, metric=metric)
+        caption = f"{metric} against {axis}: mean and 95 % interval over seeds"
+        plots.append({"caption": caption, "svg": charts.svg(draw, caption), "keys": charts.keys(kinds)})
+    if rows and not plots:
+        caption = f"{metric}: mean and 95 % interval over seeds"
+        size = 6.4, 0.7 + 0.28 * len(rows)
+        draw = partial(_bars, rows=rows, order=content["axes"], metric=metric)
+        plots.append({"caption": caption, "svg": charts.svg(draw, caption, size), "keys": {}})
+    return plots
+
+
+def _kinds(rows: Sequence[dict[str, Any]], axis: str, order: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """What differs in nothing but the axis, by name; rows without the axis come first."""
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        kinds.setdefault(_name(row["axes"], [name for name in order if name != axis]), []).append(row)
+    shown = {name: found for name, found in kinds.items() if len(found) > 1 or axis not in found[0]["axes"]}
+    return dict(sorted(shown.items(), key=lambda kind: axis in kind[1][0]["axes"]))
+
+
+def _lines(axes: Axes, kinds: dict[str, list[dict[str, Any]]], axis: str, metric: str) -> None:
+    keys = charts.keys(kinds)
+    for name, rows in kinds.items():
+        look = charts.style(keys[name])
+        placed = sorted((row for row in rows if axis in row["axes"]), key=lambda row: row["axes"][axis])
+        if placed:
+            axes.plot([row["axes"][axis] for row in placed], [row["mean"] for row in placed], lw=1.5, ms=5, **look)
+        for row in rows:
+            if axis not in row["axes"]:
+                axes.axhline(row["mean"], color=look["color"], lw=1.2, ls="--")
+            elif row["low"] is not None:
+                axes.plot([row["axes"][axis]] * 2, [row["low"], row["high"]], color=look["color"], lw=1)
+    axes.set_xlabel(axis)
+    axes.set_ylabel(metric)
+
+
+def _bars(axes: Axes, rows: Sequence[dict[str, Any]], order: Sequence[str], metric: str) -> None:
+    blue = charts.colour(1)
+    for at, row in enumerate(rows):
+        if row["low"] is not None:
+            axes.plot([row["low"], row["high"]], [at, at], color=blue, lw=1.4)
+        axes.plot(row["mean"], at, "o", color=blue, ms=5)
+    axes.set_yticks(range(len(rows)), [_name(row["axes"], order) for row in rows])
+    axes.invert_yaxis()
+    axes.set_xlabel(metric)
+
+
+def _name(axes: dict[str, Any], order: Sequence[str]) -> str:
+    """The method, and the other settings by the last part of their names."""
+    words = [str(axes["method"])] if "method" in axes and "method" in order else []
+    words += [f"{name.rpartition('.')[2]} {axes[name]}" for name in order if name != "method" and name in axes]
+    return ", ".join(words)
 
 
 def save_study(path: Path, rows: Sequence[dict[str, Any]], metric: str, numeric: Sequence[str]) -> None:

@@ -1,0 +1,173 @@
+"""The report of real runs: what it says, how it comes to be while training, and how it looks in a real browser."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import plrc
+from plrc.config import Config
+from plrc.data.manifest import read_manifest
+from plrc.visualize import charts
+from plrc.visualize.report import health_share, read_records, run_section, training_seconds, write_report
+from plrc.visualize.verdict import of_kind
+
+Runs = dict[str, Path]
+Tiny = Callable[..., Config]
+EVIL = '<b>"x.jpg'
+
+
+def test_a_run_leaves_its_report(runs: Runs) -> None:
+    for name, headline in (("healthy", "Healthy"), ("ruined", "Collapsing since"), ("idle", "Has not left chance")):
+        assert headline in (runs[name] / "report.html").read_text(encoding="utf-8")
+
+
+def test_it_says_where_everything_is_from(runs: Runs) -> None:
+    run = runs["healthy"]
+    text = (run / "report.html").read_text(encoding="utf-8")
+    manifest = read_manifest(run / "manifest.json")
+    assert manifest["sha256"] in text and manifest["root"] in text
+    start = of_kind(read_records(run), "start")[0]
+    for name in ("plrc", "torch", "python"):
+        assert f"{name} {start['versions'][name]}" in text
+    receipt = json.loads(next((run / "exported").glob("*.receipt.json")).read_text())
+    assert receipt["sha256"] in text and "step_00000070.pt" in text
+    assert "optim.steps" in text and "health at step 70" in text
+    rows = {name: (here, there) for name, here, there in run_section(run)["chosen"]}
+    assert rows["optim.lr"] == (2e-3, 1e-3) and "model.backbone" not in rows
+
+
+def test_curves_are_drawn_where_the_records_say(runs: Runs) -> None:
+    records = of_kind(read_records(runs["healthy"]), "train")
+    groups = {group["title"]: group["plots"] for group in run_section(runs["healthy"])["groups"]}
+    for title, plot, name, line in (
+        ("Losses and their chance levels", "Point contrast", "point_kl", 1),
+        ("Losses and their chance levels", "Point contrast", "point_chance", 2),
+        ("Schedules", "Learning rate", "lr", 1),
+    ):
+        svg = next(str(one["svg"]) for one in groups[title] if one["title"] == plot)
+        drawn = re.findall(rf'<path d="([^"]*)"[^>]*stroke: var\(--c{line}\)', svg)
+        points = np.array(re.findall(r"[ML] ([\d.]+) ([\d.]+)", max(drawn, key=len)), dtype=float)
+        values = np.array([[record["step"], record[name]] for record in records])
+        assert len(points) == len(values) == 35
+        for axis, direction in ((0, 1), (1, -1)):  # a page's y points down
+            assert np.corrcoef(points[:, axis], values[:, axis])[0, 1] == pytest.approx(direction, abs=1e-6)
+
+
+def test_the_cost_of_health_is_recorded(runs: Runs) -> None:
+    records = read_records(runs["healthy"])
+    lines, checks = of_kind(records, "train"), of_kind(records, "health")
+    assert len(checks) == 8 and all(check["seconds"] > 0 for check in checks)
+    seconds = sum(2 * 8 / line["images_per_second"] for line in lines)
+    assert training_seconds(records, 8) == pytest.approx(seconds)
+    share = health_share(records, 8)
+    assert share is not None and 0 < share < 1
+    assert f"health checks {share:.1%} of it" in (runs["healthy"] / "report.html").read_text(encoding="utf-8")
+    old = [{name: value for name, value in record.items() if name != "seconds"} for record in records]
+    assert health_share(old, 8) is None
+
+
+def test_many_values_are_thinned_to_their_means() -> None:
+    steps, values = list(range(10_001)), [float(step % 7) for step in range(10_001)]
+    xs, ys = charts.thinned(steps, values)
+    assert len(xs) == len(ys) == charts.MOST
+    assert xs == sorted(xs) and np.mean(ys) == pytest.approx(3, abs=0.05)
+    assert charts.thinned([1, 2], [3.0, 4.0]) == ([1, 2], [3.0, 4.0])
+
+
+def test_it_is_written_as_the_run_goes(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report after each save is asked for: what lies there at the second save tells of the first."""
+    seen: list[str] = []
+    export = plrc._export
+
+    def looking(run: Path) -> None:
+        report = run / "report.html"
+        seen.append(report.read_text(encoding="utf-8") if report.exists() else "")
+        export(run)
+
+    monkeypatch.setattr(plrc, "_export", looking)
+    run = plrc.pretrain(tiny(run__checkpoint_every_steps=2, run__report_every_minutes=1e-9))
+    assert len(seen) == 2 and seen[0] == "" and "step 2 of 4" in seen[1]
+    assert "step 4 of 4" in (run.path / "report.html").read_text(encoding="utf-8")
+
+
+def test_between_two_reports_some_minutes_pass(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    from plrc.visualize import report
+
+    made: list[str] = []
+    original = report.run_report
+    monkeypatch.setattr(report, "run_report", lambda run: made.append(str(run)) or original(run))
+    plrc.pretrain(tiny(optim__steps=3, run__checkpoint_every_steps=1))
+    assert len(made) == 2  # at the first save, and at the end
+
+
+def test_no_report_where_none_is_wanted(tiny: Tiny) -> None:
+    assert not (plrc.pretrain(tiny(run__report_every_minutes=0.0)).path / "report.html").exists()
+
+
+def test_a_report_that_fails_harms_no_run(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tiny(optim__steps=2, run__report_every_minutes=0.0)
+    run = plrc.pretrain(config)
+    (run.path / "report.html").mkdir()  # a file cannot take this name
+    longer = {"optim.steps": 4, "run.resume": True, "run.allow_changes": True, "run.report_every_minutes": 1e-9}
+    run = plrc.pretrain(config.with_values(longer | {"run.checkpoint_every_steps": 3}))
+    assert run.finished and run.step == 4
+    assert capsys.readouterr().out.count("report.html cannot be written") == 1
+
+
+def fits(page: Any) -> bool:
+    return bool(page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_a_browser(runs: Runs, page: Any, scheme: str) -> None:
+    page.emulate_media(color_scheme=scheme)
+    page.goto((runs["healthy"] / "report.html").as_uri())
+    assert page.problems == []
+    assert page.title() == "healthy: Healthy"
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    red = int(re.findall(r"\d+", ground)[0])
+    assert red < 60 if scheme == "dark" else red > 200
+    assert page.locator("svg").count() == 12
+    for plot in page.locator("svg").all():
+        box = plot.bounding_box()
+        assert box["width"] > 200 and box["height"] > 80
+        assert plot.get_attribute("aria-label")
+    line = page.locator("svg path[style*='--c1']").last
+    assert line.evaluate("e => getComputedStyle(e).stroke") not in ("none", ground)
+
+
+def test_on_a_phone(runs: Runs, page: Any) -> None:
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.goto((runs["ruined"] / "report.html").as_uri())
+    assert fits(page)
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert fits(page) and page.problems == []
+    page.get_by_text("lower optim.lr").first.scroll_into_view_if_needed()
+
+
+def test_names_from_the_file_system_are_text(tiny: Tiny, tmp_path: Path, page: Any) -> None:
+    """A run folder, a data folder and an unreadable image, each with a name that is a tag."""
+    images = tmp_path / f"{EVIL} data"
+    images.mkdir()
+    for i in range(12):
+        Image.fromarray(np.full((40, 40, 3), 20 * i, dtype=np.uint8)).save(images / f"{i}.jpg")
+    (images / EVIL).write_bytes(b"no image")
+    config = tiny(data__source=str(images), data__held_out=0, optim__steps=2, data__bad_limit=1.0)
+    run = plrc.pretrain(config.with_values({"run.out": str(tmp_path / f"{EVIL} run")})).path
+    page.goto(write_report(run).as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert page.problems == []
+    shown = page.inner_text("body")
+    for text in (f"{EVIL} run", f"{EVIL} data", f"cannot read {EVIL}"):
+        assert text in shown
+    assert page.evaluate("[...document.querySelectorAll('b')].every(b => !b.textContent.includes('x.jpg'))")
+    page.set_viewport_size({"width": 360, "height": 740})
+    assert fits(page)

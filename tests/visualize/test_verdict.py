@@ -1,0 +1,105 @@
+"""The verdict on real runs, and on parts of their records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plrc.visualize.report import read_records
+from plrc.visualize.verdict import health_checks, of_kind, standing, verdict
+
+STEPS, FILLING = 70, 3
+Runs = dict[str, Path]
+
+
+def until(records: list[dict[str, Any]], step: int) -> list[dict[str, Any]]:
+    return [record for record in records if record["step"] <= step]
+
+
+def test_a_healthy_run(runs: Runs) -> None:
+    found = verdict(read_records(runs["healthy"]), STEPS, FILLING)
+    assert (found.level, found.headline, found.since) == ("good", "Healthy", None)
+    point = next(reason for reason in found.reasons if reason.startswith("point contrast"))
+    share = int(point.split("%")[0].split()[-1])
+    assert "below chance level" in point and share >= 10
+    assert not any("checks of the features" in reason for reason in found.reasons)
+
+
+def test_a_ruined_run_collapses_since_a_step(runs: Runs) -> None:
+    records = read_records(runs["ruined"])
+    found = verdict(records, STEPS, FILLING)
+    checks = health_checks(records)
+    since = next(check.step for check in checks if check.collapsed)
+    assert (found.level, found.headline, found.since) == ("bad", f"Collapsing since step {since}", since)
+    assert 0 < since < checks[-1].step and all(not check.collapsed for check in checks if check.step < since)
+    assert any("lower optim.lr" in reason for reason in found.reasons)
+    assert not any("only the newest check" in reason for reason in found.reasons)
+    once = verdict(until(records, since), STEPS, FILLING)
+    assert once.headline == found.headline and any("only the newest check" in reason for reason in once.reasons)
+    assert "Collapsing" not in verdict(until(records, since - 1), STEPS, FILLING).headline
+
+
+def test_a_run_without_learning_has_not_left_chance_level(runs: Runs) -> None:
+    found = verdict(read_records(runs["idle"]), STEPS, FILLING)
+    assert (found.level, found.headline) == ("bad", "Has not left chance level")
+    assert any(reason.startswith("point contrast: at chance level") for reason in found.reasons)
+
+
+@pytest.mark.parametrize("name", ["healthy", "idle"])
+def test_the_beginning_of_a_run_is_too_short_to_tell(runs: Runs, name: str) -> None:
+    records = read_records(runs[name])
+    for step in (0, 1, 20, 48):
+        found = verdict(until(records, step), STEPS, FILLING)
+        assert (found.level, found.headline) == ("open", "Too short to tell")
+    assert verdict([], STEPS, FILLING).headline == "Too short to tell"
+
+
+def test_an_unfinished_run_says_how_to_go_on(runs: Runs) -> None:
+    records = read_records(runs["healthy"])
+    assert standing(records, STEPS, verdict(records, STEPS, FILLING)) == "finished: all 70 steps"
+    part = until(records, 60)
+    found = verdict(part, STEPS, FILLING)
+    assert found.headline == "Healthy so far"
+    assert "step 60 of 70" in standing(part, STEPS, found) and "--resume" in standing(part, STEPS, found)
+    ruined = read_records(runs["ruined"])  # to go on with collapsed features is no advice
+    assert "--resume" not in standing(ruined, STEPS, verdict(ruined, STEPS, FILLING))
+
+
+def test_few_checks_are_named_as_such(runs: Runs) -> None:
+    records = read_records(runs["healthy"])
+    sparse = [r for r in records if r["kind"] != "health" or r["step"] in (0, STEPS)]
+    assert any("only 2 checks" in reason for reason in verdict(sparse, STEPS, FILLING).reasons)
+    without = of_kind(records, "train")
+    assert any("no health check" in reason for reason in verdict(without, STEPS, FILLING).reasons)
+
+
+def test_image_contrast_is_not_judged_while_its_queue_holds_random_keys(runs: Runs) -> None:
+    records = [
+        {name: value for name, value in r.items() if not name.startswith(("point_kl", "distill_kl"))}
+        for r in read_records(runs["healthy"])
+    ]
+    early = [r for r in records if r["kind"] != "train" or r["step"] <= 2 * 5]
+    late = [r | {"step": r["step"] + 60} for r in early]  # the same values, whose first ones are far below chance
+    assert verdict(late, 200, 0).headline == "Healthy so far"
+    assert verdict(late, 200, 80).headline == "Too short to tell"
+
+
+def test_alarms_of_the_features_keep_a_run_from_being_called_healthy(runs: Runs) -> None:
+    records = [dict(r) for r in read_records(runs["healthy"])]
+    of_kind(records, "health")[-1]["effective_rank"] = 2.0  # type: ignore[index]
+    found = verdict(records, STEPS, FILLING)
+    assert found.level == "open" and any("effective rank fell" in reason for reason in found.reasons)
+
+
+def test_steps_without_a_finite_gradient(runs: Runs) -> None:
+    """The last windows hold skipped steps alone, as the loop records them."""
+    records = [dict(r) for r in read_records(runs["healthy"])]
+    for record in records:
+        if record["kind"] == "train" and record["step"] > 30:
+            record["skipped_steps"] = 2.0
+    found = verdict(records, STEPS, FILLING)
+    assert (found.level, found.headline, found.since) == ("bad", "No step counts since step 30", 30)
+    of_kind(records, "train")[-1]["skipped_steps"] = 1.0  # type: ignore[index]
+    assert verdict(records, STEPS, FILLING).level == "good"
