@@ -199,8 +199,8 @@ def test_curves_are_means_over_seeds_at_each_step() -> None:
         points = ((10, 0.5 + 0.1 * s), (20, 0.7 + 0.1 * s))
         lines[s]["curve"] = [{"step": float(n), "regions": 0.6, "student": auc, "teacher": None} for n, auc in points]
     (row,) = curves(lines)
-    assert (row["axes"], row["network"], row["regions"].mean) == ({"method": "plrc"}, "student", 0.6)
-    assert [(step, one.mean, one.n) for step, one in row["steps"].items()] == [(10, 0.55, 2), (20, 0.75, 2)]
+    assert (row["axes"], row["network"], row["regions"]["mean"]) == ({"method": "plrc"}, "student", 0.6)
+    assert [(step, one["mean"], one["n"]) for step, one in row["steps"].items()] == [(10, 0.55, 2), (20, 0.75, 2)]
     assert "| plrc | student | 0.550 [" in table(lines, "s", "random")
 
 

@@ -113,10 +113,11 @@ def curves(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for group, by_name in found.items():
         given = by_name.pop("regions", {})
-        regions = interval(given[max(given)]) if given else None
+        regions = vars(interval(given[max(given)])) if given else None
         for name, by_step in by_name.items():
             most = max(map(len, by_step.values()))
-            steps = {step: interval(values) for step, values in sorted(by_step.items()) if 2 * len(values) >= most}
+            kept = {step: values for step, values in sorted(by_step.items()) if 2 * len(values) >= most}
+            steps = {step: vars(interval(values)) for step, values in kept.items()}
             rows.append({"axes": dict(group), "network": name, "steps": steps, "regions": regions})
     return rows
 
@@ -132,8 +133,8 @@ def _curves(lines: Sequence[dict[str, Any]]) -> list[str]:
     body = [
         [
             *(str(row["axes"].get(axis, "")) for axis in axes), row["network"],
-            *(_precise(vars(row["steps"][step]), "auc") if step in row["steps"] else "" for step in steps),
-            _precise(vars(row["regions"]), "auc") if row["regions"] else "",
+            *(_precise(row["steps"][step], "auc") if step in row["steps"] else "" for step in steps),
+            _precise(row["regions"], "auc") if row["regions"] else "",
         ]
         for row in rows
     ]  # fmt: skip
@@ -149,7 +150,7 @@ def content(
     return {
         "title": title, "metric": metric, "digits": digits(metric), "baseline": baseline, "runs": runs, "text": text,
         "axes": list(dict.fromkeys(axis for row in rows for axis in row["axes"])), "numeric": numeric_axes(rows),
-        "rows": rows, "lines": list(lines),
+        "rows": rows, "lines": list(lines), "curves": curves(lines),
         "slopes": [
             {"axis": axis, "method": method, **vars(found)}
             for axis in numeric_axes(rows)

@@ -48,7 +48,25 @@ def _plots(content: dict[str, Any]) -> list[dict[str, Any]]:
         size = 6.4, 0.7 + 0.28 * len(rows)
         draw = partial(_bars, rows=rows, order=content["axes"], metric=metric)
         plots.append({"caption": caption, "svg": charts.svg(draw, caption, size), "keys": {}})
+    teachers = {
+        _name(row["axes"], content["axes"]): row for row in content["curves"] if row["network"] == "teacher"
+    }  # fmt: skip
+    if teachers:
+        caption = "grouping AUC of the teacher, matched for distance: mean over seeds; dashed: the regions given"
+        svg = charts.svg(partial(_grouping, teachers=teachers), caption)
+        plots.append({"caption": caption, "svg": svg, "keys": charts.keys(teachers)})
     return plots
+
+
+def _grouping(axes: Axes, teachers: dict[str, dict[str, Any]]) -> None:
+    keys = charts.keys(teachers)
+    for name, row in teachers.items():
+        look = charts.style(keys[name])
+        axes.plot(list(row["steps"]), [one["mean"] for one in row["steps"].values()], lw=1.5, ms=5, **look)
+        if row["regions"]:
+            axes.axhline(row["regions"]["mean"], color=look["color"], lw=1, ls="--")
+    charts.steps_axis(axes, "steps")
+    axes.set_ylabel("AUC")
 
 
 def _kinds(rows: Sequence[dict[str, Any]], axis: str, order: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
