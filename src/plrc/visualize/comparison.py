@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from plrc.files import write_text
+from plrc.visualize.templates import environment
 
 COLOURS = 7  # --c0 (random) to --c6 in pages/base.html, told apart by colour-blind readers (after Okabe and Ito)
 MARKERS = dict(zip("osD^vPX*h", "●■◆▲▼✚✖★⬢", strict=True))  # in plots -> in text
@@ -42,12 +42,8 @@ def write_comparison_page(comparison: dict[str, Any], path: str | Path) -> Path:
 
 def comparison_page(comparison: dict[str, Any]) -> str:
     """The HTML of a comparison, from the content of its comparison.json."""
-    pages = Environment(
-        loader=PackageLoader("plrc.visualize", "pages"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
     lines, count = comparison["recommendation"], len(comparison["labels"])
-    return pages.get_template("comparison.html").render(
+    return environment().get_template("comparison.html").render(
         c=comparison, advice=lines[:count], caveats=lines[count:], plots=_plots(comparison),
         keys=_keys(comparison), settings=json.dumps(comparison["settings"], indent=1, ensure_ascii=False),
     )  # fmt: skip
