@@ -23,6 +23,7 @@ from plrc.model import Backbone
 
 STRIDES = (2, 4, 8, 16, 32)
 _LEVELS = 127  # codes run from -127 to 127
+_FRAME = 2  # of the network's strides: how wide an image is mirrored beyond its border
 _PAIRS = 20_000  # random pairs of places on which the error is measured
 _TAILS = (0.01, 0.99)  # quantiles that become the darkest and the lightest shade of a component's colour
 
@@ -81,31 +82,34 @@ def dense_features(backbone: Backbone, level: int, own: int, image: Tensor, stri
     H and W are multiples of t = `stride`, `own` is s (see `own_stride`); both of STRIDES. The network is in evaluation
     mode. Where t is finer than the network's own stride s, the image is seen (s / t)^2
     times, shifted by multiples of t, and the lattices are interleaved: every feature is one that the network computes,
-    at the scale that it computes it, none is interpolated. Where t is coarser, neighbours are averaged. Beyond the
-    image's border its outermost pixels are repeated.
+    at the scale that it computes it, none is interpolated. Where t is coarser, neighbours are averaged. The image
+    is mirrored beyond its border, two of the network's strides wide: without, features near the border resemble each
+    other, whatever is to be seen there, because the network fills up with zeros.
     """
     height, width = image.shape[1] // stride, image.shape[2] // stride
     device = next(backbone.parameters()).device
     pixels = normalise(image[None].to(device))
     right, below = -image.shape[2] % own, -image.shape[1] % own
-    margin = max(own - stride, 0) // 2
-    padded = F.pad(pixels, (margin, margin + right, margin, margin + below), mode="replicate")
+    frame = _FRAME * own
+    margin = frame + max(own - stride, 0) // 2
+    mirrored = margin + max(right, below) < min(image.shape[1:])  # an image is mirrored once at most
+    mode = "reflect" if mirrored else "replicate"
+    padded = F.pad(pixels, (margin, margin + right, margin, margin + below), mode=mode)
     times = max(own // stride, 1)
-    rows, columns = image.shape[1] + below, image.shape[2] + right
+    rows, columns = image.shape[1] + below + 2 * frame, image.shape[2] + right + 2 * frame
     found = []
     for down in range(times):  # one row of shifts at a time: memory stays small
         seen = [padded[0, :, down * stride :, across * stride :][:, :rows, :columns] for across in range(times)]
         parts = backbone(torch.stack(seen), level)[level].float()
-        found.append(torch.stack(list(parts), dim=-1).flatten(-2))  # [C, H / s, W / t]
+        inner = parts[:, :, _FRAME : parts.shape[2] - _FRAME, _FRAME : parts.shape[3] - _FRAME]
+        found.append(torch.stack(list(inner), dim=-1).flatten(-2))  # [C, H / s, W / t]
     lattice = torch.stack(found, dim=2).flatten(1, 2)  # [C, H / t, W / t]
     if stride > own:
         lattice = F.avg_pool2d(lattice, stride // own)
     return F.normalize(lattice[:, :height, :width], dim=0).cpu()
 
 
-def reduce(
-    features: Sequence[Tensor], width: int, like: Sequence[NDArray[np.uint8]] | None = None, seed: int = 0
-) -> Codes:
+def reduce(features: Sequence[Tensor], width: int, like: Sequence[NDArray[np.uint8]] | None = None) -> Codes:
     """Unit features [C, h, w] of all images by one network -> `Codes` with D = min(width, C) components.
 
     The basis are the first D eigenvectors of the second moment over all images (a principal component analysis without

@@ -63,8 +63,8 @@ class Picture:
 
 @dataclass(frozen=True)
 class Budget:
-    """How fine the features are. size: the longer side of an image as the networks see it, in pixels; stride: t; width: D;
-    steps: how many of the run's checkpoints; megabytes: of the page."""
+    """How fine the features are. size: the longer side of an image as the networks see it, in pixels; stride: t;
+    width: D; steps: how many of the run's checkpoints; megabytes: of the page."""
 
     size: int
     stride: int = 8
@@ -199,7 +199,7 @@ def _plain(name: str) -> str:
 
 
 def _fit(budget: Budget, pictures: Sequence[Picture], sources: Sequence[Source]) -> tuple[Budget, list[Source]]:
-    """The finest features that fit: with fewer components, then fewer checkpoints, then a coarser lattice, then less."""
+    """The finest features that fit: with fewer components, then checkpoints, then a coarser lattice, then less."""
     fitted, kept = budget, list(sources)
     while _bytes(fitted, pictures, len(kept)) > budget.megabytes * 1e6:
         steps = sorted({source.step for source in kept if source.step is not None})

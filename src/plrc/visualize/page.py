@@ -46,8 +46,9 @@ def explorer_page(explorer: Explorer, run: Path, samples: Samples) -> str:
         run=str(run).encode(errors="replace").decode(), date=datetime.datetime.now().strftime("%Y-%m-%d"),
         script=Markup(script), script_hash=Markup(f"'sha256-{digest}'"), data=content, blocks=_blocks(explorer),
         images=len(explorer.pictures), steps=len(content["steps"]),
-        key=_data_uri(Image.fromarray(colour_table()[None])), budget=explorer.budget, networks=_errors(explorer), notes=explorer.notes, regions=samples.regions,
-        match=samples.match, samples_note=samples.note, batch=_data_uri(samples.batch, "WEBP") if samples.batch else "",
+        key=_data_uri(Image.fromarray(colour_table()[None])), budget=explorer.budget, networks=_errors(explorer),
+        notes=explorer.notes, regions=samples.regions, match=samples.match, samples_note=samples.note,
+        batch=_data_uri(samples.batch, "WEBP") if samples.batch else "",
         samples=[{"name": name, "source": _data_uri(picture, "WEBP")} for name, picture in samples.pictures],
     )  # fmt: skip
 

@@ -57,9 +57,8 @@ def run_samples(run: Path, config: Config, count: int) -> Samples:
         data = ViewDataset(images, train, config.with_values({"run.cache": ""}))
         size, accumulate = config.optim.batch_size, config.optim.accumulate
         keys = next(iter(StepSampler(len(train), size, accumulate, config.seed, 0, 1)))
-        found = [
-            (data.name(index), one) for epoch, index in keys if isinstance(one := data.attempt(epoch, index), Batch)
-        ]
+        read = ((data.name(index), data.attempt(epoch, index)) for epoch, index in keys)
+        found = [(name, one) for name, one in read if isinstance(one, Batch)]
         if not found:
             raise PlrcError("none of the images of its first batch can be read")
         pictures = [(name, _picture(one, _image(images.root, name, config), config)) for name, one in found[:count]]
@@ -78,9 +77,8 @@ def batch_picture(samples: Sequence[Batch], config: Config) -> Image.Image:
     page = Image.new("RGBA", (len(columns) * (side + 2) - 2, rows * (side + 2) - 2))
     for x, views in enumerate(columns):
         for y, view in enumerate(views):
-            page.paste(
-                Image.fromarray(view).resize((side, side), Image.Resampling.BICUBIC), (x * (side + 2), y * (side + 2))
-            )
+            tile = Image.fromarray(view).resize((side, side), Image.Resampling.BICUBIC)
+            page.paste(tile, (x * (side + 2), y * (side + 2)))
     return page
 
 
@@ -101,12 +99,9 @@ def _picture(sample: Batch, image: NDArray[np.uint8], config: Config) -> Image.I
         _crop(draw, sample.maps[number, 0].tolist(), whole.size, number)
         _plate(draw, corners[number], number)
     points = _shared(sample)
-    for number, places, ids in (
-        (QUERY, points.query, points.query_regions),
-        (REFERENCE, points.key, points.key_regions),
-    ):
-        for (x, y), i in zip(places[0].tolist(), ids[0].tolist(), strict=True):
-            if i >= 0:
+    for number, places in ((QUERY, points.query), (REFERENCE, points.key)):
+        for (x, y), i in zip(places[0].tolist(), points.query_regions[0].tolist(), strict=True):
+            if i >= 0:  # the region of both
                 _dot(draw, _at(corners[number], x, y), colours[i], 3)
     if len(views) > MATCH:
         matches = match_points(sample.maps[QUERY], sample.maps[MATCH], sample.match, sample.match.shape[1] // 2)
@@ -127,14 +122,15 @@ def _shared(sample: Batch) -> ContrastPoints:
 
 
 def _crop(draw: ImageDraw.ImageDraw, crop: list[float], size: tuple[int, int], number: int) -> None:
-    """The outline of a view on the image, with its letter; an arrow beside the letter where it is mirrored."""
+    """The outline of a view on the image, with its letter, and a word where it is mirrored."""
     sx, sy, ox, oy = crop
     x0, x1 = sorted((ox, ox + sx))
     box = (x0 * size[0] * _FINE, oy * size[1] * _FINE, x1 * size[0] * _FINE - 1, (oy + sy) * size[1] * _FINE - 1)
     draw.rectangle(box, outline=(255, 255, 255), width=4 * _FINE)
     draw.rectangle(box, outline=_COLOURS[number], width=3 * _FINE)
-    shift = 22 * _FINE * number  # so that letters of equal corners stand beside each other
-    _letter(draw, (box[0] + shift, box[1]), number, _NAMES[number] + ("⇆" if sx < 0 else ""))
+    left, top = (number != REFERENCE), (number != MATCH)  # each letter has a corner of its own
+    corner = (box[0] if left else box[2], box[1] if top else box[3])
+    _letter(draw, corner, number, _NAMES[number] + (" mirrored" if sx < 0 else ""), left, top)
 
 
 def _plate(draw: ImageDraw.ImageDraw, corner: tuple[int, int], number: int) -> None:
@@ -144,11 +140,15 @@ def _plate(draw: ImageDraw.ImageDraw, corner: tuple[int, int], number: int) -> N
     _letter(draw, (x, y), number, _NAMES[number])
 
 
-def _letter(draw: ImageDraw.ImageDraw, at: tuple[float, float], number: int, text: str) -> None:
+def _letter(
+    draw: ImageDraw.ImageDraw, corner: tuple[float, float], number: int, text: str, left: bool = True, top: bool = True
+) -> None:
+    """A name on a plate of the view's colour, inside a left or right, upper or lower corner."""
     font = ImageFont.load_default(15 * _FINE)
-    width = draw.textlength(text, font)
-    draw.rectangle((at[0], at[1], at[0] + width + 8 * _FINE, at[1] + 20 * _FINE), fill=_COLOURS[number])
-    draw.text((at[0] + 4 * _FINE, at[1] + _FINE), text, fill=(255, 255, 255), font=font)
+    width, height = draw.textlength(text, font) + 8 * _FINE, 20 * _FINE
+    x, y = corner[0] - (0 if left else width), corner[1] - (0 if top else height)
+    draw.rectangle((x, y, x + width, y + height), fill=_COLOURS[number])
+    draw.text((x + 4 * _FINE, y + _FINE), text, fill=(255, 255, 255), font=font)
 
 
 def _dot(draw: ImageDraw.ImageDraw, at: tuple[float, float], colour: tuple[int, int, int], radius: int) -> None:
