@@ -297,7 +297,7 @@ def test_fifty_images_stay_in_the_budget(trained: Trained, tmp_path: Path, page:
     assert main([*command, "--megabytes", "1.1"]) == 0
     assert out.stat().st_size <= 1.1e6
     told = capsys.readouterr().out
-    assert "50 of 60 images" in told and "to stay below 1.1 MB: 32 components a place instead of 64" in told
+    assert "50 of 60 images" in told and "to stay below 1.1 MB: 32 components a place instead of 128" in told
     page.goto(out.as_uri())
     page.wait_for_selector("#others .other")
     assert page.locator("#strip button").count() == 50 and page.locator("#others .other").count() == 12

@@ -33,7 +33,7 @@ class Visualize:
     """One feature every so many pixels of the image as the networks see it: 2, 4, 8, 16 or 32."""
     size: int = 0
     """Longer side of that image in pixels. 0: twice the run's views."""
-    width: int = 64
+    width: int = 128
     """Components that are kept of a feature."""
     steps: int = 5
     """Checkpoints of the run on the slider, evenly spread (a run keeps --run.keep-checkpoints of them)."""

@@ -32,8 +32,9 @@ _TAILS = (0.01, 0.99)  # quantiles that become the darkest and the lightest shad
 class Codes:
     """Reduced features of all images by one network: component d of a place is offset[d] + scale[d] * code.
 
-    The feature is that vector brought to unit length. colour [3, D + 1]: red, green and blue in [0, 1] are these
-    weights times the (unit) feature, plus the last column. error_rms, error_max: of a cosine, over random pairs.
+    The product of two places' reduced features stands for their cosine; of a place with itself that is 1 by definition.
+    colour [3, D + 1]: red, green and blue in [0, 1] are these weights times the reduced feature, plus the last column.
+    error_rms, error_max: of the cosine of two places of an image, over random pairs.
     """
 
     codes: list[NDArray[np.int8]]  # an image: [h, w, D]
@@ -43,14 +44,16 @@ class Codes:
     error_rms: float
     error_max: float
 
-    def features(self, image: int) -> Tensor:
-        """What the page computes with: unit features [D, h, w] of an image."""
-        return torch.from_numpy(_decoded(self.codes[image], self.offset, self.scale)).permute(2, 0, 1)
+    def affinity(self, image: int, row: int, column: int) -> Tensor:
+        """What the page shows: cosine [h, w] of one place of an image with all others."""
+        values = _decoded(self.codes[image], self.offset, self.scale)
+        cosines = values @ values[row, column]
+        cosines[row, column] = 1
+        return torch.from_numpy(cosines)
 
     def colours(self, image: int) -> NDArray[np.uint8]:
         """The first three principal components of an image as RGB [h, w, 3]."""
-        unit = _decoded(self.codes[image], self.offset, self.scale)
-        shades = unit @ self.colour[:, :-1].T + self.colour[:, -1]
+        shades = _decoded(self.codes[image], self.offset, self.scale) @ self.colour[:, :-1].T + self.colour[:, -1]
         return np.asarray(np.rint(255 * np.clip(shades, 0, 1)), dtype=np.uint8)
 
 
@@ -112,58 +115,56 @@ def dense_features(backbone: Backbone, level: int, own: int, image: Tensor, stri
 def reduce(features: Sequence[Tensor], width: int, like: Sequence[NDArray[np.uint8]] | None = None) -> Codes:
     """Unit features [C, h, w] of all images by one network -> `Codes` with D = min(width, C) components.
 
-    The basis are the first D eigenvectors of the second moment over all images (a principal component analysis without
-    centring, which of all bases loses least of the products). Each component has an offset and a scale of its own:
-    where all features share a direction, as those of a young network do, that component varies little, and one scale
-    for all would hide its differences. `like`: colours [h, w, 3] of the same images by another network; each colour
-    component takes the sign that resembles it.
+    The basis are the first D eigenvectors of the second moment over all images: a principal component analysis without
+    centring, which of all bases loses least of the products. Reduced features are not brought to length 1 again: what a
+    place loses has little to do with what another one loses, so the products of what is kept are nearly right, while
+    those of stretched vectors are too large. Each component has an offset and a scale of its own: where all features
+    share a direction, as those of a young network do, that component varies little, and one scale for all would hide
+    its differences. `like`: colours [h, w, 3] of the same images by another network; each colour takes the sign that
+    resembles it.
     """
-    whole = torch.cat([f.flatten(1) for f in features], dim=1).T  # [N, C]
-    moment = torch.zeros(whole.shape[1], whole.shape[1])
-    for part in whole.split(2**14):
+    flat = [f.flatten(1).T for f in features]  # [h w, C]
+    moment = torch.zeros(flat[0].shape[1], flat[0].shape[1])
+    for part in flat:
         moment += part.float().T @ part.float()
     basis = torch.linalg.eigh(moment)[1].flip(1)[:, :width].contiguous()  # largest first
-    kept = torch.cat([part.float() @ basis for part in whole.split(2**14)]).numpy()  # [N, D]
+    kept = torch.cat([part.float() @ basis for part in flat]).numpy()  # [N, D]
     low, high = kept.min(axis=0), kept.max(axis=0)
     offset = ((low + high) / 2).astype(np.float32)
     scale = np.maximum((high - low) / (2 * _LEVELS), 1e-12).astype(np.float32)
     codes = np.clip(np.rint((kept - offset) / scale), -_LEVELS, _LEVELS).astype(np.int8)
-    unit = _decoded(codes, offset, scale)
-    rms, most = _error(whole, unit, np.random.default_rng(0))
-    shapes = [(*f.shape[1:], codes.shape[1]) for f in features]
-    ends = np.cumsum([h * w for h, w, _ in shapes])[:-1]
-    split = [part.reshape(shape) for part, shape in zip(np.split(codes, ends), shapes, strict=True)]
+    split = np.split(codes, np.cumsum([len(part) for part in flat])[:-1])
+    values = [_decoded(part, offset, scale) for part in split]
+    maps = [part.reshape(*f.shape[1:], -1) for part, f in zip(split, features, strict=True)]
     wanted = None if like is None else np.concatenate([c.reshape(-1, 3) for c in like]).astype(np.float32)
-    return Codes(split, offset, scale, _colour(unit, wanted), rms, most)
+    return Codes(maps, offset, scale, _colour(np.concatenate(values), wanted), *_error(flat, values))
 
 
 def _decoded(codes: NDArray[np.int8], offset: NDArray[np.float32], scale: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Codes [..., D] -> unit vectors [..., D]."""
-    values = offset + scale * codes.astype(np.float32)
-    return np.asarray(values / np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 1e-12), dtype=np.float32)
+    """Codes [..., D] -> reduced features [..., D]."""
+    return np.asarray(offset + scale * codes.astype(np.float32), dtype=np.float32)
 
 
-def _error(whole: Tensor, unit: NDArray[np.float32], rng: np.random.Generator) -> tuple[float, float]:
-    """(root mean square, largest) difference of the cosines of random pairs: features [N, C] against unit [N, D]."""
-    a, b = rng.integers(len(unit), size=(2, _PAIRS))
-    exact = torch.cat(
-        [F.cosine_similarity(whole[i].float(), whole[j].float()) for i, j in zip(_parts(a), _parts(b), strict=True)]
-    ).numpy()
-    difference = exact - (unit[a] * unit[b]).sum(axis=1)
-    return float(np.sqrt((difference**2).mean())), float(np.abs(difference).max())
+def _error(exact: Sequence[Tensor], reduced: Sequence[NDArray[np.float32]]) -> tuple[float, float]:
+    """(root mean square, largest) difference of the cosines of random pairs of different places of an image, between
+    unit features [h w, C] and reduced ones [h w, D]."""
+    rng, found = np.random.default_rng(0), []
+    for unit, values in zip(exact, reduced, strict=True):
+        a = rng.integers(len(values), size=_PAIRS // len(exact) + 1)
+        b = rng.integers(len(values), size=len(a))
+        cosines = (unit[a].float() * unit[b].float()).sum(dim=1).numpy()
+        found.append(np.where(a == b, 0, cosines - (values[a] * values[b]).sum(axis=1)))
+    differences = np.concatenate(found)
+    return float(np.sqrt((differences**2).mean())), float(np.abs(differences).max())
 
 
-def _parts(indices: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    return np.array_split(indices, 20)
-
-
-def _colour(unit: NDArray[np.float32], like: NDArray[np.float32] | None) -> NDArray[np.float32]:
-    """Unit features [N, D] -> the map [3, D + 1] to the colours of their first three centred principal components."""
-    mean = unit.mean(axis=0)
-    centred = unit - mean
+def _colour(values: NDArray[np.float32], like: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """Reduced features [N, D] -> the map [3, D + 1] to the colours of their first three principal components."""
+    mean = values.mean(axis=0)
+    centred = values - mean
     vectors = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :3].T
     if len(vectors) < 3:  # fewer components than colours
-        vectors = np.concatenate([vectors, np.zeros((3 - len(vectors), unit.shape[1]), dtype=np.float32)])
+        vectors = np.concatenate([vectors, np.zeros((3 - len(vectors), values.shape[1]), dtype=np.float32)])
     shades = centred @ vectors.T  # [N, 3]
     if like is not None:
         vectors[((like - like.mean(axis=0)) * shades).sum(axis=0) < 0] *= -1

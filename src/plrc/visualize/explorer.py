@@ -8,9 +8,12 @@ Shapes: H x W an image as the networks see it in pixels, D components of a featu
 from __future__ import annotations
 
 import io
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -33,6 +36,7 @@ _PAGE = 400_000  # bytes of everything else in a page: its text, the samples' pi
 _FEWEST = 16  # components that are kept at least
 
 Progress = Callable[[int, int], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Budget:
 
     size: int
     stride: int = 8
-    width: int = 64
+    width: int = 128
     steps: int = 5
     megabytes: float = 25.0
 
@@ -116,9 +120,7 @@ def run_sources(run: Path, steps: int) -> list[Source]:
     if not found:
         hint = "name the folder of a run that has saved one" if run.is_dir() else "there is no such folder"
         raise PlrcError(f"{run} holds no checkpoint; {hint}")
-    number = min(steps, len(found))
-    chosen = [found[len(found) - 1 - i * len(found) // number] for i in reversed(range(number))]
-    return [_member(path, role) for path in chosen for role in ROLES]
+    return [_member(path, role) for path in _spread(found, steps) for role in ROLES]
 
 
 def _member(path: Path, role: str) -> Source:
@@ -199,34 +201,30 @@ def _plain(name: str) -> str:
 
 
 def _fit(budget: Budget, pictures: Sequence[Picture], sources: Sequence[Source]) -> tuple[Budget, list[Source]]:
-    """The finest features that fit: with fewer components, then checkpoints, then a coarser lattice, then less."""
-    fitted, kept = budget, list(sources)
-    while _bytes(fitted, pictures, len(kept)) > budget.megabytes * 1e6:
-        steps = sorted({source.step for source in kept if source.step is not None})
-        if fitted.width > 32:
-            fitted = replace(fitted, width=32)
-        elif len(steps) > 3:
-            fitted = replace(fitted, steps=3)
-            kept = _thinned(kept, steps, 3)
-        elif fitted.stride < STRIDES[-1] and 4 * fitted.stride <= fitted.size:
-            fitted = replace(fitted, stride=2 * fitted.stride)
-        elif fitted.width > _FEWEST:
-            fitted = replace(fitted, width=_FEWEST)
-        elif len(steps) > 1:
-            fitted = replace(fitted, steps=1)
-            kept = _thinned(kept, steps, 1)
-        else:
-            least = _bytes(fitted, pictures, len(kept)) / 1e6
-            raise PlrcError(
-                f"{len(pictures)} images need {least:.1f} MB at least, and --megabytes is {budget.megabytes:g}; "
-                "write more megabytes, or fewer images with --limit"
-            )
-    return fitted, kept
+    """The finest features that fit. A coarser lattice is the largest loss, fewer components or checkpoints less."""
+    steps = sorted({source.step for source in sources if source.step is not None})
+    strides = [t for t in STRIDES if budget.stride <= t <= max(budget.size // 2, budget.stride)]
+    widths = [w for w in (budget.width, 64, 32, _FEWEST) if w <= budget.width]
+    choices = []
+    for stride, width, number in itertools.product(strides, widths, range(len(steps), 0, -1)):
+        kept = [s for s in sources if s.step is None or s.step in _spread(steps, number)]
+        fitted = replace(budget, stride=stride, width=width, steps=budget.steps if number == len(steps) else number)
+        loss = math.log2((stride / budget.stride) ** 3 * (budget.width / width) * (len(steps) / number))
+        choices.append((loss, _bytes(fitted, pictures, len(kept)), fitted, kept))
+    fitting = [choice for choice in choices if choice[1] <= budget.megabytes * 1e6]
+    if not fitting:
+        least = min(size for _, size, _, _ in choices) / 1e6
+        raise PlrcError(
+            f"{len(pictures)} images need {least:.1f} MB at least, and --megabytes is {budget.megabytes:g}; "
+            "write more megabytes, or fewer images with --limit"
+        )
+    return min(fitting, key=lambda choice: choice[0])[2:]
 
 
-def _thinned(sources: Sequence[Source], steps: list[int], number: int) -> list[Source]:
-    chosen = {steps[len(steps) - 1 - i * len(steps) // number] for i in range(number)}
-    return [source for source in sources if source.step is None or source.step in chosen]
+def _spread(found: Sequence[T], number: int) -> list[T]:
+    """At most `number` of them, evenly spread, the last among them."""
+    number = min(number, len(found))
+    return [found[len(found) - 1 - i * len(found) // number] for i in reversed(range(number))]
 
 
 def _bytes(budget: Budget, pictures: Sequence[Picture], sources: int) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from plrc.files import write_atomic
-from plrc.visualize.affinity import Point, affinity_picture
+from plrc.visualize.affinity import Point, heat_picture
 from plrc.visualize.explorer import Explorer
 from plrc.visualize.samples import Samples
 
@@ -29,9 +29,12 @@ def save_pictures(folder: Path, explorer: Explorer, samples: Samples, points: Se
     written: dict[str, Image.Image] = {}
     for i, picture in enumerate(explorer.pictures):
         name = _file(picture.name, written)
-        features = {s.title: codes.features(i) for s, codes in zip(explorer.sources, explorer.codes, strict=True)}
+        h, w = explorer.codes[0].codes[i].shape[:2]
+        places = [(min(int(y * h), h - 1), min(int(x * w), w - 1)) for x, y in points]
+        named = zip(explorer.sources, explorer.codes, strict=True)
+        heat = {source.title: [codes.affinity(i, *place) for place in places] for source, codes in named}
         image = np.ascontiguousarray(picture.pixels.permute(1, 2, 0).numpy())
-        written[f"{name}.affinity.png"] = affinity_picture(image, features, points)
+        written[f"{name}.affinity.png"] = heat_picture(image, heat, points)
         written[f"{name}.colours.png"] = _colours(explorer, i)
     for i, (_, drawn) in enumerate(samples.pictures, start=1):
         written[f"views-{i}.png"] = drawn

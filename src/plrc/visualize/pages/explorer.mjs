@@ -11,9 +11,9 @@ const byId = (id) => document.getElementById(id);
 const data = JSON.parse(byId("explorer-data").textContent);
 const table = new Uint8Array(bytes(data.table).buffer);
 const state = { image: 0, place: 0, pinned: false, step: data.steps.length - 1 };
-const decoded = new Map(); // "image-network" -> unit features
+const decoded = new Map(); // "image-network" -> features
 
-/** Unit features of an image by a network, or null as long as the page is still arriving. */
+/** Features of an image by a network, or null as long as the page is still arriving. */
 function features(image, network) {
   const key = `${image}-${network}`;
   if (!decoded.has(key)) {
@@ -84,7 +84,7 @@ const mode = () => byId("mode").value;
 
 /** What a panel's heat map shows: values, and the ends of its colours. */
 function heat(map, dim, place) {
-  const cosines = affinity(map, featureAt(map, dim, place));
+  const cosines = affinity(map, featureAt(map, dim, place), place);
   if (mode() === "softmax") {
     const shares = softmax(cosines, temperature());
     return { cosines, values: shares, low: 0, high: range(shares)[1] };
@@ -140,7 +140,7 @@ function drawOthers() {
   const own = features(state.image, network);
   if (!own || data.images.length < 2) return;
   const query = featureAt(own, dim, state.place);
-  const [low, high] = range(affinity(own, query));
+  const [low, high] = range(affinity(own, query, state.place));
   const maps = [];
   for (let image = 0; image < data.images.length; image++) {
     const map = image === state.image ? null : features(image, network);

@@ -10,19 +10,12 @@ export function bytes(text) {
   return out;
 }
 
-/** Codes -> unit features: component d is offset[d] + scale[d] * code, then each place is brought to length 1. */
+/** Codes -> features: component d is offset[d] + scale[d] * code. */
 export function dequantise(codes, offset, scale) {
   const dim = offset.length;
   const out = new Float32Array(codes.length);
   for (let start = 0; start < codes.length; start += dim) {
-    let square = 0;
-    for (let d = 0; d < dim; d++) {
-      const value = offset[d] + scale[d] * codes[start + d];
-      out[start + d] = value;
-      square += value * value;
-    }
-    const length = Math.sqrt(square) || 1;
-    for (let d = 0; d < dim; d++) out[start + d] /= length;
+    for (let d = 0; d < dim; d++) out[start + d] = offset[d] + scale[d] * codes[start + d];
   }
   return out;
 }
@@ -32,8 +25,8 @@ export function featureAt(features, dim, place) {
   return features.subarray(place * dim, (place + 1) * dim);
 }
 
-/** Cosine of `query` (unit length) with every place. */
-export function affinity(features, query) {
+/** Cosine of `query` with every place; 1 with itself, at the place `own`, if it is one of these. */
+export function affinity(features, query, own = -1) {
   const dim = query.length;
   const out = new Float32Array(features.length / dim);
   for (let place = 0, at = 0; place < out.length; place++) {
@@ -41,6 +34,7 @@ export function affinity(features, query) {
     for (let d = 0; d < dim; d++) sum += features[at++] * query[d];
     out[place] = sum;
   }
+  if (own >= 0) out[own] = 1;
   return out;
 }
 
