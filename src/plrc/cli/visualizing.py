@@ -36,7 +36,7 @@ class Visualize:
     width: int = 128
     """Components that are kept of a feature."""
     steps: int = 5
-    """Checkpoints of the run on the slider, evenly spread (a run keeps --run.keep-checkpoints of them)."""
+    """Checkpoints of the run on the slider, evenly spread; it has as many as the run kept."""
     limit: int = 50
     """Most images, evenly spread over all."""
     samples: int = 3
