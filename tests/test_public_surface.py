@@ -116,7 +116,7 @@ def test_objectives() -> None:
 
 
 def test_verbs() -> None:
-    assert " ".join(cli.VERBS) == "demo doctor scan regions pretrain export transfer compare study bench"
+    assert " ".join(cli.VERBS) == "demo doctor scan regions pretrain export transfer compare study visualize bench"
 
 
 def test_flags_of_pretrain(capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,6 +162,8 @@ def test_flags_of_the_other_verbs(capsys: pytest.CaptureFixture[str]) -> None:
         "doctor": "",
         "scan": "--layout --split --exclude --workers",
         "export": "--to --out",
+        "visualize": "--images --out --with --stride --size --width --steps --limit --samples --megabytes --png "
+        "--points --device",
     }
     for verb, flags in expected.items():
         assert cli.main([verb, "--help"]) == 0

@@ -1,29 +1,34 @@
-"""A real browser for pages, and real runs of a few seconds: a healthy one, a ruined one, one that never learnt."""
+"""A real browser for pages, and real runs of a few seconds: a short one to look into, and for verdicts a healthy one, a
+ruined one, one that never learnt."""
 
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import plrc
+from plrc import pretrain
 from plrc.config import PlrcError
+from plrc.data.scenes import write_scenes
 from plrc.presets import preset
 
-CHROMIUM = Path("/usr/bin/chromium")
+CHROMIUM = "/usr/bin/chromium"
+EVIL = ('<b>"x.jpg', "</script>.jpg", "{{ 7 * 7 }} & 'y'.jpg")  # the second lies in a folder named "<"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="the tests of pages need playwright")
-    if not CHROMIUM.exists():
-        pytest.skip(f"the tests of pages need Chromium at {CHROMIUM}")
-    with sync_api.sync_playwright() as playwright:
+    if not Path(CHROMIUM).exists():
+        pytest.skip(f"{CHROMIUM} is not there: install Debian's package chromium")
+    api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'plrc[dev]'")
+    with api.sync_playwright() as playwright:
         started = playwright.chromium.launch(
-            executable_path=str(CHROMIUM), args=["--headless", "--no-sandbox", "--disable-gpu"]
+            executable_path=CHROMIUM, args=["--headless", "--no-sandbox", "--disable-gpu"]
         )
         yield started
         started.close()
@@ -31,16 +36,53 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def page(browser: Any) -> Iterator[Any]:
-    """A playwright Page. `page.problems`: what its console complains of, errors in its scripts, and every request that
-    is not for a file or for data in the page itself."""
-    opened = browser.new_page()
+    """A page with a touch screen; `page.problems`: errors, and requests that leave the file."""
+    context = browser.new_context(viewport={"width": 1100, "height": 900}, has_touch=True)
+    opened = context.new_page()
     opened.problems = []
-    opened.on("console", lambda said: said.type in ("error", "warning") and opened.problems.append(said.text))
-    opened.on("pageerror", lambda error: opened.problems.append(str(error)))
-    local = ("file:", "data:", "blob:")
-    opened.on("request", lambda asked: asked.url.startswith(local) or opened.problems.append(asked.url))
+
+    def requested(request: Any) -> None:
+        if not request.url.startswith(("file:", "data:", "blob:")):
+            opened.problems.append(f"request: {request.url}")
+
+    opened.on("request", requested)
+    opened.on("pageerror", lambda error: opened.problems.append(f"error: {error}"))
+    opened.on(
+        "console",
+        lambda message: opened.problems.append(message.text) if message.type in ("error", "warning") else None,
+    )
     yield opened
-    opened.close()
+    context.close()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run of six steps with checkpoints 3 and 6, and a folder of images that it has not seen."""
+
+    run: Path
+    images: Path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    root = tmp_path_factory.mktemp("trained")
+    write_scenes(root / "data", {"train": 24, "test": 6}, seed=5, size=64)
+    config = preset("debug_cpu").with_values(
+        {
+            "data.source": str(root / "data" / "train" / "images"), "data.held_out": 2, "run.out": str(root / "run"),
+            "run.workers": 0, "run.device": "cpu", "run.checkpoint_every_steps": 3, "run.keep_checkpoints": 0,
+            "views.size": 32, "optim.batch_size": 8, "optim.steps": 6, "model.stride": 8, "model.bn_groups": 2,
+            "model.contrast_hidden": 16, "model.distill_hidden": 16, "objectives.points": 16,
+            "objectives.distill_points": 16, "objectives.queue": 24,
+        }
+    )  # fmt: skip
+    assert pretrain(config).finished
+    images = root / "images"
+    (images / "<").mkdir(parents=True)
+    scenes = sorted((root / "data" / "test" / "images").iterdir())
+    for scene, name in zip(scenes, [*EVIL, "plain.jpg", "other.jpg", "third.jpg"], strict=True):
+        shutil.copy(scene, images / name)
+    return Trained(root / "run", images)
 
 
 @pytest.fixture(scope="session")
@@ -61,5 +103,5 @@ def runs(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     for name, (method, settings) in own.items():
         config = preset("debug_cpu", method).with_values(shared | settings | {"run.out": str(root / name)})
         with pytest.raises(PlrcError, match="collapsed") if name == "ruined" else contextlib.nullcontext():
-            plrc.pretrain(config)
+            pretrain(config)
     return {name: root / name for name in own}

@@ -20,6 +20,7 @@ from plrc.cli.regions import regions
 from plrc.cli.studying import study
 from plrc.cli.transferring import compare, transfer
 from plrc.cli.verbs import demo, doctor, export, scan
+from plrc.cli.visualizing import visualize
 from plrc.config import PlrcError
 from plrc.settings import nearest
 
@@ -35,6 +36,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "transfer": transfer,
     "compare": compare,
     "study": study,
+    "visualize": visualize,
     "bench": bench,
 }
 

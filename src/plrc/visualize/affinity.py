@@ -43,28 +43,35 @@ def affinity(features: Tensor, point: Point) -> Tensor:
 def affinity_picture(image: NDArray[np.uint8], features: Mapping[str, Tensor], points: Sequence[Point]) -> Image.Image:
     """One row a query point: the image [H, W, 3] with the point marked, then a heat map for each of the named features.
 
-    features: name -> [C, h, w]. points: (x, y) as shares of the image's sides. Heat is the cosine affinity,
-    upsampled bilinearly. Every tile spans its own lowest to highest cosine, and both numbers stand below it: a map that
-    looks sharp over a span of 0.98 to 1.00 says that the features hardly differ. Colours run from dark blue to light
+    features: name -> [C, h, w]. points: (x, y) as shares of the image's sides. Heat is the cosine affinity, drawn by
+    `heat_picture`. Every tile spans its own lowest to highest cosine, and both numbers stand below it: a map that looks
+    sharp over a span of 0.98 to 1.00 says that the features hardly differ. Colours run from dark blue to light
     yellow with evenly rising lightness, readable for colour-blind readers and in grey.
     Raises PlrcError for no points, no features, a point outside the image, or an image that is not uint8 RGB.
     """
     _check(image, features, points)
+    return heat_picture(image, {name: [affinity(maps, p) for p in points] for name, maps in features.items()}, points)
+
+
+def heat_picture(
+    image: NDArray[np.uint8], heat: Mapping[str, Sequence[Tensor]], points: Sequence[Point]
+) -> Image.Image:
+    """`affinity_picture` from the affinities themselves: name -> one map [h, w] a point, upsampled bilinearly."""
     size = _tile_size(image)
-    columns, rows = 1 + len(features), len(points)
+    columns, rows = 1 + len(heat), len(points)
     width = 2 * _MARGIN + columns * size[0] + (columns - 1) * _GAP
     height = _MARGIN + _HEAD + rows * (size[1] + _LINE + _GAP) - _GAP + _MARGIN
     page = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(page)
-    for column, title in enumerate(["image", *features]):
+    for column, title in enumerate(["image", *heat]):
         _text(draw, (_MARGIN + column * (size[0] + _GAP), _MARGIN), title, 15, _INK, size[0])
     shown = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
     for row, point in enumerate(points):
         y = _MARGIN + _HEAD + row * (size[1] + _LINE + _GAP)
         page.paste(_marked(shown, point), (_MARGIN, y))
-        for column, maps in enumerate(features.values(), start=1):
+        for column, maps in enumerate(heat.values(), start=1):
             x = _MARGIN + column * (size[0] + _GAP)
-            values = affinity(maps, point)
+            values = maps[row]
             page.paste(_marked(_heat(values, size), point), (x, y))
             span = f"cosine {float(values.min()):.2f} to {float(values.max()):.2f}"
             _text(draw, (x, y + size[1] + 3), span, 12, _FAINT, size[0])

@@ -75,8 +75,7 @@ def region_tile(image: NDArray[np.uint8], regions: Tensor) -> Image.Image:
     size = max(round(width * scale), 1), max(round(height * scale), 1)
     shown = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC), dtype=np.float32)
     ids = look_up(regions[None], lattice(size[1], size[0])[None])[0].reshape(size[1], size[0]).numpy()
-    colours = [colorsys.hsv_to_rgb(i * _TURN % 1, 1, 1) for i in range(int(ids.max()) + 1)]
-    table = 255 * np.array([*colours, (0, 0, 0)], dtype=np.float32)  # the last is that of -1
+    table = np.array([*region_colours(int(ids.max()) + 1), (0, 0, 0)], dtype=np.float32)  # the last is that of -1
     unlabelled = (ids < 0)[..., None]
     ground = np.where(unlabelled, shown.mean(axis=2, keepdims=True) / 2, shown)
     drawn = np.where(unlabelled, ground, (1 - _TINT) * ground + _TINT * table[ids])
@@ -85,6 +84,12 @@ def region_tile(image: NDArray[np.uint8], regions: Tensor) -> Image.Image:
     edge[1:] |= ids[1:] != ids[:-1]
     drawn[edge] = _EDGE
     return Image.fromarray(drawn.astype(np.uint8))
+
+
+def region_colours(count: int) -> list[tuple[int, int, int]]:
+    """A colour a region, far apart for neighbouring ids."""
+    shares = (colorsys.hsv_to_rgb(i * _TURN % 1, 1, 1) for i in range(count))
+    return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in shares]
 
 
 def region_sheet(tiles: Sequence[tuple[str, Image.Image]]) -> Image.Image:

@@ -1,0 +1,250 @@
+"""What the explorer's page shows: images, networks (those of a run by step, and others), their features, in a budget.
+
+Layer 5: imports engine and below. Reads images and checkpoints; `page.py` writes the page, `pictures.py` pictures.
+
+Shapes: H x W an image as the networks see it in pixels, D components of a feature, t the lattice's stride in them.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from plrc.config import Config, DataConfig, PlrcError
+from plrc.data.decode import DecodeError, decode
+from plrc.data.layouts import ENDINGS, ending
+from plrc.data.sources import ImageList, find_images
+from plrc.engine.checkpoint import checkpoints, load_checkpoint
+from plrc.model import Backbone, build_backbone
+from plrc.model.weights import Weights, load_into
+from plrc.visualize.dense_features import STRIDES, Codes, dense_features, fitted_size, own_stride, reduce
+
+ROLES = ("student", "teacher")
+_SHOWN, _THUMBNAIL = 512, 72  # longer side of the pictures in the page, in pixels
+_QUALITY = 82  # of their JPEG
+_PAGE = 400_000  # bytes of everything else in a page: its text, the samples' pictures
+_FEWEST = 16  # components that are kept at least
+
+Progress = Callable[[int, int], None]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network to look at. label: the name of its panel; step: its place on the slider, None for one of no step.
+
+    load: the network, and which of its levels to show.
+    """
+
+    label: str
+    step: int | None
+    load: Callable[[], tuple[Backbone, int]]
+
+    @property
+    def title(self) -> str:
+        return self.label if self.step is None else f"{self.label}, step {self.step}"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of the page. pixels: uint8 [3, H, W] as the networks see it; jpeg, thumbnail: files for the reader."""
+
+    name: str
+    pixels: Tensor
+    jpeg: bytes
+    thumbnail: bytes
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How fine the features are. size: the longer side of an image as the networks see it, in pixels; stride: t;
+    width: D; steps: how many of the run's checkpoints; megabytes: of the page."""
+
+    size: int
+    stride: int = 8
+    width: int = 128
+    steps: int = 5
+    megabytes: float = 25.0
+
+    def __post_init__(self) -> None:
+        if self.stride not in STRIDES:
+            raise PlrcError(f"--stride is {self.stride}; write {', '.join(map(str, STRIDES[:-1]))} or {STRIDES[-1]}")
+        if self.size < 2 * self.stride:
+            raise PlrcError(f"--size is {self.size}; write at least {2 * self.stride}, two places of the lattice")
+        if self.width < _FEWEST or self.steps < 1 or self.megabytes <= 0:
+            raise PlrcError(f"write --width {_FEWEST} or more, --steps 1 or more, and --megabytes above 0")
+
+
+@dataclass(frozen=True)
+class Explorer:
+    """All that is looked at: `codes` has one entry a source. `notes`: what was left out or made smaller, and why."""
+
+    pictures: list[Picture]
+    sources: list[Source]
+    codes: list[Codes]
+    budget: Budget
+    notes: list[str]
+
+
+def named_images(given: Sequence[str], limit: int) -> tuple[ImageList, list[int]]:
+    """The images that --images names (a folder, glob, list or COCO file; or image files), and which of them to show."""
+    files = [path for path in given if Path(path).is_file() and ending(path) in ENDINGS]
+    if not given:
+        raise PlrcError("no images named: write --images FOLDER, or name image files")
+    if len(files) == len(given):
+        root = str(Path(files[0]).absolute().parent)
+        names = dict.fromkeys(str(Path(path).absolute()) for path in files)
+        inside = all(str(Path(name).parent) == root for name in names)
+        found = ImageList(root, tuple(Path(name).name if inside else name for name in names), "files")
+    elif len(given) == 1:
+        found = find_images(DataConfig(source=given[0]))
+    else:
+        wrong = next(path for path in given if path not in files)
+        raise PlrcError(f"{wrong} is not an image file; name image files, or one folder, glob or list alone")
+    return found, found.spread(limit)
+
+
+def run_sources(run: Path, steps: int) -> list[Source]:
+    """Student and teacher of at most `steps` checkpoints, evenly spread, the newest among them; oldest first."""
+    found = checkpoints(run)
+    if not found:
+        hint = "name the folder of a run that has saved one" if run.is_dir() else "there is no such folder"
+        raise PlrcError(f"{run} holds no checkpoint; {hint}")
+    return [_member(path, role) for path in _spread(found, steps) for role in ROLES]
+
+
+def _member(path: Path, role: str) -> Source:
+    def load() -> tuple[Backbone, int]:
+        state = load_checkpoint(path)
+        model = Config.from_dict(state["config"]).model
+        backbone = build_backbone(model.backbone, model.layer4_stride)
+        load_into(backbone, Weights(state[role], f"{path} ({role})", {}))
+        return backbone, model.stride
+
+    return Source(role, int(path.stem.removeprefix("step_")), load)
+
+
+def look(
+    images: ImageList, positions: Sequence[int], sources: Sequence[Source], budget: Budget, device: torch.device,
+    progress: Progress,
+) -> Explorer:  # fmt: skip
+    """Read the images and compute their features by every source; progress(done, total) counts images times networks.
+
+    Images that cannot be read are left out and named. Raises PlrcError where none can be read, where a network cannot
+    be used, and where the page would be too large whatever is made smaller.
+    """
+    read = [_picture(images.names[position], images.path(position), budget) for position in positions]
+    pictures = [one for one in read if isinstance(one, Picture)]
+    notes = [one for one in read if isinstance(one, str)]
+    if not pictures:
+        raise PlrcError(f"none of the {len(positions)} images can be read; {notes[0].removeprefix('left out ')}")
+    fitted, kept = _fit(budget, pictures, sources)
+    if fitted != budget:
+        notes.append(
+            f"to stay below {budget.megabytes:g} MB: {_difference(budget, fitted)} (more room with --megabytes, "
+            "fewer images with --limit)"
+        )
+    if fitted.stride != budget.stride:  # the lattice's sides follow from the stride
+        pictures = [replace(p, pixels=_scaled(p.pixels, fitted)) for p in pictures]
+    codes: dict[int, Codes] = {}
+    newest = max((i for i, s in enumerate(kept) if s.step is not None), key=lambda i: kept[i].step or 0, default=0)
+    order = [newest, *(i for i in range(len(kept)) if i != newest)]
+    like = None
+    for done, i in enumerate(order):
+        backbone, level = kept[i].load()
+        backbone = backbone.to(device).eval()
+        own = own_stride(backbone, level)
+        features = []
+        for number, picture in enumerate(pictures):
+            features.append(dense_features(backbone, level, own, picture.pixels, fitted.stride).half())
+            progress(done * len(pictures) + number + 1, len(kept) * len(pictures))
+        codes[i] = reduce(features, fitted.width, like)
+        like = like or [codes[i].colours(image) for image in range(len(pictures))]
+    return Explorer(pictures, kept, [codes[i] for i in range(len(kept))], fitted, notes)
+
+
+def _picture(name: str, path: str, budget: Budget) -> Picture | str:
+    """The image, or the sentence that says why it is left out."""
+    try:
+        image = decode(path, least=max(_SHOWN, budget.size))
+    except DecodeError as error:
+        return f"left out {_plain(name)}: {error.reason}"
+    shown = Image.fromarray(image.permute(1, 2, 0).numpy())
+    return Picture(_plain(name), _scaled(image, budget), _jpeg(shown, _SHOWN), _jpeg(shown, _THUMBNAIL))
+
+
+def _scaled(image: Tensor, budget: Budget) -> Tensor:
+    size = fitted_size(image.shape[1], image.shape[2], budget.size, budget.stride)
+    return F.interpolate(image[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
+
+
+def _jpeg(image: Image.Image, longest: int) -> bytes:
+    small, file = image.copy(), io.BytesIO()
+    small.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    small.save(file, "JPEG", quality=_QUALITY)
+    return file.getvalue()
+
+
+def _plain(name: str) -> str:
+    """A file name as text that can be written: bytes that are no UTF-8 become question marks."""
+    return name.encode(errors="replace").decode()
+
+
+def _fit(budget: Budget, pictures: Sequence[Picture], sources: Sequence[Source]) -> tuple[Budget, list[Source]]:
+    """The finest features that fit. A coarser lattice is the largest loss, fewer components or checkpoints less."""
+    steps = sorted({source.step for source in sources if source.step is not None})
+    strides = [t for t in STRIDES if budget.stride <= t <= max(budget.size // 2, budget.stride)]
+    widths = [w for w in (budget.width, 64, 32, _FEWEST) if w <= budget.width]
+    choices = []
+    for stride, width, number in itertools.product(strides, widths, range(len(steps), 0, -1)):
+        kept = [s for s in sources if s.step is None or s.step in _spread(steps, number)]
+        fitted = replace(budget, stride=stride, width=width, steps=budget.steps if number == len(steps) else number)
+        loss = math.log2((stride / budget.stride) ** 3 * (budget.width / width) * (len(steps) / number))
+        choices.append((loss, _bytes(fitted, pictures, len(kept)), fitted, kept))
+    fitting = [choice for choice in choices if choice[1] <= budget.megabytes * 1e6]
+    if not fitting:
+        least = min(size for _, size, _, _ in choices) / 1e6
+        raise PlrcError(
+            f"{len(pictures)} images need {least:.1f} MB at least, and --megabytes is {budget.megabytes:g}; "
+            "write more megabytes, or fewer images with --limit"
+        )
+    return min(fitting, key=lambda choice: choice[0])[2:]
+
+
+def _spread(found: Sequence[T], number: int) -> list[T]:
+    """At most `number` of them, evenly spread, the last among them."""
+    number = min(number, len(found))
+    return [found[len(found) - 1 - i * len(found) // number] for i in reversed(range(number))]
+
+
+def _bytes(budget: Budget, pictures: Sequence[Picture], sources: int) -> float:
+    """Size of the page: base64 needs four characters for three bytes."""
+    places = sum((p.pixels.shape[1] // budget.stride) * (p.pixels.shape[2] // budget.stride) for p in pictures)
+    files = sum(len(p.jpeg) + len(p.thumbnail) for p in pictures)
+    return (places * budget.width * sources + files) * 4 / 3 + _PAGE
+
+
+def _difference(asked: Budget, fitted: Budget) -> str:
+    changes = []
+    if fitted.stride != asked.stride:
+        changes.append(f"one place every {fitted.stride} pixels instead of every {asked.stride}")
+    if fitted.width != asked.width:
+        changes.append(f"{fitted.width} components a place instead of {asked.width}")
+    if fitted.steps != asked.steps:
+        changes.append(f"{fitted.steps} checkpoint{'s' if fitted.steps > 1 else ''} instead of {asked.steps}")
+    return ", ".join(changes)
+
+
+def sides(explorer: Explorer) -> list[tuple[int, int]]:
+    """(h, w) of each image's lattice."""
+    return [(codes.shape[0], codes.shape[1]) for codes in explorer.codes[0].codes]
