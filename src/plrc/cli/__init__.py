@@ -21,6 +21,7 @@ from plrc.cli.studying import study
 from plrc.cli.transferring import compare, transfer
 from plrc.cli.verbs import demo, doctor, export, scan
 from plrc.config import PlrcError
+from plrc.files import printable_lines
 from plrc.settings import nearest
 
 MISTAKE, INTERRUPTED = 2, 130
@@ -75,5 +76,5 @@ def _fail(status: int, sentence: str) -> int:
             Path(os.environ[FIRST_TO_FAIL]).touch(exist_ok=False)
         except FileExistsError:
             return status
-    print(f"plrc: {sentence}", file=sys.stderr)
+    print(f"plrc: {printable_lines(sentence)}", file=sys.stderr)
     return status

@@ -1,6 +1,6 @@
 """The layouts of an image source (folder, glob, list, COCO, VOC): each lists the names of its images.
 
-Layer 1: imports config and this folder's index. Lists folders and reads list files; opens no image and writes nothing.
+Layer 1: imports config, files and this folder's index. Lists folders and reads list files; opens no image and writes nothing.
 
 Names use "/" and are relative to the root (absolute where a list names a file outside of it). A note tells of something
 that was skipped. An error names the source, what was looked for, and what was found instead.
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from plrc.config import PlrcError
 from plrc.data.index import NEVER_FRESH
+from plrc.files import printable
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 SAMPLE = 1000  # COCO entries that are looked for in each candidate folder
@@ -166,7 +167,7 @@ def relative(root: str, path: str) -> str:
 
 def note(what: str, names: Collection[str]) -> list[str]:
     """One note that counts names and shows the first three; none where there are no names."""
-    shown = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
+    shown = ", ".join(map(printable, sorted(names)[:3])) + (", ..." if len(names) > 3 else "")
     return [f"{what}: {len(names)} ({shown})"] if names else []
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from plrc.files import without_nan
+from plrc.files import printable_lines, without_nan
 
 
 class RunLog:
@@ -40,6 +40,7 @@ class RunLog:
     def say(self, sentence: str) -> None:
         """A sentence for the user, on the screen and in log.txt."""
         if self.main:
+            sentence = printable_lines(sentence)
             self.progress.console.print(sentence, markup=False)
             self.text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {sentence}\n")
             self.text.flush()
