@@ -176,7 +176,8 @@ def change_while_training(work: Path, images: int, steps: int, bad_limit: float,
         time.sleep(0.02)
     found = ended(process)
     return {
-        "images": images, "struck": struck, "status": found["status"], "said": found["err"], "named": named(work / "run"),
+        "images": images, "struck": struck, "status": found["status"], "said": found["err"],
+        "named": named(work / "run"),
     }  # fmt: skip
 
 

@@ -4,9 +4,9 @@
 
 Runs `plrc pretrain` on generated scenes (a few of them truncated, so that the path of unreadable images is walked
 too), with loader processes, checkpoints and health checks, and samples /proc every few seconds. The JSON holds all
-samples and a verdict for each measure: its growth over the watched time with a 95 % interval, and what that says: "flat" (the whole
-interval within the tolerance), "grows" (the whole interval beyond it) or "too noisy to tell" (watch longer). It is
-written again at every sample; SIGTERM ends the watch early, with a verdict.
+samples and a verdict for each measure: its growth over the watched time with a 95 % interval, and what that says:
+"flat" (the whole interval within the tolerance), "grows" (the whole interval beyond it) or "too noisy to tell" (watch
+longer). It is written again at every sample; SIGTERM ends the watch early, with a verdict.
 Linux only. Status 0: all flat; 1: not; 2: the training ended by itself.
 """
 

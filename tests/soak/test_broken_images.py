@@ -72,7 +72,7 @@ def test_images_that_change_while_a_training_runs(tmp_path: Path) -> None:
 
 
 def test_what_is_no_file_does_not_hang_and_root_reads_the_forbidden(tmp_path: Path) -> None:
-    """Pipes have no end until somebody writes, /dev/zero has none at all, and a sparse file of 20 GB fills no memory."""
+    """Pipes have no end until somebody writes, /dev/zero has none at all; a sparse file of 20 GB fills no memory."""
     no_files(tmp_path)
     reasons = {
         "folder.jpg": "is a folder",

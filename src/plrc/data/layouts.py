@@ -1,6 +1,7 @@
 """The layouts of an image source (folder, glob, list, COCO, VOC): each lists the names of its images.
 
-Layer 1: imports config, files and this folder's index. Lists folders and reads list files; opens no image and writes nothing.
+Layer 1: imports config, files and this folder's index. Lists folders and reads list files; opens no image and writes
+nothing.
 
 Names use "/" and are relative to the root (absolute where a list names a file outside of it). A note tells of something
 that was skipped. An error names the source, what was looked for, and what was found instead.
@@ -67,12 +68,13 @@ def folder(source: str) -> Listing:
                 continue
             name = f"{here}/{entry.name}" if here else entry.name
             image = entry.name.lower().endswith(ENDINGS)
-            if entry.is_dir():
+            folder_here, file_here = _kind(entry)
+            if folder_here:
                 target = misnamed if image else links if entry.is_symlink() else pending
                 target.append(name)
             elif not image:
                 others[ending(name)] += 1
-            elif entry.is_file():
+            elif file_here:
                 names.append(name)
             else:
                 dangling.append(name)
@@ -86,6 +88,14 @@ def folder(source: str) -> Listing:
     if not names:
         raise PlrcError(_nothing(f"{source} (looked in {len(mtimes)} folders)", others, notes))
     return Listing(root, names, notes, mtimes)
+
+
+def _kind(entry: os.DirEntry[str]) -> tuple[bool, bool]:
+    """(is it a folder, is it a file); neither where a link leads to itself, to nothing, or to a pipe or device."""
+    try:
+        return entry.is_dir(), entry.is_file()
+    except OSError:
+        return False, False
 
 
 def pattern(source: str) -> Listing:

@@ -1,7 +1,7 @@
 """Look at every image of a source once: what can be used, what cannot and why; leaves an index behind.
 
-Layer 1: imports config, files and this folder. Decodes in threads (the decoders release Python's lock) and writes the index,
-a file of its own, nothing else.
+Layer 1: imports config, files and this folder. Decodes in threads (the decoders release Python's lock) and writes the
+index, a file of its own, nothing else.
 """
 
 from __future__ import annotations
