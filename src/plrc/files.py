@@ -34,6 +34,14 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(without_nan(content), indent=1, allow_nan=False) + "\n")
 
 
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text holds. Raises ValueError where it is none, also where it is nested too deeply to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
 def printable(text: str) -> str:
     """`text`, such as a file's name, on one line that any terminal and any log can take: control characters, what turns
     the direction of writing, and bytes that are no text are escaped."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,9 +87,26 @@ def test_what_is_no_file_does_not_hang_and_root_reads_the_forbidden(tmp_path: Pa
     }
     if os.geteuid():  # permissions do not hold for root
         reasons["forbidden.jpg"] = "cannot be opened (Permission denied)"
-    from plrc.data.decode import DecodeError, decode
-
     for name, reason in reasons.items():
         with pytest.raises(DecodeError) as caught:
             decode(tmp_path / name)
         assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
+def test_a_decoder_that_crashes_ends_the_run_with_one_sentence_and_a_checkpoint(
+    number: signal.Signals, tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Native code that crashes takes its loader process along; the run ends, and goes on from its last checkpoint."""
+    config = tiny(run__workers=1, run__checkpoint_every_steps=1, optim__steps=12)
+
+    def crash(path: str, **options: object) -> Tensor:
+        if path.endswith("000005.jpg"):
+            os.kill(os.getpid(), number)
+        return decode(path, **options)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("plrc.data.loader.decode", crash)
+        with pytest.raises(PlrcError, match="a loader process was ended from outside"):
+            pretrain(config)
+    assert pretrain(config.with_values({"run.resume": True})).finished

@@ -10,7 +10,6 @@ that was skipped. An error names the source, what was looked for, and what was f
 from __future__ import annotations
 
 import glob
-import json
 import os
 from collections import Counter
 from collections.abc import Collection
@@ -18,7 +17,7 @@ from dataclasses import dataclass, field
 
 from plrc.config import PlrcError
 from plrc.data.index import NEVER_FRESH
-from plrc.files import printable
+from plrc.files import parse_json, printable
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 SAMPLE = 1000  # COCO entries that are looked for in each candidate folder
@@ -134,7 +133,7 @@ def coco(source: str) -> Listing:
 def coco_names(source: str) -> list[str]:
     """The `file_name` entries of a COCO file."""
     try:
-        return [str(image["file_name"]) for image in json.loads(_text(source))["images"]]
+        return [str(image["file_name"]) for image in parse_json(_text(source))["images"]]
     except (ValueError, KeyError, TypeError) as error:
         raise PlrcError(f'{source} is not a COCO file: it has no list "images" with "file_name" entries') from error
 

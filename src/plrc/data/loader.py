@@ -125,7 +125,7 @@ class ViewDataset(Dataset[Batch]):
         return self.images.names[self._position(index, offset)]
 
     def _position(self, index: int, offset: int) -> int:
-        """Substitutes lie far apart: a damaged folder, whose images are neighbours, must not end a run."""
+        """Among many images, substitutes lie far apart: a damaged folder, of neighbours, must not end a run."""
         return int(self.subset[(index + offset * self.stride) % len(self)])
 
     def attempt(self, epoch: int, index: int, offset: int = 0) -> Batch | str:
@@ -167,8 +167,10 @@ class ViewDataset(Dataset[Batch]):
 
 
 def _stride(images: int) -> int:
-    """The number from the golden section of `images` upwards whose multiples meet every image."""
-    return next(step for step in range(max(1, round(0.618 * images)), images + 2) if math.gcd(step, images) == 1)
+    """1 where all images are tried; else the number from their golden section upwards whose multiples meet all."""
+    if images <= SUBSTITUTES:
+        return 1
+    return next(step for step in range(round(0.618 * images), images) if math.gcd(step, images) == 1)
 
 
 @dataclass(frozen=True)
