@@ -36,8 +36,8 @@ from plrc.transfer.initial import initial_backbone
 
 FORBIDDEN = frozenset(
     """pickle.load pickle.loads pickle.Unpickler numpy.load marshal.load marshal.loads shelve.open joblib.load dill.load
-    dill.loads yaml.load yaml.full_load yaml.unsafe_load os.system os.popen subprocess.getoutput
-    subprocess.getstatusoutput tarfile.open shutil.unpack_archive torch.hub.load torch.jit.load runpy.run_path""".split()
+    dill.loads yaml.load yaml.full_load yaml.unsafe_load os.system os.popen runpy.run_path subprocess.getoutput
+    subprocess.getstatusoutput tarfile.open shutil.unpack_archive torch.hub.load torch.jit.load""".split()
 )
 BUILTINS = frozenset({"eval", "exec", "compile", "__import__"})
 ALLOWED = {  # what a file may do beside this, and why
@@ -211,7 +211,7 @@ def test_small_id_maps_with_much_behind_them_are_refused(tmp_path: Path) -> None
     Image.new("1", (20_000, 15_000)).save(tmp_path / "bomb.png")
     for name in ("claims.npy", "bomb.npz", "bomb.png"):
         assert (tmp_path / name).stat().st_size < 10**6
-        with pytest.raises(RegionError, match="pixels; 1 to 200000000 can be used|exceeds limit of"):
+        with pytest.raises(RegionError, match=r"pixels; 1 to 200000000 can be used|exceeds limit of"):
             load_regions(tmp_path / name, 8)
     with pytest.raises(RegionError, match="whole numbers"):
         load_regions(tmp_path / "objects.npy", 8)

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from tests.soak.broken_files import FAULTS, OTHERS, bombs, no_files, write_folder
 from tests.soak.broken_images import changes, decode_all
+from torch import Tensor
 
 from plrc.config import Config, DataConfig, PlrcError
+from plrc.data.decode import DecodeError, decode
 from plrc.data.scan import scan
 from plrc.engine.pretrain import pretrain
 
