@@ -174,7 +174,7 @@ def report(samples: list[dict[str, Any]], asked: float, ended: str) -> dict[str,
 
 
 def watch(folder: Path, minutes: float, every: float, path: Path) -> dict[str, Any]:
-    """Train below `folder` for `minutes`, writing the report to `path` as it grows."""
+    """Train below `folder` for `minutes` from the first step on, writing the report to `path` as it grows."""
     asked = False
 
     def stop(*_: object) -> None:
@@ -194,7 +194,9 @@ def watch(folder: Path, minutes: float, every: float, path: Path) -> dict[str, A
                 found = sample(training.pid, out / "metrics.jsonl", started)
                 if found is None:
                     break
-                if found["images"]:
+                if not found["images"]:
+                    started = time.monotonic()  # the clock runs from the first step
+                else:
                     samples.append(found)
                     write_text(path, json.dumps(report(samples, minutes, "still running"), indent=1))
         finally:

@@ -25,6 +25,7 @@ from plrc.engine.setup import Plan, StopRequest, prepare
 from plrc.engine.state import TrainingState
 from plrc.engine.window import Window, total_loss
 from plrc.files import printable
+from plrc.machine import return_freed_memory
 
 ENDED_LOADER = "DataLoader worker (pid"  # how PyTorch begins to say that a loader process is gone
 MOST_SKIPPED = 50  # steps in a row without a finite gradient before the run stops; loss scaling settles in fewer
@@ -193,6 +194,7 @@ class Watch:
             save_checkpoint(folder, self.state.checkpoint(step, self.images), self.plan.config.run.keep_checkpoints)
             for call in self.on_checkpoint:
                 call(self.plan.out)
+            return_freed_memory()
 
     def close(self) -> None:
         if self.bad:
