@@ -34,6 +34,25 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(without_nan(content), indent=1, allow_nan=False) + "\n")
 
 
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text holds. Raises ValueError where it is none, also where it is nested too deeply to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def printable(text: str) -> str:
+    """`text`, such as a file's name, on one line that any terminal and any log can take: control characters, what turns
+    the direction of writing, and bytes that are no text are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """`printable` for each of the lines of a text of ours that may hold foreign names."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def without_nan(value: Any) -> Any:
     """A copy of nested dicts and lists with None, JSON's null, for every number that is not finite."""
     if isinstance(value, dict):

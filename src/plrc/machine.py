@@ -1,10 +1,13 @@
-"""The processor that we run on, and the versions that compute. Layer 0: imports nothing of ours."""
+"""The processor that we run on, its memory, and the versions that compute. Layer 0: imports nothing of ours."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import platform
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -41,3 +44,11 @@ def commit(root: Path = Path(__file__).parents[2]) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
+
+
+def return_freed_memory() -> None:
+    """Give freed memory back to the system, where the C library is glibc: it keeps what lies between living blocks, and
+    a process that now and then holds a second network for a moment (each export) grew by 12 MB every time."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)

@@ -22,6 +22,7 @@ from plrc.cli.transferring import compare, transfer
 from plrc.cli.verbs import demo, doctor, export, scan
 from plrc.cli.visualizing import visualize
 from plrc.config import PlrcError
+from plrc.files import printable_lines
 from plrc.settings import nearest
 
 MISTAKE, INTERRUPTED = 2, 130
@@ -77,5 +78,5 @@ def _fail(status: int, sentence: str) -> int:
             Path(os.environ[FIRST_TO_FAIL]).touch(exist_ok=False)
         except FileExistsError:
             return status
-    print(f"plrc: {sentence}", file=sys.stderr)
+    print(f"plrc: {printable_lines(sentence)}", file=sys.stderr)
     return status

@@ -1,6 +1,6 @@
 """Bytes of an image file -> RGB uint8 tensor, or a DecodeError that says in plain words what is wrong with the file.
 
-Layer 1: imports config only. Reads the one file it is given; writes nothing; keeps no state.
+Layer 1: imports config and files. Reads the one file it is given; writes nothing; keeps no state.
 
 Shapes: H x W pixels after the EXIF orientation was applied. Tensors are [3, H, W] with the memory of [H, W, 3]
 (channels-last strides), which makes PyTorch's antialiased uint8 resize fast.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,10 +25,15 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 from torch import Tensor
 
 from plrc.config import PlrcError
+from plrc.files import printable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 PERCENTILES = (0.5, 99.5)
 MAX_MEGAPIXELS = 200.0
+BYTES_A_PIXEL = 16  # the most that a format of ours stores: four channels of 32 bits
+LARGE = 2**26  # bytes; of a larger file the header is looked at before all of it is read
+MAX_METADATA = 2**23  # bytes before the pixels of a JPEG: Pillow's time grows with their square
+MAX_SCANS = 200  # of a JPEG; each costs a pass over all pixels, however few bytes it has. Real ones have about ten
 
 _STARTS = (
     (b"\xff\xd8", "JPEG"), (b"\x89PNG", "PNG"), (b"RIFF", "WebP"), (b"II*\0", "TIFF"), (b"MM\0*", "TIFF"),
@@ -36,6 +42,7 @@ _STARTS = (
 _ORIENTATION = 0x0112  # EXIF tag
 _FLIPS: dict[int, tuple[int, ...]] = {2: (1,), 3: (0, 1), 4: (0,), 5: (), 6: (1,), 7: (0, 1), 8: (0,)}
 _UNCHANGED, _RGB = 0, 3  # read modes of torchvision's operators
+_BLOCK = 2**20  # values that are scaled at a time
 
 
 class DecodeError(PlrcError):
@@ -47,7 +54,7 @@ class DecodeError(PlrcError):
         self.path = path
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}" if self.path else self.reason
+        return f"{printable(self.path)}: {self.reason}" if self.path else self.reason
 
 
 class Header(NamedTuple):
@@ -69,7 +76,8 @@ def decode(
 ) -> Tensor:
     """Read an image file -> RGB uint8 [3, H, W]; see `decode_bytes`. Raises DecodeError, which then names the file."""
     with _named(path):
-        return decode_bytes(read_bytes(path), percentiles=percentiles, max_megapixels=max_megapixels, least=least)
+        data = read_bytes(path, max_megapixels)
+        return decode_bytes(data, percentiles=percentiles, max_megapixels=max_megapixels, least=least)
 
 
 def decode_bytes(
@@ -91,6 +99,9 @@ def decode_bytes(
     """
     with _quiet():
         image, start = _open(io.BytesIO(data))
+        scans = data.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 0
+        if scans > MAX_SCANS:
+            raise DecodeError(f"a JPEG of {scans} scans, made to take minutes; at most {MAX_SCANS} are read")
         megapixels = image.width * image.height / 1e6
         if megapixels > max_megapixels:
             size = f"{image.width} x {image.height} = {megapixels:.6g} megapixels"
@@ -105,7 +116,7 @@ def decode_bytes(
         except Exception as error:  # the decoders raise almost every type there is on damaged data
             text = str(error).strip().splitlines()
             cut = any("truncated" in line.lower() for line in text)
-            detail = text[0] if text else type(error).__name__
+            detail = printable(text[0]) if text else type(error).__name__
             reason = "the file is truncated" if cut else f"damaged or unusual {image.format} data ({detail})"
             raise DecodeError(reason) from error
 
@@ -120,17 +131,37 @@ def read_header(file: BinaryIO) -> Header:
 
 def read_size(path: str | os.PathLike[str]) -> tuple[int, int, str]:
     """(height, width, mode) of a file as stored, from its header alone; see `Header`. Raises DecodeError."""
-    with _named(path), open(path, "rb") as file:
+    with _named(path), open(path, "rb", opener=_regular) as file:
         return read_header(file)[:3]
 
 
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """The contents of a file. Raises DecodeError where it is missing, empty, a folder or not readable."""
-    with _named(path), open(path, "rb") as file:
-        data = file.read()
+def read_bytes(path: str | os.PathLike[str], max_megapixels: float = MAX_MEGAPIXELS) -> bytes:
+    """The contents of an image file. Raises DecodeError where it is missing, empty, no regular file or not readable,
+    and where it is larger than an image of `max_megapixels` can be, or large and no image."""
+    most = LARGE + int(max_megapixels * 1e6) * BYTES_A_PIXEL
+    with _named(path), open(path, "rb", opener=_regular) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > LARGE:
+            read_header(file)
+            file.seek(0)
+        data = file.read(most + 1) if size <= most else b""
+        if max(size, len(data)) > most:
+            raise DecodeError(
+                f"the file has {size / 1e9:.3g} GB, more than data.max_megapixels = {max_megapixels:g} can take"
+            )
         if not data:
             raise DecodeError("the file is empty")
         return data
+
+
+def _regular(path: str, flags: int) -> int:
+    """Open a file, but no folder, pipe, socket or device: those may have no end, or wait for another process."""
+    handle = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    if stat.S_ISREG(os.fstat(handle).st_mode):
+        return handle
+    folder = stat.S_ISDIR(os.fstat(handle).st_mode)
+    os.close(handle)
+    raise DecodeError("is a folder" if folder else "is no file but a pipe, a socket or a device")
 
 
 @contextmanager
@@ -142,8 +173,8 @@ def _named(path: str | os.PathLike[str]) -> Iterator[None]:
         raise DecodeError(error.reason, os.fspath(path)) from error
     except FileNotFoundError as error:
         raise DecodeError("does not exist (or is a dangling link)", os.fspath(path)) from error
-    except OSError as error:
-        reason = "is a folder" if os.path.isdir(path) else f"cannot be opened ({error.strerror})"
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in a name
+        reason = "is a folder" if os.path.isdir(path) else f"cannot be opened ({getattr(error, 'strerror', error)})"
         raise DecodeError(reason, os.fspath(path)) from error
 
 
@@ -181,6 +212,8 @@ def _open(file: BinaryIO) -> tuple[Image.Image, bytes]:
     start = file.read(32)
     if not start:
         raise DecodeError("the file is empty")
+    if start.startswith(b"\xff\xd8"):
+        _check_metadata(file)
     file.seek(0)
     try:
         return Image.open(file, formats=FORMATS), start
@@ -190,7 +223,19 @@ def _open(file: BinaryIO) -> tuple[Image.Image, bytes]:
                 raise DecodeError(f"a {name} file whose header is damaged or of a kind that cannot be read") from error
         raise DecodeError(f"not an image that can be read (starts with {start[:8]!r})") from error
     except Exception as error:  # a damaged header can raise anything
-        raise DecodeError(f"the header of the image is damaged ({error})") from error
+        raise DecodeError(f"the header of the image is damaged ({printable(str(error))})") from error
+
+
+def _check_metadata(file: BinaryIO) -> None:
+    """Refuse a JPEG with more than MAX_METADATA before its first scan."""
+    at = 2
+    while at < MAX_METADATA:
+        file.seek(at)
+        head = file.read(4)
+        if len(head) < 4 or head[0] != 0xFF or head[1] == 0xDA:  # the decoders say what is wrong, if anything is
+            return
+        at += 2 + int.from_bytes(head[2:], "big")
+    raise DecodeError(f"a JPEG with more than {MAX_METADATA / 2**20:.0f} MB of metadata")
 
 
 def _operator(name: str) -> Callable[..., Tensor] | None:
@@ -269,16 +314,21 @@ def stretch(values: np.ndarray, percentiles: tuple[float, float]) -> np.ndarray:
 
     Where both are the same, smallest and largest value take their place; constant arrays and NaN become 0.
     """
-    finite = values[np.isfinite(values)]
+    out = np.zeros(values.size, np.uint8)
+    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values.ravel()
     if finite.size == 0:
-        return np.zeros(values.shape, np.uint8)
+        return out.reshape(values.shape)
     low, high = (float(v) for v in np.percentile(finite, percentiles))
     if low >= high:
         low, high = float(finite.min()), float(finite.max())
     if low >= high:
-        return np.zeros(values.shape, np.uint8)
-    clipped = np.clip(np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low), low, high)
-    return ((clipped - low) / (high - low) * 255 + 0.5).astype(np.uint8)
+        return out.reshape(values.shape)
+    flat = values.reshape(-1)
+    for start in range(0, flat.size, _BLOCK):  # in double precision, a few large images would fill the memory
+        block = flat[start : start + _BLOCK].astype(np.float64)
+        clipped = np.clip(np.nan_to_num(block, nan=low, posinf=high, neginf=low), low, high)
+        out[start : start + _BLOCK] = (clipped - low) / (high - low) * 255 + 0.5
+    return out.reshape(values.shape)
 
 
 def _orientation(image: Image.Image) -> int:

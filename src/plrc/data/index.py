@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from plrc.files import write_text
+from plrc.files import parse_json, write_text
 
 NAME = ".plrc-index.json"
 VERSION = 1
@@ -108,7 +108,7 @@ def read_index(source: str, layout: str) -> Index | None:
 
 def _load(place: Path) -> Index | None:
     try:
-        raw = json.loads(place.read_text(encoding="utf-8"))
+        raw = parse_json(place.read_text(encoding="utf-8"))
         return _checked(raw) if raw["version"] == VERSION else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None

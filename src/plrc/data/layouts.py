@@ -1,6 +1,7 @@
 """The layouts of an image source (folder, glob, list, COCO, VOC): each lists the names of its images.
 
-Layer 1: imports config and this folder's index. Lists folders and reads list files; opens no image and writes nothing.
+Layer 1: imports config, files and this folder's index. Lists folders and reads list files; opens no image and writes
+nothing.
 
 Names use "/" and are relative to the root (absolute where a list names a file outside of it). A note tells of something
 that was skipped. An error names the source, what was looked for, and what was found instead.
@@ -9,7 +10,6 @@ that was skipped. An error names the source, what was looked for, and what was f
 from __future__ import annotations
 
 import glob
-import json
 import os
 from collections import Counter
 from collections.abc import Collection
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from plrc.config import PlrcError
 from plrc.data.index import NEVER_FRESH
+from plrc.files import parse_json, printable
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 SAMPLE = 1000  # COCO entries that are looked for in each candidate folder
@@ -66,12 +67,13 @@ def folder(source: str) -> Listing:
                 continue
             name = f"{here}/{entry.name}" if here else entry.name
             image = entry.name.lower().endswith(ENDINGS)
-            if entry.is_dir():
+            folder_here, file_here = _kind(entry)
+            if folder_here:
                 target = misnamed if image else links if entry.is_symlink() else pending
                 target.append(name)
             elif not image:
                 others[ending(name)] += 1
-            elif entry.is_file():
+            elif file_here:
                 names.append(name)
             else:
                 dangling.append(name)
@@ -85,6 +87,14 @@ def folder(source: str) -> Listing:
     if not names:
         raise PlrcError(_nothing(f"{source} (looked in {len(mtimes)} folders)", others, notes))
     return Listing(root, names, notes, mtimes)
+
+
+def _kind(entry: os.DirEntry[str]) -> tuple[bool, bool]:
+    """(is it a folder, is it a file); neither where a link leads to itself, to nothing, or to a pipe or device."""
+    try:
+        return entry.is_dir(), entry.is_file()
+    except OSError:
+        return False, False
 
 
 def pattern(source: str) -> Listing:
@@ -123,7 +133,7 @@ def coco(source: str) -> Listing:
 def coco_names(source: str) -> list[str]:
     """The `file_name` entries of a COCO file."""
     try:
-        return [str(image["file_name"]) for image in json.loads(_text(source))["images"]]
+        return [str(image["file_name"]) for image in parse_json(_text(source))["images"]]
     except (ValueError, KeyError, TypeError) as error:
         raise PlrcError(f'{source} is not a COCO file: it has no list "images" with "file_name" entries') from error
 
@@ -166,7 +176,7 @@ def relative(root: str, path: str) -> str:
 
 def note(what: str, names: Collection[str]) -> list[str]:
     """One note that counts names and shows the first three; none where there are no names."""
-    shown = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
+    shown = ", ".join(map(printable, sorted(names)[:3])) + (", ..." if len(names) > 3 else "")
     return [f"{what}: {len(names)} ({shown})"] if names else []
 
 

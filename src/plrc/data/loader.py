@@ -1,7 +1,7 @@
 """Images on disk -> batches of three uint8 views with their maps, in an order that (seed, step) alone decides.
 
-Layer 1: imports config, geometry, rng and this folder. Workers decode, crop and resize; colour, points and everything
-else happen later on the training device, from the uniform numbers that travel in the batch.
+Layer 1: imports config, files, geometry, rng and this folder. Workers decode, crop and resize; colour, points and
+everything else happen later on the training device, from the uniform numbers that travel in the batch.
 
 Shapes: V views (2 or 3: A query, C reference, B match), B images of one part of a step on one process, S pixels a side.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import signal
 import time
 from collections.abc import Generator, Iterator
@@ -31,8 +32,9 @@ from plrc.data.region_files import RegionError
 from plrc.data.regions import Regions
 from plrc.data.sources import ImageList
 from plrc.data.views import draw_views, render, shorter_side
+from plrc.files import printable
 
-SUBSTITUTES = 100  # how many following images are tried in place of one that cannot be read
+SUBSTITUTES = 100  # how many images are tried in place of one that cannot be read
 T = TypeVar("T")
 
 Key = tuple[int, int]  # (epoch, index of the image)
@@ -41,7 +43,7 @@ Key = tuple[int, int]  # (epoch, index of the image)
 @dataclass(frozen=True)
 class Batch:
     """One part of a step. `failures` names images that could not be read, or whose id map could not, and that were
-    replaced by the next readable one."""
+    replaced by another."""
 
     images: Tensor  # uint8 [V, B, 3, S, S]
     maps: Tensor  # float32 [V, B, 4], see geometry
@@ -92,6 +94,7 @@ class ViewDataset(Dataset[Batch]):
         self.config = config
         self.match = config.objectives.match_view
         self.regions = Regions(config, images)
+        self.stride = _stride(len(subset))
 
     def __len__(self) -> int:
         return len(self.subset)
@@ -103,9 +106,10 @@ class ViewDataset(Dataset[Batch]):
             found = self.attempt(epoch, index, offset)
             if isinstance(found, Batch):
                 return dataclasses.replace(found, failures=tuple(failures))
-            failures.append((self.name(index + offset), found))
+            failures.append((self.name(index, offset), found))
         raise PlrcError(
-            f"{len(failures)} images in a row cannot be read, the last one {failures[-1][0]}: {failures[-1][1]}; "
+            f"{len(failures)} images in a row cannot be read, the last one "
+            f"{printable(failures[-1][0])}: {failures[-1][1]}; "
             "plrc scan DIR looks at every image"
         )
 
@@ -116,13 +120,17 @@ class ViewDataset(Dataset[Batch]):
         except PlrcError as error:
             return error
 
-    def name(self, index: int) -> str:
-        """The relative name of an image; `index` may run over the end."""
-        return self.images.names[int(self.subset[index % len(self)])]
+    def name(self, index: int, offset: int = 0) -> str:
+        """The relative name of an image, or of its `offset`-th substitute."""
+        return self.images.names[self._position(index, offset)]
+
+    def _position(self, index: int, offset: int) -> int:
+        """Among many images, substitutes lie far apart: a damaged folder, of neighbours, must not end a run."""
+        return int(self.subset[(index + offset * self.stride) % len(self)])
 
     def attempt(self, epoch: int, index: int, offset: int = 0) -> Batch | str:
-        """One image, the `offset`-th after `index`, with the random numbers of `index`; or why it cannot be read."""
-        position = int(self.subset[(index + offset) % len(self)])
+        """One image, or its `offset`-th substitute with the random numbers of `index`; or why it cannot be read."""
+        position = self._position(index, offset)
         try:
             regions = self.regions(position)
             image = self._image(self.images.path(position))
@@ -156,6 +164,13 @@ class ViewDataset(Dataset[Batch]):
             torch.from_numpy(contrast),
             torch.from_numpy(match),
         )
+
+
+def _stride(images: int) -> int:
+    """1 where all images are tried; else the number from their golden section upwards whose multiples meet all."""
+    if images <= SUBSTITUTES:
+        return 1
+    return next(step for step in range(round(0.618 * images), images) if math.gcd(step, images) == 1)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 
 from plrc.config import PlrcError
 from plrc.data.sources import ImageList
-from plrc.files import write_text
+from plrc.files import parse_json, write_text
 
 KEYS = ("version", "root", "layout", "counts", "sha256", "notes", "train", "held_out")
 
@@ -49,7 +49,7 @@ def write_manifest(
 def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The manifest that `write_manifest` wrote. Raises PlrcError where there is none or it is damaged."""
     try:
-        manifest = json.loads(Path(path).read_text(encoding="utf-8"))
+        manifest = parse_json(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise PlrcError(f"cannot read the manifest {path}: {error.strerror}") from error
     except ValueError as error:

@@ -15,7 +15,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -26,12 +26,15 @@ from torch import Tensor
 from plrc.config import PlrcError
 from plrc.data.masks import decode_masks, encode_segment, mask_functions
 from plrc.data.sources import ImageList
-from plrc.files import write_atomic
+from plrc.files import parse_json, write_atomic
 
 ENDINGS = (".png", ".npz", ".npy")
 MOST = 2**15 - 1
 """Regions of an image at most: ids are int16."""
+MOST_PIXELS = 200_000_000
+"""Of an id map, and of an image whose masks are read: a small file can claim, and inflate to, any number."""
 
+_COLOUR = np.array([1 << 16, 1 << 8, 1])
 _UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError)
 
 
@@ -51,8 +54,9 @@ def find_map(folder: str | Path, name: str) -> Path | None:
 
 
 def map_path(folder: str | Path, name: str) -> Path:
-    """Where the id map of an image is written: a/b.jpg -> FOLDER/a/b.png. Raises RegionError for an absolute name."""
-    if Path(name).is_absolute():
+    """Where the id map of an image is written: a/b.jpg -> FOLDER/a/b.png. Raises RegionError for a name that leads out
+    of the folder."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
         raise RegionError(f"image {name} lies outside the source's folder, so no id map can be named like it")
     return (Path(folder) / name).with_suffix(ENDINGS[0])
 
@@ -73,10 +77,10 @@ def load_regions(path: str | Path, size: int) -> Tensor:
     if path.suffix.lower() not in ENDINGS:
         raise RegionError(f"{path} is not an id map: its ending must be one of {', '.join(ENDINGS)}")
     try:
-        ids = _png_ids(path) if path.suffix.lower() == ".png" else _array_ids(path)
+        ids = _png_ids(path, size) if path.suffix.lower() == ".png" else _array_ids(path, size)
     except _UNREADABLE as error:
         raise RegionError(f"cannot read the id map {path}: {error}") from error
-    return compact(resized(ids, size), str(path))
+    return compact(ids, str(path))
 
 
 def resized(ids: NDArray[Any], size: int) -> NDArray[Any]:
@@ -115,14 +119,14 @@ class Masks:
         """
         if name not in self.entries:
             raise RegionError(f"{self.path} does not list image {name}; add it there, or leave it out of the images")
-        height, width, given = json.loads(self.entries[name])
+        height, width, given = parse_json(self.entries[name])
         segments = [(encode_segment(segment, height, width), crowd) for segment, crowd in given]
         usable = [(segment, crowd) for segment, crowd in segments if segment is not None]
-        masks = decode_masks(tuple(segment for segment, _ in usable), height, width)
-        areas, small = masks.sum(axis=(1, 2), dtype=np.int64), resized(masks, size)
+        areas = [int(mask_functions().area(segment)) for segment, _ in usable]
         objects = np.zeros((size, size), dtype=np.int32)
         for i in sorted(range(len(usable)), key=lambda i: (not usable[i][1], -areas[i])):
-            objects[small[i] > 0] = -1 if usable[i][1] else i + 1
+            mask = resized(decode_masks((usable[i][0],), height, width)[0], size)
+            objects[mask > 0] = -1 if usable[i][1] else i + 1
         return objects
 
 
@@ -136,9 +140,9 @@ def read_masks(path: str | Path, images: ImageList) -> Masks:
     mask_functions()
     masks: defaultdict[Any, list[tuple[Any, bool]]] = defaultdict(list)
     try:
-        table = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        table = parse_json(Path(path).read_text(encoding="utf-8-sig"))
         entries = {str(image["file_name"]).removeprefix("./"): image for image in table["images"]}
-        sizes = {file: (int(image["height"]), int(image["width"])) for file, image in entries.items()}
+        sizes = {file: _checked_size(int(image["height"]), int(image["width"])) for file, image in entries.items()}
         for note in table["annotations"]:
             if note.get("segmentation"):
                 masks[note["image_id"]].append((note["segmentation"], bool(note.get("iscrowd", 0))))
@@ -166,30 +170,50 @@ def read_masks(path: str | Path, images: ImageList) -> Masks:
     return Masks(str(path), {name: found[file] for file, name in taken.items()})
 
 
-def _png_ids(path: Path) -> NDArray[np.int64]:
-    """Ids of a PNG with 0 as -1, [H, W]. Alpha is ignored."""
-    with Image.open(path, formats=["PNG"]) as image:
+def _checked_size(height: int, width: int) -> tuple[int, int]:
+    if not 0 < height * width <= MOST_PIXELS or height < 0:
+        raise ValueError(f"{height} x {width} pixels; 1 to {MOST_PIXELS} can be used")
+    return height, width
+
+
+def _png_ids(path: Path, size: int) -> NDArray[np.int64]:
+    """Ids of a PNG with 0 as -1, at the cell centres: [size, size]. Alpha is ignored."""
+    with path.open("rb") as file, Image.open(file, formats=["PNG"]) as image:
+        _checked_size(image.height, image.width)
         if image.mode == "RGBA":
             pixels = np.asarray(image.convert("RGB"))
         elif image.mode == "LA":
             pixels = np.asarray(image.getchannel(0))
         else:
             pixels = np.asarray(image)
-    ids = pixels.astype(np.int64)
-    if ids.ndim == 3:
-        ids = ids @ np.array([1 << 16, 1 << 8, 1])
-    return ids - 1
+    if pixels.ndim == 3:
+        pixels = np.tensordot(_COLOUR, resized(pixels.transpose(2, 0, 1), size).astype(np.int64), 1)
+    return resized(pixels, size).astype(np.int64) - 1
 
 
-def _array_ids(path: Path) -> NDArray[np.int64]:
-    """The first array of a NumPy file. Pickled objects are refused by NumPy."""
+def _array_ids(path: Path, size: int) -> NDArray[np.int64]:
+    """The first array of a NumPy file, at the cell centres: [size, size]."""
     with path.open("rb") as file:
-        loaded = np.load(file, allow_pickle=False)
-        if isinstance(loaded, np.lib.npyio.NpzFile):
-            if not loaded.files:
+        if not zipfile.is_zipfile(file):
+            file.seek(0)
+            return resized(_array(file), size).astype(np.int64)
+        with zipfile.ZipFile(file) as archive:
+            if not archive.namelist():
                 raise ValueError("it holds no array")
-            loaded = loaded[loaded.files[0]]
-    ids = np.asarray(loaded)
-    if ids.ndim != 2 or ids.size == 0 or ids.dtype.kind not in "iub":
-        raise ValueError(f"it holds {ids.dtype} of shape {ids.shape}; save whole numbers of shape [height, width]")
-    return ids.astype(np.int64)
+            with archive.open(archive.namelist()[0]) as member:
+                return resized(_array(member), size).astype(np.int64)
+
+
+def _array(file: IO[bytes]) -> NDArray[Any]:
+    """An array [H, W] of whole numbers in NumPy's format. Its header is looked at before anything else is read, so that
+    neither objects (pickles) nor absurd sizes get any further."""
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    version = np.lib.format.read_magic(file)
+    if version not in read:
+        raise ValueError(f"it has version {version} of NumPy's format; save it again with numpy.save")
+    shape, by_columns, kind = read[version](file)
+    if len(shape) != 2 or 0 in shape or kind.kind not in "iub":
+        raise ValueError(f"it holds {kind} of shape {shape}; save whole numbers of shape [height, width]")
+    _checked_size(*shape)
+    data = file.read(shape[0] * shape[1] * kind.itemsize)
+    return np.frombuffer(data, kind).reshape(shape, order="F" if by_columns else "C")

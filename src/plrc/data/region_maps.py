@@ -7,7 +7,6 @@ made with) and the maps, each whole or not at all, so that a run may end at any 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from plrc.data.region_files import RegionError, map_path, save_regions
 from plrc.data.regions import Regions
 from plrc.data.scan import first_of
 from plrc.data.sources import ImageList
-from plrc.files import write_json
+from plrc.files import parse_json, write_json
 
 SETTINGS = "regions.json"
 
@@ -67,6 +66,8 @@ def precompute(
         except RegionError as error:
             unusable.append((name, str(error)))
             continue
+        if not path.parent.resolve().is_relative_to(out.resolve()):
+            raise PlrcError(f"{path.parent} leads out of {out}; remove the link, no id map is written through it")
         if path in paths:
             raise PlrcError(f"images {paths[path]} and {name} would share the id map {path}; rename one of them")
         paths[path] = name
@@ -126,7 +127,7 @@ def _claim(config: Config, images: ImageList, out: Path) -> None:
         write_json(path, now)
         return
     try:
-        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        stored: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
         changed = [f"{key}: stored {stored[key]}, now {value}" for key, value in now.items() if stored[key] != value]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PlrcError(f"{out} is not empty and holds no {SETTINGS} of plrc regions; name a new folder") from error

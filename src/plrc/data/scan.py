@@ -1,7 +1,7 @@
 """Look at every image of a source once: what can be used, what cannot and why; leaves an index behind.
 
-Layer 1: imports config and this folder. Decodes in threads (the decoders release Python's lock) and writes the index,
-a file of its own, nothing else.
+Layer 1: imports config, files and this folder. Decodes in threads (the decoders release Python's lock) and writes the
+index, a file of its own, nothing else.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from plrc.config import DataConfig
 from plrc.data.decode import DecodeError, decode_bytes, read_bytes, read_header
 from plrc.data.index import Index, prepare_index, stamp, write_index
 from plrc.data.sources import layout_of, list_source, select
+from plrc.files import printable
 
 CHUNK = 16  # images that a thread takes at once
 SHOWN = 10  # unusable files and duplicates that the table names
@@ -31,7 +32,7 @@ Range = tuple[float, float, float]  # smallest, median, largest
 def first_of(unusable: Sequence[tuple[str, str]]) -> list[str]:
     """The first SHOWN files with the reason of each, and how many more there are."""
     more = [f"and {len(unusable) - SHOWN} more"] if len(unusable) > SHOWN else []
-    return [*(f"{name}: {reason}" for name, reason in unusable[:SHOWN]), *more]
+    return [*(f"{printable(name)}: {reason}" for name, reason in unusable[:SHOWN]), *more]
 
 
 class Found(NamedTuple):
@@ -89,7 +90,7 @@ class ScanReport:
             ("duplicates", f"{copies} files repeat the contents of another" if copies else "none"),
             *(("note", note) for note in self.notes),
             *(("unusable", line) for line in first_of(self.unusable)),
-            *(("same", ", ".join(group)) for group in self.duplicates[:SHOWN]),
+            *(("same", ", ".join(map(printable, group))) for group in self.duplicates[:SHOWN]),
             ("index", self.index or "not written: neither the source nor the cache folder can be written"),
         ]
         return "\n".join(f"{name:<12}{text}" for name, text in rows)
@@ -151,7 +152,7 @@ def _look(root: str, name: str, config: DataConfig) -> Found:
     size, mtime = stamp(path)
     digest = ""
     try:
-        data = read_bytes(path)
+        data = read_bytes(path, config.max_megapixels)
         digest = hashlib.blake2b(data, digest_size=16).hexdigest()
         head = read_header(io.BytesIO(data))
         image = decode_bytes(data, percentiles=config.percentiles, max_megapixels=config.max_megapixels)

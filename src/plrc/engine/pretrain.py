@@ -25,6 +25,8 @@ from plrc.engine.runlog import RunLog, provenance
 from plrc.engine.setup import Plan, StopRequest, prepare
 from plrc.engine.state import TrainingState
 from plrc.engine.window import Window, total_loss
+from plrc.files import printable
+from plrc.machine import return_freed_memory
 
 ENDED_LOADER = "DataLoader worker (pid"  # how PyTorch begins to say that a loader process is gone
 MOST_SKIPPED = 50  # steps in a row without a finite gradient before the run stops; loss scaling settles in fewer
@@ -169,13 +171,13 @@ class Watch:
         """Name the images that could not be read since the last time, once each; stop above the limit."""
         found, self.failures = distributed.gather_words(self.failures), {}
         for name in sorted(found.keys() - self.bad.keys()):
-            self.log.say(f"warning: cannot read {name}: {found[name]}; another image takes its place")
+            self.log.say(f"warning: cannot read {printable(name)}: {found[name]}; another image takes its place")
         self.bad |= found
         if len(self.bad) > self.plan.config.data.bad_limit * len(self.plan.train):
             name = min(self.bad)
             raise PlrcError(
                 f"{len(self.bad)} of {len(self.plan.train)} images cannot be read, more than data.bad_limit "
-                f"({self.plan.config.data.bad_limit:.0%}), such as {name}: {self.bad[name]}; "
+                f"({self.plan.config.data.bad_limit:.0%}), such as {printable(name)}: {self.bad[name]}; "
                 "log.txt names those met so far, plrc scan DIR looks at every image"
             )
 
@@ -196,10 +198,11 @@ class Watch:
             save_checkpoint(folder, self.state.checkpoint(step, self.images), self.plan.config.run.keep_checkpoints)
             for call in self.on_checkpoint:
                 call(self.plan.out)
+            return_freed_memory()
 
     def close(self) -> None:
         if self.bad:
-            names = ", ".join(sorted(self.bad)[:5])
+            names = ", ".join(map(printable, sorted(self.bad)[:5]))
             self.log.say(f"{len(self.bad)} images could not be read and were replaced by others: {names}")
 
 

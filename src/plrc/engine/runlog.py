@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from plrc import distributed
-from plrc.files import without_nan
+from plrc.files import printable_lines, without_nan
 from plrc.machine import commit, cores, processor, versions
 
 
@@ -44,6 +44,7 @@ class RunLog:
     def say(self, sentence: str) -> None:
         """A sentence for the user, on the screen and in log.txt."""
         if self.main:
+            sentence = printable_lines(sentence)
             self.progress.console.print(sentence, markup=False)
             self.text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {sentence}\n")
             self.text.flush()

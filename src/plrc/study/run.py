@@ -22,7 +22,7 @@ from plrc.data.scenes import write_scenes
 from plrc.engine.checkpoint import checkpoints
 from plrc.engine.pretrain import pretrain
 from plrc.engine.setup import StopRequest
-from plrc.files import without_nan, write_json
+from plrc.files import parse_json, without_nan, write_json
 from plrc.machine import versions
 from plrc.study.plan import RANDOM, SCENES, Cell, Study
 from plrc.transfer.cells import claim
@@ -79,7 +79,7 @@ def done(study: Study, out: Path) -> dict[str, dict[str, Any]]:
 def _parsed(text: str) -> dict[str, Any] | None:
     """A line; None for one that was cut short by a power failure: that run comes again."""
     with contextlib.suppress(ValueError):
-        line = json.loads(text)
+        line = parse_json(text)
         return line if isinstance(line, dict) and {"cell", "axes", "scores"} <= line.keys() else None
     return None
 
@@ -104,7 +104,7 @@ def _scenes(study: Study, out: Path) -> None:
         return
     with claim(out) as mine:
         if (out / "scenes").exists():
-            if json.loads((out / "scenes.json").read_text(encoding="utf-8")) != study.scenes:
+            if parse_json((out / "scenes.json").read_text(encoding="utf-8")) != study.scenes:
                 raise PlrcError(f"{out} holds scenes of other settings; name another --out")
             return
         if not mine:

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from plrc.config import PlrcError
 from plrc.engine.checkpoint import newest_checkpoint
+from plrc.files import parse_json
 from plrc.machine import cores
 from plrc.settings import check
 from plrc.transfer.finetune import RESULT
@@ -167,7 +168,7 @@ class Cells:
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            found: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
             scores = [found[part][self.comparison.metric] for part in ("metrics", "val")]
             changed = found["labels"] != self.comparison.digest
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import math
 import multiprocessing
 import os
@@ -30,7 +29,7 @@ import torch
 from plrc.config import PlrcError
 from plrc.data.manifest import read_manifest
 from plrc.engine.setup import StopRequest
-from plrc.files import write_json
+from plrc.files import parse_json, write_json
 from plrc.machine import cores, processor
 from plrc.transfer.cells import NAMED, Cells, Comparison, claim, kind
 from plrc.transfer.datasets import LabelledSet, read_labelled
@@ -155,7 +154,7 @@ def _open(comparison: Comparison) -> list[str]:
             raise PlrcError(f"{out} is not empty and holds no comparison (no {COMPARISON}); name another --out")
         return [command]
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = parse_json(path.read_text(encoding="utf-8"))
         changes = comparison.base.changes(TransferConfig.from_dict(stored["settings"]))
         lost, commands = set(stored["lrs"]) - set(comparison.lrs), stored["provenance"]["commands"]
     except (OSError, ValueError, KeyError) as error:

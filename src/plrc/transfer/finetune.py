@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from plrc.config import PlrcError
 from plrc.data.loader import leave_signals_to_the_main_process, loading
 from plrc.engine.runlog import RunLog
 from plrc.engine.setup import StopRequest, choose_device
-from plrc.files import write_atomic, write_json
+from plrc.files import parse_json, write_atomic, write_json
 from plrc.machine import versions
 from plrc.transfer.datasets import LabelledSet, Splits, choose, read_labelled
 from plrc.transfer.initial import Initial, initial_backbone, verify_inside
@@ -65,7 +64,7 @@ class Result:
     @classmethod
     def load(cls, path: Path) -> Result:
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = parse_json(path.read_text(encoding="utf-8"))
             found |= {"metrics": _scores(found["metrics"]), "val": _scores(found["val"])}
             return cls(**found | {"curve": [_scores(point) for point in found["curve"]]})
         except (OSError, ValueError, TypeError, KeyError) as error:

@@ -5,7 +5,6 @@ Layer 5: imports config, data and this folder. Reads annotations and the headers
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import xml.etree.ElementTree as ET
@@ -21,6 +20,7 @@ from plrc.config import PlrcError
 from plrc.data import layouts
 from plrc.data.decode import read_size
 from plrc.data.masks import encode_mask
+from plrc.files import parse_json
 from plrc.transfer import label_maps
 from plrc.transfer.annotations import BOXLESS, FLAT, Notes, Picture, Thing, picture
 from plrc.transfer.protocols import Task
@@ -228,7 +228,7 @@ def _add_coco(one: Picture, entry: Mapping[str, Any], names: Mapping[Any, str], 
 
 def _coco_table(path: Path) -> dict[str, Any]:
     try:
-        table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8-sig"))
+        table: dict[str, Any] = parse_json(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise PlrcError(f"{path} is not JSON that can be read ({error}); mend or remove it") from error
     return table
