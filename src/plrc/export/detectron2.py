@@ -12,10 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from plrc.export import resnets
-from plrc.export.formats import read_pickle, read_torch, write_pickle, write_torch
+from plrc.export.formats import read_torch, write_torch
 from plrc.export.pixels import pixels
 from plrc.export.resnets import check_structure, find_resnet, rename
 from plrc.export.verify import Proof, check_tensors
+from plrc.model.pickles import read_arrays, write_arrays
 
 ENDINGS = (".pth", ".pkl")
 
@@ -38,7 +39,7 @@ def write(path: Path, name: str, student: dict[str, Tensor], metadata: dict[str,
         "matching_heuristics": True,
         "backbone": name,
     }
-    (write_pickle if path.suffix == ".pkl" else write_torch)(path, content)
+    (write_arrays if path.suffix == ".pkl" else write_torch)(path, content)
 
 
 def prove(path: Path, name: str, student: dict[str, Tensor]) -> Proof:
@@ -47,7 +48,7 @@ def prove(path: Path, name: str, student: dict[str, Tensor]) -> Proof:
     Raises PlrcError unless the file holds exactly the names and shapes that detectron2's ResNet has and every tensor is
     equal bit for bit.
     """
-    state = (read_pickle if path.suffix == ".pkl" else read_torch)(path)["model"]
+    state = (read_arrays if path.suffix == ".pkl" else read_torch)(path)["model"]
     check_tensors(state, tensors(name, student), "the file")
     check_structure(state, find_resnet(name, "detectron2"), resnets.detectron2)
     return Proof(len(state), unverified="plrc does not run detectron2; plrc export --check-in can")

@@ -1,21 +1,15 @@
-"""Tensors in files, written and read back as their users do it: safetensors, torch files, pickled plain arrays.
-
-Layer 5: imports files and config. No code is run when a file is read, of a pickle either.
-"""
+"""Tensors in files, written and read back as their users do it: safetensors and torch files. Layer 5: imports files."""
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from plrc.config import PlrcError
 from plrc.files import write_atomic
 
 
@@ -43,40 +37,3 @@ def write_torch(path: Path, content: Mapping[str, Any]) -> None:
 
 def read_torch(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def write_pickle(path: Path, content: Mapping[str, Any]) -> None:
-    """A pickle in which every tensor is a plain numpy array, written so that only `numpy.ndarray` is named in it."""
-    write_atomic(path, lambda file: _ArrayPickler(file, protocol=5).dump(content))
-
-
-def read_pickle(path: Path) -> Any:
-    """The content of `write_pickle`, tensors again. Raises PlrcError for anything but plain arrays."""
-    with open(path, "rb") as file:
-        return _tensors(_ArrayUnpickler(file, encoding="latin1").load())
-
-
-class _ArrayPickler(pickle.Pickler):
-    """numpy's own way names private modules that differ between its versions."""
-
-    def reducer_override(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            array = value.detach().cpu().contiguous().numpy()
-            return np.ndarray, (array.shape, array.dtype.str, bytearray(array.tobytes()))
-        return NotImplemented
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    def __init__(self, file: BinaryIO, encoding: str) -> None:
-        super().__init__(file, encoding=encoding)
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) != ("numpy", "ndarray"):
-            raise PlrcError(f"the pickle names {module}.{name}, which plrc does not run; it reads plain arrays only")
-        return np.ndarray
-
-
-def _tensors(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {key: _tensors(value) for key, value in content.items()}
-    return torch.from_numpy(content) if isinstance(content, np.ndarray) else content
