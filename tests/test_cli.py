@@ -276,7 +276,9 @@ def test_export(run: Path, tmp_path: Path, capsys: Capture) -> None:
         capsys, "export", run, "--to", "torchvision", "--out", "a.bin"
     )
     assert f"cannot write {out}/b.pt" in refused(capsys, "export", run, "--to", "torchvision", "--out", out / "b.pt")
-    assert "resnet18 is torchvision's, not timm's" in refused(capsys, "export", run, "--to", "timm")
+    assert "cannot write b.pt; let --out end in .pth or .pkl" in refused(
+        capsys, "export", run, "--to", "detectron2", "--out", "b.pt"
+    )
 
 
 def test_a_damaged_checkpoint(run: Path, tmp_path: Path, capsys: Capture) -> None:

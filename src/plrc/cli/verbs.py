@@ -32,10 +32,11 @@ class Scan:
 class Export:
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Run folder (its newest checkpoint) or checkpoint file."""
-    to: Literal["torchvision", "timm"]
-    """The library that goes on with the weights."""
+    to: Literal["torchvision", "timm", "transformers", "detectron2", "mmdetection", "safetensors", "onnx"]
+    """The library or format that goes on with the weights."""
     out: Path | None = None
-    """File to write, ending in .safetensors or .pt. None: exported/backbone.safetensors in the run folder."""
+    """File to write: .safetensors or .pt; .pth for mmdetection, .pth or .pkl for detectron2, .onnx; for transformers a
+    folder. None: below exported/ in the run folder."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,15 @@ def export(arguments: Sequence[str]) -> int:
     examples:
       plrc export runs/first --to torchvision
       plrc export runs/first --to torchvision --out backbone.pt
+      plrc export runs/first --to transformers --out my-resnet/
+      plrc export runs/first --to detectron2
     """
     given = parse_plain("export", Export, arguments, about(export))
     from plrc.export import export_backbone
 
-    print(export_backbone(given.run, given.to, given.out).line())
+    receipt = export_backbone(given.run, given.to, given.out)
+    print(receipt.line())
+    print(receipt.advice())
     return 0
 
 

@@ -11,7 +11,7 @@ import pickle
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from torch import Tensor
 
 from plrc.config import PlrcError
 from plrc.model.backbone import RESNETS, Backbone
+from plrc.model.naming import torchvision_names
+from plrc.model.pickles import read_arrays
 
 FOLLOWERS = frozenset({"teacher", "k", "momentum", "ema", "target"})  # words that name an averaged copy of a network
 SHOWN = 12  # names per row of the table
@@ -69,7 +71,9 @@ class LoadReport:
 
 
 def read_weights(path: str | Path) -> Weights:
-    """Read a safetensors or torch file without running any code in it.
+    """Read a safetensors or torch file, or a .pkl of numpy arrays, without running any code in it.
+
+    A ResNet of detectron2 or transformers gets torchvision's names.
 
     Raises PlrcError for a file that is absent, damaged, of another kind, without tensors, or that holds code.
     """
@@ -84,7 +88,8 @@ def read_weights(path: str | Path) -> Weights:
     weights = _read_safetensors(path) if head[8:] == b"{" else _read_torch(path)
     if not weights.state:
         raise PlrcError(f"{path} holds no tensors; name a file with a network's state dictionary")
-    return weights
+    known = torchvision_names(weights.state)
+    return replace(weights, state={known[name]: tensor for name, tensor in weights.state.items()})
 
 
 def load_into(backbone: Backbone, weights: Weights, allow_partial: bool = False) -> LoadReport:
@@ -180,7 +185,7 @@ def _read_safetensors(path: Path) -> Weights:
 
 def _read_torch(path: Path) -> Weights:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_arrays(path) if path.suffix == ".pkl" else torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "GLOBAL" not in str(error):
             raise PlrcError(f"{path} is not a weights file; name a .safetensors or a torch file") from error
