@@ -32,10 +32,12 @@ class Scan:
 class Export:
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Run folder (its newest checkpoint) or checkpoint file."""
-    to: Literal["torchvision", "timm"]
-    """The library that goes on with the weights."""
+    to: Literal["torchvision", "timm", "own"]
+    """The library that goes on with the weights; own: your own network, under its own names."""
     out: Path | None = None
     """File to write, ending in .safetensors or .pt. None: exported/backbone.safetensors in the run folder."""
+    backbone: str = ""
+    """A run with a backbone of your own: its function once more, as package.module:function or file.py:function."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def export(arguments: Sequence[str]) -> int:
     given = parse_plain("export", Export, arguments, about(export))
     from plrc.export import export_backbone
 
-    print(export_backbone(given.run, given.to, given.out).line())
+    print(export_backbone(given.run, given.to, given.out, given.backbone).line())
     return 0
 
 

@@ -21,12 +21,26 @@ from plrc.config import Config, PlrcError
 from plrc.data.manifest import read_manifest
 from plrc.engine.adapt import total_steps
 from plrc.engine.checkpoint import checkpoint_of, load_checkpoint
+from plrc.export import own as to_own
 from plrc.export import timm as to_timm
 from plrc.export import torchvision as to_torchvision
+from plrc.export.card import card_path, model_card
+from plrc.export.features import DenseFeatures, load_backbone
 from plrc.export.verify import Proof
 from plrc.files import write_atomic, write_text
-from plrc.model.backbone import Backbone, build_backbone
-from plrc.model.weights import load_into, read_weights, refuse_non_finite, stored_name
+from plrc.model.own import is_code
+from plrc.model.weights import refuse_non_finite
+
+__all__ = [
+    "BACKBONE",
+    "TARGETS",
+    "DenseFeatures",
+    "Receipt",
+    "Target",
+    "export_backbone",
+    "library_of",
+    "load_backbone",
+]
 
 BACKBONE = "backbone.net."  # what stands before the library's names in a checkpoint's student
 
@@ -73,20 +87,29 @@ class Target:
 TARGETS = {
     "torchvision": Target(to_torchvision.version, to_torchvision.tensors, to_torchvision.prove),
     "timm": Target(to_timm.version, to_timm.tensors, to_timm.prove),
+    "own": Target(to_own.version, to_own.tensors, to_own.prove),
 }
 
 
 def library_of(backbone: str) -> str:
-    """The target that a backbone goes to under its own names: timm or torchvision."""
+    """The target that a backbone goes to under its own names: torchvision, timm or own."""
+    if is_code(backbone):
+        return "own"
     return "timm" if backbone.startswith(to_timm.PREFIX) else "torchvision"
 
 
-def export_backbone(run: str | Path, target: str = "torchvision", out: str | Path | None = None) -> Receipt:
+def export_backbone(
+    run: str | Path, target: str = "torchvision", out: str | Path | None = None, backbone: str = ""
+) -> Receipt:
     """Write the student's backbone of a run folder or checkpoint file in the target's names, and verify the file.
 
     `out` ends in .safetensors or .pt (a plain dictionary of tensors); without it RUN/exported/backbone.safetensors is
     written. The file takes its name only after it was loaded as its user will load it, with every tensor equal bit for
-    bit and equal features; `NAME.receipt.json` beside it says so. Raises PlrcError where any of that fails.
+    bit and equal features; `NAME.receipt.json` beside it says so, and `NAME.card.md` is its model card. Raises
+    PlrcError where any of that fails.
+
+    `backbone`: the function of a backbone of your own (package.module:function or file.py:function). The one that the
+    run names is imported only if it is named here too: the run folder may be somebody else's.
     """
     if target not in TARGETS:
         raise PlrcError(f"cannot export to {target!r}; write one of {', '.join(TARGETS)}")
@@ -95,6 +118,10 @@ def export_backbone(run: str | Path, target: str = "torchvision", out: str | Pat
     saved = load_checkpoint(checkpoint)
     config = Config.from_dict(saved["config"])
     name = config.model.backbone
+    if is_code(name):
+        name = to_own.trusted(name, backbone, "--backbone {}")
+    elif backbone not in ("", name):
+        raise PlrcError(f"{run} holds a {name}, not a {backbone}; leave --backbone out")
     student = {k.removeprefix(BACKBONE): v for k, v in saved["student"].items() if k.startswith(BACKBONE)}
     refuse_non_finite(student, f"the student of {checkpoint}")
     metadata = {
@@ -126,31 +153,10 @@ def export_backbone(run: str | Path, target: str = "torchvision", out: str | Pat
         )
         text = json.dumps(dataclasses.asdict(receipt), indent=2) + "\n"
         write_text(out.with_name(f"{out.name}.receipt.json"), text)
+        write_text(card_path(out), model_card(dataclasses.asdict(receipt), saved, _run_folder(checkpoint)))
     except OSError as error:
         raise PlrcError(f"cannot write {out}: {error.strerror}") from error
     return receipt
-
-
-def load_backbone(path: str | Path, layer4_stride: int = 2, backbone: str = "") -> Backbone:
-    """A trained backbone in eval mode: images [B, 3, H, W] -> {s: features [B, channels[s], ceil(H / s), ceil(W / s)]}.
-
-    Images are float, normalised with ImageNet's mean and standard deviation. `path`: a run folder (its newest
-    checkpoint), a checkpoint, or an exported .safetensors or .pt file. A file that does not say which backbone it holds
-    needs its name in `backbone` (resnet50, timm:NAME, ...). With `layer4_stride=1` (torchvision ResNets) the level
-    called 32 has the lattice of level 16. Raises PlrcError where the weights do not fit.
-    """
-    path = Path(path)
-    weights = read_weights(checkpoint_of(path))
-    stored = stored_name(weights.metadata)
-    name = stored or backbone
-    if not name:
-        raise PlrcError(f"{path} does not say which backbone it holds; name it, such as backbone='resnet50'")
-    if backbone not in ("", name):
-        raise PlrcError(f"{path} holds a {name}, not a {backbone}; leave `backbone` out")
-    model = Config().with_values({"model.backbone": name, "model.layer4_stride": layer4_stride}).model
-    net = build_backbone(model.backbone, model.layer4_stride)
-    load_into(net, weights)
-    return net.eval()
 
 
 def _run_folder(checkpoint: Path) -> Path:
