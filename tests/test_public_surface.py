@@ -96,8 +96,8 @@ REQUIRED = inspect.Parameter.empty
 def test_functions() -> None:
     assert parameters(plrc.pretrain) == {"config": REQUIRED, "explicit": None}
     assert parameters(plrc.load_backbone) == {
-        "path": REQUIRED, "layer4_stride": 2, "backbone": "", "normalise": True, "dtype": torch.float32, "device": "cpu",
-        "channels_last": False,
+        "path": REQUIRED, "layer4_stride": 2, "backbone": "", "normalise": True, "dtype": torch.float32,
+        "device": "cpu", "channels_last": False,
     }  # fmt: skip
     assert parameters(plrc.export_backbone) == {"run": REQUIRED, "target": "torchvision", "out": None, "backbone": ""}
     assert parameters(plrc.preset) == {"name": REQUIRED, "method": "plrc"}
@@ -165,7 +165,7 @@ def test_flags_of_the_other_verbs(capsys: pytest.CaptureFixture[str]) -> None:
         "demo": "--out --steps",
         "doctor": "",
         "scan": "--layout --split --exclude --workers",
-        "export": "--to --out --backbone",
+        "export": "--to --out --backbone --check-in",
     }
     for verb, flags in expected.items():
         assert cli.main([verb, "--help"]) == 0

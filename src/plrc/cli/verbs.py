@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from plrc.cli import checking
 from plrc.cli.options import about, parse_plain
 from plrc.cli.progress import progress
 from plrc.config import DataConfig, PlrcError
@@ -78,7 +79,13 @@ def export(arguments: Sequence[str]) -> int:
     examples:
       plrc export runs/first --to torchvision
       plrc export runs/first --to torchvision --out backbone.pt
+      plrc export runs/own --to own --backbone my_net.py:build
+      plrc export runs/first --check-in my_detector.py:build
+
+    --check-in builds your own detector and says whether the weights are inside; status 1 if they are not.
     """
+    if checking.asked(arguments):
+        return checking.check_in(arguments, about(export))
     given = parse_plain("export", Export, arguments, about(export))
     from plrc.export import export_backbone
 

@@ -129,7 +129,7 @@ def _recipe(config: Config, step: int, steps: int) -> str:
 
 def _results(saved: Mapping[str, Any], run: Path) -> str:
     parts = []
-    losses = {key: value for key, value in _last_losses(run).items() if key == "loss" or key.endswith(("_loss", "_kl"))}
+    losses = {key: value for key, value in _last_losses(run).items() if key.endswith(("_loss", "_kl"))}
     if losses:
         parts.append("Last training losses:\n\n" + _table({key: f"{value:.4f}" for key, value in losses.items()}))
     if saved["health"]:
