@@ -208,8 +208,8 @@ def _last_losses(run: Path) -> dict[str, float]:
 
 def _init_of(path: Path) -> str | None:
     """`model.init` of the run that a folder or file is of; None where it is of none, or not there any more."""
-    folders = [path, path.parent, path.parent.parent]
-    stored = next((f / "config.toml" for f in folders if (f / "config.toml").is_file()), None)
+    folder = path.parent.parent if path.parent.name in ("checkpoints", "exported") else path
+    stored = folder / "config.toml" if (folder / "config.toml").is_file() else None
     try:
         if path.suffix == ".safetensors" and path.is_file():
             with safetensors.safe_open(path, "pt") as file:

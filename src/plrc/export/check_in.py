@@ -131,28 +131,42 @@ def _by_name(ours: State, theirs: State, named: Mapping[str, str]) -> tuple[dict
 def _by_content(ours: State, theirs: State) -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
     """(what is equal somewhere, where the other tensors of those modules should be).
 
-    Tensors of one value, such as fresh biases, prove no place by themselves: they are looked for last, where the rest
-    of their module is.
+    Tensors of one value, such as fresh biases, prove no place by themselves: they count where the rest of their module
+    is; and a module of such tensors alone counts in a module of the detector that is nobody else's place.
     """
-    shapes: dict[torch.Size, list[str]] = {}
-    for where, tensor in theirs.items():
-        shapes.setdefault(tensor.shape, []).append(where)
-    found: dict[str, tuple[str, str]] = {}
-    modules: dict[str, str] = {}
-    plain = {name for name, tensor in ours.items() if tensor.numel() < 2 or bool((tensor == tensor.flatten()[0]).all())}
-    for name in sorted(ours, key=lambda name: name in plain):
-        module, _, leaf = name.rpartition(".")
-        hosts = (
-            [f"{modules[module]}.{leaf}"] if name in plain and module in modules else shapes.get(ours[name].shape, [])
-        )
-        for where in hosts:
-            how = _same(ours[name], theirs[where]) if where in theirs and where.rpartition(".")[2] == leaf else None
-            if how is not None:
-                found[name] = where, how
-                modules.setdefault(module, where.rpartition(".")[0])
+    mine, others = _modules(ours), _modules(theirs)
+    plain = {name for name, tensor in ours.items() if bool((tensor == tensor.flatten()[0]).all())}
+    places: dict[str, str] = {}
+    for module in sorted(mine, key=lambda module: all(name in plain for name in mine[module].values())):
+        leaves = {leaf: ours[name] for leaf, name in mine[module].items()}
+        telling = {leaf: tensor for leaf, tensor in leaves.items() if mine[module][leaf] not in plain}
+        taken = set() if telling else set(places.values())
+        for host, names in others.items():
+            equal = {
+                leaf for leaf in leaves.keys() & names.keys() if _same(leaves[leaf], theirs[names[leaf]]) is not None
+            }
+            if host not in taken and (equal & telling.keys() if telling else equal == leaves.keys()):
+                places[module] = host
                 break
-    expected = {name: f"{modules[m]}.{leaf}" for name in ours for m, _, leaf in [name.rpartition(".")] if m in modules}
-    return found, {name: where for name, where in expected.items() if where in theirs}
+    found, expected = {}, {}
+    for module, host in places.items():
+        for leaf, name in mine[module].items():
+            where = others[host].get(leaf)
+            if where is not None:
+                how = _same(ours[name], theirs[where])
+                expected[name] = where
+                if how is not None:
+                    found[name] = where, how
+    return found, expected
+
+
+def _modules(state: State) -> dict[str, dict[str, str]]:
+    """{module: {last part of a tensor's name: its whole name}}."""
+    out: dict[str, dict[str, str]] = {}
+    for name in state:
+        module, _, leaf = name.rpartition(".")
+        out.setdefault(module, {})[leaf] = name
+    return out
 
 
 def _changed_norms(ours: State, theirs: State, found: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
@@ -177,10 +191,13 @@ def _changed_norms(ours: State, theirs: State, found: Mapping[str, Any]) -> dict
 
 
 def _beside(shift: Tensor, theirs: State) -> Iterator[tuple[str, Tensor]]:
-    """(module, tensor) of all that lies in one module of the detector with a tensor equal to `shift`, to rounding."""
+    """(module, tensor) of all that lies in one module of the detector with a tensor equal to `shift`, to rounding.
+
+    A module with statistics of its own is a BatchNorm as it was, and is left out.
+    """
     for where, tensor in theirs.items():
-        if _near(shift, tensor):
-            module = where.rpartition(".")[0]
+        module = where.rpartition(".")[0]
+        if f"{module}.running_mean" not in theirs and _near(shift, tensor):
             yield from ((module, t) for n, t in theirs.items() if n.rpartition(".")[0] == module and n != where)
 
 
