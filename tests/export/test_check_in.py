@@ -61,13 +61,13 @@ def detector(net: Backbone) -> nn.Module:
 
 
 class Renamed(nn.Module):
-    """The tensors of a ResNet under detectron2's kind of names, shortcut first."""
+    """The tensors of a ResNet under names that plrc does not know, shortcut first."""
 
     def __init__(self, state: dict[str, Tensor]) -> None:
         super().__init__()
         for name in sorted(state, key=lambda name: "downsample" not in name):
             new = name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
-            new = new.replace("layer", "res").replace("bn1", "conv1.norm").replace("bn2", "conv2.norm")
+            new = new.replace("layer", "part").replace("bn1", "conv1.norm").replace("bn2", "conv2.norm")
             *modules, leaf = new.split(".")
             inner: nn.Module = self
             for part in modules:
@@ -155,7 +155,7 @@ def test_fresh_vectors_are_found_where_their_module_is(tmp_path: Path) -> None:
     renamed = Renamed(fresh.net.state_dict())
     found = check_in(run, renamed)
     assert found.complete and found.prefix is None
-    renamed.get_buffer("res3.0.conv1.norm.bias").fill_(0.5)
+    renamed.get_buffer("part2.0.conv1.norm.bias").fill_(0.5)
     found = check_in(run, renamed)
     assert (len(found.found), len(found.absent)) == (96, 4)  # one of the untouched norms has no place left
 

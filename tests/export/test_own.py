@@ -18,7 +18,8 @@ from plrc.cli import main
 from plrc.config import Config, PlrcError
 from plrc.engine.checkpoint import load_checkpoint, newest_checkpoint
 from plrc.export import BACKBONE, export_backbone, library_of
-from plrc.export import own as to_own
+from plrc.export import safetensors as to_safetensors
+from plrc.export.formats import read_tensors, write_tensors
 from plrc.model.own import call
 from plrc.transfer.initial import initial_backbone, verify_inside
 
@@ -43,7 +44,7 @@ def test_a_run_hands_itself_over_under_the_modules_own_names(trained: tuple[plrc
     assert all(torch.equal(tensor, student[BACKBONE + key]) for key, tensor in net.state_dict().items())
     receipt = json.loads(file.with_name(f"{file.name}.receipt.json").read_text())
     assert (receipt["tensors"], receipt["left_random"]) == (len(net.state_dict()), [])
-    assert receipt["target"] == f"own code (PyTorch {torch.__version__})"
+    assert receipt["target"] == f"safetensors {safetensors.__version__}"
     assert [found.step for found in run.health] == [0, 2]
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
@@ -84,7 +85,7 @@ import torch
 for path in ({str(run.path)!r}, {str(exported)!r}):
     calls = [plrc.load_backbone, initial_backbone]
     if path == {str(run.path)!r}:
-        calls += [plrc.export_backbone, lambda path: plrc.export_backbone(path, "own")]
+        calls += [plrc.export_backbone, lambda path: plrc.export_backbone(path, "safetensors")]
     for call in calls:
         try:
             call(path)
@@ -105,7 +106,7 @@ def test_the_command_line_takes_the_function_by_name(
 ) -> None:
     run, name = trained
     out = tmp_path / "handed" / "over.safetensors"
-    command = ["export", str(run.path), "--to", "own", "--out", str(out)]
+    command = ["export", str(run.path), "--to", "safetensors", "--out", str(out)]
     assert main(command) == 2
     assert f"add --backbone {name}" in capsys.readouterr().err
     assert main([*command, "--backbone", name]) == 0
@@ -124,11 +125,23 @@ def test_initial_weights_of_own_code_reach_a_network_of_transfer(trained: tuple[
 
 
 FAULTS: dict[str, tuple[Callable[[State], State], str]] = {
-    "renamed": (lambda s: {k.replace("stem", "steam"): v for k, v in s.items()}, r"steam\.weight, stem\.weight on one"),
-    "dropped": (lambda s: {k: v for k, v in s.items() if k != "norm.bias"}, "norm.bias on one side only"),
-    "swapped channels": (lambda s: s | {"stem.weight": s["stem.weight"].flip(1)}, "in 1 tensors: stem.weight"),
-    "another type": (lambda s: s | {"stem.weight": s["stem.weight"].half()}, "in 1 tensors: stem.weight"),
-    "one weight": (lambda s: s | {"norm.bias": s["norm.bias"] + 1e-3}, "in 1 tensors: norm.bias"),
+    "renamed": (
+        lambda s: {k.replace("stem", "steam"): v for k, v in s.items()},
+        r"lacks stem\.weight and it has",
+    ),
+    "dropped": (lambda s: {k: v for k, v in s.items() if k != "norm.bias"}, "it lacks norm.bias"),
+    "swapped channels": (
+        lambda s: s | {"stem.weight": s["stem.weight"].flip(1)},
+        "input channels are in reverse",
+    ),
+    "another type": (
+        lambda s: s | {"stem.weight": s["stem.weight"].half()},
+        r"float16 instead of float32",
+    ),
+    "one weight": (
+        lambda s: s | {"norm.bias": s["norm.bias"] + 1e-3},
+        r"differ by up to 1\.0e-03",
+    ),
 }
 
 
@@ -140,9 +153,9 @@ def test_a_fault_in_the_file_is_caught_and_named(fault: str, tmp_path: Path) -> 
     file = tmp_path / "file.pt"
     torch.save(change(student), file)
     with pytest.raises(PlrcError, match=sentence):
-        to_own.prove(file, name, student)
+        to_safetensors.prove(file, name, student)
     torch.save(student, file)
-    assert to_own.prove(file, name, student).largest_difference == 0
+    assert to_safetensors.prove(file, name, student).largest_difference == 0
 
 
 def test_a_function_that_builds_another_network_than_the_run_trained_is_caught(
@@ -150,18 +163,16 @@ def test_a_function_that_builds_another_network_than_the_run_trained_is_caught(
 ) -> None:
     run, _ = trained
     other = write(tmp_path, "return Stages(norm=lambda c: nn.GroupNorm(2, c))", "other.py")
-    with pytest.raises(PlrcError, match=r"the run's student is not the network of .*other\.py:build"):
-        export_backbone(run.path, "own", tmp_path / "wrong.safetensors", other)
+    with pytest.raises(PlrcError, match=r"the run's student is not a .*other\.py:build"):
+        export_backbone(run.path, "safetensors", tmp_path / "wrong.safetensors", other)
     same_names = write(tmp_path, "return Stages(norm=lambda c: nn.BatchNorm2d(c, eps=0.1))", "eps.py")
-    receipt = export_backbone(run.path, "own", tmp_path / "right.safetensors", same_names)
+    receipt = export_backbone(run.path, "safetensors", tmp_path / "right.safetensors", same_names)
     assert receipt.largest_difference == 0  # the same tensors: the function that is named now decides what they mean
 
 
 def test_tied_tensors_are_written_under_each_of_their_names(tmp_path: Path) -> None:
     body = "net = Stages()\n    net.again = nn.BatchNorm2d(8)\n    net.again.weight = net.norm.weight\n    return net"
     name = write(tmp_path, body, "tied.py")
-    content = to_own.tensors(name, call(name).state_dict())
-    assert {"norm.weight", "again.weight"} <= safetensors.torch.load(safetensors.torch.save(content)).keys()
-    assert library_of(name) == "own"
-    with pytest.raises(PlrcError, match="resnet18 is torchvision's, not code of your own; write --to torchvision"):
-        to_own.tensors("resnet18", {})
+    write_tensors(tmp_path / "tied.safetensors", call(name).state_dict(), {})
+    assert {"norm.weight", "again.weight"} <= read_tensors(tmp_path / "tied.safetensors").keys()
+    assert library_of(name) == "safetensors"

@@ -33,10 +33,11 @@ class Scan:
 class Export:
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Run folder (its newest checkpoint) or checkpoint file."""
-    to: Literal["torchvision", "timm", "own"]
-    """The library that goes on with the weights; own: your own network, under its own names."""
+    to: Literal["torchvision", "timm", "transformers", "detectron2", "mmdetection", "safetensors", "onnx"]
+    """The library or format that goes on with the weights."""
     out: Path | None = None
-    """File to write, ending in .safetensors or .pt. None: exported/backbone.safetensors in the run folder."""
+    """File to write: .safetensors or .pt; .pth for mmdetection, .pth or .pkl for detectron2, .onnx; for transformers a
+    folder. None: below exported/ in the run folder."""
     backbone: str = ""
     """A run with a backbone of your own: its function once more, as package.module:function or file.py:function."""
 
@@ -79,7 +80,9 @@ def export(arguments: Sequence[str]) -> int:
     examples:
       plrc export runs/first --to torchvision
       plrc export runs/first --to torchvision --out backbone.pt
-      plrc export runs/own --to own --backbone my_net.py:build
+      plrc export runs/first --to transformers --out my-resnet/
+      plrc export runs/first --to detectron2
+      plrc export runs/own --to safetensors --backbone my_net.py:build
       plrc export runs/first --check-in my_detector.py:build
 
     --check-in builds your own detector and says whether the weights are inside; status 1 if they are not.
@@ -89,7 +92,9 @@ def export(arguments: Sequence[str]) -> int:
     given = parse_plain("export", Export, arguments, about(export))
     from plrc.export import export_backbone
 
-    print(export_backbone(given.run, given.to, given.out, given.backbone).line())
+    receipt = export_backbone(given.run, given.to, given.out, given.backbone)
+    print(receipt.line())
+    print(receipt.advice())
     return 0
 
 

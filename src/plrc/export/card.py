@@ -40,8 +40,8 @@ LIMITS = """- Intended: the initial weights of a detector or segmenter that is t
 
 
 def card_path(out: Path) -> Path:
-    """Where the card of an export lies: README.md in a folder, NAME.card.md beside a file."""
-    return out / "README.md" if out.is_dir() else out.with_name(f"{out.name}.card.md")
+    """Where the card of an exported file lies: NAME.card.md beside it."""
+    return out.with_name(f"{out.name}.card.md")
 
 
 def model_card(receipt: Mapping[str, Any], saved: Mapping[str, Any], run: Path) -> str:
@@ -54,6 +54,7 @@ def model_card(receipt: Mapping[str, Any], saved: Mapping[str, Any], run: Path) 
         "Results": _results(saved, run),
         "Intended use and limits": _limits(config, receipt),
         "Starting weights and licence": _licence(config),
+        "Use": _use(receipt),
         "Proof of the hand-over": _proof(receipt),
         "Versions": _versions(saved),
     }
@@ -166,6 +167,13 @@ def _licence(config: Config) -> str:
     )
 
 
+def _use(receipt: Mapping[str, Any]) -> str:
+    have = receipt["settings"]
+    rows = {key: str(have[key]) for key in ("channels", "pixels", "mean", "std")}
+    lines = [f"- {_code(line)}" for line in have["set"]]
+    return "\n".join([_table(rows), "", f"With {_code(str(receipt['target']))}:", "", *lines])
+
+
 def _proof(receipt: Mapping[str, Any]) -> str:
     rows: dict[str, str] = {}
     for key, value in receipt.items():
@@ -173,6 +181,8 @@ def _proof(receipt: Mapping[str, Any]) -> str:
             rows[key.replace("_", " ")] = ", ".join(map(str, value)) or "none"
         elif key in ("file", "checkpoint"):
             rows[key] = Path(value).name
+        elif value is None:
+            rows[key.replace("_", " ")] = "not compared"
         elif isinstance(value, float):
             rows[key.replace("_", " ")] = f"{value:.1e}"
         elif isinstance(value, (str, int)):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from plrc.config import PlrcError
 from plrc.engine.checkpoint import checkpoint_of
 from plrc.export import BACKBONE
+from plrc.model.naming import torchvision_names
 from plrc.model.weights import find_prefix, read_weights
 
 COUNTER = ".num_batches_tracked"
@@ -82,20 +83,23 @@ def check_in(run: str | Path, detector: Any) -> CheckIn:
     student = f"student.{BACKBONE}"
     inner = {name.removeprefix(student): tensor for name, tensor in state.items() if name.startswith(student)}
     ours = {name: tensor for name, tensor in (inner or state).items() if not name.endswith(COUNTER)}
-    theirs = _tensors(module_of(detector))
+    tensors = _tensors(module_of(detector))
+    known = {new: old for old, new in torchvision_names(tensors).items()}  # those of detectron2 and transformers too
+    theirs = {new: tensors[old] for new, old in known.items()}
     prefix = find_prefix(theirs, ours)
     named = {name: prefix + name for name in ours if prefix + name in theirs}
     keeps_names = 2 * len(named) >= len(ours)
     found, places = _by_name(ours, theirs, named) if keeps_names else _by_content(ours, theirs)
     found |= _changed_norms(ours, theirs, found)
     different = {
-        name: (places[name], _difference(tensor, theirs[places[name]]))
+        name: (known[places[name]], _difference(tensor, theirs[places[name]]))
         for name, tensor in ours.items()
         if name not in found and name in places
     }
     absent = tuple(name for name in ours if name not in found and name not in different)
-    reasons = () if not (different or absent) else tuple(_reasons(ours, theirs, found, different, absent, keeps_names))
-    return CheckIn(str(source), prefix if keeps_names else None, found, different, absent, reasons)
+    told = tuple(_reasons(ours, tensors, found, different, absent, keeps_names)) if different or absent else ()
+    found = {name: (known.get(where, where), how) for name, (where, how) in found.items()}
+    return CheckIn(str(source), prefix if keeps_names else None, found, different, absent, told)
 
 
 def module_of(built: Any) -> nn.Module:

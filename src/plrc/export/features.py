@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from plrc.config import Config, ConfigError, PlrcError
 from plrc.data.photometric import MEAN, STD
 from plrc.engine.checkpoint import checkpoint_of
-from plrc.export.own import trusted
 from plrc.model.backbone import Backbone, build_backbone
+from plrc.model.own import trusted
 from plrc.model.weights import load_into, read_weights, stored_code, stored_name
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Hand-over to torchvision: the names of `torchvision.models.resnetXX()`, proven in such a network.
+"""Hand-over to torchvision: the names of `torchvision.models.resnetXX()`, of its detectors' backbones too.
 
 Layer 5: imports model and this folder. Shapes: B images, H x W pixels, C channels.
 """
@@ -6,18 +6,22 @@ Layer 5: imports model and this folder. Shapes: B images, H x W pixels, C channe
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from plrc.config import PlrcError
-from plrc.export.verify import Proof, check_features, check_tensors, read_as_user
-from plrc.model.backbone import RESNETS, build_backbone
+from plrc.export.formats import read_tensors, write_tensors
+from plrc.export.pixels import pixels
+from plrc.export.resnets import LEVELS, find_resnet, resnet_name
+from plrc.export.verify import Proof, check_features, check_tensors, features_of
 
+ENDINGS = (".safetensors", ".pt")
 CLASSIFIER = ("fc.weight", "fc.bias")
-LEVELS = {"layer1": "4", "layer2": "8", "layer3": "16", "layer4": "32"}
+LAYERS = {f"layer{number}": str(stride) for number, stride in enumerate(LEVELS, start=1)}
 
 
 def version() -> str:
@@ -26,38 +30,64 @@ def version() -> str:
 
 def tensors(name: str, student: dict[str, Tensor]) -> dict[str, Tensor]:
     """The student's tensors as the file holds them: torchvision's names are the backbone's own."""
-    if name not in RESNETS:
-        raise PlrcError(f"torchvision has no {name}; a run can go to torchvision when model.backbone is a ResNet of it")
-    return {key: value.detach().cpu().contiguous() for key, value in student.items()}
+    find_resnet(name, "torchvision")
+    return dict(student)
+
+
+def write(path: Path, name: str, student: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    write_tensors(path, tensors(name, student), metadata)
 
 
 def prove(path: Path, name: str, student: dict[str, Tensor]) -> Proof:
-    """Load the file into a new torchvision network and compare it with the run's student.
+    """Load the file into a new classifier and a new detector's backbone, and compare them with the run's student.
 
-    Raises PlrcError unless exactly the classifier is left out, every tensor is equal bit for bit, in the file and in
-    the network, and both networks give equal features at all four levels. PyTorch's random state stays as it was: a
-    training run may be going on.
+    Raises PlrcError unless exactly the classifier and the pyramid are left out, every tensor is equal bit for bit, in
+    the file and in both networks, and all give equal features at all four levels.
     """
-    state = read_as_user(path)
-    check_tensors(state, student, "the file")
-    with torch.random.fork_rng(devices=[]):
-        net: nn.Module = torchvision.models.get_model(name, weights=None)
-        ours = build_backbone(name, layer4_stride=2)
+    resnet, expected = resnet_name(name), tensors(name, student)
+    state = read_tensors(path)
+    check_tensors(state, expected, "the file")
+    net: nn.Module = torchvision.models.get_model(resnet, weights=None)
+    detector: nn.Module = resnet_fpn_backbone(
+        backbone_name=resnet, weights=None, trainable_layers=5, norm_layer=nn.BatchNorm2d
+    )
+    _load(net, state, CLASSIFIER, f"torchvision's {resnet}")
+    pyramid = tuple(key for key in detector.state_dict() if key.startswith("fpn."))
+    inside = {f"body.{key}": value for key, value in state.items()}
+    _load(detector, inside, pyramid, f"torchvision's resnet_fpn_backbone({resnet!r})")
+    ours = features_of(name, student, LEVELS)
+    levels, body = create_feature_extractor(net.eval(), LAYERS), detector.eval().get_submodule("body")
+
+    def of_classifier(images: Tensor) -> dict[int, Tensor]:
+        return {int(level): features for level, features in levels(images).items()}
+
+    def of_detector(images: Tensor) -> dict[int, Tensor]:
+        return dict(zip(LEVELS, body(images).values(), strict=True))
+
+    difference = max(check_features(of_classifier, ours), check_features(of_detector, ours))
+    networks = (resnet, "resnet_fpn_backbone (its pyramid starts from random weights)")
+    return Proof(len(state), difference, CLASSIFIER, networks=networks)
+
+
+def settings(name: str) -> dict[str, Any]:
+    return pixels() | {
+        "set": [
+            f"net.load_state_dict(state, strict=False) for {resnet_name(name)}(weights=None): only fc is missing",
+            "detector.backbone.body.load_state_dict(state) for one built with weights=None, weights_backbone=None",
+            "image_mean and image_std of the detector: as they are; its BatchNorm is not frozen then",
+        ]
+    }
+
+
+def _load(net: nn.Module, state: dict[str, Tensor], left: tuple[str, ...], where: str) -> None:
+    """Load as a user does, and compare. Raises PlrcError unless exactly `left` is missing."""
     try:
         missing, unexpected = net.load_state_dict(state, strict=False)
     except RuntimeError as error:  # tensors of another shape
-        raise PlrcError(f"the run's student is not a {name} of torchvision: {error}") from error
-    if tuple(missing) != CLASSIFIER or unexpected:
+        raise PlrcError(f"the run's student does not fit {where}: {error}") from error
+    if tuple(missing) != left or unexpected:
         raise PlrcError(
-            f"torchvision's {name} does not take the exported names: missing {missing} instead of {list(CLASSIFIER)}, "
-            f"unexpected {unexpected}"
+            f"{where} does not take the exported names: missing {[key for key in missing if key not in left]} beside "
+            f"what a backbone lacks, unexpected {unexpected}"
         )
-    loaded = {key: value for key, value in net.state_dict().items() if key not in CLASSIFIER}
-    check_tensors(loaded, student, f"torchvision's {name}")
-    ours.net.load_state_dict(student)
-    levels = create_feature_extractor(net.eval(), LEVELS)
-
-    def theirs(images: Tensor) -> dict[int, Tensor]:
-        return {int(level): features for level, features in levels(images).items()}
-
-    return Proof(len(state), check_features(theirs, ours.eval()), CLASSIFIER)
+    check_tensors({key: value for key, value in net.state_dict().items() if key not in left}, state, where)

@@ -38,6 +38,22 @@ def is_code(name: str) -> bool:
     return ":" in name and not name.startswith("timm:")
 
 
+def trusted(stored: str, named: str, how: str) -> str:
+    """The code to import for a run that stored its name: what the user names in this call, or a refusal.
+
+    A run folder may be somebody else's, so the name in it is shown and not followed. What the user names may differ
+    from it, such as a file that has moved: whether it is the same network, its tensors decide.
+    """
+    if not named:
+        raise ConfigError(
+            f"this backbone is a network of somebody's own code ({stored}), which is imported only where you name it; "
+            f"if you trust it, add {how.format(stored)}"
+        )
+    if not is_code(named):
+        raise ConfigError(f"this backbone is a network of somebody's own code ({stored}), not a {named}")
+    return named
+
+
 def call(name: str) -> Any:
     """What the function named `name` returns. Raises ConfigError, in one sentence, for whatever goes wrong in it."""
     place, _, attribute = name.rpartition(":")

@@ -11,7 +11,7 @@ import pickle
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from plrc.config import PlrcError
 from plrc.model.backbone import RESNETS, Backbone
+from plrc.model.naming import torchvision_names
 from plrc.model.own import is_code
 
 FOLLOWERS = frozenset({"teacher", "k", "momentum", "ema", "target"})  # words that name an averaged copy of a network
@@ -70,7 +71,7 @@ class LoadReport:
 
 
 def read_weights(path: str | Path) -> Weights:
-    """Read a safetensors or torch file without running any code in it.
+    """Read a safetensors or torch file without running any code in it; ResNets get torchvision's names.
 
     Raises PlrcError for a file that is absent, damaged, of another kind, without tensors, or that holds code.
     """
@@ -85,7 +86,8 @@ def read_weights(path: str | Path) -> Weights:
     weights = _read_safetensors(path) if head[8:] == b"{" else _read_torch(path)
     if not weights.state:
         raise PlrcError(f"{path} holds no tensors; name a file with a network's state dictionary")
-    return weights
+    known = torchvision_names(weights.state)
+    return replace(weights, state={known[name]: tensor for name, tensor in weights.state.items()})
 
 
 def load_into(backbone: Backbone, weights: Weights, allow_partial: bool = False) -> LoadReport:

@@ -1,0 +1,103 @@
+"""Hand-over as ONNX: normalised images [B, 3, H, W] -> one output for each stride, checked in ONNX Runtime.
+
+Layer 5: imports model and this folder; the extra onnx. For inference: plrc does not read it back. Names in the graph
+are the backbone's own behind `net.`; BatchNorm's step counters are absent by rule.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plrc.config import PlrcError
+from plrc.export.pixels import pixels
+from plrc.export.verify import COUNTER, Proof, check_features, check_tensors, features_of
+from plrc.model.backbone import build_backbone
+
+ENDINGS = (".onnx",)
+TOLERANCE = 1e-4  # of the largest feature: the runtime joins convolutions with what follows them
+SIZES = ((96, 96), (65, 130))  # B, H and W are free: another size than the one that was traced
+
+
+def version() -> str:
+    try:
+        return f"{installed('onnx')}, ONNX Runtime {installed('onnxruntime')}"
+    except PackageNotFoundError:
+        return ""
+
+
+def tensors(name: str, student: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The student's tensors as the graph holds them."""
+    return {f"net.{key}": value for key, value in student.items() if not key.endswith(COUNTER)}
+
+
+def write(path: Path, name: str, student: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Trace the backbone; nothing is folded, so that every tensor stays what it is."""
+    try:
+        import onnxscript  # noqa: F401 (torch.onnx needs it)
+    except ImportError as error:
+        raise PlrcError("an export to ONNX needs onnx and more; install them with: pip install 'plrc[onnx]'") from error
+    net = build_backbone(name)
+    net.net.load_state_dict(student)
+    free = torch.export.Dim.DYNAMIC
+    program: Any = torch.onnx.export(
+        net.eval(),
+        (torch.zeros(2, 3, 64, 96),),
+        input_names=["images"],
+        output_names=[f"stride{stride}" for stride in net.channels],
+        dynamic_shapes={"images": {0: free, 2: free, 3: free}},
+        dynamo=True,
+        optimize=False,
+        verbose=False,
+    )
+    program.model.metadata_props.update(metadata)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    program.save(path, external_data=False)
+
+
+def prove(path: Path, name: str, student: dict[str, Tensor]) -> Proof:
+    """Read the graph's tensors, run it in ONNX Runtime at two sizes, and compare both with the run's student.
+
+    Raises PlrcError unless every tensor is equal bit for bit, none is left over on either side, and features are equal.
+    """
+    expected = tensors(name, student)
+    state = read_initializers(path)
+    check_tensors(state, expected, "the file")
+    absent = tuple(key for key in student if key.endswith(COUNTER))
+    if not version():
+        return Proof(len(state), None, absent=absent)
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    outputs = [output.name for output in session.get_outputs()]
+
+    def theirs(images: Tensor) -> dict[int, Tensor]:
+        found = session.run(outputs, {"images": images.numpy()})
+        return {int(key.removeprefix("stride")): torch.from_numpy(f) for key, f in zip(outputs, found, strict=True)}
+
+    ours = features_of(name, student)
+    difference = max(check_features(theirs, ours, TOLERANCE, size) for size in SIZES)
+    return Proof(len(state), difference, tolerance=TOLERANCE, networks=("ONNX Runtime on the CPU",), absent=absent)
+
+
+def read_initializers(path: Path) -> dict[str, Tensor]:
+    """The tensors that a graph holds, by name."""
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load(path).graph
+    return {tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
+
+
+def settings(name: str) -> dict[str, Any]:
+    return pixels() | {
+        "set": [
+            "input images: float32 [B, 3, H, W], normalised as above; B, H and W are free",
+            "outputs: stride4, stride8, ... as [B, C, ceil(H / stride), ceil(W / stride)]",
+        ]
+    }
