@@ -56,14 +56,6 @@ def test_a_card_lies_beside_every_export_and_is_filled_from_the_run(tiny: Callab
         assert private not in card
 
 
-def test_the_card_of_a_run_that_is_not_finished_says_so(tiny: Callable[..., Config], tmp_path: Path) -> None:
-    run = plrc.pretrain(tiny(optim__steps=2, run__checkpoint_every_steps=1))
-    export_backbone(run.path / "checkpoints" / "step_00000001.pt", out=tmp_path / "first.safetensors")
-    card = card_path(tmp_path / "first.safetensors").read_text()
-    assert "| steps | `1 of 2: the run is not finished` |" in card
-    assert "- The run was not finished when this was exported." in card
-
-
 @pytest.fixture
 def exported(tmp_path: Path) -> Callable[..., str]:
     """exported(folder, **dotted settings) -> the card of a run of these settings, which lies in that folder."""
@@ -127,3 +119,10 @@ def test_names_cannot_be_read_as_markdown(exported: Callable[..., str], tmp_path
     card = card_path(tmp_path / name).read_text()
     assert card.splitlines()[0] == "# Model card: ``` ``a|b` [x](javascript:y) <img> # - c.safetensors ```"
     assert r"| file | ``` ``a\|b` [x](javascript:y) <img> # - c.safetensors ``` |" in card
+
+
+def test_the_card_of_a_run_that_is_not_finished_says_so(exported: Callable[..., str]) -> None:
+    card = exported("run", optim__steps=20)
+    assert "| steps | `7 of 20: the run is not finished` |" in card
+    assert "- The run was not finished when this was exported." in card
+    assert "not finished" not in exported("other", optim__steps=7)
