@@ -94,8 +94,8 @@ UNNAMED = (
         ("scan . --workers many", "Error parsing --workers"),
         ("scan . --workers -2", "--workers is -2; write 0 (one a core) or more"),
         ("export . --to", "Missing value for argument '--to'"),
-        ("export . --to onnx", "Expected one of ('torchvision', 'timm'); see: plrc export --help"),
-        ("export .", "Missing from plrc export: --to {torchvision,timm}"),
+        ("export . --to tensorflow", "Expected one of ('torchvision', 'timm', 'transformers', 'detectron2', "),
+        ("export .", "Missing from plrc export: --to {torchvision,timm,transformers,detectron2,mmdetection,"),
         ("export . --to torchvision", "holds no checkpoint; name the folder of a run that has saved one"),
         ("export absent --to torchvision", "no checkpoint at absent"),
         ("demo --steps 0", "--steps is 0; write at least 1"),
@@ -278,7 +278,9 @@ def test_export(run: Path, tmp_path: Path, capsys: Capture) -> None:
         capsys, "export", run, "--to", "torchvision", "--out", "a.bin"
     )
     assert f"cannot write {out}/b.pt" in refused(capsys, "export", run, "--to", "torchvision", "--out", out / "b.pt")
-    assert "resnet18 is torchvision's, not timm's" in refused(capsys, "export", run, "--to", "timm")
+    assert "cannot write b.pt; let --out end in .pth or .pkl" in refused(
+        capsys, "export", run, "--to", "detectron2", "--out", "b.pt"
+    )
 
 
 def test_a_damaged_checkpoint(run: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -71,6 +71,7 @@ def test_a_file_that_differs_from_the_run_is_refused(tmp_path: Path, student: di
 
 def test_each_backbone_knows_its_library() -> None:
     assert library_of("resnet50") == "torchvision"
-    assert library_of("timm:convnext_atto") == "timm"
-    with pytest.raises(PlrcError, match="resnet50 is torchvision's, not timm's"):
-        to_timm.tensors("resnet50", {})
+    assert library_of("timm:resnet50.a1_in1k") == library_of("timm:convnext_atto") == "timm"
+    assert library_of("package.module:function") == "safetensors"
+    with pytest.raises(PlrcError, match="timm has no package"):
+        to_timm.tensors("package.module:function", {})

@@ -231,7 +231,7 @@ def renamed(old: str, new: str) -> Callable[[State], State]:
     [
         (renamed("layer1.0.conv1.weight", "layer1.0.conv_1.weight"), r"unexpected \['layer1\.0\.conv_1\.weight'\]"),
         (lambda s: {k: v for k, v in s.items() if "layer4.1.bn2.bias" not in k}, r"missing \['layer4\.1\.bn2\.bias'"),
-        (changed("conv1.weight", lambda t: t[:, :1]), "the run's student is not a resnet18 of torchvision"),
+        (changed("conv1.weight", lambda t: t[:, :1]), "the run's student does not fit torchvision's resnet18: "),
         (lambda s: s | {"backbone.net.fc.weight": torch.zeros(1000, 512)}, r"missing \['fc\.bias'\]"),
         (
             changed("bn1.weight", Tensor.double),
@@ -255,8 +255,8 @@ def test_a_student_that_is_not_torchvisions_network_is_refused(
         (lambda s: s | {"bn1.bias": torch.nextafter(s["bn1.bias"], s["bn1.bias"] + 1)}, "in 1 tensors: bn1.bias"),
         (lambda s: s | {"bn1.bias": s["bn1.bias"] * -1.0}, "in 1 tensors: bn1.bias"),
         (lambda s: s | {"bn1.weight": s["bn1.running_mean"], "bn1.running_mean": s["bn1.weight"]}, "in 2 tensors"),
-        (lambda s: {k: v for k, v in s.items() if k != "conv1.weight"}, "conv1.weight on one side only"),
-        (lambda s: s | {"extra": torch.zeros(1)}, "extra on one side only"),
+        (lambda s: {k: v for k, v in s.items() if k != "conv1.weight"}, "it lacks conv1.weight; export again"),
+        (lambda s: s | {"extra": torch.zeros(1)}, "it has beside them extra; export again"),
         (lambda s: s | {"conv1.weight": s["conv1.weight"].half()}, "in 1 tensors: conv1.weight"),
     ],
     ids=["one bit", "minus zero", "swapped", "missing", "extra", "narrowed"],
@@ -270,7 +270,7 @@ def test_a_fault_in_the_written_file_is_caught_and_the_old_file_stays(
     def faulty(state: State, metadata: dict[str, str]) -> bytes:
         return save({name: tensor.clone() for name, tensor in fault(state).items()}, metadata)
 
-    monkeypatch.setattr("plrc.export.safetensors.torch.save", faulty)
+    monkeypatch.setattr("plrc.export.formats.safetensors.torch.save", faulty)
     with pytest.raises(PlrcError) as caught:
         export_backbone(run)
     assert told in str(caught.value)

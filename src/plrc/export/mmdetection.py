@@ -6,33 +6,30 @@ initialised from a configuration; else names and shapes are checked by rule.
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from plrc.config import PlrcError
 from plrc.export import resnets
 from plrc.export.formats import read_torch, write_torch
 from plrc.export.pixels import pixels
-from plrc.export.resnets import LEVELS, check_structure, find_resnet
-from plrc.export.verify import Proof, check_features, check_tensors, features_of
+from plrc.export.resnets import LEVELS, ResNet, check_structure, find_resnet
+from plrc.export.verify import Proof, check_features, check_tensors, features_of, installed
 
 ENDINGS = (".pth",)
 
 
 def version() -> str:
-    try:
-        return installed("mmdet")
-    except PackageNotFoundError:
-        return ""
+    return installed("mmdet")
 
 
 def tensors(name: str, student: dict[str, Tensor]) -> dict[str, Tensor]:
     """The student's tensors as the file holds them: mmdetection's ResNet has torchvision's names."""
-    find_resnet(name, "mmdetection")
+    _resnet(name)
     return dict(student)
 
 
@@ -48,13 +45,19 @@ def prove(path: Path, name: str, student: dict[str, Tensor]) -> Proof:
     """
     state = read_torch(path)["state_dict"]
     check_tensors(state, student, "the file")
-    check_structure(state, find_resnet(name, "mmdetection"), resnets.torchvision)
-    if not version():
-        return Proof(len(state), None)
-    import_module("mmdet.utils").register_all_modules(init_default_scope=True)
+    check_structure(state, _resnet(name), resnets.torchvision)
+    try:
+        import_module("mmdet.utils").register_all_modules(init_default_scope=True)
+    except (ImportError, AssertionError) as error:  # so it refuses an mmcv of another version
+        return Proof(len(state), unverified=f"mmdet cannot be imported: {error}")
     config = backbone(name) | {"init_cfg": {"type": "Pretrained", "checkpoint": str(path)}}
     net: Any = import_module("mmdet.registry").MODELS.build(config)
-    net.init_weights()
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)  # a line for every tensor
+    try:
+        net.init_weights()
+    finally:
+        logging.disable(before)
     check_tensors(net.state_dict(), student, f"mmdetection's {config['type']}")
     net.eval()
 
@@ -67,7 +70,7 @@ def prove(path: Path, name: str, student: dict[str, Tensor]) -> Proof:
 
 def backbone(name: str) -> dict[str, Any]:
     """The `backbone` of a configuration, without `init_cfg`: nothing frozen, statistics that follow the images."""
-    net = find_resnet(name, "mmdetection")
+    net = _resnet(name)
     groups = {} if net.plain else {"groups": net.groups, "base_width": net.group_width}
     return {
         "type": "ResNet" if net.plain else "ResNeXt",
@@ -93,3 +96,10 @@ def settings(name: str) -> dict[str, Any]:
             "norm_cfg: SyncBN where there are several GPUs",
         ]
     }
+
+
+def _resnet(name: str) -> ResNet:
+    net = find_resnet(name, "mmdetection")
+    if not net.plain and net.groups == 1:
+        raise PlrcError(f"mmdetection has no {name}: its ResNeXt keeps the usual width where there are no groups")
+    return net

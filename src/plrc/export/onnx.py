@@ -6,8 +6,6 @@ are the backbone's own behind `net.`; BatchNorm's step counters are absent by ru
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from torch import Tensor
 
 from plrc.config import PlrcError
 from plrc.export.pixels import pixels
-from plrc.export.verify import COUNTER, Proof, check_features, check_tensors, features_of
+from plrc.export.verify import COUNTER, Proof, check_features, check_tensors, features_of, installed
 from plrc.model.backbone import build_backbone
 
 ENDINGS = (".onnx",)
@@ -25,10 +23,8 @@ SIZES = ((96, 96), (65, 130))  # B, H and W are free: another size than the one 
 
 
 def version() -> str:
-    try:
-        return f"{installed('onnx')}, ONNX Runtime {installed('onnxruntime')}"
-    except PackageNotFoundError:
-        return ""
+    runtime = installed("onnxruntime")
+    return f"{installed('onnx')}, ONNX Runtime {runtime}" if runtime else ""
 
 
 def tensors(name: str, student: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -70,7 +66,7 @@ def prove(path: Path, name: str, student: dict[str, Tensor]) -> Proof:
     check_tensors(state, expected, "the file")
     absent = tuple(key for key in student if key.endswith(COUNTER))
     if not version():
-        return Proof(len(state), None, absent=absent)
+        return Proof(len(state), absent=absent, unverified="onnxruntime is not installed")
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

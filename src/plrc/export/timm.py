@@ -9,8 +9,6 @@ Shapes: B images, H x W pixels, C channels.
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +18,14 @@ from plrc.config import PlrcError
 from plrc.export.formats import read_tensors, write_tensors
 from plrc.export.pixels import pixels
 from plrc.export.resnets import LEVELS, check_structure, find_resnet, resnet_name, torchvision
-from plrc.export.verify import Proof, check_features, check_tensors, features_of
+from plrc.export.verify import Proof, check_features, check_tensors, features_of, installed
 
 ENDINGS = (".safetensors", ".pt")
 PREFIX = "timm:"  # of model.backbone
 
 
 def version() -> str:
-    try:
-        return installed("timm")
-    except PackageNotFoundError:
-        return ""
+    return installed("timm")
 
 
 def tensors(name: str, student: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -56,7 +51,7 @@ def prove(path: Path, name: str, student: dict[str, Tensor]) -> Proof:
     ours = features_of(name, student, () if name.startswith(PREFIX) else LEVELS)
     if not version():
         check_structure(state, find_resnet(name, "timm"), torchvision)
-        return Proof(len(state), None)
+        return Proof(len(state), unverified="timm is not installed")
     import timm
 
     model = _model(name)

@@ -87,7 +87,7 @@ def _load(net: nn.Module, state: dict[str, Tensor], left: tuple[str, ...], where
         raise PlrcError(f"the run's student does not fit {where}: {error}") from error
     if tuple(missing) != left or unexpected:
         raise PlrcError(
-            f"{where} does not take the exported names: missing {[key for key in missing if key not in left]} beside "
-            f"what a backbone lacks, unexpected {unexpected}"
+            f"{where} does not take the exported names: missing {missing} instead of {list(left)}, "
+            f"unexpected {unexpected}"
         )
     check_tensors({key: value for key, value in net.state_dict().items() if key not in left}, state, where)

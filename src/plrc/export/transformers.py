@@ -6,8 +6,6 @@ Layer 5: imports model and this folder; transformers is an extra. The folder hol
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from plrc.export import resnets
 from plrc.export.formats import read_tensors, write_tensors
 from plrc.export.pixels import pixels
 from plrc.export.resnets import LEVELS, ResNet, check_structure, find_resnet, rename
-from plrc.export.verify import COUNTER, Features, Proof, check_features, check_tensors, features_of
+from plrc.export.verify import COUNTER, Features, Proof, check_features, check_tensors, features_of, installed
 from plrc.files import write_json
 
 ENDINGS = ()  # --out names a folder
@@ -37,10 +35,7 @@ DETR = (
 
 
 def version() -> str:
-    try:
-        return installed("transformers")
-    except PackageNotFoundError:
-        return ""
+    return installed("transformers")
 
 
 def tensors(name: str, student: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -83,7 +78,7 @@ def prove(path: Path, name: str, student: dict[str, Tensor]) -> Proof:
     check_tensors(state, expected, "the file")
     if not version():
         check_structure(state, net, resnets.transformers)
-        return Proof(len(state), None)
+        return Proof(len(state), unverified="transformers is not installed")
     model = _from_pretrained(path.parent)
     check_tensors(model.state_dict(), expected, "transformers' ResNetBackbone")
     inside = _in_detr(model, state)

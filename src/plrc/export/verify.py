@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from torch import Tensor
@@ -28,15 +29,25 @@ class Proof:
 
     tensors: int
     """In the file, each equal bit for bit."""
-    largest_difference: float | None
+    largest_difference: float | None = None
     """Between features of the target's network and plrc's, relative to the largest feature; None: not compared."""
     left_random: tuple[str, ...] = ()
     """Tensors of the target's network that a backbone does not have."""
     tolerance: float = TOLERANCE
     networks: tuple[str, ...] = ()
-    """Of the target, that hold the file's tensors now; none where the target is not installed."""
+    """Of the target, that the file was loaded into."""
+    unverified: str = ""
+    """Why it was loaded into none: then names and shapes were checked by rule."""
     absent: tuple[str, ...] = ()
     """Tensors of the backbone that the file leaves out by rule."""
+
+
+def installed(package: str) -> str:
+    """The version of a package that is installed here; empty if it is not."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:

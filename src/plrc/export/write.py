@@ -29,6 +29,7 @@ from plrc.model.own import is_code, trusted
 from plrc.model.weights import refuse_non_finite
 
 BACKBONE = "backbone.net."  # what stands before the library's names in a checkpoint's student
+UNVERIFIED = "names and shapes checked by rule, not verified in the target"
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Receipt:
 
     def line(self) -> str:
         unfinished = f" of {self.steps} (the run is not finished)" if self.step < self.steps else ""
-        equal = f"all equal in the file; {self.note}"
+        equal = f"all equal in the file, {self.note}"
         if self.largest_difference is not None:
             features = f"features differ by {self.largest_difference:.1e} (allowed {self.tolerance:.0e})"
             equal = f"all equal in {self.target}, {features}"
@@ -173,7 +174,7 @@ def export_backbone(
             content_sha256=content_hash(student),
             target=f"{target} {library.version()}".strip(),
             networks=proof.networks,
-            note="" if proof.networks else "names and shapes checked by rule, not verified in the target",
+            note=proof.unverified and f"{UNVERIFIED} ({proof.unverified})",
             backbone=name,
             tensors=proof.tensors,
             absent=proof.absent,
