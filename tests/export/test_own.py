@@ -46,6 +46,9 @@ def test_a_run_hands_itself_over_under_the_modules_own_names(trained: tuple[plrc
     assert (receipt["tensors"], receipt["left_random"]) == (len(net.state_dict()), [])
     assert receipt["target"] == f"safetensors {safetensors.__version__}"
     assert [found.step for found in run.health] == [0, 2]
+    card = file.with_name(f"{file.name}.card.md").read_text()
+    assert "plrc cannot tell whether that code loads weights" in card and "`my_net.py:build`" in card
+    assert str(Path(name).parent) not in card
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         ours = plrc.load_backbone(file, backbone=name)(images)

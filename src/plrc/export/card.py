@@ -1,7 +1,7 @@
 """The model card beside every export: Markdown filled from the run alone, nothing in it is a guess.
 
-Layer 5: imports config, presets, data's manifest and settings. Paths are cut to their last name: a card is made to be
-published. Every text that comes from a user or a file stands in a code span, so that it cannot be read as Markdown.
+Layer 5: imports presets and below. Paths are cut to their last name: a card is made to be published. Every text that
+comes from a user or a file stands in a code span, so that it cannot be read as Markdown.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torchvision
 
 from plrc.config import Config, PlrcError
 from plrc.data.manifest import read_manifest
+from plrc.model.own import is_code
 from plrc.presets import PRESETS, preset
 
 PATHS = ("data.source", "data.exclude", "regions.maps", "model.init", "model.backbone")  # settings that may name a path
@@ -154,6 +155,12 @@ def _limits(config: Config, receipt: Mapping[str, Any]) -> str:
 def _licence(config: Config) -> str:
     own = "Your images' licence and your own terms apply to these weights; plrc itself is Apache-2.0 and claims none."
     chain = [link if link == RANDOM else Path(link).name for link in start_of(config.model.init)]
+    if chain == [RANDOM] and is_code(config.model.backbone):
+        code = _plain("model.backbone", config.model.backbone)
+        return (
+            f"The network is built by its owner's code ({code}). plrc cannot tell whether that code loads weights: "
+            f"if it does, **check their licence**; if not, they were random. {own}"
+        )
     if chain == [RANDOM]:
         return f"Random initial weights: no licence of others is inherited from them. {own}"
     told = f"Started from {', which started from '.join(map(_code, chain))}."
@@ -178,7 +185,7 @@ def _proof(receipt: Mapping[str, Any]) -> str:
     rows: dict[str, str] = {}
     for key, value in receipt.items():
         if isinstance(value, (list, tuple)):
-            rows[key.replace("_", " ")] = ", ".join(map(str, value)) or "none"
+            rows[key.replace("_", " ")] = ", ".join(_without_folder(str(item)) for item in value) or "none"
         elif key in ("file", "checkpoint"):
             rows[key] = Path(value).name
         elif value is None:
@@ -186,7 +193,7 @@ def _proof(receipt: Mapping[str, Any]) -> str:
         elif isinstance(value, float):
             rows[key.replace("_", " ")] = f"{value:.1e}"
         elif isinstance(value, (str, int)):
-            rows[key.replace("_", " ")] = str(value)
+            rows[key.replace("_", " ")] = _without_folder(str(value))
     return _table(rows)
 
 
@@ -237,6 +244,10 @@ def _table(rows: Mapping[str, str]) -> str:
 
 def _plain(key: str, value: Any) -> str:
     return _code(_last_name(str(value)) if key in PATHS else str(value)) if value != "" else "(empty)"
+
+
+def _without_folder(text: str) -> str:
+    return _last_name(text) if ".py:" in text else text
 
 
 def _last_name(text: str) -> str:
