@@ -96,7 +96,7 @@ for path in ({str(run.path)!r}, {str(exported)!r}):
             print(error)
     check_in(path, torch.nn.Linear(1, 1))
 """
-    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     told = done.stdout.splitlines()
     assert len(told) == 6
