@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import get_args, get_type_hints
 
 import pytest
+import torch
 
 import plrc
 from plrc import cli, objectives
@@ -94,8 +95,11 @@ REQUIRED = inspect.Parameter.empty
 
 def test_functions() -> None:
     assert parameters(plrc.pretrain) == {"config": REQUIRED, "explicit": None}
-    assert parameters(plrc.load_backbone) == {"path": REQUIRED, "layer4_stride": 2, "backbone": ""}
-    assert parameters(plrc.export_backbone) == {"run": REQUIRED, "target": "torchvision", "out": None}
+    assert parameters(plrc.load_backbone) == {
+        "path": REQUIRED, "layer4_stride": 2, "backbone": "", "normalise": True, "dtype": torch.float32,
+        "device": "cpu", "channels_last": False,
+    }  # fmt: skip
+    assert parameters(plrc.export_backbone) == {"run": REQUIRED, "target": "torchvision", "out": None, "backbone": ""}
     assert parameters(plrc.preset) == {"name": REQUIRED, "method": "plrc"}
     assert list(get_type_hints(plrc.Run)) == ["path", "step", "finished", "health"]
 
@@ -161,7 +165,7 @@ def test_flags_of_the_other_verbs(capsys: pytest.CaptureFixture[str]) -> None:
         "demo": "--out --steps",
         "doctor": "",
         "scan": "--layout --split --exclude --workers",
-        "export": "--to --out",
+        "export": "--to --out --backbone --check-in",
         "visualize": "--images --out --with --stride --size --width --steps --limit --samples --megabytes --png "
         "--points --device",
     }

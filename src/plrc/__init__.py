@@ -58,7 +58,8 @@ def _export(run: Path) -> None:
     """The newest weights in the names of the library that the backbone is from."""
     from plrc.export import export_backbone, library_of
 
-    export_backbone(run, library_of(Config.load(run / "config.toml").model.backbone))
+    name = Config.load(run / "config.toml").model.backbone  # this process trained it: whose code it is was settled
+    export_backbone(run, library_of(name), backbone=name)
 
 
 class _LiveReport:

@@ -146,7 +146,8 @@ class ModelConfig:
     """Backbone and heads."""
 
     backbone: str = "resnet50"
-    """A torchvision ResNet (resnet18, resnet50, ...) or timm:NAME (extra timm)."""
+    """A torchvision ResNet (resnet18, resnet50, ...), timm:NAME (extra timm), or a function of your own that returns a
+    network: package.module:function or path/to/file.py:function (docs/HANDOVER.md)."""
     stride: int = 32
     """The feature level that is trained, by its stride in the unchanged backbone. Layers after it stay as they are."""
     layer4_stride: Literal[1, 2] = 2
@@ -168,8 +169,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("stride", "contrast_hidden", "contrast_dim", "distill_hidden", "distill_dim", "bn_groups"):
             check(getattr(self, name) >= 1, f"model.{name} is {getattr(self, name)}; write at least 1")
-        fits = not self.backbone.startswith("timm:") or self.layer4_stride == 2
-        check(fits, "model.layer4_stride 1 is for torchvision ResNets; with timm choose a smaller model.stride")
+        fits = ":" not in self.backbone or self.layer4_stride == 2
+        check(fits, "model.layer4_stride 1 is for torchvision ResNets; write 2, and a smaller model.stride if you like")
 
 
 @dataclass(frozen=True)

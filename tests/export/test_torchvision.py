@@ -122,7 +122,7 @@ def test_the_receipt_lies_beside_the_file_and_fits_it(exported: tuple[Path, Rece
     assert told["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest() == receipt.sha256
     assert told["target"] == f"torchvision {torchvision.__version__}"
     assert (told["step"], told["backbone"], told["tensors"]) == (7, "resnet18", 120)
-    assert sorted(p.name for p in out.parent.iterdir()) == ["over.pt", "over.pt.receipt.json"]
+    assert sorted(p.name for p in out.parent.iterdir()) == ["over.pt", "over.pt.card.md", "over.pt.receipt.json"]
     assert receipt.line().startswith(f"{out}: 120 tensors of resnet18 at step 7, all equal in torchvision ")
     assert "\n" not in receipt.line()
 
@@ -154,7 +154,8 @@ FILES = {
 @pytest.mark.parametrize("kind", list(FILES))
 @pytest.mark.parametrize("layer4_stride", [1, 2])
 def test_load_backbone_gives_the_students_features(kind: str, layer4_stride: int, run: Path, student: Backbone) -> None:
-    loaded = load_backbone(run / FILES[kind], layer4_stride, backbone="resnet18" if kind == "pt" else "")
+    backbone = "resnet18" if kind == "pt" else ""
+    loaded = load_backbone(run / FILES[kind], layer4_stride, backbone, normalise=False)
     assert not loaded.training
     images = example_images(64)
     expected = build_backbone("resnet18", layer4_stride)
@@ -317,7 +318,7 @@ def test_bottleneck_networks_go_over_too(name: str, tmp_path: Path) -> None:
 def test_a_timm_run_is_loaded_back(tmp_path: Path) -> None:
     pytest.importorskip("timm", reason="needs the extra timm")
     net = build_backbone("timm:resnet10t").eval()
-    loaded = load_backbone(saved_run(tmp_path / "run", names(net), backbone="timm:resnet10t"))
+    loaded = load_backbone(saved_run(tmp_path / "run", names(net), backbone="timm:resnet10t"), normalise=False)
     images = example_images(64)
     with torch.no_grad():
         found, wanted = loaded(images), net(images)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from plrc.cli import checking
 from plrc.cli.options import about, parse_plain
 from plrc.cli.progress import progress
 from plrc.config import DataConfig, PlrcError
@@ -37,6 +38,8 @@ class Export:
     out: Path | None = None
     """File to write: .safetensors or .pt; .pth for mmdetection, .pth or .pkl for detectron2, .onnx; for transformers a
     folder. None: below exported/ in the run folder."""
+    backbone: str = ""
+    """A run with a backbone of your own: its function once more, as package.module:function or file.py:function."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +82,17 @@ def export(arguments: Sequence[str]) -> int:
       plrc export runs/first --to torchvision --out backbone.pt
       plrc export runs/first --to transformers --out my-resnet/
       plrc export runs/first --to detectron2
+      plrc export runs/own --to safetensors --backbone my_net.py:build
+      plrc export runs/first --check-in my_detector.py:build
+
+    --check-in builds your own detector and says whether the weights are inside; status 1 if they are not.
     """
+    if checking.asked(arguments):
+        return checking.check_in(arguments, about(export))
     given = parse_plain("export", Export, arguments, about(export))
     from plrc.export import export_backbone
 
-    receipt = export_backbone(given.run, given.to, given.out)
+    receipt = export_backbone(given.run, given.to, given.out, given.backbone)
     print(receipt.line())
     print(receipt.advice())
     return 0

@@ -23,7 +23,7 @@ from plrc.data.loader import Batch
 from plrc.data.points import contrast_points, match_points, pixel_points
 from plrc.data.views import MATCH, QUERY, REFERENCE
 from plrc.geometry import lattice, sample
-from plrc.model import KeyQueue, Network, lattice_side, make_teacher
+from plrc.model import KeyQueue, Network, check_lattice, lattice_side, make_teacher
 from plrc.objectives import (
     Term,
     affinity_distillation_term,
@@ -57,6 +57,7 @@ class Learner:
         torch.manual_seed(rng.torch_seed(config.seed, "weights"))
         memory_format = torch.channels_last if config.optim.channels_last else torch.contiguous_format
         student = Network(config.model, self.contrast, self.distill)
+        check_lattice(student, config.model, config.views.size)
         self.student: Network = student.to(device, memory_format=memory_format)  # type: ignore[call-overload]
         self.teacher = make_teacher(self.student)
         self.memory_format = memory_format
@@ -113,7 +114,9 @@ class Learner:
             nn.SyncBatchNorm.convert_sync_batchnorm(self.student)
             nn.SyncBatchNorm.convert_sync_batchnorm(self.teacher)
         once = self.config.optim.accumulate == 1
-        idle_layers = self.config.model.stride < max(self.student.backbone.channels)
+        idle_layers = (
+            self.config.model.stride < max(self.student.backbone.channels) or ":" in self.config.model.backbone
+        )
         return nn.parallel.DistributedDataParallel(
             self.student, broadcast_buffers=False, static_graph=once, find_unused_parameters=idle_layers and not once
         )

@@ -16,7 +16,8 @@ from plrc.files import write_atomic
 def write_tensors(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     """A .safetensors file with metadata, or a .pt file: a plain dictionary of tensors."""
     if path.suffix == ".safetensors":
-        content = safetensors.torch.save(dict(state), metadata)
+        apart = {name: tensor.clone() for name, tensor in state.items()}  # tied ones stand under each of their names
+        content = safetensors.torch.save(apart, metadata)
         write_atomic(path, lambda file: file.write(content))
     else:
         write_torch(path, dict(state))

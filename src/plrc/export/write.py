@@ -21,9 +21,11 @@ from plrc.data.manifest import read_manifest
 from plrc.engine.adapt import total_steps
 from plrc.engine.checkpoint import checkpoint_of, load_checkpoint
 from plrc.export import detectron2, mmdetection, onnx, safetensors, timm, torchvision, transformers
+from plrc.export.card import card_path, model_card
 from plrc.export.resnets import resnet_name
 from plrc.export.verify import Proof, content_hash
-from plrc.files import write_json
+from plrc.files import write_json, write_text
+from plrc.model.own import is_code, trusted
 from plrc.model.weights import refuse_non_finite
 
 BACKBONE = "backbone.net."  # what stands before the library's names in a checkpoint's student
@@ -121,13 +123,19 @@ def library_of(backbone: str) -> str:
     return "torchvision" if resnet_name(backbone) else "safetensors"
 
 
-def export_backbone(run: str | Path, target: str = "torchvision", out: str | Path | None = None) -> Receipt:
+def export_backbone(
+    run: str | Path, target: str = "torchvision", out: str | Path | None = None, backbone: str = ""
+) -> Receipt:
     """Write the student's backbone of a run folder or checkpoint file in the target's names, and verify the file.
 
     `target`: one of TARGETS. `out`: the file, whose ending chooses the format, or for transformers a folder; without it
     RUN/exported/backbone.safetensors is written for the library that the backbone is from, RUN/exported/TARGET/... for
     others. The file takes its name only after it was loaded as its user will load it, with every tensor equal bit for
-    bit and equal features; `NAME.receipt.json` beside it says so. Raises PlrcError where any of that fails.
+    bit and equal features; `NAME.receipt.json` beside it says so, and `NAME.card.md` is its model card. Raises
+    PlrcError where any of that fails.
+
+    `backbone`: the function of a backbone of your own (package.module:function or file.py:function). The one that the
+    run names is imported only if it is named here too: the run folder may be somebody else's.
     """
     if target not in TARGETS:
         raise PlrcError(f"cannot export to {target!r}; write one of {', '.join(TARGETS)}")
@@ -136,6 +144,10 @@ def export_backbone(run: str | Path, target: str = "torchvision", out: str | Pat
     saved = load_checkpoint(checkpoint)
     config = Config.from_dict(saved["config"])
     name = config.model.backbone
+    if is_code(name):
+        name = trusted(name, backbone, "--backbone {}")
+    elif backbone not in ("", name):
+        raise PlrcError(f"{run} holds a {name}, not a {backbone}; leave --backbone out")
     student = {
         key.removeprefix(BACKBONE): tensor.detach().cpu().contiguous()
         for key, tensor in saved["student"].items()
@@ -176,6 +188,7 @@ def export_backbone(run: str | Path, target: str = "torchvision", out: str | Pat
             checkpoint=str(checkpoint),
         )
         write_json(file.with_name(f"{file.name}.receipt.json"), dataclasses.asdict(receipt))
+        write_text(card_path(file), model_card(dataclasses.asdict(receipt), saved, _run_folder(checkpoint)))
     except OSError as error:
         raise PlrcError(f"cannot write {file}: {error.strerror}") from error
     return receipt

@@ -1,7 +1,7 @@
 """Backbones: an image in, a dictionary {stride: feature map} out.
 
-Layer 2. `Backbone.net` carries the tensor names of the library it came from (torchvision or timm), so that weights move
-between plrc and that library without renaming.
+Layer 2. `Backbone.net` carries the tensor names of the library it came from (torchvision, timm, or the user's own code:
+own.py), so that weights move between plrc and that library without renaming.
 
 Shapes: B images, H x W pixels, C channels.
 """
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet
 
 from plrc.config import ConfigError
+from plrc.model.own import by_stride, is_code, own_backbone
 
 RESNETS = tuple(n for n in torchvision.models.list_models(module=torchvision.models) if "resne" in n)
 
@@ -53,17 +54,24 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor, deepest: int | None = None) -> dict[int, Tensor]:
         """`deepest`: the largest stride that is wanted; a torchvision ResNet then skips the layers after it."""
         wanted = [s for s in self.channels if deepest is None or s <= deepest]
+        if is_code(self.name):
+            found = by_stride(self.net, self.net(images))
+            return {stride: found[stride] for stride in wanted}
         levels = self.net(images, len(wanted)) if isinstance(self.net, ResNetLevels) else self.net(images)
         return dict(zip(wanted, levels, strict=False))
 
 
 def build_backbone(name: str, layer4_stride: int = 2) -> Backbone:
-    """A backbone with random weights: a torchvision ResNet by its name, or `timm:NAME` (a model with features_only)."""
+    """A backbone with random weights: a torchvision ResNet by its name, `timm:NAME` (a model with features_only), or
+    the user's own function (own.py), which is imported and called."""
+    if is_code(name):
+        return Backbone(name, *own_backbone(name))
     if name.startswith("timm:"):
         return _timm_backbone(name)
     if name not in RESNETS:
         raise ConfigError(
-            f"model.backbone is {name!r}; write one of {', '.join(RESNETS)}, or timm:NAME for a model of timm"
+            f"model.backbone is {name!r}; write one of {', '.join(RESNETS)}, timm:NAME for a model of timm, "
+            "or FILE.py:FUNCTION for a network of your own"
         )
     build: Callable[..., ResNet] = torchvision.models.get_model_builder(name)
     net = ResNetLevels(build(weights=None))

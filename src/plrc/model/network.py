@@ -11,12 +11,32 @@ from torch import Tensor, nn
 from plrc.config import ConfigError, ModelConfig
 from plrc.model.backbone import build_backbone
 from plrc.model.heads import contrast_head, distill_head
+from plrc.model.own import is_code, refuse_frozen
 
 
 def lattice_side(config: ModelConfig, size: int) -> int:
     """Positions per side of the features of a view of `size` pixels."""
     stride = 16 if (config.stride, config.layer4_stride) == (32, 1) else config.stride
     return -(-size // stride)
+
+
+def check_lattice(network: Network, config: ModelConfig, size: int) -> None:
+    """Raise ConfigError where views of `size` pixels do not give the lattice that points are mapped to.
+
+    torchvision's ResNets round every size up; other networks may round down what their coarsest stride does not divide.
+    """
+    if ":" not in config.backbone:
+        return
+    side, coarsest = lattice_side(config, size), max(network.backbone.channels)
+    training = network.training
+    with torch.no_grad():
+        found = network.backbone.eval()(torch.zeros(1, 3, size, size), config.stride)[config.stride].shape[-1]
+    network.train(training)
+    if found != side:
+        raise ConfigError(
+            f"views.size is {size}, for which {config.backbone} gives {found} x {found} positions of stride "
+            f"{config.stride} instead of {side} x {side}; write a multiple of {coarsest}"
+        )
 
 
 class Network(nn.Module):
@@ -29,6 +49,8 @@ class Network(nn.Module):
     def __init__(self, config: ModelConfig, contrast: bool = True, distill: bool = True) -> None:
         super().__init__()
         self.backbone = build_backbone(config.backbone, config.layer4_stride)
+        if is_code(config.backbone):
+            refuse_frozen(self.backbone.net, config.backbone)
         self.stride = config.stride
         channels = self.backbone.channels.get(config.stride)
         if channels is None:

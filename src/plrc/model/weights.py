@@ -23,6 +23,7 @@ from torch import Tensor
 from plrc.config import PlrcError
 from plrc.model.backbone import RESNETS, Backbone
 from plrc.model.naming import torchvision_names
+from plrc.model.own import is_code
 from plrc.model.pickles import read_arrays
 
 FOLLOWERS = frozenset({"teacher", "k", "momentum", "ema", "target"})  # words that name an averaged copy of a network
@@ -138,10 +139,20 @@ def find_prefix(names: Iterable[str], target: Iterable[str]) -> str:
 
 def stored_name(metadata: dict[str, Any]) -> str:
     """The backbone's name in the metadata of an export or of a checkpoint; empty if plrc knows none such."""
+    name = _named(metadata)
+    return name if name in RESNETS or name.startswith("timm:") else ""
+
+
+def stored_code(metadata: dict[str, Any]) -> str:
+    """The code of somebody's own that built the backbone, as the metadata name it; it is for the user to name again."""
+    name = _named(metadata)
+    return name if is_code(name) else ""
+
+
+def _named(metadata: dict[str, Any]) -> str:
     config = metadata.get("config")
     model = config.get("model") if isinstance(config, dict) else None
-    name = str(metadata.get("backbone", model.get("backbone", "") if isinstance(model, dict) else ""))
-    return name if name in RESNETS or name.startswith("timm:") else ""
+    return str(metadata.get("backbone", model.get("backbone", "") if isinstance(model, dict) else ""))
 
 
 def refuse_non_finite(state: Mapping[str, Tensor], source: str) -> None:

@@ -18,7 +18,8 @@ from plrc.config import PlrcError
 from plrc.data.layouts import note
 from plrc.engine.checkpoint import checkpoint_of
 from plrc.model.backbone import RESNETS, Backbone, build_backbone
-from plrc.model.weights import LoadReport, Weights, find_prefix, load_into, read_weights, stored_name
+from plrc.model.own import is_code
+from plrc.model.weights import LoadReport, Weights, find_prefix, load_into, read_weights, stored_code, stored_name
 
 USUAL = "resnet50"
 SUPERVISED = "IMAGENET1K_V1"  # of torchvision's weights, those that the literature compares with
@@ -62,9 +63,15 @@ def initial_backbone(
     """
     weights = None if init == "random" else read_weights(_file(init, name or USUAL))
     found = stored_name(weights.metadata) if weights else ""
+    code = stored_code(weights.metadata) if weights else ""
+    if weights and code and not name:
+        raise PlrcError(
+            f"{weights.source} holds a network of somebody's own code ({code}), which is imported only where you name "
+            f"it; trust it and write --model.backbone {code} (plrc transfer probe: --backbone)"
+        )
     if weights and not (found or name):
         found = _architecture(weights)
-    if weights and found and name and found != name:
+    if weights and found and name and found != name and not is_code(name):
         raise _other(weights.source, found, name)
     chosen = name or found or USUAL
     with torch.random.fork_rng(devices=[]):

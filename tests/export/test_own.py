@@ -1,0 +1,181 @@
+"""A backbone of the user's own: trains, resumes, hands itself over, loads; and nobody's code runs unasked."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from tests.model.test_own import write
+
+import plrc
+from plrc.cli import main
+from plrc.config import Config, PlrcError
+from plrc.engine.checkpoint import load_checkpoint, newest_checkpoint
+from plrc.export import BACKBONE, export_backbone, library_of
+from plrc.export import safetensors as to_safetensors
+from plrc.export.formats import read_tensors, write_tensors
+from plrc.model.own import call
+from plrc.transfer.initial import initial_backbone, verify_inside
+
+State = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def trained(tiny: Callable[..., Config], tmp_path: Path) -> tuple[plrc.Run, str]:
+    name = write(tmp_path, "return Stages()")
+    settings = {"model__backbone": name, "model__layer4_stride": 2, "optim__steps": 2, "objectives__lattice": 4}
+    return plrc.pretrain(tiny(**settings)), name
+
+
+def test_a_run_hands_itself_over_under_the_modules_own_names(trained: tuple[plrc.Run, str]) -> None:
+    run, name = trained
+    file = run.path / "exported" / "backbone.safetensors"
+    net = call(name)
+    net.load_state_dict(safetensors.torch.load_file(file))
+    newest = newest_checkpoint(run.path)
+    assert newest is not None
+    student = load_checkpoint(newest)["student"]
+    assert all(torch.equal(tensor, student[BACKBONE + key]) for key, tensor in net.state_dict().items())
+    receipt = json.loads(file.with_name(f"{file.name}.receipt.json").read_text())
+    assert (receipt["tensors"], receipt["left_random"]) == (len(net.state_dict()), [])
+    assert receipt["target"] == f"safetensors {safetensors.__version__}"
+    assert [found.step for found in run.health] == [0, 2]
+    card = file.with_name(f"{file.name}.card.md").read_text()
+    assert "plrc cannot tell whether that code loads weights" in card and "`my_net.py:build`" in card
+    assert str(Path(name).parent) not in card
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        ours = plrc.load_backbone(file, backbone=name)(images)
+        theirs = net.eval()(
+            (images - torch.tensor([0.485, 0.456, 0.406])[:, None, None])
+            / torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+        )
+    assert all(torch.allclose(ours[s], theirs[s], atol=1e-5) for s in (4, 8, 16))
+    assert {s: f.shape[1] for s, f in ours.items()} == {4: 8, 8: 16, 16: 24}
+
+
+def test_resume_goes_on_as_if_never_stopped(tiny: Callable[..., Config], tmp_path: Path) -> None:
+    name = write(tmp_path, "return Stages()")
+    settings = {"model__backbone": name, "model__layer4_stride": 2, "optim__steps": 4, "objectives__lattice": 4}
+    whole = plrc.pretrain(tiny(**settings, run__out=str(tmp_path / "whole"), run__checkpoint_every_steps=2))
+    states = [load_checkpoint(whole.path / "checkpoints" / f"step_0000000{step}.pt") for step in (2, 4)]
+    newest = newest_checkpoint(whole.path)
+    assert newest is not None
+    newest.unlink()
+    again = plrc.pretrain(tiny(**settings, run__out=str(whole.path), run__resume=True, run__checkpoint_every_steps=2))
+    resumed = load_checkpoint(again.path / "checkpoints" / "step_00000004.pt")["student"]
+    assert all(torch.equal(tensor, states[1]["student"][key]) for key, tensor in resumed.items())
+    assert not torch.equal(states[0]["student"][f"{BACKBONE}stem.weight"], resumed[f"{BACKBONE}stem.weight"])
+
+
+def test_code_named_in_somebodys_run_is_not_imported(trained: tuple[plrc.Run, str], tmp_path: Path) -> None:
+    """In a fresh process: whatever reads the run says whose code it is, and the file that it names never runs."""
+    run, name = trained
+    file, ran = Path(name.removesuffix(":build")), tmp_path / "ran"
+    file.write_text(f"open({str(ran)!r}, 'w').close()\n" + file.read_text())
+    exported = run.path / "exported" / "backbone.safetensors"
+    script = f"""
+import plrc
+from plrc.export.check_in import check_in
+from plrc.transfer.initial import initial_backbone
+import torch
+for path in ({str(run.path)!r}, {str(exported)!r}):
+    calls = [plrc.load_backbone, initial_backbone]
+    if path == {str(run.path)!r}:
+        calls += [plrc.export_backbone, lambda path: plrc.export_backbone(path, "safetensors")]
+    for call in calls:
+        try:
+            call(path)
+        except plrc.PlrcError as error:
+            print(error)
+    check_in(path, torch.nn.Linear(1, 1))
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    told = done.stdout.splitlines()
+    assert len(told) == 6
+    assert all(f"somebody's own code ({name})" in line and "where you name it" in line for line in told)
+    assert not ran.exists()
+
+
+def test_the_command_line_takes_the_function_by_name(
+    trained: tuple[plrc.Run, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, name = trained
+    out = tmp_path / "handed" / "over.safetensors"
+    command = ["export", str(run.path), "--to", "safetensors", "--out", str(out)]
+    assert main(command) == 2
+    assert f"add --backbone {name}" in capsys.readouterr().err
+    assert main([*command, "--backbone", name]) == 0
+    assert f"{out}: " in capsys.readouterr().out
+    moved = Path(name.removesuffix(":build")).rename(tmp_path / "moved.py")
+    assert main([*command, "--backbone", f"{moved}:build"]) == 0  # elsewhere now, and the same network
+    assert main([*command, "--backbone", "resnet18"]) == 2
+    assert "not a resnet18" in capsys.readouterr().err
+
+
+def test_initial_weights_of_own_code_reach_a_network_of_transfer(trained: tuple[plrc.Run, str]) -> None:
+    run, name = trained
+    backbone, initial = initial_backbone(str(run.path), name)
+    assert (backbone.name, initial.backbone) == (name, name)
+    assert verify_inside(torch.nn.Sequential(backbone), initial).startswith("20 of 20 backbone tensors in the detector")
+
+
+FAULTS: dict[str, tuple[Callable[[State], State], str]] = {
+    "renamed": (
+        lambda s: {k.replace("stem", "steam"): v for k, v in s.items()},
+        r"lacks stem\.weight and it has",
+    ),
+    "dropped": (lambda s: {k: v for k, v in s.items() if k != "norm.bias"}, "it lacks norm.bias"),
+    "swapped channels": (
+        lambda s: s | {"stem.weight": s["stem.weight"].flip(1)},
+        "input channels are in reverse",
+    ),
+    "another type": (
+        lambda s: s | {"stem.weight": s["stem.weight"].half()},
+        r"float16 instead of float32",
+    ),
+    "one weight": (
+        lambda s: s | {"norm.bias": s["norm.bias"] + 1e-3},
+        r"differ by up to 1\.0e-03",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_the_file_is_caught_and_named(fault: str, tmp_path: Path) -> None:
+    name = write(tmp_path, "return Stages()")
+    student = call(name).state_dict()
+    change, sentence = FAULTS[fault]
+    file = tmp_path / "file.pt"
+    torch.save(change(student), file)
+    with pytest.raises(PlrcError, match=sentence):
+        to_safetensors.prove(file, name, student)
+    torch.save(student, file)
+    assert to_safetensors.prove(file, name, student).largest_difference == 0
+
+
+def test_a_function_that_builds_another_network_than_the_run_trained_is_caught(
+    trained: tuple[plrc.Run, str], tmp_path: Path
+) -> None:
+    run, _ = trained
+    other = write(tmp_path, "return Stages(norm=lambda c: nn.GroupNorm(2, c))", "other.py")
+    with pytest.raises(PlrcError, match=r"the run's student is not a .*other\.py:build"):
+        export_backbone(run.path, "safetensors", tmp_path / "wrong.safetensors", other)
+    same_names = write(tmp_path, "return Stages(norm=lambda c: nn.BatchNorm2d(c, eps=0.1))", "eps.py")
+    receipt = export_backbone(run.path, "safetensors", tmp_path / "right.safetensors", same_names)
+    assert receipt.largest_difference == 0  # the same tensors: the function that is named now decides what they mean
+
+
+def test_tied_tensors_are_written_under_each_of_their_names(tmp_path: Path) -> None:
+    body = "net = Stages()\n    net.again = nn.BatchNorm2d(8)\n    net.again.weight = net.norm.weight\n    return net"
+    name = write(tmp_path, body, "tied.py")
+    write_tensors(tmp_path / "tied.safetensors", call(name).state_dict(), {})
+    assert {"norm.weight", "again.weight"} <= read_tensors(tmp_path / "tied.safetensors").keys()
+    assert library_of(name) == "safetensors"
