@@ -96,7 +96,7 @@ REQUIRED = inspect.Parameter.empty
 def test_functions() -> None:
     assert parameters(plrc.pretrain) == {"config": REQUIRED, "explicit": None}
     assert parameters(plrc.load_backbone) == {
-        "path": REQUIRED, "layer4_stride": 2, "backbone": "", "normalise": True, "dtype": torch.float32,
+        "path": REQUIRED, "layer4_stride": 2, "backbone": "", "normalise": False, "dtype": torch.float32,
         "device": "cpu", "channels_last": False,
     }  # fmt: skip
     assert parameters(plrc.export_backbone) == {"run": REQUIRED, "target": "torchvision", "out": None, "backbone": ""}

@@ -51,7 +51,7 @@ def test_a_run_hands_itself_over_under_the_modules_own_names(trained: tuple[plrc
     assert str(Path(name).parent) not in card
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        ours = plrc.load_backbone(file, backbone=name)(images)
+        ours = plrc.load_backbone(file, backbone=name, normalise=True)(images)
         theirs = net.eval()(
             (images - torch.tensor([0.485, 0.456, 0.406])[:, None, None])
             / torch.tensor([0.229, 0.224, 0.225])[:, None, None]

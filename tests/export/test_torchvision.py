@@ -155,7 +155,7 @@ FILES = {
 @pytest.mark.parametrize("layer4_stride", [1, 2])
 def test_load_backbone_gives_the_students_features(kind: str, layer4_stride: int, run: Path, student: Backbone) -> None:
     backbone = "resnet18" if kind == "pt" else ""
-    loaded = load_backbone(run / FILES[kind], layer4_stride, backbone, normalise=False)
+    loaded = load_backbone(run / FILES[kind], layer4_stride, backbone)
     assert not loaded.training
     images = example_images(64)
     expected = build_backbone("resnet18", layer4_stride)
@@ -318,7 +318,7 @@ def test_bottleneck_networks_go_over_too(name: str, tmp_path: Path) -> None:
 def test_a_timm_run_is_loaded_back(tmp_path: Path) -> None:
     pytest.importorskip("timm", reason="needs the extra timm")
     net = build_backbone("timm:resnet10t").eval()
-    loaded = load_backbone(saved_run(tmp_path / "run", names(net), backbone="timm:resnet10t"), normalise=False)
+    loaded = load_backbone(saved_run(tmp_path / "run", names(net), backbone="timm:resnet10t"))
     images = example_images(64)
     with torch.no_grad():
         found, wanted = loaded(images), net(images)

@@ -136,7 +136,8 @@ def _results(saved: Mapping[str, Any], run: Path) -> str:
         parts.append("Last training losses:\n\n" + _table({key: f"{value:.4f}" for key, value in losses.items()}))
     if saved["health"]:
         first, last = saved["health"][0], saved["health"][-1]
-        rows = {k: f"{first[k]:.3f} -> {last[k]:.3f}" for k in last if k != "step"}
+        measured = [k for k in last if k not in ("step", "seconds") and None not in (first.get(k), last[k])]
+        rows = {k: f"{first[k]:.3f} -> {last[k]:.3f}" for k in measured}
         steps = f"steps {first['step']} and {last['step']}"
         parts.append(f"Label-free health of the features on held-out images, at {steps}:\n\n{_table(rows)}")
     parts.append("No detection result is part of this export; `plrc compare` measures one on labelled images of yours.")

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from plrc.config import Config, ConfigError, PlrcError
 from plrc.data.photometric import MEAN, STD
 from plrc.engine.checkpoint import checkpoint_of
-from plrc.model.backbone import Backbone, build_backbone
+from plrc.model.backbone import RESNETS, Backbone, build_backbone
 from plrc.model.own import trusted
 from plrc.model.weights import load_into, read_weights, stored_code, stored_name
 
@@ -27,14 +27,15 @@ BEYOND = 0.5  # how far an image may leave [0, 1] (sharp resizing overshoots a l
 class DenseFeatures(nn.Module):
     """images [B, 3, H, W] -> {s: features [B, channels[s], ceil(H / s), ceil(W / s)]}, in eval mode, of any size.
 
-    With `normalise` (as built) images are RGB: uint8 in 0..255, or float in 0..1; ImageNet's mean and standard
-    deviation are applied inside. Without, they are float and already normalised, as detectors that do it themselves
-    give them.
+    As built, images are RGB, float and already normalised with ImageNet's mean and standard deviation, as backbones of
+    detectors get them. With `normalise` they are RGB as decoded, uint8 in 0..255 or float in 0..1, and that is applied
+    inside.
 
-    Images are padded below and on the right with zeros after normalisation (the mean colour) until the coarsest stride
-    divides both sides, as detectors do; positions that lie wholly in the padding are cut off. Sides that it divides
-    are not touched: the features are those of the plain network, bit for bit. Position (i, j) of level s looks at the
-    image around row s * i, column s * j. With layer4_stride 1 the level called 32 has the positions of level 16.
+    torchvision's ResNets take any size as it is: the features are those of the plain network, bit for bit. Others may
+    round down and lose the border, so for them images are padded below and on the right with zeros after normalisation
+    (the mean colour) until the coarsest stride divides both sides, and positions wholly in the padding are cut off.
+    Position (i, j) of level s looks at the image around row s * i, column s * j. With layer4_stride 1 the level called
+    32 has the positions of level 16.
 
     Features have the dtype of the weights, which is what `load_backbone(dtype=...)` asked for.
     """
@@ -42,7 +43,7 @@ class DenseFeatures(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: Backbone, normalise: bool = True, channels_last: bool = False) -> None:
+    def __init__(self, backbone: Backbone, normalise: bool = False, channels_last: bool = False) -> None:
         super().__init__()
         self.backbone = backbone
         self.channels = backbone.channels
@@ -60,20 +61,23 @@ class DenseFeatures(nn.Module):
             raise PlrcError(f"images have the shape {list(images.shape)}; give a batch [B, 3, H, W]")
         images = self._normalised(images)
         height, width = images.shape[2:]
-        coarsest = max(self.channels)
+        coarsest = 1 if self.backbone.name in RESNETS else max(self.channels)
         padded = F.pad(images, (0, -width % coarsest, 0, -height % coarsest))
         found = self.backbone(padded.contiguous(memory_format=self.memory_format), deepest)
         out = {}
         for stride, features in found.items():
-            step = padded.shape[2] // features.shape[2]  # 16 for the level called 32 with layer4_stride 1
-            out[stride] = features[..., : -(-height // step), : -(-width // step)]
+            out[stride] = features[..., : -(-height // stride), : -(-width // stride)] if coarsest > 1 else features
         return out
 
     def _normalised(self, images: Tensor) -> Tensor:
         dtype = next(self.backbone.parameters()).dtype
         whole = images.dtype == torch.uint8
         if not (whole or images.is_floating_point()) or (whole and not self.normalise):
-            wanted = "uint8 in 0..255 or float in 0..1" if self.normalise else "float images, already normalised"
+            wanted = (
+                "uint8 in 0..255 or float in 0..1"
+                if self.normalise
+                else "float images, already normalised, or say normalise=True"
+            )
             raise PlrcError(f"images are of {str(images.dtype).removeprefix('torch.')}; give {wanted}")
         if not self.normalise:
             return images.to(dtype)
@@ -81,8 +85,8 @@ class DenseFeatures(nn.Module):
             low, high = (float(value) for value in images.aminmax())
             if not (low >= -BEYOND and high <= 1 + BEYOND):
                 raise PlrcError(
-                    f"images range from {low:.3g} to {high:.3g}; give float in 0..1 or uint8 in 0..255, or load the "
-                    "backbone with normalise=False where they are normalised already"
+                    f"images range from {low:.3g} to {high:.3g}; give float in 0..1 or uint8 in 0..255, or leave "
+                    "normalise=True out where they are normalised already"
                 )
         pixels = images.float() / 255 if whole else images.float()
         return ((pixels - self.mean.float()) / self.std.float()).to(dtype)
@@ -93,13 +97,14 @@ def load_backbone(
     layer4_stride: int = 2,
     backbone: str = "",
     *,
-    normalise: bool = True,
+    normalise: bool = False,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     channels_last: bool = False,
 ) -> DenseFeatures:
     """A trained backbone in eval mode: RGB images [B, 3, H, W] -> {s: features [B, C, ceil(H / s), ceil(W / s)]}.
 
+    Images are normalised with ImageNet's mean and standard deviation, or as decoded with `normalise=True`.
     `path`: a run folder (its newest checkpoint), a checkpoint, or an exported .safetensors or .pt file. What goes in,
     and how images of any size are padded, `DenseFeatures` says. Weights, and so features, are of `dtype`: float32,
     float16 or bfloat16. `channels_last` lets the convolutions of a GPU, or bfloat16 on a CPU, run faster; the features
