@@ -116,7 +116,7 @@ def test_objectives() -> None:
 
 
 def test_verbs() -> None:
-    assert " ".join(cli.VERBS) == "demo doctor scan regions pretrain export transfer compare study bench"
+    assert " ".join(cli.VERBS) == "demo doctor scan shard regions pretrain export transfer compare study bench"
 
 
 def test_flags_of_pretrain(capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,6 +162,7 @@ def test_flags_of_the_other_verbs(capsys: pytest.CaptureFixture[str]) -> None:
         "doctor": "",
         "scan": "--layout --split --exclude --workers",
         "export": "--to --out",
+        "shard": "--out --layout --split --exclude --maps --megabytes",
     }
     for verb, flags in expected.items():
         assert cli.main([verb, "--help"]) == 0

@@ -26,8 +26,9 @@ class DataConfig:
     """Which images are trained on."""
 
     source: Annotated[str, tyro.conf.arg(aliases=("--data",))] = ""
-    """Folder (nested), glob, .txt list, COCO .json, or Pascal VOC folder with the images to train on."""
-    layout: Literal["auto", "folder", "glob", "list", "coco", "voc"] = "auto"
+    """Folder (nested), glob, .txt list, COCO .json, or Pascal VOC folder with the images to train on; or tar shards: a
+    folder from plrc shard, a pattern such as x-{000..099}.tar, or an address (s3://, gs://, https://) of either."""
+    layout: Literal["auto", "folder", "glob", "list", "coco", "voc", "shards"] = "auto"
     """How to read `source`; auto looks at it."""
     split: str = ""
     """VOC only: the list in ImageSets/Main to use (such as trainval). Empty: all images."""
@@ -95,9 +96,10 @@ class ViewConfig:
 class RegionConfig:
     """Which points of an image belong together."""
 
-    source: Literal["grid", "voronoi", "boxes", "slic", "felzenszwalb", "maps", "coco"] = "grid"
+    source: Literal["grid", "voronoi", "boxes", "slic", "felzenszwalb", "maps", "coco", "shards"] = "grid"
     """grid: n x n equal cells. voronoi, boxes: random ones. slic, felzenszwalb: superpixels (extra regions). maps: one
-    id map per image (PNG or npz) from the folder `maps`. coco: the masks of the COCO file `maps`."""
+    id map per image (PNG or npz) from the folder `maps`. coco: the masks of the COCO file `maps`.
+    shards: the id maps that plrc shard --maps put beside the images."""
     grid: int = 4
     """Cells per side of the regular grid (paper: 4, that is 16 regions)."""
     count: int = 16

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from plrc import rng
 from plrc.config import Config, PlrcError
 from plrc.data.cache import cached
-from plrc.data.decode import DecodeError, decode
+from plrc.data.decode import DecodeError, decode_bytes
 from plrc.data.photometric import DRAWS
 from plrc.data.points import contrast_draws, match_draws
 from plrc.data.region_files import RegionError
@@ -33,6 +33,7 @@ from plrc.data.sources import ImageList
 from plrc.data.views import draw_views, render, shorter_side
 
 SUBSTITUTES = 100  # how many following images are tried in place of one that cannot be read
+WINDOW = 64  # shards whose images are shuffled together
 T = TypeVar("T")
 
 Key = tuple[int, int]  # (epoch, index of the image)
@@ -92,6 +93,9 @@ class ViewDataset(Dataset[Batch]):
         self.config = config
         self.match = config.objectives.match_view
         self.regions = Regions(config, images)
+        self.groups = images.shards.samples[subset, 0] if images.shards else None
+        self.stride = 1 if self.groups is None else int(np.unique(self.groups, return_counts=True)[1].max(initial=1))
+        """From one substitute to the next: with shards into the next one, since a whole shard may be missing."""
 
     def __len__(self) -> int:
         return len(self.subset)
@@ -103,7 +107,7 @@ class ViewDataset(Dataset[Batch]):
             found = self.attempt(epoch, index, offset)
             if isinstance(found, Batch):
                 return dataclasses.replace(found, failures=tuple(failures))
-            failures.append((self.name(index + offset), found))
+            failures.append((self.culprit(index + offset * self.stride), found))
         raise PlrcError(
             f"{len(failures)} images in a row cannot be read, the last one {failures[-1][0]}: {failures[-1][1]}; "
             "plrc scan DIR looks at every image"
@@ -120,23 +124,30 @@ class ViewDataset(Dataset[Batch]):
         """The relative name of an image; `index` may run over the end."""
         return self.images.names[int(self.subset[index % len(self)])]
 
+    def culprit(self, index: int) -> str:
+        """What to name when an image cannot be read: itself, or its shard where that is the cause."""
+        broken = self.images.shards.broken_shard(int(self.subset[index % len(self)])) if self.images.shards else ""
+        return broken or self.name(index)
+
     def attempt(self, epoch: int, index: int, offset: int = 0) -> Batch | str:
-        """One image, the `offset`-th after `index`, with the random numbers of `index`; or why it cannot be read."""
-        position = int(self.subset[(index + offset) % len(self)])
+        """One image, the `offset`-th substitute of `index`, with the draws of `index`; or why it cannot be read."""
+        position = int(self.subset[(index + offset * self.stride) % len(self)])
         try:
             regions = self.regions(position)
-            image = self._image(self.images.path(position))
+            image = self._image(position)
         except (RegionError, DecodeError) as error:
             return error.reason
         return self._sample(image, regions, epoch, index)
 
-    def _image(self, path: str) -> Tensor:
+    def _image(self, position: int) -> Tensor:
         data, least = self.config.data, shorter_side(self.config.views)
 
         def read() -> Tensor:
-            return decode(path, percentiles=data.percentiles, max_megapixels=data.max_megapixels, least=least)
+            file = self.images.read(position)
+            return decode_bytes(file, percentiles=data.percentiles, max_megapixels=data.max_megapixels, least=least)
 
         options = (data.percentiles, data.max_megapixels, least)
+        path = self.images.path(position)
         return cached(self.config.run.cache, path, options, read) if self.config.run.cache else read()
 
     def _sample(self, image: Tensor, regions: Tensor, epoch: int, index: int) -> Batch:
@@ -162,7 +173,8 @@ class ViewDataset(Dataset[Batch]):
 class StepSampler:
     """The keys of every part of every step from `start` to `stop` (in steps), for one process.
 
-    Each epoch is a fresh permutation; its tail below one global batch is dropped (another one each epoch).
+    Each epoch is a fresh permutation; its tail below one global batch is dropped (another one each epoch). `groups`:
+    the shard of each image, where there are shards; see `epoch_order`.
     """
 
     images: int
@@ -173,6 +185,7 @@ class StepSampler:
     stop: int
     rank: int = 0
     world_size: int = 1
+    groups: np.ndarray | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -188,11 +201,24 @@ class StepSampler:
         for step in range(self.start, self.stop):
             epoch, position = divmod(step, self.steps_per_epoch)
             if epoch != order_epoch:
-                order = rng.generator(self.seed, "order", epoch).permutation(self.images)
+                order = epoch_order(self.images, self.seed, epoch, self.groups)
                 order_epoch = epoch
             for offset in range(0, self.batch_size, part):
                 first = position * self.batch_size + offset + self.rank * local
                 yield [(epoch, int(index)) for index in order[first : first + local]]
+
+
+def epoch_order(images: int, seed: int, epoch: int, groups: np.ndarray | None = None) -> np.ndarray:
+    """A permutation of the images. With `groups` (ascending): of WINDOW shards at a time, which are drawn anew each
+    epoch, so that reads stay within few shards."""
+    draw = rng.generator(seed, "order", epoch)
+    if groups is None:
+        return draw.permutation(images)
+    shards = np.split(np.arange(images), np.flatnonzero(np.diff(groups)) + 1)
+    drawn = [shards[i] for i in draw.permutation(len(shards))]
+    return np.concatenate(
+        [draw.permutation(np.concatenate(drawn[i : i + WINDOW])) for i in range(0, len(drawn), WINDOW)]
+    )
 
 
 class DeviceLoader:

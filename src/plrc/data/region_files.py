@@ -15,7 +15,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -63,20 +63,23 @@ def save_regions(path: Path, ids: Tensor) -> None:
     write_atomic(path, partial(picture.save, format="PNG"))
 
 
-def load_regions(path: str | Path, size: int) -> Tensor:
+def load_regions(file: str | Path | BinaryIO, size: int, name: str = "") -> Tensor:
     """Read an id map and reduce it, nearest at cell centres, to int16 [size, size]: ids 0 .. k - 1, -1 unlabelled.
+
+    file: a path, or an open PNG with the `name` that messages give it.
 
     PNG: grey of 8 or 16 bits, or palette indices, 0 unlabelled; or RGB, each colour an id and black unlabelled.
     .npy, .npz (its first array): whole numbers [H, W], negative ones unlabelled. Raises RegionError otherwise.
     """
-    path = Path(path)
-    if path.suffix.lower() not in ENDINGS:
+    path = Path(file) if isinstance(file, (str, Path)) else None
+    name = str(path) if path else name
+    if path and path.suffix.lower() not in ENDINGS:
         raise RegionError(f"{path} is not an id map: its ending must be one of {', '.join(ENDINGS)}")
     try:
-        ids = _png_ids(path) if path.suffix.lower() == ".png" else _array_ids(path)
+        ids = _array_ids(path) if path and path.suffix.lower() != ".png" else _png_ids(path or file)
     except _UNREADABLE as error:
-        raise RegionError(f"cannot read the id map {path}: {error}") from error
-    return compact(resized(ids, size), str(path))
+        raise RegionError(f"cannot read the id map {name}: {error}") from error
+    return compact(resized(ids, size), name)
 
 
 def resized(ids: NDArray[Any], size: int) -> NDArray[Any]:
@@ -166,9 +169,9 @@ def read_masks(path: str | Path, images: ImageList) -> Masks:
     return Masks(str(path), {name: found[file] for file, name in taken.items()})
 
 
-def _png_ids(path: Path) -> NDArray[np.int64]:
+def _png_ids(file: str | Path | BinaryIO) -> NDArray[np.int64]:
     """Ids of a PNG with 0 as -1, [H, W]. Alpha is ignored."""
-    with Image.open(path, formats=["PNG"]) as image:
+    with Image.open(file, formats=["PNG"]) as image:
         if image.mode == "RGBA":
             pixels = np.asarray(image.convert("RGB"))
         elif image.mode == "LA":

@@ -80,8 +80,10 @@ def _train(plan: Plan, stop: StopRequest, on_checkpoint: Sequence[OnCheckpoint])
             filling = math.ceil(config.objectives.queue / config.optim.batch_size)
             log.say(f"the image loss rises for {filling} steps, while real keys replace the random ones in the queue")
         ranks = distributed.rank(), distributed.world_size()
-        sampler = StepSampler(len(plan.train), config.optim.batch_size, parts, config.seed, first, plan.steps, *ranks)
-        loader = DeviceLoader(ViewDataset(plan.images, plan.train, config), sampler, plan.workers, device)
+        data = ViewDataset(plan.images, plan.train, config)
+        steps = config.seed, first, plan.steps
+        sampler = StepSampler(len(data), config.optim.batch_size, parts, *steps, *ranks, groups=data.groups)
+        loader = DeviceLoader(data, sampler, plan.workers, device)
         batches = ends.enter_context(contextlib.closing(iter(loader)))
         watch = Watch(plan, state, log, on_checkpoint)
         learner, student = state.learner, state.learner.wrapped_student()
@@ -167,10 +169,12 @@ class Watch:
         for name in sorted(found.keys() - self.bad.keys()):
             self.log.say(f"warning: cannot read {name}: {found[name]}; another image takes its place")
         self.bad |= found
-        if len(self.bad) > self.plan.config.data.bad_limit * len(self.plan.train):
+        shards = self.plan.images.shards
+        count = sum(max(1, shards.images_of(name)) for name in self.bad) if shards else len(self.bad)
+        if count > self.plan.config.data.bad_limit * len(self.plan.train):
             name = min(self.bad)
             raise PlrcError(
-                f"{len(self.bad)} of {len(self.plan.train)} images cannot be read, more than data.bad_limit "
+                f"{count} of {len(self.plan.train)} images cannot be read, more than data.bad_limit "
                 f"({self.plan.config.data.bad_limit:.0%}), such as {name}: {self.bad[name]}; "
                 "log.txt names those met so far, plrc scan DIR looks at every image"
             )

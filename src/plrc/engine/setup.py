@@ -75,6 +75,8 @@ def prepare(config: Config, explicit: Set[str]) -> Plan:
     remarks += [f"adapted {change}" for change in changes]
     if config.regions != RegionConfig() and (config.objectives.pixels or config.objectives.point_weight == 0):
         remarks.append("no term that is trained looks at regions: the settings regions.* change nothing")
+    if config.run.cache and images.shards:
+        raise PlrcError("run.cache keeps images of folders only; leave it out, or write --data simplecache::ADDRESS")
     if config.run.cache:
         remarks.append(f"decoded images are kept in {Path(config.run.cache).resolve()}")
     several = distributed.world_size() > 1
