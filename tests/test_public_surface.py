@@ -36,7 +36,7 @@ FLAGS = """
 --optim.precision --optim.channels-last --optim.no-channels-last --optim.compile --optim.no-compile
 --run.out --run.resume --run.no-resume --run.allow-changes --run.cache --run.no-allow-changes --run.device --run.devices
 --run.workers --run.threads --run.log-every-steps --run.health-every-steps --run.checkpoint-every-steps
---run.keep-checkpoints --run.stop-on-collapse --run.no-stop-on-collapse
+--run.keep-checkpoints --run.stop-on-collapse --run.no-stop-on-collapse --run.stall-seconds
 """
 
 TRANSFER = """

@@ -99,7 +99,7 @@ class RegionConfig:
     source: Literal["grid", "voronoi", "boxes", "slic", "felzenszwalb", "maps", "coco", "shards"] = "grid"
     """grid: n x n equal cells. voronoi, boxes: random ones. slic, felzenszwalb: superpixels (extra regions). maps: one
     id map per image (PNG or npz) from the folder `maps`. coco: the masks of the COCO file `maps`.
-    shards: the id maps that plrc shard --maps put beside the images."""
+    shards: the id maps that plrc shard laid beside the images."""
     grid: int = 4
     """Cells per side of the regular grid (paper: 4, that is 16 regions)."""
     count: int = 16
@@ -165,7 +165,7 @@ class ModelConfig:
     """One process: BatchNorm statistics are taken over this many groups of the batch, so that a sample cannot be
     recognised by the company it keeps (a leak). Several processes: the batch is shuffled over them instead."""
     sync_bn: bool = False
-    """Several processes: share BatchNorm statistics."""
+    """Several processes, on GPUs: share BatchNorm statistics over them (group by group, with bn_groups above 1)."""
 
     def __post_init__(self) -> None:
         for name in ("stride", "contrast_hidden", "contrast_dim", "distill_hidden", "distill_dim", "bn_groups"):
@@ -308,10 +308,13 @@ class RunConfig:
     """Newest checkpoints kept. 0: all."""
     stop_on_collapse: bool = True
     """Stop the run when two health checks in a row find collapsed features."""
+    stall_seconds: int = 600
+    """Several processes: how long they wait for one that does not answer before they name it and end."""
 
     def __post_init__(self) -> None:
         for name in ("log_every_steps", "health_every_steps", "checkpoint_every_steps", "devices"):
             check(getattr(self, name) >= 1, f"run.{name} is {getattr(self, name)}; write at least 1")
+        check(self.stall_seconds >= 5, f"run.stall_seconds is {self.stall_seconds}; write at least 5")
         check(self.workers >= -1, f"run.workers is {self.workers}; write -1 (chosen), 0 (none) or more")
         check(self.keep_checkpoints >= 0, "run.keep_checkpoints must be 0 (all) or more")
         check(self.threads >= 0, "run.threads must be 0 (PyTorch's choice) or more")

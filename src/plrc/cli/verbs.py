@@ -41,7 +41,7 @@ class Shard:
     exclude: str = ""
     """List file, folder or glob of images to leave out."""
     maps: str = ""
-    """Folder with an id map (PNG) per image, to lay beside it: for --regions.source shards."""
+    """Folder with an id map (PNG) per image, to lay beside it: for the region source shards."""
     megabytes: float = 256.0
     """Size of a shard."""
 

@@ -18,7 +18,7 @@ from plrc import distributed, rng
 from plrc.config import Config, PlrcError
 from plrc.data.loader import DeviceLoader, StepSampler, ViewDataset
 from plrc.data.manifest import read_manifest
-from plrc.engine import health, schedule
+from plrc.engine import health, memory, schedule
 from plrc.engine.checkpoint import save_checkpoint
 from plrc.engine.runlog import RunLog
 from plrc.engine.setup import Plan, StopRequest, prepare
@@ -49,14 +49,14 @@ def pretrain(config: Config, explicit: Set[str] = frozenset(), on_checkpoint: Se
     stop, theirs = StopRequest(), distributed.is_started()
     try:
         plan = prepare(config, explicit)
-        return _train(plan, stop, on_checkpoint)
-    except RuntimeError as error:
-        if not str(error).startswith(ENDED_LOADER):
-            raise
-        raise PlrcError(
-            f"a loader process was ended from outside, most often for want of memory ({error}); "
-            "go on with --resume and a lower --run.workers"
-        ) from error
+        try:
+            return _train(plan, stop, on_checkpoint)
+        except (RuntimeError, MemoryError) as error:
+            if sentence := _explained(error):
+                raise PlrcError(sentence) from error
+            if not memory.ran_out(error):
+                raise
+        raise PlrcError(memory.advice(plan))  # out here, where nothing holds on to what had filled the memory
     finally:
         stop.restore()
         if not theirs:
@@ -201,6 +201,15 @@ class Watch:
         if self.bad:
             names = ", ".join(sorted(self.bad)[:5])
             self.log.say(f"{len(self.bad)} images could not be read and were replaced by others: {names}")
+
+
+def _explained(error: Exception) -> str:
+    """What a failure of another process means for the user; empty for all other errors."""
+    if str(error).startswith(ENDED_LOADER):
+        reason = f"a loader process was ended from outside, most often for want of memory ({error})"
+        return f"{reason}; go on with --resume and a lower --run.workers"
+    gone = distributed.lost(error)
+    return f"{gone}: it has ended or hangs; look at what it said, then go on with --resume" if gone else ""
 
 
 def _teacher_order(config: Config, step: int) -> torch.Tensor:

@@ -61,7 +61,7 @@ def prepare(config: Config, explicit: Set[str]) -> Plan:
     out = Path(config.run.out)
     stored = Config.load(out / "config.toml") if _is_resumed(config, out) else None
     device = choose_device(config.run.device)
-    distributed.start(device)
+    distributed.start(device, config.run.stall_seconds)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
 
