@@ -36,17 +36,17 @@ def limited(megabytes: int, config: Config, folder: Path, *more: str) -> subproc
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc to know the memory in use")
 def test_the_part_that_fits_is_named_and_does_fit(tiny: Callable[..., Config], tmp_path: Path) -> None:
-    config = tiny(views__size=224, optim__batch_size=32, optim__steps=2, run__threads=1, run__out=str(tmp_path / "run"))
-    done = limited(700, config, tmp_path)
+    config = tiny(views__size=224, optim__batch_size=48, optim__steps=2, data__held_out=0, run__threads=1)
+    done = limited(1100, config, tmp_path)
     assert done.returncode == 2, done.stderr
     sentence = done.stderr.strip().splitlines()[-1]
     named = re.search(
-        r"out of memory with 32 images at a time; (\d+) should fit .* --optim\.accumulate (\d+),", sentence
+        r"out of memory with 48 images at a time; (\d+) should fit .* --optim\.accumulate (\d+),", sentence
     )
     assert named, done.stderr
     fitting, parts = map(int, named.groups())
-    assert 2 <= fitting < 32 and fitting * parts == 32
-    again = limited(700, config, tmp_path, "--optim.accumulate", str(parts), "--resume", "--run.allow-changes")
+    assert 2 <= fitting < 48 and fitting * parts == 48
+    again = limited(1100, config, tmp_path, "--optim.accumulate", str(parts), "--resume", "--run.allow-changes")
     assert again.returncode == 0, again.stderr
 
 

@@ -39,7 +39,7 @@ def started(*commands: list[str], folder: Path, **env: str) -> Iterator[list[sub
     processes = []
     for number, command in enumerate(commands):
         with (folder / f"{number}.log").open("w") as log:
-            variables = os.environ | {"OMP_NUM_THREADS": "1"} | env
+            variables = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} | env
             processes.append(
                 subprocess.Popen(command, env=variables, stdout=log, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
             )

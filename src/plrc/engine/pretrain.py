@@ -97,7 +97,7 @@ def _train(plan: Plan, stop: StopRequest, on_checkpoint: Sequence[OnCheckpoint])
             temperature = schedule.teacher_temperature(config.objectives, step - 1, plan.steps)
             momentum = schedule.teacher_momentum(config.optim, step - 1, plan.steps)
             torch.manual_seed(rng.torch_seed(config.seed, "layers", index=step))
-            order = _teacher_order(config, step).to(device, non_blocking=True)
+            order = _teacher_order(config, step)
 
             state.guard.remember()
             outcomes = []

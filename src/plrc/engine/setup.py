@@ -7,6 +7,7 @@ stored, or a refusal that shows the difference.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import signal
@@ -66,6 +67,11 @@ def prepare(config: Config, explicit: Set[str]) -> Plan:
         torch.set_num_threads(config.run.threads)
 
     images, train, held_out = _images(config, stored, out / "manifest.json")
+    listed = hashlib.sha256("\n".join(images.names).encode(errors="surrogateescape")).hexdigest()
+    if len(set(distributed.gather_words({str(distributed.rank()): listed}).values())) > 1:
+        raise PlrcError(
+            f"the processes find different images in {config.data.source}; let all hosts see the same files"
+        )
     config, changes = _fit(config, explicit, stored, len(train), device)
     remarks = [
         f"{len(images.names)} images ({images.layout}): {len(train)} to train on, {len(held_out)} held out for health"
