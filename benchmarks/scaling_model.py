@@ -57,12 +57,18 @@ def step(machine: Machine, run: Run, processes: int) -> float:
     return max(sum(parts(machine, run, processes).values()), processes * run.batch * run.file / machine.storage)
 
 
+# Measured: ResNet-18, 16 images of 128 px a process, two gloo processes of one core each (docs/SCALING.md).
+CPU = Machine(15.7, 332e6, 86e9, 1e9, 1e9, 0.8e-3)
+RESNET18 = Run(16, 73e6, 240e6, size=128)
+
 # Assumed, not measured: a data-centre GPU with a 200 Gbit/s network port, a parallel file system, bfloat16 products.
 GPU = Machine(1000, 25e9, 200e12, 100e9, 1e9, 20e-6)
-RESNET50 = Run(32, 131e6, 430e6)
+RESNET50 = Run(32, 148e6, 480e6)
 
 
 def main() -> None:
+    for processes in (1, 2):
+        print(f"CPU, {processes} processes: {step(CPU, RESNET18, processes):.2f} s a step")
     for negatives in ("batch", "image"):
         print(f"\nobjectives.negatives {negatives}: GPUs, seconds of a step by part, images a second, efficiency")
         for processes in (1, 8, 64, 256, 1024):
