@@ -56,6 +56,8 @@ def write_shards(
     A shard that is there is not written again. Unreadable images are left out and named. Raises PlrcError where the
     folder holds anything else, an id map is no PNG, or a file cannot be written.
     """
+    if maps and not Path(maps).is_dir():
+        raise PlrcError(f"--maps is {maps}, which is not a folder; name the one with the id maps")
     sizes = [images.size(i) for i in range(len(images))]
     parts = _parts(sizes, megabytes * 1e6)
     keys = _keys(images.names)

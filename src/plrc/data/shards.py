@@ -156,13 +156,14 @@ def members(file: Any) -> tuple[list[Sample], list[str]]:
         for member in tar:
             if member.isdir():
                 continue
-            key, ending = base_plus_ext(member.name)
-            if not (member.isreg() and plain(member.name)) or member.issparse():
-                refused.append(member.name)
+            name = member.name.removeprefix("./")
+            key, ending = base_plus_ext(name)
+            if not (member.isreg() and plain(name)) or member.issparse():
+                refused.append(name)
             elif key is not None and ending.lower() == MAP:
                 maps[key] = member.offset_data, member.size
-            elif member.name.lower().endswith(ENDINGS):
-                images.append((member.name, member.offset_data, member.size))
+            elif name.lower().endswith(ENDINGS):
+                images.append((name, member.offset_data, member.size))
     return [(name, at, size, *maps.get(base_plus_ext(name)[0], (-1, -1))) for name, at, size in images], refused
 
 
