@@ -37,7 +37,7 @@ FLAGS = """
 --optim.precision --optim.channels-last --optim.no-channels-last --optim.compile --optim.no-compile
 --run.out --run.resume --run.no-resume --run.allow-changes --run.cache --run.no-allow-changes --run.device --run.devices
 --run.workers --run.threads --run.log-every-steps --run.health-every-steps --run.checkpoint-every-steps
---run.keep-checkpoints --run.stop-on-collapse --run.no-stop-on-collapse --run.report-every-minutes
+--run.keep-checkpoints --run.stop-on-collapse --run.no-stop-on-collapse --run.report-every-minutes --run.stall-seconds
 """
 
 TRANSFER = """
@@ -120,7 +120,9 @@ def test_objectives() -> None:
 
 
 def test_verbs() -> None:
-    assert " ".join(cli.VERBS) == "demo doctor scan regions pretrain export transfer compare study visualize bench"
+    assert " ".join(cli.VERBS) == (
+        "demo doctor scan shard regions pretrain export transfer compare study visualize bench"
+    )
 
 
 def test_flags_of_pretrain(capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,6 +170,7 @@ def test_flags_of_the_other_verbs(capsys: pytest.CaptureFixture[str]) -> None:
         "export": "--to --out --backbone --check-in",
         "visualize": "--images --out --with --stride --size --width --steps --limit --samples --megabytes --png "
         "--points --device",
+        "shard": "--out --layout --split --exclude --maps --megabytes",
     }
     for verb, flags in expected.items():
         assert cli.main([verb, "--help"]) == 0

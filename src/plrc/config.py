@@ -26,8 +26,9 @@ class DataConfig:
     """Which images are trained on."""
 
     source: Annotated[str, tyro.conf.arg(aliases=("--data",))] = ""
-    """Folder (nested), glob, .txt list, COCO .json, or Pascal VOC folder with the images to train on."""
-    layout: Literal["auto", "folder", "glob", "list", "coco", "voc"] = "auto"
+    """Folder (nested), glob, .txt list, COCO .json, or Pascal VOC folder with the images to train on; or tar shards: a
+    folder from plrc shard, a pattern such as x-{000..099}.tar, or an address (s3://, gs://, https://) of either."""
+    layout: Literal["auto", "folder", "glob", "list", "coco", "voc", "shards"] = "auto"
     """How to read `source`; auto looks at it."""
     split: str = ""
     """VOC only: the list in ImageSets/Main to use (such as trainval). Empty: all images."""
@@ -95,9 +96,10 @@ class ViewConfig:
 class RegionConfig:
     """Which points of an image belong together."""
 
-    source: Literal["grid", "voronoi", "boxes", "slic", "felzenszwalb", "maps", "coco"] = "grid"
+    source: Literal["grid", "voronoi", "boxes", "slic", "felzenszwalb", "maps", "coco", "shards"] = "grid"
     """grid: n x n equal cells. voronoi, boxes: random ones. slic, felzenszwalb: superpixels (extra regions). maps: one
-    id map per image (PNG or npz) from the folder `maps`. coco: the masks of the COCO file `maps`."""
+    id map per image (PNG or npz) from the folder `maps`. coco: the masks of the COCO file `maps`.
+    shards: the id maps that plrc shard laid beside the images."""
     grid: int = 4
     """Cells per side of the regular grid (paper: 4, that is 16 regions)."""
     count: int = 16
@@ -164,7 +166,7 @@ class ModelConfig:
     """One process: BatchNorm statistics are taken over this many groups of the batch, so that a sample cannot be
     recognised by the company it keeps (a leak). Several processes: the batch is shuffled over them instead."""
     sync_bn: bool = False
-    """Several processes: share BatchNorm statistics."""
+    """Several processes, on GPUs: share BatchNorm statistics over them (group by group, with bn_groups above 1)."""
 
     def __post_init__(self) -> None:
         for name in ("stride", "contrast_hidden", "contrast_dim", "distill_hidden", "distill_dim", "bn_groups"):
@@ -310,10 +312,13 @@ class RunConfig:
     report_every_minutes: float = 10.0
     """Minutes between two writings of report.html in the run folder, each at a checkpoint; one more at the end.
     0: none."""
+    stall_seconds: int = 600
+    """Several processes: how long they wait for one that does not answer before they name it and end."""
 
     def __post_init__(self) -> None:
         for name in ("log_every_steps", "health_every_steps", "checkpoint_every_steps", "devices"):
             check(getattr(self, name) >= 1, f"run.{name} is {getattr(self, name)}; write at least 1")
+        check(self.stall_seconds >= 5, f"run.stall_seconds is {self.stall_seconds}; write at least 5")
         check(self.workers >= -1, f"run.workers is {self.workers}; write -1 (chosen), 0 (none) or more")
         check(self.keep_checkpoints >= 0, "run.keep_checkpoints must be 0 (all) or more")
         check(self.threads >= 0, "run.threads must be 0 (PyTorch's choice) or more")

@@ -10,10 +10,20 @@ Shapes: B images of this process, R processes.
 from __future__ import annotations
 
 import os
+import platform
+import time
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+ARRIVAL = 600.0  # seconds within which all processes must have come, however short a stall may be
+GRACE = 5.0  # seconds within which all that are alive have noticed that one is not
+
+_store: Store | None = None  # words between processes that do not need the others' answer
 
 
 def rank() -> int:
@@ -32,10 +42,38 @@ def is_started() -> bool:
     return dist.is_initialized()
 
 
-def start(device: torch.device) -> None:
-    """Join the process group that the launcher's environment names (nccl for GPUs, gloo for CPUs), if any."""
+def start(device: torch.device, stall_seconds: float = 600.0) -> None:
+    """Join the process group that the launcher's environment names (nccl for GPUs, gloo for CPUs), if any.
+
+    A collective fails after waiting `stall_seconds` for another process; `lost` then tells for which one.
+    """
+    global _store  # noqa: PLW0603 - it belongs to the process, as PyTorch's group does
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        shared, mine, world = next(rendezvous("env://", timeout=timedelta(seconds=ARRIVAL)))
+        _store = PrefixStore("plrc", shared)
+        _store.set(f"host {mine}", platform.node())
+        _store.wait([f"host {other}" for other in range(world)], timedelta(seconds=ARRIVAL))
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        patience = timedelta(seconds=stall_seconds)
+        dist.init_process_group(backend, store=shared, rank=mine, world_size=world, timeout=patience)
+
+
+def lost(error: BaseException) -> str:
+    """After a collective failed in this process: which processes did not notice, and so have ended or hang, in words.
+    Empty where `error` is not that of a collective."""
+    if _store is None or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+        return ""
+    silent = list(range(world_size()))
+    try:
+        _store.set(f"failed {rank()}", "")
+        until = time.monotonic() + GRACE
+        while silent and time.monotonic() < until:
+            silent = [other for other in silent if not _store.check([f"failed {other}"])]
+            time.sleep(0.1)
+        names = [f"process {other} of {world_size()} (on {_store.get(f'host {other}').decode()})" for other in silent]
+    except RuntimeError:  # the store is gone, and with it the process that held it
+        return "the first process, or its host, does not answer"
+    return f"no answer from {', '.join(names)}" if names else "the connection between the processes broke"
 
 
 def stop() -> None:
@@ -83,10 +121,22 @@ def gather(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def shuffle(tensor: Tensor, order: Tensor) -> Tensor:
-    """This process's part of the joined batch in the order [R * B] (a permutation that all processes share)."""
-    everything = gather(tensor)
-    size = len(tensor)
-    return everything[order[rank() * size : (rank() + 1) * size]]
+    """This process's part of the joined batch in the order [R * B] (a permutation that all processes share).
+
+    Each process sends and receives B rows, whatever R is. An order on the CPU costs no wait for a GPU.
+    """
+    if world_size() == 1:
+        return tensor.detach()[order]
+    tensor, order, size = tensor.detach().contiguous(), order.cpu(), len(tensor)
+    mine = slice(rank() * size, (rank() + 1) * size)
+    goes_to = torch.argsort(order)[mine]  # the place in the joined result of each of my rows
+    comes_from = order[mine] // size  # the process that has each row of my result
+    takes, gives = (torch.bincount(part, minlength=world_size()).tolist() for part in (comes_from, goes_to // size))
+    arrived, result = torch.empty_like(tensor), torch.empty_like(tensor)
+    sent = tensor[torch.argsort(goes_to).to(tensor.device)]
+    dist.all_to_all_single(arrived, sent, output_split_sizes=takes, input_split_sizes=gives)
+    result[torch.argsort(comes_from, stable=True).to(tensor.device)] = arrived
+    return result
 
 
 @torch.no_grad()

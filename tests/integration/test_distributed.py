@@ -291,12 +291,13 @@ def test_sync_bn_needs_gpus(two: dict[str, list[Result]]) -> None:
 
 
 @pytest.mark.slow
-def test_three_processes_equal_one_packed_batch(scenes: Path, tmp_path: Path) -> None:
-    three = SETTINGS["accumulate"] | {"optim.batch_size": 12}
-    many = tiny("plrc", scenes, tmp_path / "three", 1, **three)
-    in_processes(3, [{"name": "three", "kind": "train", "config": many.to_dict()}], tmp_path)
-    one = pretrain(tiny("plrc", scenes, tmp_path / "one", 3, **three))
-    assert_same_run(tmp_path / "three", one.path)
+@pytest.mark.parametrize("world", [3, 4])
+def test_three_and_four_processes_equal_one_packed_batch(world: int, scenes: Path, tmp_path: Path) -> None:
+    settings = SETTINGS["accumulate"] | {"optim.batch_size": 4 * world}
+    many = tiny("plrc", scenes, tmp_path / "many", 1, **settings)
+    in_processes(world, [{"name": "many", "kind": "train", "config": many.to_dict()}], tmp_path)
+    one = pretrain(tiny("plrc", scenes, tmp_path / "one", world, **settings))
+    assert_same_run(tmp_path / "many", one.path)
 
 
 @pytest.mark.slow

@@ -119,7 +119,6 @@ class Setting:
         self.views = photometric.augment(batch.images.flatten(0, 1), batch.colour.flatten(0, 1), config.views)
         self.views = self.views.contiguous(memory_format=learner.memory_format).unflatten(0, batch.images.shape[:2])
         self.order = torch.from_numpy(rng.generator(config.seed, "shuffle").permutation(batch.images.shape[1]))
-        self.order = self.order.to(device)
         self.parts: dict[str, list[float]] = {}  # seconds of each call of step_in_parts
 
     def step(self, lr: float = 0.0) -> None:

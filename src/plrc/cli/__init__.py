@@ -19,7 +19,7 @@ from plrc.cli.pretraining import FIRST_TO_FAIL, pretrain
 from plrc.cli.regions import regions
 from plrc.cli.studying import study
 from plrc.cli.transferring import compare, transfer
-from plrc.cli.verbs import demo, doctor, export, scan
+from plrc.cli.verbs import demo, doctor, export, scan, shard
 from plrc.cli.visualizing import visualize
 from plrc.config import PlrcError
 from plrc.files import printable_lines
@@ -31,6 +31,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": demo,
     "doctor": doctor,
     "scan": scan,
+    "shard": shard,
     "regions": regions,
     "pretrain": pretrain,
     "export": export,

@@ -18,8 +18,8 @@ from plrc.config import DataConfig, PlrcError
 @dataclass(frozen=True)
 class Scan:
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
-    """Folder, glob, .txt list, COCO .json, or Pascal VOC folder."""
-    layout: Literal["auto", "folder", "glob", "list", "coco", "voc"] = "auto"
+    """Folder, glob, .txt list, COCO .json, Pascal VOC folder, or tar shards."""
+    layout: Literal["auto", "folder", "glob", "list", "coco", "voc", "shards"] = "auto"
     """How to read the source; auto looks at it."""
     split: str = ""
     """VOC only: the list in ImageSets/Main."""
@@ -27,6 +27,24 @@ class Scan:
     """List file, folder or glob of images to leave out."""
     workers: int = 0
     """Parallel readers. 0: one a core."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
+    """Folder, glob, .txt list, COCO .json, Pascal VOC folder, or other shards."""
+    out: Path
+    """Folder for the shards: absent or empty, or one to go on with."""
+    layout: Literal["auto", "folder", "glob", "list", "coco", "voc", "shards"] = "auto"
+    """How to read the source; auto looks at it."""
+    split: str = ""
+    """VOC only: the list in ImageSets/Main."""
+    exclude: str = ""
+    """List file, folder or glob of images to leave out."""
+    maps: str = ""
+    """Folder with an id map (PNG) per image, to lay beside it: for the region source shards."""
+    megabytes: float = 256.0
+    """Size of a shard."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +89,28 @@ def scan(arguments: Sequence[str]) -> int:
     with progress("images") as tell:
         report = scanning.scan(config, given.workers, tell)
     print(report.table())
+    return 0
+
+
+def shard(arguments: Sequence[str]) -> int:
+    """Pack images into WebDataset tar shards, for network disks and object stores; repeat the command after a stop.
+
+    examples:
+      plrc shard photos/ --out shards/
+      plrc shard photos/ --out shards/ --maps maps/ --megabytes 512
+    """
+    given = parse_plain("shard", Shard, arguments, about(shard))
+    if not given.megabytes > 0:
+        raise PlrcError(f"--megabytes is {given.megabytes:g}; write a number above 0")
+    config = DataConfig(source=given.source, layout=given.layout, split=given.split, exclude=given.exclude)
+    from plrc.data.sharding import write_shards
+    from plrc.data.sources import find_images
+
+    images = find_images(config)
+    for line in images.notes:
+        print(line)
+    with progress("shards") as tell:
+        print(write_shards(images, given.out, given.maps, given.megabytes, tell).table())
     return 0
 
 

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from plrc import rng
 from plrc.config import Config, PlrcError
 from plrc.data.cache import cached
-from plrc.data.decode import DecodeError, decode
+from plrc.data.decode import DecodeError, decode_bytes
 from plrc.data.photometric import DRAWS
 from plrc.data.points import contrast_draws, match_draws
 from plrc.data.region_files import RegionError
@@ -35,6 +35,7 @@ from plrc.data.views import draw_views, render, shorter_side
 from plrc.files import printable
 
 SUBSTITUTES = 100  # how many images are tried in place of one that cannot be read
+WINDOW = 64  # shards whose images are shuffled together
 T = TypeVar("T")
 
 Key = tuple[int, int]  # (epoch, index of the image)
@@ -94,7 +95,8 @@ class ViewDataset(Dataset[Batch]):
         self.config = config
         self.match = config.objectives.match_view
         self.regions = Regions(config, images)
-        self.stride = _stride(len(subset))
+        self.groups = images.shards.samples[subset, 0] if images.shards else None
+        self.stride = _stride(len(subset), self.groups)
 
     def __len__(self) -> int:
         return len(self.subset)
@@ -106,7 +108,7 @@ class ViewDataset(Dataset[Batch]):
             found = self.attempt(epoch, index, offset)
             if isinstance(found, Batch):
                 return dataclasses.replace(found, failures=tuple(failures))
-            failures.append((self.name(index, offset), found))
+            failures.append((self.culprit(index, offset), found))
         raise PlrcError(
             f"{len(failures)} images in a row cannot be read, the last one "
             f"{printable(failures[-1][0])}: {failures[-1][1]}; "
@@ -128,23 +130,30 @@ class ViewDataset(Dataset[Batch]):
         """Among many images, substitutes lie far apart: a damaged folder, of neighbours, must not end a run."""
         return int(self.subset[(index + offset * self.stride) % len(self)])
 
+    def culprit(self, index: int, offset: int = 0) -> str:
+        """What to name when an image cannot be read: itself, or its shard where that is the cause."""
+        broken = self.images.shards.broken_shard(self._position(index, offset)) if self.images.shards else ""
+        return broken or self.name(index, offset)
+
     def attempt(self, epoch: int, index: int, offset: int = 0) -> Batch | str:
         """One image, or its `offset`-th substitute with the random numbers of `index`; or why it cannot be read."""
         position = self._position(index, offset)
         try:
             regions = self.regions(position)
-            image = self._image(self.images.path(position))
+            image = self._image(position)
         except (RegionError, DecodeError) as error:
             return error.reason
         return self._sample(image, regions, epoch, index)
 
-    def _image(self, path: str) -> Tensor:
+    def _image(self, position: int) -> Tensor:
         data, least = self.config.data, shorter_side(self.config.views)
 
         def read() -> Tensor:
-            return decode(path, percentiles=data.percentiles, max_megapixels=data.max_megapixels, least=least)
+            file = self.images.read(position, data.max_megapixels)
+            return decode_bytes(file, percentiles=data.percentiles, max_megapixels=data.max_megapixels, least=least)
 
         options = (data.percentiles, data.max_megapixels, least)
+        path = self.images.path(position)
         return cached(self.config.run.cache, path, options, read) if self.config.run.cache else read()
 
     def _sample(self, image: Tensor, regions: Tensor, epoch: int, index: int) -> Batch:
@@ -166,8 +175,11 @@ class ViewDataset(Dataset[Batch]):
         )
 
 
-def _stride(images: int) -> int:
-    """1 where all images are tried; else the number from their golden section upwards whose multiples meet all."""
+def _stride(images: int, groups: np.ndarray | None) -> int:
+    """From one substitute to the next. With shards (`groups`) into the next one, since a whole shard may be missing;
+    else 1 where all images are tried, or the number from their golden section upwards whose multiples meet all."""
+    if groups is not None:
+        return int(np.unique(groups, return_counts=True)[1].max(initial=1))
     if images <= SUBSTITUTES:
         return 1
     return next(step for step in range(round(0.618 * images), images) if math.gcd(step, images) == 1)
@@ -177,7 +189,8 @@ def _stride(images: int) -> int:
 class StepSampler:
     """The keys of every part of every step from `start` to `stop` (in steps), for one process.
 
-    Each epoch is a fresh permutation; its tail below one global batch is dropped (another one each epoch).
+    Each epoch is a fresh permutation; its tail below one global batch is dropped (another one each epoch). `groups`:
+    the shard of each image, where there are shards; see `epoch_order`.
     """
 
     images: int
@@ -188,6 +201,7 @@ class StepSampler:
     stop: int
     rank: int = 0
     world_size: int = 1
+    groups: np.ndarray | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -203,11 +217,24 @@ class StepSampler:
         for step in range(self.start, self.stop):
             epoch, position = divmod(step, self.steps_per_epoch)
             if epoch != order_epoch:
-                order = rng.generator(self.seed, "order", epoch).permutation(self.images)
+                order = epoch_order(self.images, self.seed, epoch, self.groups)
                 order_epoch = epoch
             for offset in range(0, self.batch_size, part):
                 first = position * self.batch_size + offset + self.rank * local
                 yield [(epoch, int(index)) for index in order[first : first + local]]
+
+
+def epoch_order(images: int, seed: int, epoch: int, groups: np.ndarray | None = None) -> np.ndarray:
+    """A permutation of the images. With `groups` (ascending): of WINDOW shards at a time, which are drawn anew each
+    epoch, so that reads stay within few shards."""
+    draw = rng.generator(seed, "order", epoch)
+    if groups is None:
+        return draw.permutation(images)
+    shards = np.split(np.arange(images), np.flatnonzero(np.diff(groups)) + 1)
+    drawn = [shards[i] for i in draw.permutation(len(shards))]
+    return np.concatenate(
+        [draw.permutation(np.concatenate(drawn[i : i + WINDOW])) for i in range(0, len(drawn), WINDOW)]
+    )
 
 
 class DeviceLoader:

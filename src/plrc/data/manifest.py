@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from plrc.config import PlrcError
+from plrc.data.shards import reopen
 from plrc.data.sources import ImageList
 from plrc.files import parse_json, write_text
 
@@ -63,8 +64,9 @@ def images_of(manifest: dict[str, Any]) -> tuple[ImageList, np.ndarray, np.ndarr
     """(images, train, held out) of a run as its manifest has them; the last two are sorted positions."""
     names = tuple(sorted((*manifest["train"], *manifest["held_out"])))
     held_out = np.array([name in manifest["held_out"] for name in names], dtype=bool)
+    shards = reopen(manifest["root"], names) if manifest["layout"] == "shards" else None
     images = ImageList(
-        manifest["root"], names, manifest["layout"], manifest["counts"]["excluded"], tuple(manifest["notes"])
+        manifest["root"], names, manifest["layout"], manifest["counts"]["excluded"], tuple(manifest["notes"]), shards
     )
     return images, np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
@@ -82,11 +84,4 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _sizes(images: ImageList, positions: Sequence[int]) -> dict[str, int]:
-    return {images.names[i]: _size(images.path(i)) for i in positions}
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return -1
+    return {images.names[i]: images.size(i) for i in positions}

@@ -15,7 +15,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -67,20 +67,23 @@ def save_regions(path: Path, ids: Tensor) -> None:
     write_atomic(path, partial(picture.save, format="PNG"))
 
 
-def load_regions(path: str | Path, size: int) -> Tensor:
+def load_regions(file: str | Path | BinaryIO, size: int, name: str = "") -> Tensor:
     """Read an id map and reduce it, nearest at cell centres, to int16 [size, size]: ids 0 .. k - 1, -1 unlabelled.
+
+    file: a path, or an open PNG with the `name` that messages give it.
 
     PNG: grey of 8 or 16 bits, or palette indices, 0 unlabelled; or RGB, each colour an id and black unlabelled.
     .npy, .npz (its first array): whole numbers [H, W], negative ones unlabelled. Raises RegionError otherwise.
     """
-    path = Path(path)
-    if path.suffix.lower() not in ENDINGS:
+    path = Path(file) if isinstance(file, (str, Path)) else None
+    name = str(path) if path else name
+    if path and path.suffix.lower() not in ENDINGS:
         raise RegionError(f"{path} is not an id map: its ending must be one of {', '.join(ENDINGS)}")
     try:
-        ids = _png_ids(path, size) if path.suffix.lower() == ".png" else _array_ids(path, size)
+        ids = _array_ids(path, size) if path and path.suffix.lower() != ".png" else _png_ids(file, size)
     except _UNREADABLE as error:
-        raise RegionError(f"cannot read the id map {path}: {error}") from error
-    return compact(ids, str(path))
+        raise RegionError(f"cannot read the id map {name}: {error}") from error
+    return compact(ids, name)
 
 
 def resized(ids: NDArray[Any], size: int) -> NDArray[Any]:
@@ -176,9 +179,9 @@ def _checked_size(height: int, width: int) -> tuple[int, int]:
     return height, width
 
 
-def _png_ids(path: Path, size: int) -> NDArray[np.int64]:
+def _png_ids(file: str | Path | BinaryIO, size: int) -> NDArray[np.int64]:
     """Ids of a PNG with 0 as -1, at the cell centres: [size, size]. Alpha is ignored."""
-    with path.open("rb") as file, Image.open(file, formats=["PNG"]) as image:
+    with Image.open(file, formats=["PNG"]) as image:
         _checked_size(image.height, image.width)
         if image.mode == "RGBA":
             pixels = np.asarray(image.convert("RGB"))

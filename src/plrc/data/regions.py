@@ -10,6 +10,7 @@ Shapes: n x n the grid, size x size any other id map, k regions.
 from __future__ import annotations
 
 import hashlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from plrc.config import Config, ConfigError, PlrcError, RegionConfig
-from plrc.data.decode import decode
+from plrc.data.decode import decode_bytes
 from plrc.data.region_files import MOST, RegionError, compact, find_map, load_regions, map_path, read_masks, resized
 from plrc.data.region_noise import add_noise
 from plrc.data.sources import ImageList
@@ -43,6 +44,8 @@ class Regions:
         source, maps = config.regions.source, config.regions.maps
         if source == "maps" and not Path(maps).is_dir():
             raise PlrcError(f"regions.maps is {maps}, which is not a folder; name the one with the id maps")
+        if source == "shards" and (images.shards is None or images.shards.samples[:, 3].max() < 0):
+            raise PlrcError("regions.source is shards, but --data names no shards with id maps; see: plrc shard --help")
         if source in ("slic", "felzenszwalb"):
             _segmentation()
         self.masks = read_masks(maps, images) if source == "coco" else None
@@ -61,6 +64,11 @@ class Regions:
                 wanted = map_path(config.maps, name)
                 raise RegionError(f"image {name} has no id map: write {wanted} (or .npz, .npy), or take another source")
             ids = load_regions(path, config.map_size)
+        elif self.images.shards is not None and config.source == "shards":
+            found = self.images.shards.read_map(position)
+            if found is None:
+                raise RegionError(f"image {name} has no id map in its shard; plrc shard --maps puts it there")
+            ids = load_regions(io.BytesIO(found), config.map_size, name)
         else:
             ids = compact(self._drawn(config, name, position), name)
         return self.with_noise(ids, name) if config.noisy else ids
@@ -87,8 +95,8 @@ class Regions:
     def _pixels(self, position: int, size: int) -> NDArray[np.uint8]:
         """The image at the size of its id map, uint8 [size, size, 3]. Not that of the loader: a JPEG is decoded at the
         smallest of its scales that is large enough here, whatever the views need."""
-        data, path = self.config.data, self.images.path(position)
-        image = decode(path, percentiles=data.percentiles, max_megapixels=data.max_megapixels, least=size)
+        data, file = self.config.data, self.images.read(position)
+        image = decode_bytes(file, percentiles=data.percentiles, max_megapixels=data.max_megapixels, least=size)
         small = F.interpolate(image[None], size=(size, size), mode="bilinear", antialias=True, align_corners=False)
         return np.ascontiguousarray(small[0].permute(1, 2, 0).numpy())
 

@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from plrc.config import DataConfig
-from plrc.data.decode import DecodeError, decode_bytes, read_bytes, read_header
+from plrc.data.decode import DecodeError, decode_bytes, read_header
 from plrc.data.index import Index, prepare_index, stamp, write_index
-from plrc.data.sources import layout_of, list_source, select
+from plrc.data.sources import ImageList, find_images, layout_of, list_source, select
 from plrc.files import printable
 
 CHUNK = 16  # images that a thread takes at once
+NO_INDEX = ("not written: neither the source nor the cache folder can be written", "shards have one of their own")
 SHOWN = 10  # unusable files and duplicates that the table names
 
 Range = tuple[float, float, float]  # smallest, median, largest
@@ -91,7 +92,7 @@ class ScanReport:
             *(("note", note) for note in self.notes),
             *(("unusable", line) for line in first_of(self.unusable)),
             *(("same", ", ".join(map(printable, group))) for group in self.duplicates[:SHOWN]),
-            ("index", self.index or "not written: neither the source nor the cache folder can be written"),
+            ("index", self.index or NO_INDEX[self.layout == "shards"]),
         ]
         return "\n".join(f"{name:<12}{text}" for name, text in rows)
 
@@ -102,15 +103,16 @@ def scan(config: DataConfig, workers: int = 0, progress: Callable[[int, int], No
     Writes the index that `find_images` uses from then on. Raises PlrcError where no image is found.
     """
     layout = layout_of(config)
+    shards = layout == "shards"
     select(config, layout, list_source(config, layout))  # raises before anything is written
-    place = prepare_index(config.source)
+    place = None if shards else prepare_index(config.source)
     listing = list_source(config, layout)
-    images = select(config, layout, listing)
+    images = find_images(config) if shards else select(config, layout, listing)
 
-    def look(names: tuple[str, ...]) -> list[Found]:
-        return [_look(images.root, name, config) for name in names]
+    def look(positions: range) -> list[Found]:
+        return [_look(images, i, config) for i in positions]
 
-    chunks = [images.names[i : i + CHUNK] for i in range(0, len(images), CHUNK)]
+    chunks = [range(i, min(i + CHUNK, len(images))) for i in range(0, len(images), CHUNK)]
     found: list[Found] = []
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         for part in pool.map(look, chunks):
@@ -147,12 +149,12 @@ def scan(config: DataConfig, workers: int = 0, progress: Callable[[int, int], No
     )
 
 
-def _look(root: str, name: str, config: DataConfig) -> Found:
-    path = os.path.join(root, name)
-    size, mtime = stamp(path)
+def _look(images: ImageList, i: int, config: DataConfig) -> Found:
+    name = images.names[i]
+    size, mtime = stamp(images.path(i))
     digest = ""
     try:
-        data = read_bytes(path, config.max_megapixels)
+        data = images.read(i, config.max_megapixels)
         digest = hashlib.blake2b(data, digest_size=16).hexdigest()
         head = read_header(io.BytesIO(data))
         image = decode_bytes(data, percentiles=config.percentiles, max_megapixels=config.max_megapixels)

@@ -1,7 +1,7 @@
 """What the user names in `config.data` -> the sorted list of images to train on.
 
-Layer 1: imports config and this folder's layouts and index. Opens no image; writes nothing but the index of a large
-folder, in the user's cache folder.
+Layer 1: imports config and this folder's layouts, shards and index. Listing opens no image; it writes nothing but the
+index of a large folder, in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import glob
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from plrc.config import DataConfig, PlrcError
 from plrc.data import layouts
-from plrc.data.index import Index, read_index, remember, settled
+from plrc.data.decode import MAX_MEGAPIXELS, read_bytes
+from plrc.data.index import Index, read_index, remember, settled, stamp
 from plrc.data.layouts import Listing, note
+from plrc.data.shards import INDEX, Shards, open_shards, placed
 
 MANY = 20_000  # images whose listing is worth keeping: a second or more on slow storage
 
@@ -29,12 +31,21 @@ class ImageList:
     layout: str
     excluded: int = 0
     notes: tuple[str, ...] = ()
+    shards: Shards | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def path(self, i: int) -> str:
         return os.path.join(self.root, self.names[i])
+
+    def read(self, i: int, max_megapixels: float = MAX_MEGAPIXELS) -> bytes:
+        """The bytes of an image. Raises DecodeError where they cannot be had, or are too many for `max_megapixels`."""
+        return self.shards.read(i) if self.shards else read_bytes(self.path(i), max_megapixels)
+
+    def size(self, i: int) -> int:
+        """Bytes of an image; -1 where it is gone."""
+        return self.shards.size(i) if self.shards else stamp(self.path(i))[0]
 
     def spread(self, count: int) -> list[int]:
         """At most `count` positions, evenly spread over all."""
@@ -50,6 +61,10 @@ def find_images(config: DataConfig) -> ImageList:
     image is found.
     """
     layout = layout_of(config)
+    if layout == "shards":
+        shards, listing = open_shards(config.source)
+        images = select(config, layout, listing)
+        return replace(images, shards=placed(shards, listing.names, images.names))
     index = read_index(config.source, layout)
     before = time.time_ns()
     listing = list_source(config, layout, index)
@@ -73,14 +88,16 @@ def layout_of(config: DataConfig) -> str:
 
 def _detect(source: str) -> str:
     if os.path.isdir(source):
+        if os.path.isfile(os.path.join(source, INDEX)):
+            return "shards"
         return "voc" if os.path.isdir(os.path.join(source, "JPEGImages")) else "folder"
+    if "://" in source or source.endswith(".tar"):
+        return "shards"
     if os.path.isfile(source):
         kinds = {".json": "coco", ".txt": "list"}
         if layouts.ending(source) in kinds:
             return kinds[layouts.ending(source)]
         raise PlrcError(f"{source} is a single file, neither a .txt list nor a COCO .json; name its folder instead")
-    if "://" in source:
-        raise PlrcError(f"{source} is an address; copy or mount the images and name their folder")
     if glob.has_magic(source):
         return "glob"
     raise PlrcError(f"{source} does not exist (looked in {os.getcwd()}); name a folder, glob, .txt list or COCO .json")
@@ -94,6 +111,8 @@ def list_source(config: DataConfig, layout: str, index: Index | None = None) -> 
         if index is not None and index.lists(root):
             return Listing(root, index.names, index.notes, index.folders)
         return layouts.folder(source)
+    if layout == "shards":
+        return open_shards(source)[1]
     if layout == "voc":
         return layouts.voc(source, config.split)
     return {"glob": layouts.pattern, "list": layouts.listed, "coco": layouts.coco}[layout](source)

@@ -19,7 +19,7 @@ from plrc import distributed, rng
 from plrc.config import Config, PlrcError
 from plrc.data.loader import DeviceLoader, StepSampler, ViewDataset
 from plrc.data.manifest import read_manifest
-from plrc.engine import health, schedule
+from plrc.engine import health, memory, schedule
 from plrc.engine.checkpoint import save_checkpoint
 from plrc.engine.runlog import RunLog, provenance
 from plrc.engine.setup import Plan, StopRequest, prepare
@@ -52,14 +52,14 @@ def pretrain(config: Config, explicit: Set[str] = frozenset(), on_checkpoint: Se
     stop, theirs = StopRequest(), distributed.is_started()
     try:
         plan = prepare(config, explicit)
-        return _train(plan, stop, on_checkpoint)
-    except RuntimeError as error:
-        if not str(error).startswith(ENDED_LOADER):
-            raise
-        raise PlrcError(
-            f"a loader process was ended from outside, most often for want of memory ({error}); "
-            "go on with --resume and a lower --run.workers"
-        ) from error
+        try:
+            return _train(plan, stop, on_checkpoint)
+        except (RuntimeError, MemoryError) as error:
+            if sentence := _explained(error):
+                raise PlrcError(sentence) from error
+            if not memory.ran_out(error):
+                raise
+        raise PlrcError(memory.advice(plan))  # out here, where nothing holds on to what had filled the memory
     finally:
         stop.restore()
         if not theirs:
@@ -84,8 +84,10 @@ def _train(plan: Plan, stop: StopRequest, on_checkpoint: Sequence[OnCheckpoint])
             filling = math.ceil(config.objectives.queue / config.optim.batch_size)
             log.say(f"the image loss rises for {filling} steps, while real keys replace the random ones in the queue")
         ranks = distributed.rank(), distributed.world_size()
-        sampler = StepSampler(len(plan.train), config.optim.batch_size, parts, config.seed, first, plan.steps, *ranks)
-        loader = DeviceLoader(ViewDataset(plan.images, plan.train, config), sampler, plan.workers, device)
+        data = ViewDataset(plan.images, plan.train, config)
+        steps = config.seed, first, plan.steps
+        sampler = StepSampler(len(data), config.optim.batch_size, parts, *steps, *ranks, groups=data.groups)
+        loader = DeviceLoader(data, sampler, plan.workers, device)
         batches = ends.enter_context(contextlib.closing(iter(loader)))
         watch = Watch(plan, state, log, on_checkpoint)
         learner, student = state.learner, state.learner.wrapped_student()
@@ -99,7 +101,7 @@ def _train(plan: Plan, stop: StopRequest, on_checkpoint: Sequence[OnCheckpoint])
             temperature = schedule.teacher_temperature(config.objectives, step - 1, plan.steps)
             momentum = schedule.teacher_momentum(config.optim, step - 1, plan.steps)
             torch.manual_seed(rng.torch_seed(config.seed, "layers", index=step))
-            order = _teacher_order(config, step).to(device, non_blocking=True)
+            order = _teacher_order(config, step)
 
             state.guard.remember()
             outcomes = []
@@ -173,10 +175,12 @@ class Watch:
         for name in sorted(found.keys() - self.bad.keys()):
             self.log.say(f"warning: cannot read {printable(name)}: {found[name]}; another image takes its place")
         self.bad |= found
-        if len(self.bad) > self.plan.config.data.bad_limit * len(self.plan.train):
+        shards = self.plan.images.shards
+        count = sum(max(1, shards.images_of(name)) for name in self.bad) if shards else len(self.bad)
+        if count > self.plan.config.data.bad_limit * len(self.plan.train):
             name = min(self.bad)
             raise PlrcError(
-                f"{len(self.bad)} of {len(self.plan.train)} images cannot be read, more than data.bad_limit "
+                f"{count} of {len(self.plan.train)} images cannot be read, more than data.bad_limit "
                 f"({self.plan.config.data.bad_limit:.0%}), such as {printable(name)}: {self.bad[name]}; "
                 "log.txt names those met so far, plrc scan DIR looks at every image"
             )
@@ -204,6 +208,15 @@ class Watch:
         if self.bad:
             names = ", ".join(map(printable, sorted(self.bad)[:5]))
             self.log.say(f"{len(self.bad)} images could not be read and were replaced by others: {names}")
+
+
+def _explained(error: Exception) -> str:
+    """What a failure of another process means for the user; empty for all other errors."""
+    if str(error).startswith(ENDED_LOADER):
+        reason = f"a loader process was ended from outside, most often for want of memory ({error})"
+        return f"{reason}; go on with --resume and a lower --run.workers"
+    gone = distributed.lost(error)
+    return f"{gone}: it has ended or hangs; look at what it said, then go on with --resume" if gone else ""
 
 
 def _teacher_order(config: Config, step: int) -> torch.Tensor:

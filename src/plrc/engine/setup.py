@@ -7,6 +7,7 @@ stored, or a refusal that shows the difference.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import signal
@@ -61,11 +62,16 @@ def prepare(config: Config, explicit: Set[str]) -> Plan:
     out = Path(config.run.out)
     stored = Config.load(out / "config.toml") if _is_resumed(config, out) else None
     device = choose_device(config.run.device)
-    distributed.start(device)
+    distributed.start(device, config.run.stall_seconds)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
 
     images, train, held_out = _images(config, stored, out / "manifest.json")
+    listed = hashlib.sha256("\n".join(images.names).encode(errors="surrogateescape")).hexdigest()
+    if len(set(distributed.gather_words({str(distributed.rank()): listed}).values())) > 1:
+        raise PlrcError(
+            f"the processes find different images in {config.data.source}; let all hosts see the same files"
+        )
     config, changes = _fit(config, explicit, stored, len(train), device)
     remarks = [
         f"{len(images.names)} images ({images.layout}): {len(train)} to train on, {len(held_out)} held out for health"
@@ -75,6 +81,8 @@ def prepare(config: Config, explicit: Set[str]) -> Plan:
     remarks += [f"adapted {change}" for change in changes]
     if config.regions != RegionConfig() and (config.objectives.pixels or config.objectives.point_weight == 0):
         remarks.append("no term that is trained looks at regions: the settings regions.* change nothing")
+    if config.run.cache and images.shards:
+        raise PlrcError("run.cache keeps images of folders only; leave it out, or write --data simplecache::ADDRESS")
     if config.run.cache:
         remarks.append(f"decoded images are kept in {Path(config.run.cache).resolve()}")
     several = distributed.world_size() > 1

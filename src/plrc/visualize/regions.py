@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from plrc.config import Config, PlrcError
-from plrc.data.decode import DecodeError, decode
+from plrc.data.decode import DecodeError, decode_bytes
 from plrc.data.region_files import RegionError, map_path
 from plrc.data.regions import Regions
 from plrc.data.sources import ImageList
@@ -48,10 +48,12 @@ def save_preview(
     tiles: list[tuple[str, Image.Image]] = []
     unusable: list[tuple[str, str]] = []
     for done, position in enumerate(positions, start=1):
-        name, path = images.names[position], images.path(position)
+        name = images.names[position]
         try:
             ids = regions(position)
-            image = decode(path, percentiles=data.percentiles, max_megapixels=data.max_megapixels, least=_TILE)
+            image = decode_bytes(
+                images.read(position), percentiles=data.percentiles, max_megapixels=data.max_megapixels, least=_TILE
+            )
         except (RegionError, DecodeError) as error:
             unusable.append((name, error.reason))
         else:

@@ -1,0 +1,383 @@
+"""Shards: written whole, read by range from anywhere, every sample once an epoch, and faults named and survived."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from plrc.config import Config, DataConfig, PlrcError
+from plrc.data import shards
+from plrc.data.loader import StepSampler, ViewDataset, epoch_order
+from plrc.data.scan import scan
+from plrc.data.sharding import Sharded, write_shards
+from plrc.data.sources import ImageList, find_images
+from plrc.engine.checkpoint import load_checkpoint, newest_checkpoint
+from plrc.engine.pretrain import Window, pretrain
+
+webdataset = pytest.importorskip("webdataset", reason="the extra shards is not installed")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "WAITS", (0.01, 0.01))
+
+
+def listed(source: str | Path, **settings: Any) -> ImageList:
+    return find_images(DataConfig(source=str(source), **settings))
+
+
+def shard(source: str | Path, out: Path, maps: str = "", megabytes: float = 0.008) -> Sharded:
+    return write_shards(listed(source), out, maps, megabytes, lambda done, total: None)
+
+
+def contents(images: ImageList) -> dict[str, bytes]:
+    """Member name -> bytes."""
+    return {name.partition("/")[2]: images.read(i) for i, name in enumerate(images.names)}
+
+
+@pytest.fixture(scope="module")
+def packed(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The 48 scenes in shards of a few images, read-only for all tests."""
+    out = tmp_path_factory.mktemp("shards") / "out"
+    shard(scenes, out)
+    return out
+
+
+class Ranges(SimpleHTTPRequestHandler):
+    """Python's file server, and byte ranges as every object store answers them."""
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        path = Path(self.translate_path(self.path))
+        if wanted is None or not path.is_file():
+            super().do_GET()
+            return
+        first, last = map(int, wanted.groups())
+        part = path.read_bytes()[first : last + 1]
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        self.wfile.write(part)
+
+
+@pytest.fixture
+def served(packed: Path) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Ranges, directory=str(packed))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+# ------------------------------------------------------------------------------------------------------------ writing
+
+
+def test_shards_hold_the_original_bytes_and_webdataset_reads_them(scenes: Path, packed: Path) -> None:
+    original = {path.name: path.read_bytes() for path in scenes.iterdir()}
+    assert contents(listed(packed)) == original
+    files = sorted(map(str, packed.glob("*.tar")))
+    assert len(files) > 5
+    with contextlib.ExitStack() as opened:
+        streams = [{"url": file, "stream": opened.enter_context(open(file, "rb"))} for file in files]
+        parts = webdataset.tariterators.tar_file_expander(streams)
+        read = {f"{s['__key__']}.jpg": s["jpg"] for s in webdataset.tariterators.group_by_keys(parts)}
+    assert read == original
+
+
+def test_the_same_images_give_the_same_files(scenes: Path, packed: Path, tmp_path: Path) -> None:
+    shard(scenes, tmp_path / "again")
+    for path in packed.iterdir():
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_killed_while_writing_it_goes_on_with_what_is_whole(scenes: Path, packed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code = (
+        "import os, signal, sys; from pathlib import Path; from plrc.config import DataConfig\n"
+        "from plrc.data.sharding import write_shards; from plrc.data.sources import find_images\n"
+        "stop = lambda done, total: os.kill(os.getpid(), signal.SIGKILL) if done == 4 else None\n"
+        "write_shards(find_images(DataConfig(source=sys.argv[1])), Path(sys.argv[2]), '', 0.008, stop)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(scenes), str(out)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    with pytest.raises(PlrcError, match="are unfinished; give the same plrc shard command again"):
+        listed(out)
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
+    assert len(before) == 4
+    assert shard(scenes, out).present == 4
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert contents(listed(out)) == contents(listed(packed))
+    with pytest.raises(PlrcError, match="shards of other images or settings \\(megabytes\\)"):
+        shard(scenes, out, megabytes=1)
+    with pytest.raises(PlrcError, match=r"is not empty and holds no shards\.json"):
+        shard(packed, scenes)
+
+
+def test_awkward_names_unreadable_files_and_id_maps(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    for name in ("a.jpg", "a.png", "x.y.jpg", "x_y.jpg", "deep/er/b.JPG"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "in" / name)
+    (tmp_path / "in" / "empty.jpg").touch()
+    ids = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    (tmp_path / "maps" / "deep" / "er").mkdir(parents=True)
+    Image.fromarray(ids).save(tmp_path / "maps" / "deep" / "er" / "b.png")
+    done = shard(tmp_path / "in", tmp_path / "out", maps=str(tmp_path / "maps"))
+    assert (done.images, done.maps, done.unusable) == (5, 1, (("empty.jpg", "the file is empty"),))
+    images = listed(tmp_path / "out")
+    assert len(set(images.names)) == 5
+    config = Config().with_values({"regions.source": "shards", "regions.map_size": 8})
+    from plrc.data.regions import RegionError, Regions
+
+    regions = Regions(config, images)
+    at = next(i for i, name in enumerate(images.names) if "deep/er/b" in name)
+    assert torch.equal(regions(at), torch.from_numpy(ids.astype(np.int16) - 1))
+    with pytest.raises(RegionError, match="no id map in its shard"):
+        regions((at + 1) % 5)
+    with pytest.raises(PlrcError, match="names no shards with id maps"):
+        Regions(config, listed(tmp_path / "in"))
+
+
+# ------------------------------------------------------------------------------------------------------------ reading
+
+
+def test_every_address_gives_the_same_images(packed: Path, served: str) -> None:
+    expected = contents(listed(packed))
+    memory = fsspec.filesystem("memory")
+    memory.put(str(packed), "/bucket", recursive=True)
+    last = len(list(packed.glob("*.tar"))) - 1
+    pattern = f"shard-{{000000..{last:06d}}}.tar"
+    try:
+        for source in (packed / "*.tar", packed / pattern, f"file://{packed}", "memory://bucket", served,
+                       f"{served}/{pattern}", f"simplecache::{served}"):  # fmt: skip
+            assert contents(listed(source)) == expected, source
+    finally:
+        memory.rm("/bucket", recursive=True)
+    assert len(listed(packed / "shard-000000.tar")) < 48
+
+
+def test_shards_of_others_are_read_from_their_headers(scenes: Path, tmp_path: Path, served: str) -> None:
+    """Written by webdataset itself, with other parts beside the image and no index."""
+    with webdataset.ShardWriter(str(tmp_path / "o-%03d.tar"), maxcount=20, verbose=0) as out:
+        for path in sorted(scenes.iterdir()):
+            out.write({"__key__": path.stem, "jpg": path.read_bytes(), "cls": b"7", "json": b"{}"})
+    images = listed(tmp_path, layout="shards")
+    assert contents(images) == {path.name: path.read_bytes() for path in scenes.iterdir()}
+    assert "read the headers of 3 shards that no shards.json lists" in images.notes
+    assert listed(tmp_path / "o-{000..002}.tar").names == images.names
+
+
+def test_members_never_leave_their_folder(scenes: Path, tmp_path: Path) -> None:
+    data = next(scenes.iterdir()).read_bytes()
+    names = ["good.jpg", "./dot.jpg", "../up.jpg", "/abs.jpg", "a/../../b.jpg", "c\\..\\d.jpg", "C:e.jpg"]
+    with tarfile.open(tmp_path / "s.tar", "w") as out:
+        for name in names:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            out.addfile(member, io.BytesIO(data))
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
+            member = tarfile.TarInfo(f"link{kind.decode()}.jpg")
+            member.type, member.linkname = kind, "/etc/passwd"
+            out.addfile(member)
+    images = listed(tmp_path / "s.tar")
+    assert images.names == ("s.tar/dot.jpg", "s.tar/good.jpg")
+    assert [note for note in images.notes if "no plain files with plain names: 8 (" in note]
+    for shards_of in ({"../s.tar": [["good.jpg", 512, 10, -1, -1]]}, {"s.tar": [["../../x.jpg", 512, 10, -1, -1]]}):
+        (tmp_path / "shards.json").write_text(json.dumps({"version": 1, "shards": shards_of}))
+        with pytest.raises(PlrcError, match="may lie outside of its folder"):
+            listed(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is damaged"),
+        ("[]", "is not an index of plrc shard"),
+        ('{"version": 9, "shards": {}}', "of version 9, this plrc reads 1"),
+        ('{"version": 1, "shards": {"a.tar": [["b.jpg", -5, 1, -1, -1]]}}', "is not an index of plrc shard"),
+        ('{"version": 1, "shards": {"a.tar": [["b.jpg"]]}}', "is not an index of plrc shard"),
+    ],
+)
+def test_a_wrong_index_is_one_sentence(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "shards.json").write_text(text)
+    with pytest.raises(PlrcError, match=message):
+        listed(tmp_path)
+
+
+def test_scan_looks_into_shards(packed: Path) -> None:
+    report = scan(DataConfig(source=str(packed)))
+    assert (report.files, report.usable, report.index) == (48, 48, "")
+
+
+# ----------------------------------------------------------------------------------------------------- order and resume
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_every_sample_once_an_epoch_over_ranks_also_after_a_stop(world: int, packed: Path) -> None:
+    groups = listed(packed).shards.samples[:, 0]  # type: ignore[union-attr]
+
+    def keys(start: int, stop: int) -> list[tuple[int, int]]:
+        ranks = (StepSampler(48, 12, 1, 5, start, stop, rank, world, groups) for rank in range(world))
+        return [key for sampler in ranks for part in sampler for key in part]
+
+    whole = Counter(keys(0, 8))
+    assert set(whole) == {(epoch, i) for epoch in (0, 1) for i in range(48)} and set(whole.values()) == {1}
+    assert Counter(keys(0, 3)) + Counter(keys(3, 8)) == whole
+
+
+def test_an_epoch_keeps_to_few_shards_at_a_time() -> None:
+    groups = np.repeat(np.arange(1000), 7)
+    order = epoch_order(7000, 0, 3, groups)
+    assert sorted(order) == list(range(7000)) and not np.array_equal(order, epoch_order(7000, 0, 4, groups))
+    for start in range(0, 7000, 64 * 7):
+        assert len(set(groups[order[start : start + 64 * 7]])) <= 64
+    assert len(set(groups[order[:20]])) > 10
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    path = newest_checkpoint(out)
+    assert path is not None
+    state = load_checkpoint(path)
+    return {
+        f"{part}.{name}": tensor for part in ("student", "teacher", "queue") for name, tensor in state[part].items()
+    }
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send this process SIGTERM at the end of the given step of the next run."""
+    original, count = Window.add_step, 0
+
+    def counted(window: Window, *args: torch.Tensor) -> None:
+        nonlocal count
+        original(window, *args)
+        count += 1
+        if count == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Window, "add_step", counted)
+
+
+def test_stop_and_resume_in_the_middle_of_an_epoch_bit_for_bit(
+    packed: Path, served: str, tiny: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """5 steps an epoch, over HTTP with loader processes, stopped at the third and gone on into the second epoch: the
+    same numbers as one run on the folder without any of this."""
+    base = tiny(optim__steps=8)
+    pretrain(base.with_values({"run.out": str(tmp_path / "whole"), "data.source": str(packed)}))
+    parts = base.with_values({"run.out": str(tmp_path / "parts"), "data.source": served, "run.workers": 2})
+    with monkeypatch.context() as patch:
+        stop_after(3, patch)
+        stopped = pretrain(parts)
+    assert (stopped.step, stopped.finished) == (3, False)
+    assert pretrain(parts.with_values({"run.resume": True})).finished
+    a, b = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert len(a) > 100 and a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# -------------------------------------------------------------------------------------------------------------- faults
+
+
+def test_a_missing_and_a_broken_shard_are_skipped_counted_and_named(
+    packed: Path, tiny: Callable[..., Config], tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in packed.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    (copy / "shard-000001.tar").unlink()
+    cut = copy / "shard-000002.tar"
+    cut.write_bytes(cut.read_bytes()[:600])
+    config = tiny(data__source=str(copy), data__held_out=0, data__bad_limit=0.9, optim__steps=6)
+    assert pretrain(config).finished
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert log.count("cannot read shard-000001.tar: does not exist (tried 3 times); another image takes its place") == 1
+    assert log.count("cannot read shard-000002.tar: the shard ends before byte") == 1
+    lost = sum(name.startswith(("shard-000001", "shard-000002")) for name in listed(packed).names)
+    strict = config.with_values({"data.bad_limit": (lost - 1) / 48, "run.out": str(tmp_path / "strict")})
+    with pytest.raises(PlrcError, match=f"^{lost} of 48 images cannot be read, .*such as shard-000001.tar"):
+        pretrain(strict)
+
+
+def test_a_substitute_comes_from_another_shard(packed: Path, tiny: Callable[..., Config], tmp_path: Path) -> None:
+    images = listed(packed)
+    assert images.shards is not None
+    first = [i for i in range(48) if images.shards.samples[i, 0] == 0]
+    (tmp_path / "copy").mkdir()
+    for path in packed.iterdir():
+        if path.name != "shard-000000.tar":
+            (tmp_path / "copy" / path.name).write_bytes(path.read_bytes())
+    data = ViewDataset(listed(tmp_path / "copy"), np.arange(48), tiny(data__source=str(tmp_path / "copy")))
+    chosen = {i: data[0, i] for i in first}
+    assert all([name for name, _ in batch.failures] == ["shard-000000.tar"] for batch in chosen.values())
+    assert len({batch.images.sum().item() for batch in chosen.values()}) == len(first)
+
+
+def test_a_store_that_fails_now_and_then_is_asked_again(packed: Path, tmp_path: Path) -> None:
+    asked: Counter[str] = Counter()
+
+    class Flaky(Ranges):
+        def do_GET(self) -> None:
+            what = f"{self.path} {self.headers.get('Range')}"
+            asked[what] += 1
+            if asked[what] <= 2 and ".tar" in what:
+                self.send_error(503)
+            else:
+                super().do_GET()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Flaky, directory=str(packed))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        images = listed(f"http://127.0.0.1:{server.server_address[1]}")
+        assert contents(images) == contents(listed(packed))
+        server.shutdown()
+    assert images.shards is not None and not images.shards.broken
+    assert {count for what, count in asked.items() if ".tar" in what} == {3}
+
+
+def test_a_server_without_ranges_is_named(packed: Path) -> None:
+    class Plain(SimpleHTTPRequestHandler):
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Plain, directory=str(packed))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        with pytest.raises(PlrcError, match="answers with the whole file, not with a range; write simplecache::"):
+            listed(address).read(0)
+        assert contents(listed(f"simplecache::{address}")) == contents(listed(packed))
+        server.shutdown()
+
+
+def test_unusable_addresses(tmp_path: Path) -> None:
+    for source, message in {
+        "nowhere://bucket/x.tar": "is not an address that can be read",
+        "memory://empty/": "has no shards",
+        str(tmp_path / "gone-{0..2}.tar"): r"none of the 3 shards of .* does not exist \(tried 3 times\)",
+    }.items():
+        with pytest.raises(PlrcError, match=message):
+            listed(source)
