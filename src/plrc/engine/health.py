@@ -7,6 +7,7 @@ Shapes: B images, N points per image, C channels.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -50,7 +51,7 @@ class Health:
 
     @property
     def collapsed(self) -> bool:
-        return self.feature_std < COLLAPSED_STD or self.effective_rank < COLLAPSED_RANK
+        return not (self.feature_std >= COLLAPSED_STD and self.effective_rank >= COLLAPSED_RANK)  # nan is collapsed
 
     def __str__(self) -> str:
         return (
@@ -117,9 +118,11 @@ class HealthCheck:
 
 
 def spread(features: Tensor) -> tuple[float, float]:
-    """(feature_std, effective_rank) of unit-length features [N, C], as `Health` defines them."""
+    """(feature_std, effective_rank) of unit-length features [N, C], as in `Health`; nan where one is not finite."""
     if len(features) < 2:
         return 0.0, 1.0
+    if not bool(features.isfinite().all()):
+        return math.nan, math.nan
     std = float(features.std(dim=0, correction=0).square().mean().sqrt() * features.shape[1] ** 0.5)
     centred = (features - features.mean(dim=0)).double()
     tall = features.shape[1] <= len(features)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -19,14 +20,15 @@ from plrc.config import Config, PlrcError
 from plrc.data.loader import DeviceLoader, StepSampler, ViewDataset
 from plrc.data.manifest import read_manifest
 from plrc.engine import health, schedule
-from plrc.engine.checkpoint import save_checkpoint
+from plrc.engine.checkpoint import newest_checkpoint, save_checkpoint
+from plrc.engine.recovery import MOST_SKIPPED, Diverged, fall_back, non_finite
 from plrc.engine.runlog import RunLog
 from plrc.engine.setup import Plan, StopRequest, prepare
 from plrc.engine.state import TrainingState
 from plrc.engine.window import Window, total_loss
+from plrc.files import FolderLock
 
 ENDED_LOADER = "DataLoader worker (pid"  # how PyTorch begins to say that a loader process is gone
-MOST_SKIPPED = 50  # steps in a row without a finite gradient before the run stops; loss scaling settles in fewer
 
 OnCheckpoint = Callable[[Path], None]
 
@@ -46,10 +48,14 @@ def pretrain(config: Config, explicit: Set[str] = frozenset(), on_checkpoint: Se
 
     Each of `on_checkpoint` is called with the run folder after every save, in the main process.
     """
-    stop, theirs = StopRequest(), distributed.is_started()
+    stop, lock, theirs = StopRequest(), FolderLock(), distributed.is_started()
     try:
-        plan = prepare(config, explicit)
-        return _train(plan, stop, on_checkpoint)
+        plan = prepare(config, explicit, lock)
+        try:
+            return _train(plan, lock, stop, on_checkpoint)
+        except Diverged as error:
+            reason = str(error)  # and not its traceback, which holds the network
+        return _train(fall_back(plan, reason), lock, stop, on_checkpoint)
     except RuntimeError as error:
         if not str(error).startswith(ENDED_LOADER):
             raise
@@ -58,12 +64,13 @@ def pretrain(config: Config, explicit: Set[str] = frozenset(), on_checkpoint: Se
             "go on with --resume and a lower --run.workers"
         ) from error
     finally:
+        lock.release()
         stop.restore()
         if not theirs:
             distributed.stop()
 
 
-def _train(plan: Plan, stop: StopRequest, on_checkpoint: Sequence[OnCheckpoint]) -> Run:
+def _train(plan: Plan, lock: FolderLock, stop: StopRequest, on_checkpoint: Sequence[OnCheckpoint]) -> Run:
     config, device, parts = plan.config, plan.device, plan.config.optim.accumulate
     state = TrainingState(config, device)
     first = state.begin(plan.checkpoint, plan.out / "checkpoints")
@@ -83,7 +90,7 @@ def _train(plan: Plan, stop: StopRequest, on_checkpoint: Sequence[OnCheckpoint])
         sampler = StepSampler(len(plan.train), config.optim.batch_size, parts, config.seed, first, plan.steps, *ranks)
         loader = DeviceLoader(ViewDataset(plan.images, plan.train, config), sampler, plan.workers, device)
         batches = ends.enter_context(contextlib.closing(iter(loader)))
-        watch = Watch(plan, state, log, on_checkpoint)
+        watch = Watch(plan, lock, state, log, on_checkpoint)
         learner, student = state.learner, state.learner.wrapped_student()
         window = Window(config, learner.key_counts())
 
@@ -91,7 +98,7 @@ def _train(plan: Plan, stop: StopRequest, on_checkpoint: Sequence[OnCheckpoint])
             watch.check(first)
         step = first
         for step in range(first + 1, plan.steps + 1):
-            lr = schedule.learning_rate(config.optim, step - 1, plan.steps, plan.steps_per_epoch)
+            lr = state.lr_factor * schedule.learning_rate(config.optim, step - 1, plan.steps, plan.steps_per_epoch)
             temperature = schedule.teacher_temperature(config.objectives, step - 1, plan.steps)
             momentum = schedule.teacher_momentum(config.optim, step - 1, plan.steps)
             torch.manual_seed(rng.torch_seed(config.seed, "layers", index=step))
@@ -117,12 +124,14 @@ def _train(plan: Plan, stop: StopRequest, on_checkpoint: Sequence[OnCheckpoint])
                 values = window.read(loader.waited)
                 log.train_line(step, values | rates)
                 watch.tell_failures()
-                watch.tell_skipped(step, values["skipped_steps"], window.skipped_in_a_row)
+                watch.tell_skipped(step, values["skipped_steps"])
+            if step % MOST_SKIPPED == 0:
+                watch.check_numbers(step)
             asked = stop.agreed()
             if last or step % config.run.health_every_steps == 0:
                 watch.check(step)
             if last or asked or step % config.run.checkpoint_every_steps == 0:
-                watch.save(step)
+                watch.save(step, or_fail=last or asked)
             if asked and not last:
                 log.say(f"stopped at step {step} of {plan.steps} and saved; go on with --resume")
                 break
@@ -134,8 +143,10 @@ def _train(plan: Plan, stop: StopRequest, on_checkpoint: Sequence[OnCheckpoint])
 class Watch:
     """What surrounds the loop: health checks, unreadable images, saving. Only the main process measures and writes."""
 
-    def __init__(self, plan: Plan, state: TrainingState, log: RunLog, on_checkpoint: Sequence[OnCheckpoint]) -> None:
-        self.plan, self.state, self.log, self.on_checkpoint = plan, state, log, on_checkpoint
+    def __init__(
+        self, plan: Plan, lock: FolderLock, state: TrainingState, log: RunLog, on_checkpoint: Sequence[OnCheckpoint]
+    ) -> None:
+        self.plan, self.lock, self.state, self.log, self.on_checkpoint = plan, lock, state, log, on_checkpoint
         held_out = plan.held_out if distributed.is_main() else plan.held_out[:0]
         self.health = health.HealthCheck(plan.config, plan.images, held_out, plan.device)
         for name, reason in self.health.unreadable.items():
@@ -175,23 +186,49 @@ class Watch:
                 "log.txt names those met so far, plrc scan DIR looks at every image"
             )
 
-    def tell_skipped(self, step: int, skipped: float, in_a_row: int) -> None:
-        """Warn of steps whose gradient was not finite; stop, after saving the last good state, if all of them are."""
+    def tell_skipped(self, step: int, skipped: float) -> None:
+        """Warn of steps whose gradient was not finite."""
         if skipped:
             self.log.say(f"warning: {skipped:.0f} steps before step {step} skipped: their gradient was not finite")
-        if in_a_row >= MOST_SKIPPED:
-            self.save(step)
-            raise PlrcError(
-                f"stopped at step {step}: the last {in_a_row} gradients were not finite; "
-                "start again with a lower optim.lr, or with optim.precision float32"
-            )
 
-    def save(self, step: int) -> None:
-        if distributed.is_main():
-            folder = self.plan.out / "checkpoints"
-            save_checkpoint(folder, self.state.checkpoint(step, self.images), self.plan.config.run.keep_checkpoints)
-            for call in self.on_checkpoint:
-                call(self.plan.out)
+    def check_numbers(self, step: int) -> None:
+        """Leave the loop where too many steps in a row were skipped, in all processes alike."""
+        in_a_row = int(self.state.skipped_in_a_row)
+        if in_a_row >= MOST_SKIPPED:
+            self._diverge(step, f"the last {in_a_row} gradients were not finite")
+
+    def _diverge(self, step: int, reason: str) -> NoReturn:
+        if self.state.lr_factor == 1 and newest_checkpoint(self.plan.out):
+            raise Diverged(f"at step {step} {reason}")
+        raise PlrcError(
+            f"stopped at step {step}: {reason}; start again with a lower optim.lr, or with optim.precision float32"
+        )
+
+    def save(self, step: int, or_fail: bool = True) -> None:
+        """Write a checkpoint and what is made of it. Where the storage refuses, raise or, if not `or_fail`, tell."""
+        content = self.state.checkpoint(step, self.images)
+        bad = non_finite(content)
+        if distributed.any_process(bool(bad)):
+            self._diverge(step, f"{bad or 'a tensor of another process'} is not finite and was not saved")
+        if not distributed.is_main():
+            return
+        try:
+            self._store(content)
+        except PlrcError as error:
+            if not isinstance(error.__cause__, OSError):
+                raise
+            if or_fail:
+                raise PlrcError(f"{error}; when this is mended, go on with --resume") from error
+            self.log.say(f"warning: {error}; training goes on, and the next checkpoint is tried at its time")
+
+    def _store(self, content: dict[str, Any]) -> None:
+        try:
+            self.lock.check()
+        except OSError as error:
+            raise PlrcError(f"cannot save to {self.plan.out}: {error.strerror}") from error
+        save_checkpoint(self.plan.out / "checkpoints", content, self.plan.config.run.keep_checkpoints)
+        for call in self.on_checkpoint:
+            call(self.plan.out)
 
     def close(self) -> None:
         if self.bad:
