@@ -1,13 +1,13 @@
-"""kill -9 at random moments of a run, while it starts, trains and saves; then its end is compared with a run left alone.
+"""kill -9 at random moments of a run, while it starts, trains and saves; its end must be that of a run left alone.
 
     python tests/soak/kill_resume.py --kills 50 [--seed 0] [--out DIR]
 
-The run is `plrc pretrain ... --resume`, repeated after every kill. Moments are drawn in turn from: a new interpreter's
-start (every tenth kill; imports included), the start without imports, training, writing a checkpoint, and the moments
-after it (its name, the export, deleting old ones). But for every tenth, a start is a fork of this process, which has
-imported plrc and PyTorch and computed nothing; everything after the imports is the same. Ends with status 0 if, after
-all kills, each part of the last checkpoint, the curve of the metrics and the exported file equal those of the run that
-was left alone, bit for bit; prints one line of JSON.
+The run is `plrc pretrain ... --resume`, repeated after every kill. Kills come in turn in the start, in training, while
+a checkpoint is written, and after that (its name, deleting old ones, the export), each after a random delay. Every
+tenth start is a new interpreter, killed anywhere from its imports on; the others are forks of this process, which has
+imported plrc and PyTorch and computed nothing. Ends with status 0 if, after all kills, each part of the last
+checkpoint, the metrics and the exported file equal those of the run that was left alone, bit for bit, and nothing half
+written is left. Prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from safetensors.torch import load_file
 
 from plrc.cli import main as plrc
 from plrc.data.scenes import write_scenes
-from plrc.engine import pretrain as _imported  # so that a fork need not
+from plrc.engine import pretrain  # noqa: F401 - so that a fork need not
 from plrc.engine.checkpoint import KEYS, checkpoints, load_checkpoint
 from plrc.files import PARTIAL
 
-MOMENTS = ("starting", "training", "saving", "after a save")
+MOMENTS = ("starting", "saving", "training", "after a save")
 SETTINGS = """
     --preset debug_cpu --seed 3 --run.device cpu --run.workers 1 --run.threads 1 --data.held-out 4 --views.size 32
     --optim.batch-size 8 --model.stride 8 --model.bn-groups 2 --model.contrast-hidden 16 --model.distill-hidden 16
@@ -153,7 +153,7 @@ def soak(out: Path, kills: int, seed: int, steps_a_kill: int) -> int:
     settings += ["--optim.steps", str(steps), "--run.checkpoint-every-steps", "4"]
     command = {name: ["pretrain", *settings, "--out", str(out / name)] for name in ("alone", "killed")}
     began = time.monotonic()
-    if Start(command["alone"], out / "alone.txt", fork=False).wait():
+    if Start(command["alone"], out / "alone.txt", fork=True).wait():
         print((out / "alone.txt").read_text(), file=sys.stderr)
         return 1
     alone = time.monotonic() - began
@@ -162,7 +162,7 @@ def soak(out: Path, kills: int, seed: int, steps_a_kill: int) -> int:
     run = out / "killed"
     while True:
         new = sum(done.values()) % 10 == 0
-        moment = "starting" if new else draw.choice(MOMENTS)
+        moment = "starting" if new else MOMENTS[sum(done.values()) % len(MOMENTS)]
         start = Start(command["killed"], out / "killed.txt", fork=not new)
         starts += 1
         if sum(done.values()) < kills and wait_for(moment, run, start, draw, startup=8.0 if new else 1.5):

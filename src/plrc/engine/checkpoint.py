@@ -67,8 +67,10 @@ def damage(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             record = archive.testzip()
-    except Exception as error:  # zipfile raises many kinds for damaged files
-        return str(error) or type(error).__name__
+        if record is None:
+            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # both raise many kinds for damaged files
+        return (str(error) or type(error).__name__).partition("\n")[0]
     return f"the checksum of its record {record} is wrong" if record else ""
 
 
@@ -100,15 +102,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU without running any code in it; one clear sentence if it cannot be used."""
     if not path.exists():
         raise PlrcError(f"no checkpoint at {path}: it does not exist; make one with: plrc pretrain")
-    reason, state = damage(path), None
-    try:
-        state = None if reason else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # torch.load raises many kinds for what is no checkpoint
-        reason = "not a checkpoint"
-    if reason:
+    if reason := damage(path):
         raise PlrcError(
             f"the checkpoint {path} cannot be read ({reason}); move it away and resume from the one before it"
         )
+    state = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(state, dict) and state.get("format") == 1:
         state |= SINCE_2 | {"format": FORMAT}
     if not isinstance(state, dict) or set(state) != set(KEYS):

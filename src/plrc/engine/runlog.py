@@ -1,7 +1,7 @@
 """What a run tells: metrics.jsonl, TensorBoard, log.txt, and one progress line on the screen.
 
 Layer 4. Only the main process writes; in the others every method does nothing. A full disk ends no run: what could not
-be written of log.txt and metrics.jsonl is kept in memory and tried again with the next line.
+be written of log.txt and metrics.jsonl stays in memory and is tried again with the next line.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class RunLog:
     def say(self, sentence: str) -> None:
         """A sentence for the user, on the screen and in log.txt."""
         if self.main:
-            self.progress.console.print(sentence, markup=False)
+            self._show(sentence)
             with contextlib.suppress(OSError):
                 self.text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {sentence}\n")
                 self.text.flush()
@@ -79,6 +79,10 @@ class RunLog:
         line = "  ".join([f"{step}/{self.total_steps}", *losses, pace_text, *waited, f"left {left}"])
         self.progress.update(self.task, completed=step, line=line)
         if self.progress.disable:
+            self._show(line)
+
+    def _show(self, line: str) -> None:
+        with contextlib.suppress(OSError):  # standard output may be a file on the same full disk
             self.console.print(line, markup=False)
 
     def close(self) -> None:
