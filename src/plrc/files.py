@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -38,6 +39,16 @@ def remove_partial(folder: Path) -> None:
     for path in folder.rglob(".*"):
         if PARTIAL.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
+
+
+def damage(path: Path) -> str:
+    """What is wrong with a zip archive, such as a torch file: cut short, or a checksum that does not fit; else empty."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            record = archive.testzip()
+    except Exception as error:  # zipfile raises many kinds for damaged files
+        return str(error) or type(error).__name__
+    return f"the checksum of its record {record} is wrong" if record else ""
 
 
 def write_text(path: Path, text: str) -> None:

@@ -149,7 +149,7 @@ def main() -> int:
 def soak(out: Path, kills: int, seed: int, steps_a_kill: int) -> int:
     write_scenes(out / "scenes", {"train": 48}, seed=3, size=64)
     settings = [*SETTINGS, "--data", str(out / "scenes" / "train" / "images")]
-    steps = max(20, kills * steps_a_kill)
+    steps = max(16, kills * steps_a_kill)
     settings += ["--optim.steps", str(steps), "--run.checkpoint-every-steps", "4"]
     command = {name: ["pretrain", *settings, "--out", str(out / name)] for name in ("alone", "killed")}
     began = time.monotonic()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from plrc.config import PlrcError
+from plrc.files import damage
 from plrc.model.backbone import RESNETS, Backbone
 
 FOLLOWERS = frozenset({"teacher", "k", "momentum", "ema", "target"})  # words that name an averaged copy of a network
@@ -179,6 +181,8 @@ def _read_safetensors(path: Path) -> Weights:
 
 
 def _read_torch(path: Path) -> Weights:
+    if zipfile.is_zipfile(path) and (reason := damage(path)):  # which torch.load does not look for
+        raise PlrcError(f"{path} is damaged ({reason}); copy it again")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
