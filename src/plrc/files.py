@@ -42,7 +42,7 @@ def remove_partial(folder: Path) -> None:
 
 
 def damage(path: Path) -> str:
-    """What is wrong with a zip archive, such as a torch file: cut short, or a checksum that does not fit; else empty."""
+    """What is wrong with a zip archive, such as a torch file: cut short, a checksum that does not fit; else empty."""
     try:
         with zipfile.ZipFile(path) as archive:
             record = archive.testzip()
