@@ -59,6 +59,8 @@ def saved_run(
             "optimizer": {"state": {0: {"momentum_buffer": torch.zeros(2)}}, "param_groups": []},
             "scaler": {},
             "health": [],
+            "lr_factor": 1.0,
+            "skipped_in_a_row": 0,
         },
         keep=3,
     )

@@ -11,7 +11,8 @@ import safetensors.torch
 import torch
 
 from plrc.config import PlrcError
-from plrc.transfer.cells import claim, fingerprint, kind
+from plrc.files import claim
+from plrc.transfer.cells import fingerprint, kind
 
 
 def test_a_cell_belongs_to_one_process_and_a_dead_one_gives_it_back(tmp_path: Path) -> None:

@@ -1,33 +1,38 @@
-"""Atomic, numbered checkpoints that load with weights only.
+"""Atomic, numbered checkpoints that load with weights only and are checked before they are used.
 
 Layer 4. A checkpoint is one file `checkpoints/step_00001000.pt`; the text file `checkpoints/last` names the newest.
-`KEYS` is a tested contract.
+`KEYS` is a tested contract. The file is a zip archive that holds a CRC-32 of each of its records: PyTorch writes these
+sums but does not look at them when it reads, so we do.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from plrc.config import PlrcError
-from plrc.files import write_atomic, write_text
+from plrc.files import damage, write_atomic, write_text
 
-FORMAT = 1
+FORMAT = 2
 KEYS = (
     "format", "version", "config", "images", "step", "student", "teacher", "queue", "center", "optimizer", "scaler",
-    "health",
+    "health", "lr_factor", "skipped_in_a_row",
 )  # fmt: skip
+SINCE_2 = {"lr_factor": 1.0, "skipped_in_a_row": 0}  # and what a checkpoint of format 1 means without them
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any], keep: int) -> Path:
-    """Write `state` into `folder` and delete all but the newest `keep` checkpoints (0: keep all)."""
+    """Write `state` into `folder` and delete all but the newest `keep` checkpoints (0: keep all).
+
+    Raises PlrcError, caused by an OSError, where it cannot be written; what was there before is then untouched.
+    """
     if set(state) != set(KEYS):
         raise ValueError(f"checkpoint keys differ from the contract: {sorted(set(state) ^ set(KEYS))}")
     path = folder / f"step_{state['step']:08d}.pt"
     try:
-        write_atomic(path, lambda file: torch.save(state, file))
+        write_atomic(path, lambda file: _write(state, file))
         write_text(folder / "last", path.name)
     except OSError as error:
         raise PlrcError(f"cannot save {path}: {error.strerror}; the checkpoints before it are untouched") from error
@@ -56,19 +61,63 @@ def checkpoint_of(path: Path) -> Path:
     return newest
 
 
+def unreadable(path: Path) -> str:
+    """What is wrong with a checkpoint's bytes; empty if nothing is."""
+    if reason := damage(path):
+        return reason
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch.load raises many kinds for damaged files
+        return str(error).partition("\n")[0]
+    return ""
+
+
+def set_damaged_aside(run: Path) -> list[str]:
+    """Rename a run's newest checkpoints to NAME.damaged as long as they are; a sentence for each.
+
+    Raises PlrcError, and renames nothing, where no other one would be left.
+    """
+    found, damaged = checkpoints(run), {}
+    while found and (reason := unreadable(found[-1])):
+        damaged[found.pop()] = reason
+    if damaged and not found:
+        newest, reason = next(iter(damaged.items()))
+        raise PlrcError(
+            f"the checkpoint {newest} cannot be read ({reason}), nor is there another one in {run}; "
+            "bring one back from a copy, or start again with another --out"
+        )
+    for path in damaged:
+        path.rename(path.with_name(f"{path.name}.damaged"))
+    if damaged:
+        write_text(run / "checkpoints" / "last", found[-1].name)
+    return [
+        f"warning: the checkpoint {path.name} is damaged ({reason}) and set aside; {found[-1].name} is used instead"
+        for path, reason in damaged.items()
+    ]
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU without running any code in it; one clear sentence if it cannot be used."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise PlrcError(f"no checkpoint at {path}: it does not exist; make one with: plrc pretrain") from error
-    except Exception as error:  # torch.load raises many kinds for damaged files
+    if not path.exists():
+        raise PlrcError(f"no checkpoint at {path}: it does not exist; make one with: plrc pretrain")
+    if reason := unreadable(path):
         raise PlrcError(
-            f"the checkpoint {path} cannot be read (damaged or not a checkpoint); "
-            "move it away and resume from the one before it"
-        ) from error
+            f"the checkpoint {path} cannot be read ({reason}); move it away and resume from the one before it"
+        )
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(state, dict) and state.get("format") == 1:
+        state |= SINCE_2 | {"format": FORMAT}
     if not isinstance(state, dict) or set(state) != set(KEYS):
         raise PlrcError(f"{path} is not a plrc checkpoint")
     if state["format"] != FORMAT:
         raise PlrcError(f"{path} has checkpoint format {state['format']}; this version of plrc reads format {FORMAT}")
     return state
+
+
+def _write(state: dict[str, Any], file: BinaryIO) -> None:
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:  # what PyTorch makes of a write that the system refused
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise

@@ -9,6 +9,7 @@ Shapes: B images, N points per image, C channels.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -58,7 +59,7 @@ class Health:
 
     @property
     def collapsed(self) -> bool:
-        return self.feature_std < COLLAPSED_STD or self.effective_rank < COLLAPSED_RANK
+        return not (self.feature_std >= COLLAPSED_STD and self.effective_rank >= COLLAPSED_RANK)  # nan is collapsed
 
     def __str__(self) -> str:
         grouping = "" if self.grouping_auc is None else f", grouping AUC {self.grouping_auc:.3f} (chance 0.5)"
@@ -157,9 +158,11 @@ def _objects(config: Config, images: ImageList, names: Sequence[str], parts: Seq
 
 
 def spread(features: Tensor) -> tuple[float, float]:
-    """(feature_std, effective_rank) of unit-length features [N, C], as `Health` defines them."""
+    """(feature_std, effective_rank) of unit-length features [N, C], as in `Health`; nan where one is not finite."""
     if len(features) < 2:
         return 0.0, 1.0
+    if not bool(features.isfinite().all()):
+        return math.nan, math.nan
     std = float(features.std(dim=0, correction=0).square().mean().sqrt() * features.shape[1] ** 0.5)
     centred = (features - features.mean(dim=0)).double()
     tall = features.shape[1] <= len(features)

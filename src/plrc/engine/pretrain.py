@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -20,16 +21,16 @@ from plrc.config import Config, PlrcError
 from plrc.data.loader import DeviceLoader, StepSampler, ViewDataset
 from plrc.data.manifest import read_manifest
 from plrc.engine import health, memory, schedule
-from plrc.engine.checkpoint import save_checkpoint
+from plrc.engine.checkpoint import newest_checkpoint, save_checkpoint
+from plrc.engine.recovery import MOST_SKIPPED, Diverged, fall_back, non_finite
 from plrc.engine.runlog import RunLog, provenance
 from plrc.engine.setup import Plan, StopRequest, prepare
 from plrc.engine.state import TrainingState
 from plrc.engine.window import Window, total_loss
-from plrc.files import printable
+from plrc.files import FolderLock, printable
 from plrc.machine import return_freed_memory
 
 ENDED_LOADER = "DataLoader worker (pid"  # how PyTorch begins to say that a loader process is gone
-MOST_SKIPPED = 50  # steps in a row without a finite gradient before the run stops; loss scaling settles in fewer
 
 OnCheckpoint = Callable[[Path], None]
 
@@ -49,11 +50,11 @@ def pretrain(config: Config, explicit: Set[str] = frozenset(), on_checkpoint: Se
 
     Each of `on_checkpoint` is called with the run folder after every save, in the main process.
     """
-    stop, theirs = StopRequest(), distributed.is_started()
+    stop, lock, theirs = StopRequest(), FolderLock(), distributed.is_started()
     try:
-        plan = prepare(config, explicit)
+        plan = prepare(config, explicit, lock)
         try:
-            return _train(plan, stop, on_checkpoint)
+            return _recovering(plan, lock, stop, on_checkpoint)
         except (RuntimeError, MemoryError) as error:
             if sentence := _explained(error):
                 raise PlrcError(sentence) from error
@@ -61,12 +62,22 @@ def pretrain(config: Config, explicit: Set[str] = frozenset(), on_checkpoint: Se
                 raise
         raise PlrcError(memory.advice(plan))  # out here, where nothing holds on to what had filled the memory
     finally:
+        lock.release()
         stop.restore()
         if not theirs:
             distributed.stop()
 
 
-def _train(plan: Plan, stop: StopRequest, on_checkpoint: Sequence[OnCheckpoint]) -> Run:
+def _recovering(plan: Plan, lock: FolderLock, stop: StopRequest, on_checkpoint: Sequence[OnCheckpoint]) -> Run:
+    """Train; where the numbers are no longer finite, once more from the last good checkpoint."""
+    try:
+        return _train(plan, lock, stop, on_checkpoint)
+    except Diverged as error:
+        reason = str(error)  # and not its traceback, which holds the network
+    return _train(fall_back(plan, reason), lock, stop, on_checkpoint)
+
+
+def _train(plan: Plan, lock: FolderLock, stop: StopRequest, on_checkpoint: Sequence[OnCheckpoint]) -> Run:
     config, device, parts = plan.config, plan.device, plan.config.optim.accumulate
     state = TrainingState(config, device)
     first = state.begin(plan.checkpoint, plan.out / "checkpoints")
@@ -89,7 +100,7 @@ def _train(plan: Plan, stop: StopRequest, on_checkpoint: Sequence[OnCheckpoint])
         sampler = StepSampler(len(data), config.optim.batch_size, parts, *steps, *ranks, groups=data.groups)
         loader = DeviceLoader(data, sampler, plan.workers, device)
         batches = ends.enter_context(contextlib.closing(iter(loader)))
-        watch = Watch(plan, state, log, on_checkpoint)
+        watch = Watch(plan, lock, state, log, on_checkpoint)
         learner, student = state.learner, state.learner.wrapped_student()
         window = Window(config, learner.key_counts())
 
@@ -97,7 +108,7 @@ def _train(plan: Plan, stop: StopRequest, on_checkpoint: Sequence[OnCheckpoint])
             watch.check(first)
         step = first
         for step in range(first + 1, plan.steps + 1):
-            lr = schedule.learning_rate(config.optim, step - 1, plan.steps, plan.steps_per_epoch)
+            lr = state.lr_factor * schedule.learning_rate(config.optim, step - 1, plan.steps, plan.steps_per_epoch)
             temperature = schedule.teacher_temperature(config.objectives, step - 1, plan.steps)
             momentum = schedule.teacher_momentum(config.optim, step - 1, plan.steps)
             torch.manual_seed(rng.torch_seed(config.seed, "layers", index=step))
@@ -123,12 +134,14 @@ def _train(plan: Plan, stop: StopRequest, on_checkpoint: Sequence[OnCheckpoint])
                 values = window.read(loader.waited)
                 log.train_line(step, values | rates)
                 watch.tell_failures()
-                watch.tell_skipped(step, values["skipped_steps"], window.skipped_in_a_row)
+                watch.tell_skipped(step, values["skipped_steps"])
+            if step % MOST_SKIPPED == 0:
+                watch.check_numbers(step)
             asked = stop.agreed()
             if last or step % config.run.health_every_steps == 0:
                 watch.check(step)
             if last or asked or step % config.run.checkpoint_every_steps == 0:
-                watch.save(step)
+                watch.save(step, or_fail=last or asked)
             if asked and not last:
                 log.say(f"stopped at step {step} of {plan.steps} and saved; go on with --resume")
                 break
@@ -140,8 +153,10 @@ def _train(plan: Plan, stop: StopRequest, on_checkpoint: Sequence[OnCheckpoint])
 class Watch:
     """What surrounds the loop: health checks, unreadable images, saving. Only the main process measures and writes."""
 
-    def __init__(self, plan: Plan, state: TrainingState, log: RunLog, on_checkpoint: Sequence[OnCheckpoint]) -> None:
-        self.plan, self.state, self.log, self.on_checkpoint = plan, state, log, on_checkpoint
+    def __init__(
+        self, plan: Plan, lock: FolderLock, state: TrainingState, log: RunLog, on_checkpoint: Sequence[OnCheckpoint]
+    ) -> None:
+        self.plan, self.lock, self.state, self.log, self.on_checkpoint = plan, lock, state, log, on_checkpoint
         held_out = plan.held_out if distributed.is_main() else plan.held_out[:0]
         self.health = health.HealthCheck(plan.config, plan.images, held_out, plan.device)
         for name, reason in self.health.unreadable.items():
@@ -185,24 +200,50 @@ class Watch:
                 "log.txt names those met so far, plrc scan DIR looks at every image"
             )
 
-    def tell_skipped(self, step: int, skipped: float, in_a_row: int) -> None:
-        """Warn of steps whose gradient was not finite; stop, after saving the last good state, if all of them are."""
+    def tell_skipped(self, step: int, skipped: float) -> None:
+        """Warn of steps whose gradient was not finite."""
         if skipped:
             self.log.say(f"warning: {skipped:.0f} steps before step {step} skipped: their gradient was not finite")
-        if in_a_row >= MOST_SKIPPED:
-            self.save(step)
-            raise PlrcError(
-                f"stopped at step {step}: the last {in_a_row} gradients were not finite; "
-                "start again with a lower optim.lr, or with optim.precision float32"
-            )
 
-    def save(self, step: int) -> None:
-        if distributed.is_main():
-            folder = self.plan.out / "checkpoints"
-            save_checkpoint(folder, self.state.checkpoint(step, self.images), self.plan.config.run.keep_checkpoints)
-            for call in self.on_checkpoint:
-                call(self.plan.out)
-            return_freed_memory()
+    def check_numbers(self, step: int) -> None:
+        """Leave the loop where too many steps in a row were skipped, in all processes alike."""
+        in_a_row = int(self.state.skipped_in_a_row)
+        if in_a_row >= MOST_SKIPPED:
+            self._diverge(step, f"the last {in_a_row} gradients were not finite")
+
+    def _diverge(self, step: int, reason: str) -> NoReturn:
+        if self.state.lr_factor == 1 and newest_checkpoint(self.plan.out):
+            raise Diverged(f"at step {step} {reason}")
+        raise PlrcError(
+            f"stopped at step {step}: {reason}; start again with a lower optim.lr, or with optim.precision float32"
+        )
+
+    def save(self, step: int, or_fail: bool = True) -> None:
+        """Write a checkpoint and what is made of it. Where the storage refuses, raise or, if not `or_fail`, tell."""
+        content = self.state.checkpoint(step, self.images)
+        bad = non_finite(content)
+        if distributed.any_process(bool(bad)):
+            self._diverge(step, f"{bad or 'a tensor of another process'} is not finite and was not saved")
+        if not distributed.is_main():
+            return
+        try:
+            self._store(content)
+        except PlrcError as error:
+            if not isinstance(error.__cause__, OSError):
+                raise
+            if or_fail:
+                raise PlrcError(f"{error}; when this is mended, go on with --resume") from error
+            self.log.say(f"warning: {error}; training goes on, and the next checkpoint is tried at its time")
+
+    def _store(self, content: dict[str, Any]) -> None:
+        try:
+            self.lock.check()
+        except OSError as error:
+            raise PlrcError(f"cannot save to {self.plan.out}: {error.strerror}") from error
+        save_checkpoint(self.plan.out / "checkpoints", content, self.plan.config.run.keep_checkpoints)
+        for call in self.on_checkpoint:
+            call(self.plan.out)
+        return_freed_memory()
 
     def close(self) -> None:
         if self.bad:

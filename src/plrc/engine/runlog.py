@@ -1,10 +1,12 @@
 """What a run tells: metrics.jsonl, TensorBoard, log.txt, and one progress line on the screen.
 
-Layer 4. Only the main process writes; in the others every method does nothing.
+Layer 4. Only the main process writes; in the others every method does nothing. A full disk ends no run: what could not
+be written of log.txt and metrics.jsonl stays in memory and is tried again with the next line.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from datetime import datetime, timezone
@@ -17,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from plrc import distributed
-from plrc.files import printable_lines, without_nan
+from plrc.files import printable_lines, without_nan, write_text
 from plrc.machine import commit, cores, processor, versions
 
 
@@ -31,9 +33,10 @@ class RunLog:
             return
         self.console = Console(highlight=False, soft_wrap=True)
         self.text = (out / "log.txt").open("a", encoding="utf-8")
-        cut_lines(out / "metrics.jsonl", first_step)
+        cut_lines(out / "metrics.jsonl", first_step or -1)  # the check before step 1 comes again with it
         self.metrics = (out / "metrics.jsonl").open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(out / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+        purge = first_step + 1 if first_step else None
+        self.board: SummaryWriter | None = SummaryWriter(str(out / "tensorboard"), purge_step=purge)
         self.progress = Progress(
             TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[line]}"),
             console=self.console, disable=not self.console.is_terminal,
@@ -45,19 +48,28 @@ class RunLog:
         """A sentence for the user, on the screen and in log.txt."""
         if self.main:
             sentence = printable_lines(sentence)
-            self.progress.console.print(sentence, markup=False)
-            self.text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {sentence}\n")
-            self.text.flush()
+            self._show(sentence)
+            with contextlib.suppress(OSError):
+                self.text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {sentence}\n")
+                self.text.flush()
 
     def record(self, step: int, kind: str, values: dict[str, Any]) -> None:
         """One JSON line {"step", "kind", ...}; numbers go to TensorBoard as kind/name too."""
         if not self.main:
             return
-        self.metrics.write(json.dumps({"step": step, "kind": kind, **without_nan(values)}) + "\n")
-        self.metrics.flush()
-        for name, value in values.items():
-            if isinstance(value, (int, float)):
-                self.board.add_scalar(f"{kind}/{name}", value, step)
+        with contextlib.suppress(OSError):
+            self.metrics.write(json.dumps({"step": step, "kind": kind, **without_nan(values)}) + "\n")
+            self.metrics.flush()
+        try:
+            for name, value in values.items():
+                if self.board and isinstance(value, (int, float)):
+                    self.board.add_scalar(f"{kind}/{name}", value, step)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                if self.board:
+                    self.board.close()
+            self.board = None
+            self.say(f"warning: TensorBoard's file ends at step {step} ({error.strerror}); metrics.jsonl goes on")
 
     def train_line(self, step: int, values: dict[str, float]) -> None:
         """Record a window of training steps and show the progress line with the time left."""
@@ -72,14 +84,19 @@ class RunLog:
         line = "  ".join([f"{step}/{self.total_steps}", *losses, pace_text, *waited, f"left {left}"])
         self.progress.update(self.task, completed=step, line=line)
         if self.progress.disable:
+            self._show(line)
+
+    def _show(self, line: str) -> None:
+        with contextlib.suppress(OSError):  # standard output may be a file on the same full disk
             self.console.print(line, markup=False)
 
     def close(self) -> None:
         if self.main:
             self.progress.stop()
-            self.board.close()
-            self.metrics.close()
-            self.text.close()
+            for file in (self.board, self.metrics, self.text):
+                with contextlib.suppress(OSError):
+                    if file:
+                        file.close()
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
@@ -94,11 +111,18 @@ def provenance(device: torch.device) -> dict[str, Any]:
 
 
 def cut_lines(path: Path, last_step: int) -> None:
-    """Drop the JSON lines of steps after `last_step` (and a half-written last line)."""
-    if not path.exists():
-        return
-    whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")]
-    path.write_text("".join(line for line in whole if json.loads(line)["step"] <= last_step), encoding="utf-8")
+    """Drop the JSON lines of steps after `last_step`, and those that are damaged, such as a half-written last one."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        write_text(path, "".join(f"{line}\n" for line in lines if 0 <= _step(line) <= last_step))
+
+
+def _step(line: str) -> int:
+    """The step of a line of metrics.jsonl; -1 where it is damaged."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return -1
 
 
 def _duration(seconds: float) -> str:

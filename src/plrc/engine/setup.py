@@ -2,11 +2,12 @@
 
 Layer 4. Start-up order, written down: run folder (empty, or resumed) -> images (of a resumed run: those of its
 manifest) -> adapted settings (of a resumed run: the stored ones) -> for a resumed run the same settings and images as
-stored, or a refusal that shows the difference.
+stored, or a refusal that shows the difference -> the lock on the run folder -> the newest checkpoint that is whole.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -28,12 +29,14 @@ from plrc.data.manifest import build_manifest, differences, images_of, read_mani
 from plrc.data.regions import Regions
 from plrc.data.sources import ImageList, find_images
 from plrc.engine.adapt import Change, adapt, check_batch, steps_per_epoch, total_steps
-from plrc.engine.checkpoint import newest_checkpoint
+from plrc.engine.checkpoint import newest_checkpoint, set_damaged_aside
 from plrc.engine.learner import precision
+from plrc.files import LOCK, FolderLock, remove_partial
 from plrc.machine import cores
 from plrc.model import lattice_side
 
 LISTING = ("source", "layout", "split", "exclude", "held_out")  # settings of `data` that decide which images there are
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what a file system without locks answers
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,11 @@ class Plan:
     remarks: tuple[str, ...]
 
 
-def prepare(config: Config, explicit: Set[str]) -> Plan:
-    """Check everything that can be checked before training; writes config.toml and manifest.json of a fresh run."""
+def prepare(config: Config, explicit: Set[str], lock: FolderLock | None = None) -> Plan:
+    """Check everything that can be checked before training; writes config.toml and manifest.json of a fresh run.
+
+    With `lock`, the main process takes it on the run folder before anything is written there.
+    """
     if not config.data.source:
         raise PlrcError("no images named: write --data FOLDER (or a glob, a .txt list, a COCO .json, a VOC folder)")
     if not config.run.out:
@@ -108,10 +114,14 @@ def prepare(config: Config, explicit: Set[str]) -> Plan:
         _check_same(config, stored, out, images, train, held_out)
     distributed.barrier()
     if distributed.is_main():
-        out.mkdir(parents=True, exist_ok=True)
-        config.with_values({"run.resume": False, "run.allow_changes": False}).save(out / "config.toml")
-        if config.run.allow_changes or not (out / "manifest.json").exists():
-            write_manifest(out / "manifest.json", images, train.tolist(), held_out.tolist())
+        try:
+            remarks += _own(config, out, stored is None, lock)
+            config.with_values({"run.resume": False, "run.allow_changes": False}).save(out / "config.toml")
+            if config.run.allow_changes or not (out / "manifest.json").exists():
+                write_manifest(out / "manifest.json", images, train.tolist(), held_out.tolist())
+        except OSError as error:
+            advice = "make it writable, or name another --out"
+            raise PlrcError(f"cannot use {error.filename or out}: {error.strerror}; {advice}") from error
     distributed.barrier()
     return Plan(
         config, out, device, images, train, held_out,
@@ -126,13 +136,30 @@ def prepare(config: Config, explicit: Set[str]) -> Plan:
 def _is_resumed(config: Config, out: Path) -> bool:
     if out.exists() and not out.is_dir():
         raise PlrcError(f"{out} is a file; --out names a folder")
-    if not out.exists() or not any(out.iterdir()):
+    if not out.exists() or all(entry.name == LOCK for entry in out.iterdir()):
         return False
     if not config.run.resume:
         raise PlrcError(f"the run folder {out} is not empty; add --resume to go on with it, or name another --out")
     if not (out / "config.toml").exists():
         raise PlrcError(f"{out} is not empty and holds no plrc run (no config.toml); name another --out")
     return True
+
+
+def _own(config: Config, out: Path, fresh: bool, lock: FolderLock | None) -> list[str]:
+    """Make the run folder this process's own, and put right what a killed process or the disk did to it; remarks."""
+    remarks: list[str] = []
+    if lock is not None:
+        try:
+            if not lock.take(out):
+                raise PlrcError(f"another run is at work in {out}; wait for its end, or name another --out")
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            remarks.append(f"the file system of {out} has no locks: nothing keeps a second run out of the folder")
+        if fresh and _is_resumed(config, out):
+            raise PlrcError(f"another run has been at work in {out} just now; repeat the command to go on with it")
+        remove_partial(out)
+    return remarks if fresh else remarks + set_damaged_aside(out)
 
 
 def _images(config: Config, stored: Config | None, manifest: Path) -> tuple[ImageList, np.ndarray, np.ndarray]:

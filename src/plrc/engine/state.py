@@ -33,6 +33,9 @@ class TrainingState:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.learner.precision == torch.float16)
         self.guard = BufferGuard(self.learner.student, self.learner.teacher)
         self.history: list[Health] = []
+        self.lr_factor = 1.0
+        """Of the scheduled learning rate; lowered by `recovery.fall_back`."""
+        self.skipped_in_a_row = torch.zeros((), dtype=torch.int64, device=device)
 
     def begin(self, checkpoint: Path | None, folder: Path) -> int:
         """Take over a checkpoint or, without one, `model.init` if it is set; returns the step.
@@ -63,6 +66,7 @@ class TrainingState:
         update_teacher(self.learner.teacher, self.learner.student, momentum, keep)
         self.learner.remember(outcomes, keep)
         self.guard.restore_unless(keep)
+        self.skipped_in_a_row = torch.where(keep, 0, self.skipped_in_a_row + 1)
         return norm, keep
 
     def checkpoint(self, step: int, images: str) -> dict[str, Any]:
@@ -79,6 +83,8 @@ class TrainingState:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "health": [found.to_dict() for found in self.history],
+            "lr_factor": self.lr_factor,
+            "skipped_in_a_row": int(self.skipped_in_a_row),
         }
 
     def restore(self, saved: dict[str, Any]) -> int:
@@ -91,6 +97,10 @@ class TrainingState:
         if saved["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(saved["scaler"])
         self.history = [Health(**found) for found in saved["health"]]
+        self.lr_factor = saved["lr_factor"]
+        self.skipped_in_a_row.fill_(saved["skipped_in_a_row"])
+        if self.lr_factor < 1:
+            self.remarks.append(f"the learning rate is {self.lr_factor:g} of the scheduled one")
         return int(saved["step"])
 
     def drift(self) -> dict[str, float]:

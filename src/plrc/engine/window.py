@@ -36,7 +36,6 @@ class Window:
         self.sums: dict[str, Tensor] = {}
         self.pending: dict[str, Tensor] = {}  # terms of the step that is under way
         self.steps = 0
-        self.skipped_in_a_row = 0  # steps, counted by windows in which no step was kept
         self.started, self.waited_before = time.perf_counter(), 0.0
 
     def add_terms(self, terms: dict[str, Term]) -> None:
@@ -66,7 +65,6 @@ class Window:
         seconds = time.perf_counter() - self.started
         values["gradient_norm"] = norm / max(kept, 1.0)
         values["skipped_steps"] = self.steps - kept
-        self.skipped_in_a_row = 0 if kept else self.skipped_in_a_row + self.steps
         values["images_per_second"] = self.steps * self.batch_size / seconds
         values["data_wait_share"] = (waited - self.waited_before) / seconds
         self.sums, self.steps = {}, 0

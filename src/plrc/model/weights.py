@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from plrc.config import PlrcError
+from plrc.files import damage
 from plrc.model.backbone import RESNETS, Backbone
 from plrc.model.naming import torchvision_names
 from plrc.model.own import is_code
@@ -195,6 +197,8 @@ def _read_safetensors(path: Path) -> Weights:
 
 
 def _read_torch(path: Path) -> Weights:
+    if zipfile.is_zipfile(path) and (reason := damage(path)):  # which torch.load does not look for
+        raise PlrcError(f"{path} is damaged ({reason}); copy it again")
     try:
         content = read_arrays(path) if path.suffix == ".pkl" else torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -22,10 +22,9 @@ from plrc.data.scenes import write_scenes
 from plrc.engine.checkpoint import checkpoints
 from plrc.engine.pretrain import pretrain
 from plrc.engine.setup import StopRequest
-from plrc.files import parse_json, without_nan, write_json
+from plrc.files import claim, parse_json, without_nan, write_json
 from plrc.machine import versions
 from plrc.study.plan import RANDOM, SCENES, Cell, Study
-from plrc.transfer.cells import claim
 from plrc.transfer.dense import LEVELS, dense_probe, grouping_curve
 from plrc.transfer.finetune import transfer
 

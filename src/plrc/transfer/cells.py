@@ -8,7 +8,6 @@ processes and commands share a folder: a cell belongs to whoever holds the lock 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import math
@@ -181,19 +180,6 @@ class Cells:
                 "name other splits with data.val and data.test"
             )
         return found
-
-
-@contextlib.contextmanager
-def claim(folder: Path) -> Iterator[bool]:
-    """Whether the cell is ours until the block ends; a process that dies gives its cell back."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
 
 
 def fingerprint(init: str) -> str:

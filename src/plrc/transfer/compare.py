@@ -29,9 +29,9 @@ import torch
 from plrc.config import PlrcError
 from plrc.data.manifest import read_manifest
 from plrc.engine.setup import StopRequest
-from plrc.files import parse_json, write_json
+from plrc.files import claim, parse_json, write_json
 from plrc.machine import cores, processor
-from plrc.transfer.cells import NAMED, Cells, Comparison, claim, kind
+from plrc.transfer.cells import NAMED, Cells, Comparison, kind
 from plrc.transfer.datasets import LabelledSet, read_labelled
 from plrc.transfer.finetune import transfer
 from plrc.transfer.initial import initial_backbone
