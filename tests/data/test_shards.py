@@ -32,7 +32,8 @@ from plrc.data.scan import scan
 from plrc.data.sharding import Sharded, write_shards
 from plrc.data.sources import ImageList, find_images
 from plrc.engine.checkpoint import load_checkpoint, newest_checkpoint
-from plrc.engine.pretrain import Window, pretrain
+from plrc.engine.pretrain import pretrain
+from plrc.engine.window import Window
 
 webdataset = pytest.importorskip("webdataset", reason="the extra shards is not installed")
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from plrc.config import Config, PlrcError
 from plrc.engine import pretrain as loop
+from plrc.engine import recovery
 from plrc.engine.checkpoint import checkpoints, load_checkpoint
 from plrc.engine.learner import Outcome
 from plrc.engine.pretrain import pretrain
@@ -30,7 +31,7 @@ SGD = {"optim__name": "sgd", "optim__lr": 0.01}
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> int:
     """Four skipped steps in a row end patience."""
-    monkeypatch.setattr(loop, "MOST_SKIPPED", 4)
+    monkeypatch.setattr(recovery, "MOST_SKIPPED", 4)
     return 4
 
 

@@ -13,6 +13,7 @@ import torch
 from plrc import distributed
 from plrc.config import Config
 from plrc.engine import pretrain as loop
+from plrc.engine import recovery
 from plrc.engine.state import TrainingState
 from plrc.engine.window import total_loss
 
@@ -20,7 +21,7 @@ from plrc.engine.window import total_loss
 def main(settings: str) -> None:
     torch.set_num_threads(1)
     config = Config.load(Path(settings))
-    loop.MOST_SKIPPED = 4
+    recovery.MOST_SKIPPED = 4
     state_of, states = TrainingState.begin, []
 
     def begin(self: TrainingState, *given: object) -> int:
