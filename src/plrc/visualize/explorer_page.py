@@ -6,7 +6,6 @@ Layer 5. The page runs its own scripts only (the policy in its head names their 
 from __future__ import annotations
 
 import base64
-import datetime
 import hashlib
 import io
 import re
@@ -44,9 +43,8 @@ def explorer_page(explorer: Explorer, run: Path, samples: Samples) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     content = _content(explorer)
     return render(
-        "explorer.html", run=run_section(run), date=datetime.datetime.now().strftime("%Y-%m-%d"),
-        script=Markup(script), script_hash=Markup(f"'sha256-{digest}'"), data=content, blocks=_blocks(explorer),
-        images=len(explorer.pictures), steps=len(content["steps"]),
+        "explorer.html", run=run_section(run), script=Markup(script), script_hash=Markup(f"'sha256-{digest}'"),
+        data=content, blocks=_blocks(explorer), images=len(explorer.pictures), steps=len(content["steps"]),
         key=_data_uri(Image.fromarray(colour_table()[None])), budget=explorer.budget, networks=_errors(explorer),
         notes=explorer.notes, regions=samples.regions, match=samples.match, samples_note=samples.note,
         batch=_data_uri(samples.batch, "WEBP") if samples.batch else "",
@@ -66,9 +64,9 @@ def _script() -> str:
 def _content(explorer: Explorer) -> dict[str, Any]:
     """What explorer.mjs reads: images, networks, and the panels, one a network or one for all steps of a role."""
     steps = sorted({source.step for source in explorer.sources if source.step is not None})
-    panels: dict[str, list[int]] = {}
+    panels: dict[tuple[str, int], list[int]] = {}
     for i, source in enumerate(explorer.sources):
-        panels.setdefault(source.label, []).append(i)
+        panels.setdefault((source.label, -1 if source.step is not None else i), []).append(i)
     images = []
     for picture, (rows, columns) in zip(explorer.pictures, sides(explorer), strict=True):
         height, width = picture.pixels.shape[1:]
@@ -77,7 +75,7 @@ def _content(explorer: Explorer) -> dict[str, Any]:
     return {
         "images": images,
         "steps": steps,
-        "panels": [{"label": label, "members": members} for label, members in panels.items()],
+        "panels": [{"label": label, "members": members} for (label, _), members in panels.items()],
         "networks": [_network(codes) for codes in explorer.codes],
         "table": base64.b64encode(colour_table().tobytes()).decode(),
     }

@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import tomli_w
@@ -108,8 +109,8 @@ def _facts(records: Records, config: Config, manifest: Mapping[str, Any]) -> lis
         speed = [line["images_per_second"] for line in lines]
         wait = [line["data_wait_share"] for line in lines]
         facts += [
-            {"name": "images a second", "value": f"{_median(speed):.3g}", "note": "median"},
-            {"name": "waiting for data", "value": f"{_median(wait):.1%}", "note": "of the time, median"},
+            {"name": "images a second", "value": f"{median(speed):.3g}", "note": "median"},
+            {"name": "waiting for data", "value": f"{median(wait):.1%}", "note": "of the time, median"},
         ]
         skipped = sum(line["skipped_steps"] for line in lines)
         share = health_share(records, batch)
@@ -234,10 +235,6 @@ def _origin(run: Path, manifest: Mapping[str, Any], records: Records) -> list[tu
 def _log(run: Path) -> list[str]:
     path = run / "log.txt"
     return path.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:] if path.exists() else []
-
-
-def _median(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) // 2]
 
 
 def _duration(seconds: float) -> str:
