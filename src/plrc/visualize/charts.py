@@ -48,14 +48,13 @@ def svg(draw: Callable[[Axes], None], says: str, size: tuple[float, float] = (4.
     return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(says)}"', 1))
 
 
-def save(draw: Callable[[Axes], None], path: Path, title: str, size: tuple[float, float] = (5.5, 3.4)) -> None:
+def save(draw: Callable[[Axes], None], path: Path, size: tuple[float, float] = (5.5, 3.4)) -> None:
     """The same in a file, for papers: in the colours of a light page, with a legend where lines are labelled. The
     path's ending names the format."""
     with matplotlib.rc_context(_look(*LIGHT)):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         draw(axes)
-        axes.set_title(title)
         if axes.get_legend_handles_labels()[1]:
             axes.legend(frameon=False)
         write_atomic(path, partial(figure.savefig, format=path.suffix[1:].lower(), dpi=200))

@@ -19,6 +19,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
+from plrc.config import PlrcError
 from plrc.files import write_text
 from plrc.visualize.affinity import colour_table
 from plrc.visualize.dense_features import Codes
@@ -42,12 +43,17 @@ def explorer_page(explorer: Explorer, run: Path, samples: Samples) -> str:
     script = _script()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     content = _content(explorer)
+    section, missing = None, ""
+    try:
+        section = run_section(run)
+    except PlrcError as error:  # of a folder that was copied in part
+        missing = str(error)
     return render(
-        "explorer.html", run=run_section(run), script=Markup(script), script_hash=Markup(f"'sha256-{digest}'"),
-        data=content, blocks=_blocks(explorer), images=len(explorer.pictures), steps=len(content["steps"]),
-        key=_data_uri(Image.fromarray(colour_table()[None])), budget=explorer.budget, networks=_errors(explorer),
-        notes=explorer.notes, regions=samples.regions, match=samples.match, samples_note=samples.note,
-        batch=_data_uri(samples.batch, "WEBP") if samples.batch else "",
+        "explorer.html", name=run.resolve().name, run=section, missing=missing, script=Markup(script),
+        script_hash=Markup(f"'sha256-{digest}'"), data=content, blocks=_blocks(explorer),
+        images=len(explorer.pictures), steps=len(content["steps"]), budget=explorer.budget, notes=explorer.notes,
+        key=_data_uri(Image.fromarray(colour_table()[None])), networks=_errors(explorer), regions=samples.regions,
+        match=samples.match, samples_note=samples.note, batch=_data_uri(samples.batch, "WEBP") if samples.batch else "",
         samples=[{"name": name, "source": _data_uri(picture, "WEBP")} for name, picture in samples.pictures],
     )  # fmt: skip
 

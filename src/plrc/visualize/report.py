@@ -5,6 +5,7 @@ Layer 5: imports config, data, engine and presets, and this folder. It may be ma
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from plrc.data.manifest import read_manifest
 from plrc.engine.adapt import total_steps
 from plrc.engine.checkpoint import checkpoints
 from plrc.engine.health import COLLAPSED_RANK, COLLAPSED_STD
-from plrc.files import write_text
+from plrc.files import parse_json, write_text
 from plrc.presets import PRESETS, preset
 from plrc.visualize import charts
 from plrc.visualize.page import render
@@ -77,9 +78,11 @@ def run_section(run: str | Path) -> dict[str, Any]:
 
 def read_records(run: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl that are whole; none where there is no such file yet."""
-    path = run / "metrics.jsonl"
-    texts = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(text) for text in texts if text.endswith("}\n")]
+    path, records = run / "metrics.jsonl", []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            records.append(parse_json(text))
+    return records
 
 
 def training_seconds(records: Records, batch_size: int) -> float:

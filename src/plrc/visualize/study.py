@@ -132,4 +132,4 @@ def save_study(path: Path, content: dict[str, Any]) -> None:
     if not content["rows"]:
         raise PlrcError(f"no run has the score {content['metric']} yet, so there is nothing to draw")
     first = _drawings(content)[0]
-    charts.save(first.draw, path, content["metric"], first.size)
+    charts.save(first.draw, path, first.size)
