@@ -43,7 +43,8 @@ def explorer_page(explorer: Explorer, run: Path, samples: Samples) -> str:
     script = _script()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     content = _content(explorer)
-    section, missing = None, ""
+    section: dict[str, Any] | None = None
+    missing = ""
     try:
         section = run_section(run)
     except PlrcError as error:  # of a folder that was copied in part

@@ -78,7 +78,8 @@ def run_section(run: str | Path) -> dict[str, Any]:
 
 def read_records(run: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl that are whole; none where there is no such file yet."""
-    path, records = run / "metrics.jsonl", []
+    path = run / "metrics.jsonl"
+    records: list[dict[str, Any]] = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):
             records.append(parse_json(text))

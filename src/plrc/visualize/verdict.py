@@ -78,8 +78,11 @@ def last_step(records: Records) -> int:
 def health_checks(records: Records) -> list[Health]:
     """All checks (grouping needs masks, and is left out); a measure that was not finite is nan."""
     names = [field.name for field in fields(Health) if field.default is MISSING]
-    measured = [{name: line.get(name) for name in names} for line in of_kind(records, "health")]
-    return [Health(**{k: math.nan if v is None else v for k, v in values.items()}) for values in measured]
+    measured: list[dict[str, Any]] = [
+        {name: math.nan if line.get(name) is None else line[name] for name in names}
+        for line in of_kind(records, "health")
+    ]
+    return [Health(**values) for values in measured]
 
 
 def _not_finite(lines: Records) -> Verdict | None:
