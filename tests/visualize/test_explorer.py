@@ -372,12 +372,12 @@ def test_shards_are_looked_at_like_folders(
 ) -> None:
     """The images, and those of the run, lie in shards."""
     packed, run, out = tmp_path / "shards", tmp_path / "run", tmp_path / "page.html"
-    write_shards(find_images(DataConfig(source=str(trained.images))), packed, "", 1.0, lambda done, total: None)
-    images = find_images(DataConfig(source=str(packed)))
+    own = find_images(DataConfig(source=Config.load(trained.run / "config.toml").data.source))
+    write_shards(own, packed, "", 1.0, lambda done, total: None)
     shutil.copytree(trained.run, run)
-    write_manifest(run / "manifest.json", images, range(1, 6), [0])
+    write_manifest(run / "manifest.json", find_images(DataConfig(source=str(packed))), range(2, len(own)), [0, 1])
     command = ["visualize", str(run), "--images", str(packed), "--out", str(out), "--steps", "1", "--size", "32"]
-    assert main(command) == 0
+    assert main([*command, "--limit", "6"]) == 0
     assert "cannot be drawn" not in capsys.readouterr().out
     text = out.read_text(encoding="utf-8")
     assert text.count("regions and crops of") == 3 and text.count('id="picture-') == 6
