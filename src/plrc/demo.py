@@ -128,6 +128,7 @@ def _tell(console: Console, result: dict[str, dict[str, float]], out: Path, seco
         "next, with your own images:\n"
         "  plrc scan FOLDER\n"
         "  plrc pretrain --preset small_r18 --data FOLDER --out runs/first\n"
+        "  plrc visualize runs/first --images FOLDER\n"
         "  plrc export runs/first --to torchvision",
         markup=False,
     )

@@ -65,7 +65,9 @@ def test_a_loss_that_is_not_finite_is_skipped_and_counted(tiny: Tiny, monkeypatc
     original, factors = loop.total_loss, iter([1.0, math.nan, math.inf, -math.inf, 1.0])
     monkeypatch.setattr(loop, "total_loss", lambda *given: original(*given) * next(factors))
     run = pretrain(tiny(**SGD, optim__steps=5))
-    assert run.finished and [line["skipped_steps"] for line in metrics(run.path)] == [0, 1, 1, 1, 0]
+    lines = metrics(run.path)
+    assert run.finished and [line["skipped_steps"] for line in lines] == [0, 1, 1, 1, 0]
+    assert [line["point_kl"] is None for line in lines] == [False, True, True, True, False]  # no mean of nothing
     assert log(run.path).count("skipped: their gradient was not finite") == 3 and all_finite(run.path)
 
 

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from plrc.visualize import charts
 from plrc.visualize.comparison import comparison_page, write_comparison_page
 
 EVIL = """<b>"x.jpg' $\\frac$ {{ 7 * 7 }} & _#000001"""
@@ -141,6 +142,9 @@ def test_plots_are_drawn_in_the_colours_of_the_page_alone(page: str) -> None:
     assert len({*ids}) == len(ids) or all(identical(page, name) for name in ids)
     for name in ("--soft", "--line", *(f"--c{i}" for i in range(7))):
         assert page.count(f"{name}: #") == 2  # light and dark
+    soft, line, series = charts.LIGHT  # what files are drawn in
+    assert f"--soft: {soft}; --line: {line};" in page
+    assert " ".join(f"--c{i}: {colour};" for i, colour in enumerate(series)) in page
 
 
 def identical(page: str, name: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +17,11 @@ from PIL import Image
 from tests.visualize.conftest import EVIL, Trained
 
 from plrc.cli import main
-from plrc.config import Config
+from plrc.config import Config, DataConfig
 from plrc.data.decode import decode
+from plrc.data.manifest import write_manifest
+from plrc.data.sharding import write_shards
+from plrc.data.sources import find_images
 from plrc.engine.learner import Learner
 from plrc.visualize import explorer as exploring
 from plrc.visualize.affinity import colour_table
@@ -46,7 +51,7 @@ def exact(trained: Trained) -> dict[str, dict[str, NDArray[np.float32]]]:
     """{network and step: {image: unit features [h, w, C]}} in full precision."""
     images, positions = exploring.named_images([str(trained.images)], 50)
     budget = exploring.Budget(SIZE, STRIDE)
-    pictures = [exploring._picture(images.names[i], images.path(i), budget) for i in positions]
+    pictures = [exploring._picture(images, i, DataConfig(), budget) for i in positions]
     out: dict[str, dict[str, NDArray[np.float32]]] = {}
     for source in exploring.run_sources(trained.run, 5):
         backbone, level = source.load()
@@ -237,7 +242,8 @@ def test_attention_sharpens_with_the_temperature_and_colours_are_components(open
 def test_file_names_are_text(opened: Any) -> None:
     names = opened.locator("#strip button").evaluate_all("(all) => all.map((b) => b.title)")
     assert set(names) == {*EVIL, "plain.jpg", "other.jpg", "third.jpg"}
-    assert opened.locator("b, main i:not(.ring)").count() == 0
+    foreign = opened.locator("b, i, script:not([id])").evaluate_all("(all) => all.map((one) => one.textContent)")
+    assert not any("x.jpg" in text or "broken" in text for text in foreign)
     assert "<i>broken.jpg" in opened.locator("body").inner_text()  # left out, and named
     assert opened.evaluate("document.querySelector('meta[http-equiv]').content").startswith("default-src 'none'")
 
@@ -340,6 +346,41 @@ def test_mistakes_end_in_one_sentence(
     error = capsys.readouterr().err
     assert sentence in error and error.count("\n") == 1
     assert not out.exists()
+
+
+def panels(path: Path) -> list[dict[str, Any]]:
+    found = re.search(r'id="explorer-data">(.*?)</script>', path.read_text(encoding="utf-8"), re.DOTALL)
+    assert found
+    return list(json.loads(found[1])["panels"])
+
+
+def test_networks_whose_labels_are_shortened_alike_have_panels_of_their_own(trained: Trained, tmp_path: Path) -> None:
+    files = [tmp_path / name / ("long-" * 9) / "weights.safetensors" for name in "ab"]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        shutil.copy(next((trained.run / "exported").glob("*.safetensors")), file)
+    out = tmp_path / "page.html"
+    command = ["visualize", str(trained.run), "--images", str(trained.images / "plain.jpg"), "--out", str(out)]
+    command += ["--with", *map(str, files), "--steps", "1", "--size", "32", "--samples", "0"]
+    assert main(command) == 0
+    assert [panel["members"] for panel in panels(out)] == [[0], [1], [2], [3]]
+    assert panels(out)[2]["label"] == panels(out)[3]["label"]
+
+
+def test_shards_are_looked_at_like_folders(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The images, and those of the run, lie in shards."""
+    packed, run, out = tmp_path / "shards", tmp_path / "run", tmp_path / "page.html"
+    own = find_images(DataConfig(source=Config.load(trained.run / "config.toml").data.source))
+    write_shards(own, packed, "", 1.0, lambda done, total: None)
+    shutil.copytree(trained.run, run)
+    write_manifest(run / "manifest.json", find_images(DataConfig(source=str(packed))), range(2, len(own)), [0, 1])
+    command = ["visualize", str(run), "--images", str(packed), "--out", str(out), "--steps", "1", "--size", "32"]
+    assert main([*command, "--limit", "6"]) == 0
+    assert "cannot be drawn" not in capsys.readouterr().out
+    text = out.read_text(encoding="utf-8")
+    assert text.count("regions and crops of") == 3 and text.count('id="picture-') == 6
 
 
 def test_a_run_whose_images_are_gone_still_has_a_page(

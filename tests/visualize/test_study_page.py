@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from plrc.study import Study, content, table
-from plrc.visualize.study import write_study_page
+from plrc.visualize import charts
+from plrc.visualize.study import save_study, write_study_page
 
 ROOT = Path(__file__).parents[2]
 EVIL = '<b>"x.jpg'
@@ -49,7 +50,8 @@ def test_along_a_numeric_axis(page: Any, tmp_path: Path) -> None:
         for merge in (0.0, 0.5, 1.0)
     ]
     lines += [{"axes": {"method": "random", "seed": seed}, "scores": {"auc_8": 0.5}} for seed in (0, 1, 2)]
-    page.goto(write_study_page(content(EVIL, lines, "auc_8", "random", 30, ""), tmp_path / "s.html").as_uri())
+    found = content(EVIL, lines, "auc_8", "random", 30, "")
+    page.goto(write_study_page(found, tmp_path / "s.html").as_uri())
     shown = " ".join(page.inner_text("body").split())
     assert EVIL in shown and "preliminary" in shown
     assert "regions.merge points +0.008" in shown and "points, merge 0.5" in shown
@@ -57,6 +59,11 @@ def test_along_a_numeric_axis(page: Any, tmp_path: Path) -> None:
     random, points, plrc = [min(path.bounding_box()["y"] for path in paths) for paths in drawn]  # from the page's top
     assert plrc < points < random
     assert page.problems == []
+    save_study(tmp_path / "s.svg", found)
+    picture = (tmp_path / "s.svg").read_text()
+    for text in ("auc_8", "random", "points", "plrc", *charts.LIGHT[2][:3]):
+        assert f">{text}<" in picture or f": {text}" in picture
+    assert charts.SERIES not in picture and charts.INK not in picture
 
 
 def test_a_study_that_has_only_begun_has_a_page(tmp_path: Path) -> None:

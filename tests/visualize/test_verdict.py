@@ -93,6 +93,20 @@ def test_alarms_of_the_features_keep_a_run_from_being_called_healthy(runs: Runs)
     assert found.level == "open" and any("effective rank fell" in reason for reason in found.reasons)
 
 
+def test_lines_that_are_damaged_are_left_out(runs: Runs, tmp_path: Path) -> None:
+    text = (runs["healthy"] / "metrics.jsonl").read_text()
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "ki\x00}\n' + text + '{"step": 71, "kind": "tra')
+    assert read_records(tmp_path) == read_records(runs["healthy"]) != []
+    assert read_records(tmp_path / "nothing") == []
+
+
+def test_features_that_are_no_numbers_have_collapsed(runs: Runs) -> None:
+    """metrics.jsonl has null for what was not finite; the run itself stops after two such checks."""
+    records = [dict(r) for r in read_records(runs["healthy"])]
+    of_kind(records, "health")[-1].update(feature_std=None, effective_rank=None)  # type: ignore[attr-defined]
+    assert verdict(records, STEPS, FILLING).headline == f"Collapsing since step {STEPS}"
+
+
 def test_steps_without_a_finite_gradient(runs: Runs) -> None:
     """The last windows hold skipped steps alone, as the loop records them."""
     records = [dict(r) for r in read_records(runs["healthy"])]

@@ -52,5 +52,5 @@ def study(arguments: Sequence[str]) -> int:
     found = content(declared.title, lines, metric, declared.baseline, len(declared.cells()), text)
     print(f"\nthe page is {write_study_page(found, given.out / 'study.html')}")
     if given.plot:
-        save_study(given.plot, found["rows"], metric, found["numeric"])
+        save_study(given.plot, found)
     return 0

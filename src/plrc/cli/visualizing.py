@@ -24,7 +24,7 @@ class Visualize:
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Run folder with checkpoints."""
     images: tuple[str, ...] = ()
-    """Folder, glob, .txt list, COCO .json or VOC folder; or image files."""
+    """What plrc pretrain --data takes; or image files."""
     out: Path = Path("page.html")
     """Page to write."""
     others: Annotated[tuple[str, ...], tyro.conf.arg(name="with")] = ()
@@ -69,6 +69,8 @@ def visualize(arguments: Sequence[str]) -> int:
         raise PlrcError(f"{given.run} is not the folder of a run (no config.toml); make one with: plrc pretrain")
     if given.out.is_dir():
         raise PlrcError(f"--out is {given.out}, a folder; name the page to write, such as {given.out / 'page.html'}")
+    if given.png and given.png.exists() and not given.png.is_dir():
+        raise PlrcError(f"--png is {given.png}, a file; name a folder for the pictures")
     for x, y in given.points:
         if not (0 <= x <= 1 and 0 <= y <= 1):
             raise PlrcError(f"--points has {x:g} {y:g}; write shares of an image's width and height, 0 to 1")
@@ -86,7 +88,7 @@ def visualize(arguments: Sequence[str]) -> int:
     if len(positions) < len(images):
         print(f"{len(positions)} of {len(images)} images, evenly spread (--limit)")
     with progress("images x networks") as tell:
-        found = exploring.look(images, positions, sources, budget, choose_device(given.device), tell)
+        found = exploring.look(images, positions, config.data, sources, budget, choose_device(given.device), tell)
     for note in found.notes:
         print(note)
     samples = run_samples(given.run, config, given.samples)

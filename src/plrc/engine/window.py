@@ -52,18 +52,19 @@ class Window:
         self.steps += 1
 
     def read(self, waited: float) -> dict[str, float]:
-        """`waited`: seconds spent waiting for data since the start. Losses are means over valid queries and steps;
-        NAME_kl is NAME_loss minus the target's entropy, NAME_chance what NAME_kl is for uniform affinities."""
+        """`waited`: seconds spent waiting for data since the start. Losses are means over valid queries and steps, nan
+        where there was none; NAME_kl is NAME_loss minus the target's entropy, NAME_chance what NAME_kl is for uniform
+        affinities."""
         norm, kept = self.sums.pop("step").tolist()
         values: dict[str, float] = {}
         for name, total in self.sums.items():
             loss, entropy, count = distributed.sum_over_processes(total).tolist()
-            count = max(count, 1.0)
+            count = count or math.nan
             values[f"{name}_loss"] = loss / count
             values[f"{name}_kl"] = (loss - entropy) / count
             values[f"{name}_chance"] = math.log(self.keys[name]) - entropy / count
         seconds = time.perf_counter() - self.started
-        values["gradient_norm"] = norm / max(kept, 1.0)
+        values["gradient_norm"] = norm / (kept or math.nan)
         values["skipped_steps"] = self.steps - kept
         values["images_per_second"] = self.steps * self.batch_size / seconds
         values["data_wait_share"] = (waited - self.waited_before) / seconds

@@ -1,6 +1,7 @@
 """What the explorer's page shows: images, networks (those of a run by step, and others), their features, in a budget.
 
-Layer 5: imports engine and below. Reads images and checkpoints; `page.py` writes the page, `pictures.py` pictures.
+Layer 5: imports engine and below. Reads images and checkpoints; `explorer_page.py` writes the page, `pictures.py`
+PNG files.
 
 Shapes: H x W an image as the networks see it in pixels, D components of a feature, t the lattice's stride in them.
 """
@@ -21,10 +22,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from plrc.config import Config, DataConfig, PlrcError
-from plrc.data.decode import DecodeError, decode
+from plrc.data.decode import DecodeError, decode_bytes
 from plrc.data.layouts import ENDINGS, ending
 from plrc.data.sources import ImageList, find_images
 from plrc.engine.checkpoint import checkpoints, load_checkpoint
+from plrc.files import printable
 from plrc.model import Backbone, build_backbone
 from plrc.model.weights import Weights, load_into
 from plrc.visualize.dense_features import STRIDES, Codes, dense_features, fitted_size, own_stride, reduce
@@ -135,15 +137,16 @@ def _member(path: Path, role: str) -> Source:
 
 
 def look(
-    images: ImageList, positions: Sequence[int], sources: Sequence[Source], budget: Budget, device: torch.device,
-    progress: Progress,
+    images: ImageList, positions: Sequence[int], data: DataConfig, sources: Sequence[Source], budget: Budget,
+    device: torch.device, progress: Progress,
 ) -> Explorer:  # fmt: skip
     """Read the images and compute their features by every source; progress(done, total) counts images times networks.
 
+    `data`: how the run decodes images (`percentiles`, `max_megapixels`), so that its networks see what they know.
     Images that cannot be read are left out and named. Raises PlrcError where none can be read, where a network cannot
     be used, and where the page would be too large whatever is made smaller.
     """
-    read = [_picture(images.names[position], images.path(position), budget) for position in positions]
+    read = [_picture(images, position, data, budget) for position in positions]
     pictures = [one for one in read if isinstance(one, Picture)]
     notes = [one for one in read if isinstance(one, str)]
     if not pictures:
@@ -173,14 +176,16 @@ def look(
     return Explorer(pictures, kept, [codes[i] for i in range(len(kept))], fitted, notes)
 
 
-def _picture(name: str, path: str, budget: Budget) -> Picture | str:
+def _picture(images: ImageList, position: int, data: DataConfig, budget: Budget) -> Picture | str:
     """The image, or the sentence that says why it is left out."""
+    name, least = printable(images.names[position]), max(_SHOWN, budget.size)
     try:
-        image = decode(path, least=max(_SHOWN, budget.size))
+        file = images.read(position, data.max_megapixels)
+        image = decode_bytes(file, percentiles=data.percentiles, max_megapixels=data.max_megapixels, least=least)
     except DecodeError as error:
-        return f"left out {_plain(name)}: {error.reason}"
+        return f"left out {name}: {error.reason}"
     shown = Image.fromarray(image.permute(1, 2, 0).numpy())
-    return Picture(_plain(name), _scaled(image, budget), _jpeg(shown, _SHOWN), _jpeg(shown, _THUMBNAIL))
+    return Picture(name, _scaled(image, budget), _jpeg(shown, _SHOWN), _jpeg(shown, _THUMBNAIL))
 
 
 def _scaled(image: Tensor, budget: Budget) -> Tensor:
@@ -193,11 +198,6 @@ def _jpeg(image: Image.Image, longest: int) -> bytes:
     small.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     small.save(file, "JPEG", quality=_QUALITY)
     return file.getvalue()
-
-
-def _plain(name: str) -> str:
-    """A file name as text that can be written: bytes that are no UTF-8 become question marks."""
-    return name.encode(errors="replace").decode()
 
 
 def _fit(budget: Budget, pictures: Sequence[Picture], sources: Sequence[Source]) -> tuple[Budget, list[Source]]:

@@ -6,7 +6,6 @@ Layer 5. The page runs its own scripts only (the policy in its head names their 
 from __future__ import annotations
 
 import base64
-import datetime
 import hashlib
 import io
 import re
@@ -20,6 +19,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
+from plrc.config import PlrcError
 from plrc.files import write_text
 from plrc.visualize.affinity import colour_table
 from plrc.visualize.dense_features import Codes
@@ -43,13 +43,18 @@ def explorer_page(explorer: Explorer, run: Path, samples: Samples) -> str:
     script = _script()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     content = _content(explorer)
+    section: dict[str, Any] | None = None
+    missing = ""
+    try:
+        section = run_section(run)
+    except PlrcError as error:  # of a folder that was copied in part
+        missing = str(error)
     return render(
-        "explorer.html", run=run_section(run), date=datetime.datetime.now().strftime("%Y-%m-%d"),
-        script=Markup(script), script_hash=Markup(f"'sha256-{digest}'"), data=content, blocks=_blocks(explorer),
-        images=len(explorer.pictures), steps=len(content["steps"]),
-        key=_data_uri(Image.fromarray(colour_table()[None])), budget=explorer.budget, networks=_errors(explorer),
-        notes=explorer.notes, regions=samples.regions, match=samples.match, samples_note=samples.note,
-        batch=_data_uri(samples.batch, "WEBP") if samples.batch else "",
+        "explorer.html", name=run.resolve().name, run=section, missing=missing, script=Markup(script),
+        script_hash=Markup(f"'sha256-{digest}'"), data=content, blocks=_blocks(explorer),
+        images=len(explorer.pictures), steps=len(content["steps"]), budget=explorer.budget, notes=explorer.notes,
+        key=_data_uri(Image.fromarray(colour_table()[None])), networks=_errors(explorer), regions=samples.regions,
+        match=samples.match, samples_note=samples.note, batch=_data_uri(samples.batch, "WEBP") if samples.batch else "",
         samples=[{"name": name, "source": _data_uri(picture, "WEBP")} for name, picture in samples.pictures],
     )  # fmt: skip
 
@@ -66,9 +71,9 @@ def _script() -> str:
 def _content(explorer: Explorer) -> dict[str, Any]:
     """What explorer.mjs reads: images, networks, and the panels, one a network or one for all steps of a role."""
     steps = sorted({source.step for source in explorer.sources if source.step is not None})
-    panels: dict[str, list[int]] = {}
+    panels: dict[tuple[str, int], list[int]] = {}
     for i, source in enumerate(explorer.sources):
-        panels.setdefault(source.label, []).append(i)
+        panels.setdefault((source.label, -1 if source.step is not None else i), []).append(i)
     images = []
     for picture, (rows, columns) in zip(explorer.pictures, sides(explorer), strict=True):
         height, width = picture.pixels.shape[1:]
@@ -77,7 +82,7 @@ def _content(explorer: Explorer) -> dict[str, Any]:
     return {
         "images": images,
         "steps": steps,
-        "panels": [{"label": label, "members": members} for label, members in panels.items()],
+        "panels": [{"label": label, "members": members} for (label, _), members in panels.items()],
         "networks": [_network(codes) for codes in explorer.codes],
         "table": base64.b64encode(colour_table().tobytes()).decode(),
     }

@@ -23,7 +23,7 @@ from plrc.data.decode import DecodeError, decode_bytes
 from plrc.data.region_files import RegionError, map_path
 from plrc.data.regions import Regions
 from plrc.data.sources import ImageList
-from plrc.files import write_atomic
+from plrc.files import printable, write_atomic
 from plrc.geometry import lattice, look_up
 
 _TILE = 256  # pixels of a tile's longer side
@@ -104,7 +104,7 @@ def region_sheet(tiles: Sequence[tuple[str, Image.Image]]) -> Image.Image:
     for i, (caption, tile) in enumerate(tiles):
         x, y = _GAP + i % columns * step[0], _GAP + i // columns * step[1]
         page.paste(tile, (x, y))
-        caption = caption.encode(errors="replace").decode()
+        caption = printable(caption)
         while draw.textlength(caption) > _TILE and len(caption) > 1:
             caption = "…" + caption[2:]
         draw.text((x, y + tile.height + 1), caption, fill=_INK)

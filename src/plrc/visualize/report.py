@@ -5,6 +5,7 @@ Layer 5: imports config, data, engine and presets, and this folder. It may be ma
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import tomli_w
@@ -22,7 +24,7 @@ from plrc.data.manifest import read_manifest
 from plrc.engine.adapt import total_steps
 from plrc.engine.checkpoint import checkpoints
 from plrc.engine.health import COLLAPSED_RANK, COLLAPSED_STD
-from plrc.files import write_text
+from plrc.files import parse_json, write_text
 from plrc.presets import PRESETS, preset
 from plrc.visualize import charts
 from plrc.visualize.page import render
@@ -77,8 +79,11 @@ def run_section(run: str | Path) -> dict[str, Any]:
 def read_records(run: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl that are whole; none where there is no such file yet."""
     path = run / "metrics.jsonl"
-    texts = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(text) for text in texts if text.endswith("}\n")]
+    records: list[dict[str, Any]] = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            records.append(parse_json(text))
+    return records
 
 
 def training_seconds(records: Records, batch_size: int) -> float:
@@ -108,8 +113,8 @@ def _facts(records: Records, config: Config, manifest: Mapping[str, Any]) -> lis
         speed = [line["images_per_second"] for line in lines]
         wait = [line["data_wait_share"] for line in lines]
         facts += [
-            {"name": "images a second", "value": f"{_median(speed):.3g}", "note": "median"},
-            {"name": "waiting for data", "value": f"{_median(wait):.1%}", "note": "of the time, median"},
+            {"name": "images a second", "value": f"{median(speed):.3g}", "note": "median"},
+            {"name": "waiting for data", "value": f"{median(wait):.1%}", "note": "of the time, median"},
         ]
         skipped = sum(line["skipped_steps"] for line in lines)
         share = health_share(records, batch)
@@ -234,10 +239,6 @@ def _origin(run: Path, manifest: Mapping[str, Any], records: Records) -> list[tu
 def _log(run: Path) -> list[str]:
     path = run / "log.txt"
     return path.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:] if path.exists() else []
-
-
-def _median(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) // 2]
 
 
 def _duration(seconds: float) -> str:

@@ -18,12 +18,14 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from plrc.config import Config, PlrcError
-from plrc.data.decode import decode
+from plrc.data.decode import decode_bytes
 from plrc.data.loader import Batch, StepSampler, ViewDataset
 from plrc.data.manifest import images_of, read_manifest
 from plrc.data.photometric import MEAN, STD, augment
 from plrc.data.points import ContrastPoints, contrast_points, match_points
+from plrc.data.sources import ImageList
 from plrc.data.views import MATCH, QUERY, REFERENCE
+from plrc.files import printable
 from plrc.visualize.regions import region_colours, region_tile
 
 _TILE, _GAP = 256, 8
@@ -57,16 +59,18 @@ def run_samples(run: Path, config: Config, count: int) -> Samples:
         data = ViewDataset(images, train, config.with_values({"run.cache": ""}))
         size, accumulate = config.optim.batch_size, config.optim.accumulate
         keys = next(iter(StepSampler(len(train), size, accumulate, config.seed, 0, 1)))
-        read = ((data.name(index), data.attempt(epoch, index)) for epoch, index in keys)
-        found = [(name, one) for name, one in read if isinstance(one, Batch)]
+        read = ((int(train[index]), data.attempt(epoch, index)) for epoch, index in keys)
+        found = [(position, one) for position, one in read if isinstance(one, Batch)]
         if not found:
             raise PlrcError("none of the images of its first batch can be read")
-        pictures = [(name, _picture(one, _image(images.root, name, config), config)) for name, one in found[:count]]
+        pictures = [
+            (printable(images.names[position]), _picture(one, _image(images, position, config), config))
+            for position, one in found[:count]
+        ]
     except PlrcError as error:
         return Samples(note=f"Regions and views of this run cannot be drawn here: {error}")
-    named = [(name.encode(errors="replace").decode(), picture) for name, picture in pictures]
     shown = batch_picture([one for _, one in found[:_BATCH]], config)
-    return Samples(named, shown, _regions(config), config.objectives.match_view)
+    return Samples(pictures, shown, _regions(config), config.objectives.match_view)
 
 
 def batch_picture(samples: Sequence[Batch], config: Config) -> Image.Image:
@@ -168,9 +172,10 @@ def _augmented(sample: Batch, config: Config) -> list[NDArray[np.uint8]]:
     return [np.ascontiguousarray(view.permute(1, 2, 0).numpy()) for view in pixels]
 
 
-def _image(root: str, name: str, config: Config) -> NDArray[np.uint8]:
+def _image(images: ImageList, position: int, config: Config) -> NDArray[np.uint8]:
     data = config.data
-    image = decode(Path(root, name), percentiles=data.percentiles, max_megapixels=data.max_megapixels, least=_TILE)
+    file = images.read(position, data.max_megapixels)
+    image = decode_bytes(file, percentiles=data.percentiles, max_megapixels=data.max_megapixels, least=_TILE)
     return image.permute(1, 2, 0).numpy()
 
 

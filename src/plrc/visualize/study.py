@@ -1,4 +1,4 @@
-"""A study as a page, and as one picture: means with 95 % intervals, along a numeric axis if it has one.
+"""A study as a page, and its first plot as a picture: means with 95 % intervals, along a numeric axis if it has one.
 
 Layer 5: imports config and files, and this folder's page and charts. Takes what `study.content` and `study.summary`
 give, which are plain dicts.
@@ -6,13 +6,13 @@ give, which are plain dicts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from plrc.config import PlrcError
 from plrc.files import write_text
@@ -31,31 +31,42 @@ def write_study_page(content: dict[str, Any], path: str | Path) -> Path:
 def study_page(content: dict[str, Any]) -> str:
     """The HTML of a study, from `study.content`."""
     named = [(_name(row["axes"], content["axes"]), row) for row in content["rows"]]
-    return render("study.html", s=content, named=named, plots=_plots(content))
+    plots = [
+        {"caption": one.caption, "svg": charts.svg(one.draw, one.caption, one.size), "keys": charts.keys(one.names)}
+        for one in _drawings(content)
+    ]
+    return render("study.html", s=content, named=named, plots=plots)
 
 
-def _plots(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """One for each numeric axis; one that lists all rows where there is none."""
+@dataclass(frozen=True)
+class Drawing:
+    """A plot before it is drawn. names: of its lines, in order; size: in inches."""
+
+    caption: str
+    draw: Callable[[Axes], None]
+    names: Iterable[str] = ()
+    size: tuple[float, float] = (4.6, 2.9)
+
+
+def _drawings(content: dict[str, Any]) -> list[Drawing]:
+    """One for each numeric axis, or one that lists all rows where there is none; and grouping while training."""
     rows, metric = content["rows"], content["metric"]
-    plots = []
+    found = []
     for axis in content["numeric"]:
         kinds = _kinds(rows, axis, content["axes"])
         draw = partial(_lines, kinds=kinds, axis=axis, metric=metric)
-        caption = f"{metric} against {axis}: mean and 95 % interval over seeds"
-        plots.append({"caption": caption, "svg": charts.svg(draw, caption), "keys": charts.keys(kinds)})
-    if rows and not plots:
-        caption = f"{metric}: mean and 95 % interval over seeds"
-        size = 6.4, 0.7 + 0.28 * len(rows)
+        found.append(Drawing(f"{metric} against {axis}: mean and 95 % interval over seeds", draw, kinds))
+    if rows and not found:
         draw = partial(_bars, rows=rows, order=content["axes"], metric=metric)
-        plots.append({"caption": caption, "svg": charts.svg(draw, caption, size), "keys": {}})
+        caption = f"{metric}: mean and 95 % interval over seeds"
+        found.append(Drawing(caption, draw, size=(6.4, 0.7 + 0.28 * len(rows))))
     teachers = {
         _name(row["axes"], content["axes"]): row for row in content["curves"] if row["network"] == "teacher"
     }  # fmt: skip
     if teachers:
         caption = "grouping AUC of the teacher, matched for distance: mean over seeds; dashed: the regions given"
-        svg = charts.svg(partial(_grouping, teachers=teachers), caption)
-        plots.append({"caption": caption, "svg": svg, "keys": charts.keys(teachers)})
-    return plots
+        found.append(Drawing(caption, partial(_grouping, teachers=teachers), teachers))
+    return found
 
 
 def _grouping(axes: Axes, teachers: dict[str, dict[str, Any]]) -> None:
@@ -84,10 +95,11 @@ def _lines(axes: Axes, kinds: dict[str, list[dict[str, Any]]], axis: str, metric
         look = charts.style(keys[name])
         placed = sorted((row for row in rows if axis in row["axes"]), key=lambda row: row["axes"][axis])
         if placed:
-            axes.plot([row["axes"][axis] for row in placed], [row["mean"] for row in placed], lw=1.5, ms=5, **look)
+            means = [row["mean"] for row in placed]
+            axes.plot([row["axes"][axis] for row in placed], means, lw=1.5, ms=5, label=name, **look)
         for row in rows:
             if axis not in row["axes"]:
-                axes.axhline(row["mean"], color=look["color"], lw=1.2, ls="--")
+                axes.axhline(row["mean"], color=look["color"], lw=1.2, ls="--", label="" if placed else name)
             elif row["low"] is not None:
                 axes.plot([row["axes"][axis]] * 2, [row["low"], row["high"]], color=look["color"], lw=1)
     axes.set_xlabel(axis)
@@ -112,45 +124,12 @@ def _name(axes: dict[str, Any], order: Sequence[str]) -> str:
     return ", ".join(words)
 
 
-def save_study(path: Path, rows: Sequence[dict[str, Any]], metric: str, numeric: Sequence[str]) -> None:
-    """Write the picture, along the first of the `numeric` axes if there is one; the path's ending says how. Raises
-    PlrcError for another ending, or where there is no row."""
+def save_study(path: Path, content: dict[str, Any]) -> None:
+    """Write the page's first plot as a picture; the path's ending says how. Raises PlrcError for another ending, or
+    where there is no row."""
     if path.suffix not in ENDINGS:
         raise PlrcError(f"{path} is no picture that can be written; end it in {', '.join(ENDINGS)}")
-    if not rows:
-        raise PlrcError(f"no run has the score {metric} yet, so there is nothing to draw")
-    figure = Figure(figsize=(5.5, 3.4), layout="constrained")
-    axes = figure.subplots()
-    axes.set_title(metric)
-    (_along if numeric else _listed)(axes, rows, *numeric[:1])
-    figure.savefig(path, dpi=200)
-
-
-def _along(axes: Axes, rows: Sequence[dict[str, Any]], axis: str) -> None:
-    kinds: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        if axis in row["axes"]:
-            name = ", ".join(str(value) for key, value in row["axes"].items() if key != axis)
-            kinds.setdefault(name, []).append(row)
-    for name, found in kinds.items():
-        found.sort(key=lambda row: row["axes"][axis])
-        axes.errorbar(
-            [row["axes"][axis] for row in found], [row["mean"] for row in found], yerr=_errors(found),
-            marker="o", capsize=3, label=name,
-        )  # fmt: skip
-    axes.set_xlabel(axis)
-    axes.legend(frameon=False)
-
-
-def _listed(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
-    names = [", ".join(str(value) for value in row["axes"].values()) for row in rows]
-    axes.errorbar([row["mean"] for row in rows], range(len(rows)), xerr=_errors(rows), fmt="o", capsize=3)
-    axes.set_yticks(range(len(rows)), names)
-    axes.invert_yaxis()
-
-
-def _errors(rows: Sequence[dict[str, Any]]) -> list[list[float]]:
-    """Lengths below and above the means; 0 where there is no interval."""
-    below = [row["mean"] - (row["low"] if row["low"] is not None else row["mean"]) for row in rows]
-    above = [(row["high"] if row["high"] is not None else row["mean"]) - row["mean"] for row in rows]
-    return [below, above]
+    if not content["rows"]:
+        raise PlrcError(f"no run has the score {content['metric']} yet, so there is nothing to draw")
+    first = _drawings(content)[0]
+    charts.save(first.draw, path, first.size)

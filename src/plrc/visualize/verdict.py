@@ -5,6 +5,7 @@ Layer 5: imports the engine's health alarms. Thresholds are held against real ru
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal
@@ -75,10 +76,13 @@ def last_step(records: Records) -> int:
 
 
 def health_checks(records: Records) -> list[Health]:
-    """The checks whose every measure is a number (grouping needs masks, and is left out)."""
+    """All checks (grouping needs masks, and is left out); a measure that was not finite is nan."""
     names = [field.name for field in fields(Health) if field.default is MISSING]
-    measured: list[dict[str, Any]] = [{name: line.get(name) for name in names} for line in of_kind(records, "health")]
-    return [Health(**values) for values in measured if None not in values.values()]
+    measured: list[dict[str, Any]] = [
+        {name: math.nan if line.get(name) is None else line[name] for name in names}
+        for line in of_kind(records, "health")
+    ]
+    return [Health(**values) for values in measured]
 
 
 def _not_finite(lines: Records) -> Verdict | None:

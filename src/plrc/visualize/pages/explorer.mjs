@@ -82,6 +82,9 @@ const panels = data.panels.map((panel) => {
 const temperature = () => 10 ** Number(byId("temperature").value);
 const mode = () => byId("mode").value;
 
+/** Where the colours of cosines begin and end. */
+const ends = (cosines) => (byId("common").checked ? [0, 1] : range(cosines));
+
 /** What a panel's heat map shows: values, and the ends of its colours. */
 function heat(map, dim, place) {
   const cosines = affinity(map, featureAt(map, dim, place), place);
@@ -89,7 +92,7 @@ function heat(map, dim, place) {
     const shares = softmax(cosines, temperature());
     return { cosines, values: shares, low: 0, high: range(shares)[1] };
   }
-  const [low, high] = byId("common").checked ? [0, 1] : range(cosines);
+  const [low, high] = ends(cosines);
   return { cosines, values: cosines, low, high };
 }
 
@@ -140,7 +143,7 @@ function drawOthers() {
   const own = features(state.image, network);
   if (!own || data.images.length < 2) return;
   const query = featureAt(own, dim, state.place);
-  const [low, high] = range(affinity(own, query, state.place));
+  const [low, high] = ends(affinity(own, query, state.place));
   const maps = [];
   for (let image = 0; image < data.images.length; image++) {
     const map = image === state.image ? null : features(image, network);
