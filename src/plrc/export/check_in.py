@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from plrc.config import PlrcError
 from plrc.engine.checkpoint import checkpoint_of
 from plrc.export import BACKBONE
-from plrc.model.naming import torchvision_names
-from plrc.model.weights import find_prefix, read_weights
+from plrc.model.naming import COUNTER, torchvision_names
+from plrc.model.weights import find_prefix, read_weights, some
 
-COUNTER = ".num_batches_tracked"
 NORM = ("weight", "bias", "running_mean", "running_var")
 EPSILONS = (1e-5, 1e-3, 1e-6)  # of BatchNorm in common libraries; a file does not say which
 ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}  # folded weights
@@ -68,7 +67,7 @@ class CheckIn:
         if len(wrong) > SHOWN:
             lines.append(f"  different: {len(wrong) - SHOWN} more")
         if self.absent:
-            lines.append(f"  absent: {_some(self.absent)}")
+            lines.append(f"  absent: {some(self.absent, SHOWN)}")
         return "\n".join([*lines, *(f"  perhaps: {reason}" for reason in self.reasons)])
 
 
@@ -277,8 +276,4 @@ def _slight(expected: Tensor, tensor: Tensor) -> bool:
 
 
 def _count(names: list[str]) -> str:
-    return _some(names) if len(names) <= SHOWN else f"{len(names)} tensors"
-
-
-def _some(names: list[str] | tuple[str, ...]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return some(names, SHOWN) if len(names) <= SHOWN else f"{len(names)} tensors"

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from plrc.config import PlrcError
 from plrc.export.pixels import pixels
-from plrc.export.verify import COUNTER, Proof, check_features, check_tensors, features_of, installed
+from plrc.export.verify import Proof, check_features, check_tensors, features_of, installed
 from plrc.model.backbone import build_backbone
+from plrc.model.naming import COUNTER
 
 ENDINGS = (".onnx",)
 TOLERANCE = 1e-4  # of the largest feature: the runtime joins convolutions with what follows them

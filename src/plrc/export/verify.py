@@ -16,10 +16,10 @@ from torch import Tensor
 
 from plrc.config import PlrcError
 from plrc.model.backbone import build_backbone
+from plrc.model.naming import COUNTER
+from plrc.model.weights import some
 
 TOLERANCE = 1e-5  # of the largest feature: the same float32 operations, in whatever order the library runs them
-COUNTER = ".num_batches_tracked"  # ends the name of BatchNorm's step counter, which changes no feature
-SHOWN = 5  # tensors in a message
 Features = Callable[[Tensor], Mapping[int, Tensor]]
 
 
@@ -124,11 +124,6 @@ def content_hash(state: Mapping[str, Tensor]) -> str:
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def some(names: list[str]) -> str:
-    """The first of many."""
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _difference(found: Tensor, expected: Tensor) -> str:
