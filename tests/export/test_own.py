@@ -84,11 +84,14 @@ def test_code_named_in_somebodys_run_is_not_imported(trained: tuple[plrc.Run, st
 import plrc
 from plrc.export.check_in import check_in
 from plrc.transfer.initial import initial_backbone
+from plrc.visualize.explorer import run_sources
+from pathlib import Path
 import torch
 for path in ({str(run.path)!r}, {str(exported)!r}):
     calls = [plrc.load_backbone, initial_backbone]
     if path == {str(run.path)!r}:
         calls += [plrc.export_backbone, lambda path: plrc.export_backbone(path, "safetensors")]
+        calls += [lambda path: run_sources(Path(path), 1)[0].load()]
     for call in calls:
         try:
             call(path)
@@ -99,13 +102,13 @@ for path in ({str(run.path)!r}, {str(exported)!r}):
     done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     told = done.stdout.splitlines()
-    assert len(told) == 6
+    assert len(told) == 7
     assert all(f"somebody's own code ({name})" in line and "where you name it" in line for line in told)
     assert not ran.exists()
 
 
 def test_the_command_line_takes_the_function_by_name(
-    trained: tuple[plrc.Run, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: tuple[plrc.Run, str], tmp_path: Path, scenes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, name = trained
     out = tmp_path / "handed" / "over.safetensors"
@@ -118,6 +121,11 @@ def test_the_command_line_takes_the_function_by_name(
     assert main([*command, "--backbone", f"{moved}:build"]) == 0  # elsewhere now, and the same network
     assert main([*command, "--backbone", "resnet18"]) == 2
     assert "not a resnet18" in capsys.readouterr().err
+    look = ["visualize", str(run.path), "--images", str(scenes), "--out", str(tmp_path / "page.html"), "--limit", "1"]
+    look += ["--size", "32", "--steps", "1", "--samples", "0", "--with", "random"]
+    assert main(look) == 2
+    assert f"add --backbone {name}" in capsys.readouterr().err
+    assert main([*look, "--backbone", f"{moved}:build"]) == 0
 
 
 def test_initial_weights_of_own_code_reach_a_network_of_transfer(trained: tuple[plrc.Run, str]) -> None:

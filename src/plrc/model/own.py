@@ -39,11 +39,13 @@ def is_code(name: str) -> bool:
 
 
 def trusted(stored: str, named: str, how: str) -> str:
-    """The code to import for a run that stored its name: what the user names in this call, or a refusal.
+    """The backbone to build for a run that stored its name; code is taken only from what the user names in this call.
 
-    A run folder may be somebody else's, so the name in it is shown and not followed. What the user names may differ
-    from it, such as a file that has moved: whether it is the same network, its tensors decide.
+    A run folder may be somebody else's, so code that it names is shown and not followed: ConfigError. What the user
+    names may differ from it, such as a file that has moved: whether it is the same network, its tensors decide.
     """
+    if not is_code(stored):
+        return stored
     if not named:
         raise ConfigError(
             f"this backbone is a network of somebody's own code ({stored}), which is imported only where you name it; "
