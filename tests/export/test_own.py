@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from tests.export.test_torchvision import names, saved_run
 from tests.model.test_own import write
 
 import plrc
@@ -20,6 +21,7 @@ from plrc.engine.checkpoint import load_checkpoint, newest_checkpoint
 from plrc.export import BACKBONE, export_backbone, library_of
 from plrc.export import safetensors as to_safetensors
 from plrc.export.formats import read_tensors, write_tensors
+from plrc.model import build_backbone
 from plrc.model.own import call
 from plrc.transfer.initial import initial_backbone, verify_inside
 
@@ -133,6 +135,24 @@ def test_initial_weights_of_own_code_reach_a_network_of_transfer(trained: tuple[
     backbone, initial = initial_backbone(str(run.path), name)
     assert (backbone.name, initial.backbone) == (name, name)
     assert verify_inside(torch.nn.Sequential(backbone), initial).startswith("20 of 20 backbone tensors in the detector")
+
+
+def test_a_network_for_whole_strides_only_goes_to_files_and_onnx(tmp_path: Path) -> None:
+    """Its top-down sum fails where the coarsest stride does not divide both sides, which the contract allows."""
+    pytest.importorskip("onnxscript", reason="needs the extra onnx")
+    ort = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    sums = "f[4] + torch.nn.functional.interpolate(f[16], scale_factor=4)[:, :8]"
+    name = write(tmp_path, f"return Stages(lambda f: {{4: {sums}, 16: f[16]}})")
+    net = build_backbone(name)
+    run = saved_run(tmp_path / "run", names(net), backbone=name)
+    assert export_backbone(run, "safetensors", backbone=name).largest_difference == 0
+    receipt = export_backbone(run, "onnx", backbone=name)
+    assert receipt.networks == ("ONNX Runtime on the CPU",)
+    assert "H and W where the coarsest stride divides them" in receipt.settings["set"][0]
+    images = torch.randn(3, 3, 64, 48)
+    (found,) = ort.InferenceSession(receipt.file).run(["stride4"], {"images": images.numpy()})
+    with torch.no_grad():
+        assert torch.allclose(torch.from_numpy(found), net.eval()(images)[4], atol=1e-4)
 
 
 FAULTS: dict[str, tuple[Callable[[State], State], str]] = {

@@ -170,7 +170,7 @@ def export_backbone(
             file=str(file),
             sha256=digest,
             content_sha256=content_hash(student),
-            target=f"{target} {library.version()}".strip(),
+            target=f"{target} {library.version()}".strip() if proof.networks else target,
             networks=proof.networks,
             note=proof.unverified and f"{UNVERIFIED} ({proof.unverified})",
             backbone=name,
