@@ -34,8 +34,8 @@ LICENCES = ((r"-[0-9a-f]{8}\.pth$", IMAGENET), (r"(?i)plrc|point.?level.?region"
 RANDOM = "random weights"
 LIMITS = """- Intended: the initial weights of a detector or segmenter that is then trained on labels, for images like
   those of the training data.
-- Input: RGB, divided by 255, then ImageNet's mean and standard deviation. Another order or scale of the channels loses
-  most of the gain without any error.
+- Input: RGB, divided by 255, then ImageNet's mean and standard deviation. Another order or scale of the channels gives
+  other features, without any error.
 - Biases of the training images pass on; nothing was filtered. Do not use the features to identify people.
 - Whether it beats ImageNet weights on your task is not known before it is measured: `plrc compare`."""
 
