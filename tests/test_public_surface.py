@@ -169,7 +169,7 @@ def test_flags_of_the_other_verbs(capsys: pytest.CaptureFixture[str]) -> None:
         "scan": "--layout --split --exclude --workers",
         "export": "--to --out --backbone --check-in",
         "visualize": "--images --out --with --stride --size --width --steps --limit --samples --megabytes --png "
-        "--points --device",
+        "--points --backbone --device",
         "shard": "--out --layout --split --exclude --maps --megabytes",
     }
     for verb, flags in expected.items():

@@ -47,7 +47,8 @@ def test_a_card_lies_beside_every_export_and_is_filled_from_the_run(tiny: Callab
         f"- `{receipt['settings']['set'][0]}`",
         f"| torchvision, at export | `{torchvision.__version__}` |",
         f"| feature_std | `{run.health[0].feature_std:.3f} -> {run.health[-1].feature_std:.3f}` |",
-        "- Layers after stride 8 were not trained",
+        "| level that was trained | `stride 8` |",
+        "- Layers after stride 8 were not trained.",
         "Random initial weights: no licence of others is inherited from them.",
     ):
         assert row in card, row

@@ -132,7 +132,11 @@ CHANGED: dict[str, tuple[Callable[[Backbone], nn.Module], str, int]] = {
     "BGR": (flipped, "channels reversed (BGR)", 1),
     "BGR in half": (lambda n: flipped(n).half(), "channels reversed (BGR), as float16", 1),
     "folded": (lambda n: folded(n, flip=False), "BatchNorm folded into the convolution", TENSORS),
-    "folded, BGR": (lambda n: folded(n, flip=True), "BatchNorm folded into the convolution", TENSORS),
+    "folded, BGR": (
+        lambda n: folded(n, flip=True),
+        "BatchNorm folded into the convolution, channels reversed (BGR)",
+        5,
+    ),
     "affine": (affine, "BatchNorm as scale and shift", 80),
     "renamed": (lambda n: Renamed(n.net.state_dict()), "", TENSORS),
 }
@@ -145,6 +149,7 @@ def test_what_detectors_change_on_purpose_is_recognised_and_said(kind: str, run:
     assert found.complete, found.table()
     assert [change for _, change in found.found.values()].count(how) == count
     assert how in found.table()
+    assert ("right only where its images are BGR" in found.table()) == ("BGR" in kind)
 
 
 def test_fresh_vectors_are_found_where_their_module_is(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from tests.export.test_torchvision import names, saved_run
 from tests.model.test_own import write
 
 import plrc
@@ -20,6 +21,7 @@ from plrc.engine.checkpoint import load_checkpoint, newest_checkpoint
 from plrc.export import BACKBONE, export_backbone, library_of
 from plrc.export import safetensors as to_safetensors
 from plrc.export.formats import read_tensors, write_tensors
+from plrc.model import build_backbone
 from plrc.model.own import call
 from plrc.transfer.initial import initial_backbone, verify_inside
 
@@ -84,11 +86,14 @@ def test_code_named_in_somebodys_run_is_not_imported(trained: tuple[plrc.Run, st
 import plrc
 from plrc.export.check_in import check_in
 from plrc.transfer.initial import initial_backbone
+from plrc.visualize.explorer import run_sources
+from pathlib import Path
 import torch
 for path in ({str(run.path)!r}, {str(exported)!r}):
     calls = [plrc.load_backbone, initial_backbone]
     if path == {str(run.path)!r}:
         calls += [plrc.export_backbone, lambda path: plrc.export_backbone(path, "safetensors")]
+        calls += [lambda path: run_sources(Path(path), 1)[0].load()]
     for call in calls:
         try:
             call(path)
@@ -99,13 +104,13 @@ for path in ({str(run.path)!r}, {str(exported)!r}):
     done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     told = done.stdout.splitlines()
-    assert len(told) == 6
+    assert len(told) == 7
     assert all(f"somebody's own code ({name})" in line and "where you name it" in line for line in told)
     assert not ran.exists()
 
 
 def test_the_command_line_takes_the_function_by_name(
-    trained: tuple[plrc.Run, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: tuple[plrc.Run, str], tmp_path: Path, scenes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, name = trained
     out = tmp_path / "handed" / "over.safetensors"
@@ -118,6 +123,11 @@ def test_the_command_line_takes_the_function_by_name(
     assert main([*command, "--backbone", f"{moved}:build"]) == 0  # elsewhere now, and the same network
     assert main([*command, "--backbone", "resnet18"]) == 2
     assert "not a resnet18" in capsys.readouterr().err
+    look = ["visualize", str(run.path), "--images", str(scenes), "--out", str(tmp_path / "page.html"), "--limit", "1"]
+    look += ["--size", "32", "--steps", "1", "--samples", "0", "--with", "random"]
+    assert main(look) == 2
+    assert f"add --backbone {name}" in capsys.readouterr().err
+    assert main([*look, "--backbone", f"{moved}:build"]) == 0
 
 
 def test_initial_weights_of_own_code_reach_a_network_of_transfer(trained: tuple[plrc.Run, str]) -> None:
@@ -125,6 +135,24 @@ def test_initial_weights_of_own_code_reach_a_network_of_transfer(trained: tuple[
     backbone, initial = initial_backbone(str(run.path), name)
     assert (backbone.name, initial.backbone) == (name, name)
     assert verify_inside(torch.nn.Sequential(backbone), initial).startswith("20 of 20 backbone tensors in the detector")
+
+
+def test_a_network_for_whole_strides_only_goes_to_files_and_onnx(tmp_path: Path) -> None:
+    """Its top-down sum fails where the coarsest stride does not divide both sides, which the contract allows."""
+    pytest.importorskip("onnxscript", reason="needs the extra onnx")
+    ort = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    sums = "f[4] + torch.nn.functional.interpolate(f[16], scale_factor=4)[:, :8]"
+    name = write(tmp_path, f"return Stages(lambda f: {{4: {sums}, 16: f[16]}})")
+    net = build_backbone(name)
+    run = saved_run(tmp_path / "run", names(net), backbone=name)
+    assert export_backbone(run, "safetensors", backbone=name).largest_difference == 0
+    receipt = export_backbone(run, "onnx", backbone=name)
+    assert receipt.networks == ("ONNX Runtime on the CPU",)
+    assert "H and W where the coarsest stride divides them" in receipt.settings["set"][0]
+    images = torch.randn(3, 3, 64, 48)
+    (found,) = ort.InferenceSession(receipt.file).run(["stride4"], {"images": images.numpy()})
+    with torch.no_grad():
+        assert torch.allclose(torch.from_numpy(found), net.eval()(images)[4], atol=1e-4)
 
 
 FAULTS: dict[str, tuple[Callable[[State], State], str]] = {

@@ -108,7 +108,9 @@ def test_a_backbone_of_ones_own(
     Path("photos").symlink_to(scenes)
     follow("own", FEWER)
     assert "18 of 18 tensors" in capsys.readouterr().out
-    assert "my_net.py:build" in Path("own.safetensors.card.md").read_text()
+    card = Path("own.safetensors.card.md").read_text()
+    assert "my_net.py:build" in card
+    assert "Layers after stride 16, where the network has any, were not trained." in card  # this one has none
 
 
 def test_features_in_python(runs: Callable[[str, str], Path]) -> None:

@@ -13,8 +13,8 @@ import torch
 import torchvision
 
 from plrc.config import PlrcError
-from plrc.export import resnets
 from plrc.export.resnets import RESNETS, check_structure, rename, shapes
+from plrc.model import naming
 from plrc.model.backbone import RESNETS as BUILT
 from plrc.model.naming import torchvision_names
 from plrc.model.pickles import read_arrays, write_arrays
@@ -30,7 +30,7 @@ def test_every_resnet_of_torchvision_is_known() -> None:
 def test_the_rule_gives_torchvisions_tensors(name: str) -> None:
     with torch.device("meta"):
         state = torchvision.models.get_model(name, weights=None).state_dict()
-    assert shapes(RESNETS[name], resnets.torchvision) == {
+    assert shapes(RESNETS[name], naming.torchvision) == {
         key: tuple(tensor.shape) for key, tensor in state.items() if not key.startswith("fc.")
     }
 
@@ -45,22 +45,22 @@ def detectron2_by_hand(blocks: tuple[int, ...], parts: tuple[str, ...], first_sh
 
 
 def test_detectron2s_names() -> None:
-    r50 = shapes(RESNETS["resnet50"], resnets.detectron2)
+    r50 = shapes(RESNETS["resnet50"], naming.detectron2)
     assert set(r50) == detectron2_by_hand((3, 4, 6, 3), ("conv1", "conv2", "conv3"), first_shortcut=2)
     assert r50["stem.conv1.weight"] == (64, 3, 7, 7)
     assert r50["res2.0.shortcut.weight"] == (256, 64, 1, 1)
     assert r50["res5.0.conv1.weight"] == (512, 1024, 1, 1)
     assert r50["res5.2.conv3.norm.running_var"] == (2048,)
-    r18 = shapes(RESNETS["resnet18"], resnets.detectron2)
+    r18 = shapes(RESNETS["resnet18"], naming.detectron2)
     assert set(r18) == detectron2_by_hand((2, 2, 2, 2), ("conv1", "conv2"), first_shortcut=3)
     assert r18["res3.0.conv1.weight"] == (128, 64, 3, 3)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-@pytest.mark.parametrize("naming", [resnets.detectron2, resnets.transformers])
+@pytest.mark.parametrize("naming", [naming.detectron2, naming.transformers])
 @pytest.mark.parametrize("prefix", ["", "model.backbone.bottom_up.", "model.backbone.model."])
-def test_names_of_other_libraries_are_read_as_torchvisions(name: str, naming: resnets.Naming, prefix: str) -> None:
-    own, other = shapes(RESNETS[name], resnets.torchvision), shapes(RESNETS[name], naming)
+def test_names_of_other_libraries_are_read_as_torchvisions(name: str, naming: naming.Naming, prefix: str) -> None:
+    own, other = shapes(RESNETS[name], naming.torchvision), shapes(RESNETS[name], naming)
     names = [prefix + key for key in other]
     assert list(torchvision_names(names).values()) == [prefix + key for key in own]
 
@@ -71,14 +71,14 @@ def test_names_that_only_look_alike_stay() -> None:
 
 
 def test_a_structure_that_differs_is_named() -> None:
-    own = {key: torch.zeros(shape) for key, shape in shapes(RESNETS["resnet18"], resnets.torchvision).items()}
-    state = rename(own, RESNETS["resnet18"], resnets.detectron2)
-    check_structure(state, RESNETS["resnet18"], resnets.detectron2)
+    own = {key: torch.zeros(shape) for key, shape in shapes(RESNETS["resnet18"], naming.torchvision).items()}
+    state = rename(own, RESNETS["resnet18"], naming.detectron2)
+    check_structure(state, RESNETS["resnet18"], naming.detectron2)
     with pytest.raises(PlrcError, match=r"lacks res2\.2\.conv1\.norm\.bias, .* and \d+ more; export again"):
-        check_structure(state, RESNETS["resnet34"], resnets.detectron2)
+        check_structure(state, RESNETS["resnet34"], naming.detectron2)
     wrong = state | {"stem.conv1.weight": torch.zeros(64, 1, 7, 7)}
     with pytest.raises(PlrcError, match=r"stem\.conv1\.weight \[64, 1, 7, 7\] instead of \[64, 3, 7, 7\]"):
-        check_structure(wrong, RESNETS["resnet18"], resnets.detectron2)
+        check_structure(wrong, RESNETS["resnet18"], naming.detectron2)
 
 
 def test_a_pickle_holds_plain_arrays_and_names_nothing_else(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -310,6 +311,24 @@ def test_a_missing_library_is_told(
     assert proof.unverified == f"{target} is not installed"
     assert proof.largest_difference is None
     assert proof.networks == ()
+
+
+def test_a_package_that_cannot_be_imported_is_no_proof(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Installed, and of no use here: the receipt says why and claims no version; the card tells of no folder."""
+    told = "cannot import name 'ops' from 'mmcv' (/home/private place/mmcv/__init__.py)"
+    (tmp_path / "mmdet").mkdir()
+    (tmp_path / "mmdet" / "__init__.py").write_text(f"raise ImportError({told!r})")
+    (tmp_path / "mmdet-3.3.0.dist-info").mkdir()
+    (tmp_path / "mmdet-3.3.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: mmdet\nVersion: 3.3.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mmdet", raising=False)
+    receipt = export_backbone(run, "mmdetection", tmp_path / "w.pth")
+    assert (receipt.target, receipt.networks, receipt.largest_difference) == ("mmdetection", (), None)
+    assert told in receipt.note and "not verified in the target" in receipt.line()
+    card = (tmp_path / "w.pth.card.md").read_text()
+    assert "not verified in the target" in card and "private place" not in card
 
 
 def test_what_a_library_does_not_have_is_refused(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def saved_run(
     folder: Path, student: State, teacher: State | None = None, backbone: str = "resnet18", step: int = 7
 ) -> Path:
     heads = {"contrast_head.0.weight": torch.ones(2, 2), "distill_head.0.weight": torch.ones(2, 2)}
-    stride = 2 if backbone.startswith("timm:") else 1
+    stride = 2 if ":" in backbone else 1  # timm, and the user's own
     config = Config().with_values({"model.backbone": backbone, "model.layer4_stride": stride})
     save_checkpoint(
         folder / "checkpoints",

@@ -98,6 +98,7 @@ def test_a_file_may_import_its_neighbours_and_a_package_is_found(
 MISTAKES = {
     "None": ("return None", r"my_net\.py:build returned a NoneType; return a torch\.nn\.Module"),
     "raises": ("return Stages(depth=3)", r"my_net\.py:build raised TypeError: .*depth.* \(my_net\.py, line \d+\)"),
+    "exits": ("raise SystemExit(0)", r"my_net\.py:build raised SystemExit: 0 \(my_net\.py, line \d+\)"),
     "one tensor": ("return nn.Conv2d(3, 4, 3)", r"gives a tensor \[1, 4, 126, 190\]; return \{stride: features\}"),
     "a list, no strides": ("return Stages(lambda f: list(f.values()))", r"gives a list of 3; return \{stride"),
     "named, no strides": ("return Stages(lambda f: {'p4': f[4]})", r"gives a dictionary of 'p4'; return \{stride"),
@@ -131,6 +132,7 @@ def test_code_that_cannot_be_imported_is_told_in_one_sentence(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     write(tmp_path, "return Stages()", "near_by.py")
     (tmp_path / "broken.py").write_text("def build(:\n")
+    (tmp_path / "script.py").write_text("import sys\n\nsys.exit(0)\n")
     (tmp_path / "needs.py").write_text("import plrc_no_such_package\n")
     expected = {
         "near_by:build": r"cannot import near_by: it is not installed here; write near_by\.py:\.\.\.",
@@ -138,6 +140,7 @@ def test_code_that_cannot_be_imported_is_told_in_one_sentence(tmp_path: Path, mo
         "absent.py:build": r"there is no file absent\.py; write package\.module:function",
         "broken.py:build": r"importing broken\.py raised SyntaxError",
         "needs.py:build": r"importing needs\.py raised ModuleNotFoundError: No module named 'plrc_no_such_package'",
+        "script.py:build": r"importing script\.py raised SystemExit: 0 \(script\.py, line 3\)",
         "near_by.py:biuld": r"near_by\.py has no function biuld; did you mean near_by\.py:build\?",
         "near_by.py:": r"'near_by\.py:' names no function; write package",
     }

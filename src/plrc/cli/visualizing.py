@@ -47,6 +47,8 @@ class Visualize:
     """Folder for every picture as PNG as well."""
     points: tuple[tuple[float, float], ...] = ((0.5, 0.5),)
     """With --png: points X Y whose affinities are drawn, as shares of an image's width and height."""
+    backbone: str = ""
+    """A run with a backbone of your own: its function once more, as package.module:function or file.py:function."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
@@ -83,7 +85,8 @@ def visualize(arguments: Sequence[str]) -> int:
     budget = exploring.Budget(
         given.size or 2 * config.views.size, given.stride, given.width, given.steps, given.megabytes
     )
-    sources = exploring.run_sources(given.run, given.steps) + _others(given.others, config)
+    sources = exploring.run_sources(given.run, given.steps, given.backbone)
+    sources += _others(given.others, config, given.backbone)
     images, positions = exploring.named_images(given.images, given.limit)
     if len(positions) < len(images):
         print(f"{len(positions)} of {len(images)} images, evenly spread (--limit)")
@@ -103,13 +106,13 @@ def visualize(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _others(given: Sequence[str], config: Config) -> list[Source]:
+def _others(given: Sequence[str], config: Config, named: str) -> list[Source]:
     """The networks of --with, loaded once now so that a mistake is told before anything is computed."""
     from plrc.visualize.explorer import Source
 
     sources = []
     for init in given:
-        loaded = _network(init, config)
+        loaded = _network(init, config, named)
         label = init if len(init) <= 40 else f"…{init[-39:]}"
         sources.append(Source(label, None, partial(lambda network: network, loaded)))
     if twice := {one for one in given if given.count(one) > 1}:
@@ -117,12 +120,14 @@ def _others(given: Sequence[str], config: Config) -> list[Source]:
     return sources
 
 
-def _network(init: str, config: Config) -> tuple[Backbone, int]:
+def _network(init: str, config: Config, named: str) -> tuple[Backbone, int]:
     """A network and its level: those of its own run where `init` is one, else those of the run that is shown."""
+    from plrc.model.own import is_code, trusted
     from plrc.transfer.initial import initial_backbone
 
     own = Path(init) / "config.toml"
     model = Config.load(own).model if own.exists() else config.model
-    name = config.model.backbone if init == "random" else ""
+    own_code = own.exists() and is_code(model.backbone)
+    name = trusted(model.backbone, named, "--backbone {}") if init == "random" or own_code else ""
     backbone, _ = initial_backbone(init, name, layer4_stride=model.layer4_stride, seed=config.seed)
     return backbone, model.stride

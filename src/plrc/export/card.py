@@ -34,8 +34,8 @@ LICENCES = ((r"-[0-9a-f]{8}\.pth$", IMAGENET), (r"(?i)plrc|point.?level.?region"
 RANDOM = "random weights"
 LIMITS = """- Intended: the initial weights of a detector or segmenter that is then trained on labels, for images like
   those of the training data.
-- Input: RGB, divided by 255, then ImageNet's mean and standard deviation. Another order or scale of the channels loses
-  most of the gain without any error.
+- Input: RGB, divided by 255, then ImageNet's mean and standard deviation. Another order or scale of the channels gives
+  other features, without any error.
 - Biases of the training images pass on; nothing was filtered. Do not use the features to identify people.
 - Whether it beats ImageNet weights on your task is not known before it is measured: `plrc compare`."""
 
@@ -115,6 +115,7 @@ def _recipe(config: Config, step: int, steps: int) -> str:
         "steps": f"{step:,}" + (f" of {steps:,}: the run is not finished" if step < steps else ""),
         "images seen": f"{step * batch:,} ({batch:,} a step)",
         "views": f"{config.views.size} x {config.views.size} pixels",
+        "level that was trained": _level(config),
         "seed": str(config.seed),
     }
     changed = [
@@ -127,6 +128,12 @@ def _recipe(config: Config, step: int, steps: int) -> str:
         "\n".join([f"Settings that differ from {start}:", "", *changed]) if changed else f"All settings are {start}'s."
     )
     return f"{_table(rows)}\n\n{told}"
+
+
+def _level(config: Config) -> str:
+    """Which features, and whether the last stage saw a finer lattice than it will in most detectors."""
+    finer = ", with layer4 at stride 1 (the same tensors as at stride 2)" if config.model.layer4_stride == 1 else ""
+    return f"stride {config.model.stride}{finer if config.model.stride == 32 else ''}"
 
 
 def _results(saved: Mapping[str, Any], run: Path) -> str:
@@ -147,7 +154,8 @@ def _results(saved: Mapping[str, Any], run: Path) -> str:
 def _limits(config: Config, receipt: Mapping[str, Any]) -> str:
     lines = [LIMITS]
     if config.model.stride < 32:
-        lines.append(f"- Layers after stride {config.model.stride} were not trained: they are as they started.")
+        known = "" if not is_code(config.model.backbone) else ", where the network has any,"
+        lines.append(f"- Layers after stride {config.model.stride}{known} were not trained.")
     if int(receipt["step"]) < int(receipt["steps"]):
         lines.append("- The run was not finished when this was exported.")
     return "\n".join(lines)
@@ -189,6 +197,8 @@ def _proof(receipt: Mapping[str, Any]) -> str:
             rows[key.replace("_", " ")] = ", ".join(_without_folder(str(item)) for item in value) or "none"
         elif key in ("file", "checkpoint"):
             rows[key] = Path(value).name
+        elif key == "note":
+            rows |= {key: _reason(value)} if value else {}
         elif value is None:
             rows[key.replace("_", " ")] = "not compared"
         elif isinstance(value, float):
@@ -245,6 +255,11 @@ def _table(rows: Mapping[str, str]) -> str:
 
 def _plain(key: str, value: Any) -> str:
     return _code(_last_name(str(value)) if key in PATHS else str(value)) if value != "" else "(empty)"
+
+
+def _reason(note: str) -> str:
+    """Without its last part, the message of a package that cannot be imported, where that may tell of folders."""
+    return note.partition(" (")[0] if re.search(r"[\\/]", note) else note
 
 
 def _without_folder(text: str) -> str:

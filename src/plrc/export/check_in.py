@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from plrc.config import PlrcError
 from plrc.engine.checkpoint import checkpoint_of
 from plrc.export import BACKBONE
-from plrc.model.naming import torchvision_names
-from plrc.model.weights import find_prefix, read_weights
+from plrc.model.naming import COUNTER, torchvision_names
+from plrc.model.weights import find_prefix, read_weights, some
 
-COUNTER = ".num_batches_tracked"
 NORM = ("weight", "bias", "running_mean", "running_var")
 EPSILONS = (1e-5, 1e-3, 1e-6)  # of BatchNorm in common libraries; a file does not say which
 ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}  # folded weights
 SLIGHT = 0.1  # of a tensor's norm: what differs by less was loaded and has moved since
+REVERSED = "channels reversed (BGR)"
 SHOWN = 8  # names of each kind on the screen
 State = dict[str, Tensor]
 
@@ -62,13 +62,15 @@ class CheckIn:
         changed: dict[str, list[str]] = {}
         for name, (_, how) in self.found.items():
             changed.setdefault(how, []).append(name)
-        lines += [f"  {how}: {_count(these)}" for how, these in changed.items() if how]
+        for how, these in changed.items():
+            only = "; right only where its images are BGR" if REVERSED in how else ""
+            lines += [f"  {how}: {_count(these)}{only}"] if how else []
         wrong = [f"{name} ({what}; {where})" for name, (where, what) in self.different.items()]
         lines += [f"  different: {item}" for item in wrong[:SHOWN]]
         if len(wrong) > SHOWN:
             lines.append(f"  different: {len(wrong) - SHOWN} more")
         if self.absent:
-            lines.append(f"  absent: {_some(self.absent)}")
+            lines.append(f"  absent: {some(self.absent, SHOWN)}")
         return "\n".join([*lines, *(f"  perhaps: {reason}" for reason in self.reasons)])
 
 
@@ -185,12 +187,13 @@ def _changed_norms(ours: State, theirs: State, found: Mapping[str, Any]) -> dict
         for epsilon in EPSILONS:
             scale = gain / (variance + epsilon).sqrt()
             for module, other in _beside(bias - mean * scale, theirs):
-                if _near(scale, other):
+                if _near(scale, other) is not None:
                     out |= dict.fromkeys(parts, (module, "BatchNorm as scale and shift"))
                 for name, weight in open_.items():
-                    if _near(weight * scale.reshape(-1, *[1] * (weight.ndim - 1)), other):
-                        folded = (module, "BatchNorm folded into the convolution")
-                        out |= dict.fromkeys([name, *parts], folded)
+                    how = _near(weight * scale.reshape(-1, *[1] * (weight.ndim - 1)), other)
+                    if how is not None:
+                        folded = "BatchNorm folded into the convolution" + (f", {how}" if how else "")
+                        out |= dict.fromkeys([name, *parts], (module, folded))
     return out
 
 
@@ -201,19 +204,22 @@ def _beside(shift: Tensor, theirs: State) -> Iterator[tuple[str, Tensor]]:
     """
     for where, tensor in theirs.items():
         module = where.rpartition(".")[0]
-        if f"{module}.running_mean" not in theirs and _near(shift, tensor):
+        if f"{module}.running_mean" not in theirs and _near(shift, tensor) is not None:
             yield from ((module, t) for n, t in theirs.items() if n.rpartition(".")[0] == module and n != where)
 
 
-def _near(expected: Tensor, tensor: Tensor) -> bool:
+def _near(expected: Tensor, tensor: Tensor) -> str | None:
+    """`_same` to rounding: whether its channels are reversed (empty: as they are); None if it is not near."""
     if tensor.dtype not in ROUNDING or tensor.numel() != expected.numel():
-        return False
+        return None
     if expected.ndim > 1 and tensor.shape != expected.shape:
-        return False
+        return None
     allowed = ROUNDING[tensor.dtype] * float(expected.abs().max())
     tensor = tensor.double().reshape(expected.shape)
-    turned = [expected.flip(1)] if expected.ndim == 4 and expected.shape[1] == 3 else []
-    return any(float((tensor - wanted).abs().max()) <= allowed for wanted in (expected, *turned))
+    if float((tensor - expected).abs().max()) <= allowed:
+        return ""
+    turns = expected.ndim == 4 and expected.shape[1] == 3
+    return REVERSED if turns and float((tensor - expected.flip(1)).abs().max()) <= allowed else None
 
 
 def _same(expected: Tensor, tensor: Tensor) -> str | None:
@@ -226,7 +232,7 @@ def _same(expected: Tensor, tensor: Tensor) -> str | None:
     if torch.equal(cast, tensor):
         return how
     if expected.ndim == 4 and expected.shape[1] == 3 and torch.equal(cast.flip(1), tensor):
-        return "channels reversed (BGR)" + (f", {how}" if how else "")
+        return REVERSED + (f", {how}" if how else "")
     return None
 
 
@@ -277,8 +283,4 @@ def _slight(expected: Tensor, tensor: Tensor) -> bool:
 
 
 def _count(names: list[str]) -> str:
-    return _some(names) if len(names) <= SHOWN else f"{len(names)} tensors"
-
-
-def _some(names: list[str] | tuple[str, ...]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return some(names, SHOWN) if len(names) <= SHOWN else f"{len(names)} tensors"

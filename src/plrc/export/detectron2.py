@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
-from plrc.export import resnets
 from plrc.export.formats import read_torch, write_torch
 from plrc.export.pixels import pixels
 from plrc.export.resnets import check_structure, find_resnet, rename
 from plrc.export.verify import Proof, check_tensors
+from plrc.model import naming
 from plrc.model.pickles import read_arrays, write_arrays
 
 ENDINGS = (".pth", ".pkl")
@@ -28,7 +28,7 @@ def version() -> str:
 
 def tensors(name: str, student: dict[str, Tensor]) -> dict[str, Tensor]:
     """The student's tensors under detectron2's names: stem.conv1.weight, res2.0.conv1.norm.weight, ..."""
-    return rename(student, find_resnet(name, "detectron2"), resnets.detectron2)
+    return rename(student, find_resnet(name, "detectron2"), naming.detectron2)
 
 
 def write(path: Path, name: str, student: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -50,7 +50,7 @@ def prove(path: Path, name: str, student: dict[str, Tensor]) -> Proof:
     """
     state = (read_arrays if path.suffix == ".pkl" else read_torch)(path)["model"]
     check_tensors(state, tensors(name, student), "the file")
-    check_structure(state, find_resnet(name, "detectron2"), resnets.detectron2)
+    check_structure(state, find_resnet(name, "detectron2"), naming.detectron2)
     return Proof(len(state), unverified="plrc does not run detectron2; plrc export --check-in can")
 
 

@@ -105,8 +105,8 @@ def load_backbone(
     """A trained backbone in eval mode: RGB images [B, 3, H, W] -> {s: features [B, C, ceil(H / s), ceil(W / s)]}.
 
     Images are normalised with ImageNet's mean and standard deviation, or as decoded with `normalise=True`.
-    `path`: a run folder (its newest checkpoint), a checkpoint, or an exported .safetensors or .pt file. What goes in,
-    and how images of any size are padded, `DenseFeatures` says. Weights, and so features, are of `dtype`: float32,
+    `path`: a run folder (its newest checkpoint), a checkpoint, or an exported file of any target but ONNX. What goes
+    in, and how images of any size are padded, `DenseFeatures` says. Weights, and so features, are of `dtype`: float32,
     float16 or bfloat16. `channels_last` lets the convolutions of a GPU, or bfloat16 on a CPU, run faster; the features
     stay [B, C, h, w].
 

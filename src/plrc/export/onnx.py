@@ -14,12 +14,15 @@ from torch import Tensor
 
 from plrc.config import PlrcError
 from plrc.export.pixels import pixels
-from plrc.export.verify import COUNTER, Proof, check_features, check_tensors, features_of, installed
-from plrc.model.backbone import build_backbone
+from plrc.export.verify import Proof, check_features, check_tensors, features_of, installed
+from plrc.model.backbone import RESNETS, build_backbone
+from plrc.model.naming import COUNTER
+from plrc.model.own import TRIAL, told
 
 ENDINGS = (".onnx",)
 TOLERANCE = 1e-4  # of the largest feature: the runtime joins convolutions with what follows them
-SIZES = ((96, 96), (65, 130))  # B, H and W are free: another size than the one that was traced
+SIZES = ((96, 96), (65, 130))  # of ResNets: B, H and W are free, other sizes than the one that is traced
+OTHERS = (TRIAL, (192, 320))  # of other networks, which may ask that their coarsest stride divides both sides
 
 
 def version() -> str:
@@ -41,16 +44,19 @@ def write(path: Path, name: str, student: dict[str, Tensor], metadata: dict[str,
     net = build_backbone(name)
     net.net.load_state_dict(student)
     free = torch.export.Dim.DYNAMIC
-    program: Any = torch.onnx.export(
-        net.eval(),
-        (torch.zeros(2, 3, 64, 96),),
-        input_names=["images"],
-        output_names=[f"stride{stride}" for stride in net.channels],
-        dynamic_shapes={"images": {0: free, 2: free, 3: free}},
-        dynamo=True,
-        optimize=False,
-        verbose=False,
-    )
+    try:
+        program: Any = torch.onnx.export(
+            net.eval(),
+            (torch.zeros(2, 3, *((64, 96) if name in RESNETS else TRIAL)),),
+            input_names=["images"],
+            output_names=[f"stride{stride}" for stride in net.channels],
+            dynamic_shapes={"images": {0: free, 2: free, 3: free}},
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+        )
+    except Exception as error:  # of many kinds, for what a network may do and ONNX cannot
+        raise PlrcError(f"PyTorch cannot write {name} as ONNX: {told(error)}") from error
     program.model.metadata_props.update(metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
     program.save(path, external_data=False)
@@ -77,7 +83,7 @@ def prove(path: Path, name: str, student: dict[str, Tensor]) -> Proof:
         return {int(key.removeprefix("stride")): torch.from_numpy(f) for key, f in zip(outputs, found, strict=True)}
 
     ours = features_of(name, student)
-    difference = max(check_features(theirs, ours, TOLERANCE, size) for size in SIZES)
+    difference = max(check_features(theirs, ours, TOLERANCE, size) for size in (SIZES if name in RESNETS else OTHERS))
     return Proof(len(state), difference, tolerance=TOLERANCE, networks=("ONNX Runtime on the CPU",), absent=absent)
 
 
@@ -91,9 +97,10 @@ def read_initializers(path: Path) -> dict[str, Tensor]:
 
 
 def settings(name: str) -> dict[str, Any]:
+    sides = "B, H and W are free" if name in RESNETS else "B is free, H and W where the coarsest stride divides them"
     return pixels() | {
         "set": [
-            "input images: float32 [B, 3, H, W], normalised as above; B, H and W are free",
-            "outputs: stride4, stride8, ... as [B, C, ceil(H / stride), ceil(W / stride)]",
+            f"input images: float32 [B, 3, H, W], normalised as above; {sides}",
+            "outputs: one for each stride, such as stride8: [B, C, ceil(H / stride), ceil(W / stride)]",
         ]
     }

@@ -1,19 +1,19 @@
 """The ResNets that several libraries share: their numbers, and by rule every tensor's name and shape in each library.
 
-Layer 5: imports this folder only. From the numbers follow the exported names, and the list that a file is checked
-against where a library is not installed. Sources of the rules: torchvision/models/resnet.py, detectron2's
-modeling/backbone/resnet.py (BasicStem, BasicBlock, BottleneckBlock), transformers' models/resnet/modeling_resnet.py.
+Layer 5: imports model's names and this folder. From the numbers follow the exported names, and the list that a file is
+checked against where a library is not installed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from plrc.config import PlrcError
-from plrc.export.verify import COUNTER, check_names
+from plrc.export.verify import check_names
+from plrc.model.naming import COUNTER, Naming, Place, torchvision
 
 LEVELS = (4, 8, 16, 32)  # strides of the features that all libraries give
 LEAVES = (".weight", ".bias", ".running_mean", ".running_var", COUNTER)
@@ -54,40 +54,6 @@ RESNETS = {
 }
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a convolution stands. stage 0: the stem; convolution 0: the shortcut of a block."""
-
-    stage: int
-    block: int
-    convolution: int
-    shape: tuple[int, int, int, int]
-
-
-Naming = Callable[[Place], tuple[str, str]]  # the modules' names: the convolution's, and its BatchNorm's
-
-
-def torchvision(place: Place) -> tuple[str, str]:
-    if not place.stage:
-        return "conv1", "bn1"
-    block = f"layer{place.stage}.{place.block}."
-    if not place.convolution:
-        return f"{block}downsample.0", f"{block}downsample.1"
-    return f"{block}conv{place.convolution}", f"{block}bn{place.convolution}"
-
-
-def detectron2(place: Place) -> tuple[str, str]:
-    part = f"conv{place.convolution}" if place.convolution else "shortcut"
-    module = f"res{place.stage + 1}.{place.block}.{part}" if place.stage else "stem.conv1"
-    return module, f"{module}.norm"
-
-
-def transformers(place: Place) -> tuple[str, str]:
-    part = f"layer.{place.convolution - 1}" if place.convolution else "shortcut"
-    module = f"encoder.stages.{place.stage - 1}.layers.{place.block}.{part}" if place.stage else "embedder.embedder"
-    return f"{module}.convolution", f"{module}.normalization"
-
-
 def resnet_name(backbone: str) -> str:
     """model.backbone -> torchvision's name of the same ResNet (timm:resnet50.tag -> resnet50); empty for others."""
     name = backbone.removeprefix("timm:").partition(".")[0]
@@ -105,10 +71,10 @@ def find_resnet(backbone: str, library: str) -> ResNet:
 def shapes(net: ResNet, naming: Naming) -> dict[str, tuple[int, ...]]:
     """{name: shape} of every tensor in front of the classifier, step counters of BatchNorm included."""
     out: dict[str, tuple[int, ...]] = {}
-    for place in _places(net):
+    for place, shape in _places(net):
         convolution, norm = naming(place)
-        out[f"{convolution}.weight"] = place.shape
-        out |= {norm + leaf: () if leaf == COUNTER else place.shape[:1] for leaf in LEAVES}
+        out[f"{convolution}.weight"] = shape
+        out |= {norm + leaf: () if leaf == COUNTER else shape[:1] for leaf in LEAVES}
     return out
 
 
@@ -131,8 +97,9 @@ def check_structure(state: dict[str, Tensor], net: ResNet, naming: Naming) -> No
         raise PlrcError(f"the file holds tensors of another shape: {', '.join(wrong)}; export again")
 
 
-def _places(net: ResNet) -> Iterator[Place]:
-    yield Place(0, 0, 1, (64, 3, 7, 7))
+def _places(net: ResNet) -> Iterator[tuple[Place, tuple[int, ...]]]:
+    """Each convolution, with its shape."""
+    yield Place(0, 0, 1), (64, 3, 7, 7)
     before = 64
     for stage, (blocks, after) in enumerate(zip(net.blocks, net.widths, strict=True), start=1):
         width = 64 * 2 ** (stage - 1) * net.group_width // 64 * net.groups
@@ -142,7 +109,7 @@ def _places(net: ResNet) -> Iterator[Place]:
             else:
                 sizes = [(width, before, 3), (after, width, 3)]
             for number, (out, into, size) in enumerate(sizes, start=1):
-                yield Place(stage, block, number, (out, into, size, size))
+                yield Place(stage, block, number), (out, into, size, size)
             if not block and (before != after or stage > 1):
-                yield Place(stage, block, 0, (after, before, 1, 1))
+                yield Place(stage, block, 0), (after, before, 1, 1)
             before = after

@@ -17,8 +17,9 @@ from torch import Tensor
 from plrc.config import PlrcError
 from plrc.export.formats import read_tensors, write_tensors
 from plrc.export.pixels import pixels
-from plrc.export.resnets import LEVELS, check_structure, find_resnet, resnet_name, torchvision
+from plrc.export.resnets import LEVELS, check_structure, find_resnet, resnet_name
 from plrc.export.verify import Proof, check_features, check_tensors, features_of, installed
+from plrc.model import naming
 
 ENDINGS = (".safetensors", ".pt")
 PREFIX = "timm:"  # of model.backbone
@@ -50,7 +51,7 @@ def prove(path: Path, name: str, student: dict[str, Tensor]) -> Proof:
     check_tensors(state, expected, "the file")
     ours = features_of(name, student, () if name.startswith(PREFIX) else LEVELS)
     if not version():
-        check_structure(state, find_resnet(name, "timm"), torchvision)
+        check_structure(state, find_resnet(name, "timm"), naming.torchvision)
         return Proof(len(state), unverified="timm is not installed")
     import timm
 

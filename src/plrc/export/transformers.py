@@ -12,12 +12,13 @@ from typing import Any
 from torch import Tensor
 
 from plrc.config import PlrcError
-from plrc.export import resnets
 from plrc.export.formats import read_tensors, write_tensors
 from plrc.export.pixels import pixels
 from plrc.export.resnets import LEVELS, ResNet, check_structure, find_resnet, rename
-from plrc.export.verify import COUNTER, Features, Proof, check_features, check_tensors, features_of, installed
+from plrc.export.verify import Features, Proof, check_features, check_tensors, features_of, installed
 from plrc.files import write_json
+from plrc.model import naming
+from plrc.model.naming import COUNTER
 
 ENDINGS = ()  # --out names a folder
 FILE = "model.safetensors"
@@ -40,7 +41,7 @@ def version() -> str:
 
 def tensors(name: str, student: dict[str, Tensor]) -> dict[str, Tensor]:
     """The student's tensors under the names of ResNetBackbone."""
-    return rename(student, _resnet(name), resnets.transformers)
+    return rename(student, _resnet(name), naming.transformers)
 
 
 def write(path: Path, name: str, student: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -77,7 +78,7 @@ def prove(path: Path, name: str, student: dict[str, Tensor]) -> Proof:
     state = read_tensors(path)
     check_tensors(state, expected, "the file")
     if not version():
-        check_structure(state, net, resnets.transformers)
+        check_structure(state, net, naming.transformers)
         return Proof(len(state), unverified="transformers is not installed")
     model = _from_pretrained(path.parent)
     check_tensors(model.state_dict(), expected, "transformers' ResNetBackbone")

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from plrc.config import PlrcError
 from plrc.model.backbone import build_backbone
+from plrc.model.naming import COUNTER
+from plrc.model.own import told
+from plrc.model.weights import some
 
 TOLERANCE = 1e-5  # of the largest feature: the same float32 operations, in whatever order the library runs them
-COUNTER = ".num_batches_tracked"  # ends the name of BatchNorm's step counter, which changes no feature
-SHOWN = 5  # tensors in a message
+SIZE = (96, 96)  # of the images that features are compared on
 Features = Callable[[Tensor], Mapping[int, Tensor]]
 
 
@@ -68,16 +70,20 @@ def check_names(found: Iterable[str], expected: Iterable[str], where: str) -> No
 
 
 def check_features(
-    theirs: Features, ours: Features, tolerance: float = TOLERANCE, size: tuple[int, int] = (96, 96)
+    theirs: Features, ours: Features, tolerance: float = TOLERANCE, size: tuple[int, int] = SIZE
 ) -> float:
     """The largest difference of two networks in eval mode, relative to the largest feature of its level.
 
-    Raises PlrcError above `tolerance`, for other levels or shapes, and for features that are not finite.
+    Raises PlrcError above `tolerance`, for other levels or shapes, for features that are not finite, and where a
+    network does not take images of `size`.
     """
     largest = 0.0
-    with torch.inference_mode():
-        images = example_images(size)
-        a, b = theirs(images), ours(images)
+    try:
+        with torch.inference_mode():
+            images = example_images(size)
+            a, b = theirs(images), ours(images)
+    except Exception as error:  # networks of other libraries and of the user's own may raise anything
+        raise PlrcError(f"features of images [2, 3, {size[0]}, {size[1]}] cannot be compared: {told(error)}") from error
     if {s: f.shape for s, f in a.items()} != {s: f.shape for s, f in b.items()}:
         raise PlrcError("the exported network has features of other levels or shapes than the run's")
     for stride, features in b.items():
@@ -103,7 +109,7 @@ def features_of(name: str, student: Mapping[str, Tensor], strides: Iterable[int]
     return lambda images: {stride: features for stride, features in net(images).items() if stride in wanted}
 
 
-def example_images(size: int | tuple[int, int] = 96) -> Tensor:
+def example_images(size: int | tuple[int, int] = SIZE) -> Tensor:
     """[2, 3, *size] in normalised units: noise and a smooth picture, the same in every call."""
     height, width = (size, size) if isinstance(size, int) else size
     noise = torch.randn(3, height, width, generator=torch.Generator().manual_seed(0))
@@ -124,11 +130,6 @@ def content_hash(state: Mapping[str, Tensor]) -> str:
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def some(names: list[str]) -> str:
-    """The first of many."""
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _difference(found: Tensor, expected: Tensor) -> str:

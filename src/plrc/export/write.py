@@ -25,7 +25,7 @@ from plrc.export.card import card_path, model_card
 from plrc.export.resnets import resnet_name
 from plrc.export.verify import Proof, content_hash
 from plrc.files import write_json, write_text
-from plrc.model.own import is_code, trusted
+from plrc.model.own import trusted
 from plrc.model.weights import refuse_non_finite
 
 BACKBONE = "backbone.net."  # what stands before the library's names in a checkpoint's student
@@ -143,10 +143,8 @@ def export_backbone(
     checkpoint = checkpoint_of(Path(run))
     saved = load_checkpoint(checkpoint)
     config = Config.from_dict(saved["config"])
-    name = config.model.backbone
-    if is_code(name):
-        name = trusted(name, backbone, "--backbone {}")
-    elif backbone not in ("", name):
+    name = trusted(config.model.backbone, backbone, "--backbone {}")
+    if backbone not in ("", name):
         raise PlrcError(f"{run} holds a {name}, not a {backbone}; leave --backbone out")
     student = {
         key.removeprefix(BACKBONE): tensor.detach().cpu().contiguous()
@@ -172,7 +170,7 @@ def export_backbone(
             file=str(file),
             sha256=digest,
             content_sha256=content_hash(student),
-            target=f"{target} {library.version()}".strip(),
+            target=f"{target} {library.version()}".strip() if proof.networks else target,
             networks=proof.networks,
             note=proof.unverified and f"{UNVERIFIED} ({proof.unverified})",
             backbone=name,

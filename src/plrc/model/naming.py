@@ -1,43 +1,73 @@
-"""ResNets of detectron2 and transformers in a file: their tensors under torchvision's names. Layer 2: imports nothing.
+"""Names of a ResNet's tensors in torchvision, detectron2 and transformers, by one rule each. Layer 2: imports nothing.
 
-timm and mmdetection use torchvision's names for a ResNet, so there is nothing to do for them.
+timm and mmdetection use torchvision's names. Sources of the rules: torchvision/models/resnet.py, detectron2's
+modeling/backbone/resnet.py (BasicStem, BasicBlock, BottleneckBlock), transformers' models/resnet/modeling_resnet.py.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
-START = r"(^|\.)"  # a prefix may stand before the names
-_DETECTRON2 = (
-    (START + r"stem\.conv1\.norm\.", r"\1bn1."),
-    (START + r"stem\.conv1\.", r"\1conv1."),
-    *((START + rf"res{stage + 1}\.(\d+)\.", rf"\1layer{stage}.\2.") for stage in range(1, 5)),
-    (r"(\.\d+\.)conv(\d)\.norm\.", r"\1bn\2."),
-    (r"\.shortcut\.norm\.", ".downsample.1."),
-    (r"\.shortcut\.", ".downsample.0."),
-)
-_TRANSFORMERS = (
-    (START + r"embedder\.embedder\.convolution\.", r"\1conv1."),
-    (START + r"embedder\.embedder\.normalization\.", r"\1bn1."),
-    *((START + rf"encoder\.stages\.{stage - 1}\.layers\.(\d+)\.", rf"\1layer{stage}.\2.") for stage in range(1, 5)),
-    *((rf"\.layer\.{i - 1}\.convolution\.", f".conv{i}.") for i in range(1, 4)),
-    *((rf"\.layer\.{i - 1}\.normalization\.", f".bn{i}.") for i in range(1, 4)),
-    (r"\.shortcut\.convolution\.", ".downsample.0."),
-    (r"\.shortcut\.normalization\.", ".downsample.1."),
-)
-_NAMINGS = {
-    "res2.0.conv1.norm.weight": _DETECTRON2,
-    "encoder.stages.0.layers.0.layer.0.normalization.weight": _TRANSFORMERS,
-}
-"""A tensor that every ResNet of a library has -> what turns its names into torchvision's."""
+COUNTER = ".num_batches_tracked"  # ends the name of BatchNorm's step counter, which changes no feature
+_BLOCKS = 36  # in the longest stage of a ResNet
+
+
+class Place(NamedTuple):
+    """Where a convolution stands. stage 0: the stem; convolution 0: the shortcut of a block."""
+
+    stage: int
+    block: int
+    convolution: int
+
+
+Naming = Callable[[Place], tuple[str, str]]  # the modules' names: the convolution's, and its BatchNorm's
+
+
+def torchvision(place: Place) -> tuple[str, str]:
+    if not place.stage:
+        return "conv1", "bn1"
+    block = f"layer{place.stage}.{place.block}."
+    if not place.convolution:
+        return f"{block}downsample.0", f"{block}downsample.1"
+    return f"{block}conv{place.convolution}", f"{block}bn{place.convolution}"
+
+
+def detectron2(place: Place) -> tuple[str, str]:
+    part = f"conv{place.convolution}" if place.convolution else "shortcut"
+    module = f"res{place.stage + 1}.{place.block}.{part}" if place.stage else "stem.conv1"
+    return module, f"{module}.norm"
+
+
+def transformers(place: Place) -> tuple[str, str]:
+    part = f"layer.{place.convolution - 1}" if place.convolution else "shortcut"
+    module = f"encoder.stages.{place.stage - 1}.layers.{place.block}.{part}" if place.stage else "embedder.embedder"
+    return f"{module}.convolution", f"{module}.normalization"
 
 
 def torchvision_names(names: Iterable[str]) -> dict[str, str]:
     """{name in a file: torchvision's name for it}, prefixes kept; the same name where the file holds no such ResNet."""
     out = {name: name for name in names}
-    for sign, rules in _NAMINGS.items():
+    for naming in (detectron2, transformers):
+        sign = f"{naming(Place(1, 0, 1))[1]}.weight"  # every ResNet of the library has it
         if any(name == sign or name.endswith(f".{sign}") for name in out):
-            for pattern, by in rules:
-                out = {name: re.sub(pattern, by, now) for name, now in out.items()}
+            known = _modules(naming)
+            out = {name: _renamed(now, known) for name, now in out.items()}
     return out
+
+
+def _modules(naming: Naming) -> dict[str, str]:
+    """{a module's name: torchvision's} for every place that a ResNet may have."""
+    inside = (Place(stage, block, part) for stage in range(1, 5) for block in range(_BLOCKS) for part in range(4))
+    places = (Place(0, 0, 1), *inside)
+    return {other: own for place in places for other, own in zip(naming(place), torchvision(place), strict=True)}
+
+
+def _renamed(name: str, known: dict[str, str]) -> str:
+    module, _, leaf = name.rpartition(".")
+    parts = module.split(".")
+    for start in range(len(parts)):
+        own = known.get(".".join(parts[start:]))
+        if own is not None:
+            return ".".join([*parts[:start], own, leaf])
+    return name

@@ -30,6 +30,7 @@ from plrc.settings import nearest
 
 HOW = "write package.module:function or path/to/file.py:function"
 CONTRACT = "return {stride: features}, or set `strides` on the module and return the feature maps in that order"
+ANYTHING = (Exception, SystemExit)  # that code of the user's own may raise; its exit would end plrc with its status
 TRIAL = (128, 192)  # pixels; not square, so that swapped sides are found
 
 
@@ -39,11 +40,13 @@ def is_code(name: str) -> bool:
 
 
 def trusted(stored: str, named: str, how: str) -> str:
-    """The code to import for a run that stored its name: what the user names in this call, or a refusal.
+    """The backbone to build for a run that stored its name; code is taken only from what the user names in this call.
 
-    A run folder may be somebody else's, so the name in it is shown and not followed. What the user names may differ
-    from it, such as a file that has moved: whether it is the same network, its tensors decide.
+    A run folder may be somebody else's, so code that it names is shown and not followed: ConfigError. What the user
+    names may differ from it, such as a file that has moved: whether it is the same network, its tensors decide.
     """
+    if not is_code(stored):
+        return stored
     if not named:
         raise ConfigError(
             f"this backbone is a network of somebody's own code ({stored}), which is imported only where you name it; "
@@ -68,7 +71,7 @@ def call(name: str) -> Any:
             raise ConfigError(f"{place} has no function {attribute}{near}")
         try:
             return function()
-        except Exception as error:  # code of the user's own may raise anything
+        except ANYTHING as error:
             raise ConfigError(f"{name} raised {told(error)}") from error
 
 
@@ -121,7 +124,7 @@ def refuse_frozen(net: nn.Module, name: str) -> None:
         )
 
 
-def told(error: Exception) -> str:
+def told(error: BaseException) -> str:
     """An exception in one line: its kind, what it says, and where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
@@ -158,7 +161,7 @@ def _module(place: str) -> ModuleType:
                 hint = f"write {file}:..." if Path(file).is_file() else "a file is named as path/to/file.py:function"
                 raise ConfigError(f"cannot import {place}: it is not installed here; {hint}") from error
             raise ConfigError(f"importing {place} raised {told(error)}") from error
-        except Exception as error:
+        except ANYTHING as error:
             raise ConfigError(f"importing {place} raised {told(error)}") from error
     path = Path(place).resolve()
     if not path.is_file():
@@ -170,7 +173,7 @@ def _module(place: str) -> ModuleType:
         module = sys.modules[key] = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except ANYTHING as error:
             del sys.modules[key]
             raise ConfigError(f"importing {place} raised {told(error)}") from error
     return sys.modules[key]

@@ -24,7 +24,7 @@ from torch import Tensor
 from plrc.config import PlrcError
 from plrc.files import damage
 from plrc.model.backbone import RESNETS, Backbone
-from plrc.model.naming import torchvision_names
+from plrc.model.naming import COUNTER, torchvision_names
 from plrc.model.own import is_code
 from plrc.model.pickles import read_arrays
 
@@ -69,7 +69,7 @@ class LoadReport:
         }
         head = f"prefix in the file: {self.prefix or '(none)'}"
         return "\n".join(
-            [head, *(f"{fate:<14}{len(names):>5}  {_some(names)}".rstrip() for fate, names in rows.items())]
+            [head, *(f"{fate:<14}{len(names):>5}  {some(names, SHOWN)}".rstrip() for fate, names in rows.items())]
         )
 
 
@@ -120,7 +120,7 @@ def load_into(backbone: Backbone, weights: Weights, allow_partial: bool = False)
     wrong = [name for name, tensor in chosen.items() if not torch.equal(now[name], tensor.to(now[name]))]
     if wrong:
         raise PlrcError(
-            f"after loading {weights.source} these tensors of {backbone.name} differ from it: {_some(wrong)}"
+            f"after loading {weights.source} these tensors of {backbone.name} differ from it: {some(wrong)}"
         )
     return report
 
@@ -157,13 +157,17 @@ def _named(metadata: dict[str, Any]) -> str:
     return str(metadata.get("backbone", model.get("backbone", "") if isinstance(model, dict) else ""))
 
 
+def some(names: Iterable[str], shown: int = 5) -> str:
+    """The first of many names, and how many more there are."""
+    names = list(names)
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+
+
 def refuse_non_finite(state: Mapping[str, Tensor], source: str) -> None:
     """Raise PlrcError where a tensor holds NaN or infinity."""
     bad = [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())]
     if bad:
-        raise PlrcError(
-            f"{source} holds values that are not finite in {_some(bad)}; take weights from before that step"
-        )
+        raise PlrcError(f"{source} holds values that are not finite in {some(bad)}; take weights from before that step")
 
 
 def _compare(state: Mapping[str, Tensor], target: Mapping[str, Tensor], prefix: str) -> LoadReport:
@@ -176,7 +180,7 @@ def _compare(state: Mapping[str, Tensor], target: Mapping[str, Tensor], prefix: 
     return LoadReport(
         prefix=prefix,
         matched=tuple(name for name in both if name not in mismatch),
-        missing=tuple(n for n in target if n not in inner and not n.endswith(".num_batches_tracked")),
+        missing=tuple(n for n in target if n not in inner and not n.endswith(COUNTER)),
         unexpected=tuple(name for name in foreign if name in inside),
         shape_mismatch=tuple(
             f"{name} {list(state[prefix + name].shape)} instead of {list(target[name].shape)}"
@@ -225,8 +229,3 @@ def _tensors(content: Mapping[Any, Any], prefix: str) -> dict[str, Tensor]:
         elif isinstance(value, Mapping):
             out |= _tensors(value, f"{prefix}{key}.")
     return out
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:SHOWN]) + (f", and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

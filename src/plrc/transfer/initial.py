@@ -18,12 +18,12 @@ from plrc.config import PlrcError
 from plrc.data.layouts import note
 from plrc.engine.checkpoint import checkpoint_of
 from plrc.model.backbone import RESNETS, Backbone, build_backbone
+from plrc.model.naming import COUNTER
 from plrc.model.own import is_code
-from plrc.model.weights import LoadReport, Weights, find_prefix, load_into, read_weights, stored_code, stored_name
+from plrc.model.weights import LoadReport, Weights, find_prefix, load_into, read_weights, some, stored_code, stored_name
 
 USUAL = "resnet50"
 SUPERVISED = "IMAGENET1K_V1"  # of torchvision's weights, those that the literature compares with
-SHOWN = 5  # names in a message
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,8 @@ def verify_inside(model: nn.Module, initial: Initial) -> str:
             wrong.append(whole)
     wrong += [f"{name} (absent)" for name in expected if name not in found]
     if wrong:
-        some = ", ".join(wrong[:SHOWN]) + (f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else "")
         raise PlrcError(
-            f"the detector does not hold the weights of {weights.source}, which is a bug of plrc: see {some}"
+            f"the detector does not hold the weights of {weights.source}, which is a bug of plrc: see {some(wrong)}"
         )
     total = len(expected) + len(report.missing) + len(report.shape_mismatch)
     return f"{len(expected)} of {total} backbone tensors in the detector equal {weights.source}"
@@ -135,7 +134,7 @@ def _architecture(weights: Weights) -> str:
         with torch.device("meta"):
             target = build_backbone(name).net.state_dict()
         prefix = find_prefix(weights.state, target)
-        needed = {prefix + n: tensor.shape for n, tensor in target.items() if not n.endswith(".num_batches_tracked")}
+        needed = {prefix + n: tensor.shape for n, tensor in target.items() if not n.endswith(COUNTER)}
         if all(n in weights.state and weights.state[n].shape == shape for n, shape in needed.items()):
             sizes[name] = len(needed)
     return max(sizes, key=lambda name: sizes[name], default="")

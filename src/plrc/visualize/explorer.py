@@ -28,6 +28,7 @@ from plrc.data.sources import ImageList, find_images
 from plrc.engine.checkpoint import checkpoints, load_checkpoint
 from plrc.files import printable
 from plrc.model import Backbone, build_backbone
+from plrc.model.own import trusted
 from plrc.model.weights import Weights, load_into
 from plrc.visualize.dense_features import STRIDES, Codes, dense_features, fitted_size, own_stride, reduce
 
@@ -116,20 +117,23 @@ def named_images(given: Sequence[str], limit: int) -> tuple[ImageList, list[int]
     return found, found.spread(limit)
 
 
-def run_sources(run: Path, steps: int) -> list[Source]:
-    """Student and teacher of at most `steps` checkpoints, evenly spread, the newest among them; oldest first."""
+def run_sources(run: Path, steps: int, backbone: str = "") -> list[Source]:
+    """Student and teacher of at most `steps` checkpoints, evenly spread, the newest among them; oldest first.
+
+    `backbone`: the function of a backbone of your own; the one that the run names is not imported for that alone.
+    """
     found = checkpoints(run)
     if not found:
         hint = "name the folder of a run that has saved one" if run.is_dir() else "there is no such folder"
         raise PlrcError(f"{run} holds no checkpoint; {hint}")
-    return [_member(path, role) for path in _spread(found, steps) for role in ROLES]
+    return [_member(path, role, backbone) for path in _spread(found, steps) for role in ROLES]
 
 
-def _member(path: Path, role: str) -> Source:
+def _member(path: Path, role: str, named: str) -> Source:
     def load() -> tuple[Backbone, int]:
         state = load_checkpoint(path)
         model = Config.from_dict(state["config"]).model
-        backbone = build_backbone(model.backbone, model.layer4_stride)
+        backbone = build_backbone(trusted(model.backbone, named, "--backbone {}"), model.layer4_stride)
         load_into(backbone, Weights(state[role], f"{path} ({role})", {}))
         return backbone, model.stride
 
