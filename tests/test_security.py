@@ -41,6 +41,7 @@ FORBIDDEN = frozenset(
 )
 BUILTINS = frozenset({"eval", "exec", "compile", "__import__"})
 ALLOWED = {  # what a file may do beside this, and why
+    ("data/shards.py", "tarfile.open"),  # the headers alone: nothing is unpacked, names that leave a folder are refused
     ("data/cache.py", "numpy.load"),  # our own files, in a folder that the user names; allow_pickle is False
 }
 

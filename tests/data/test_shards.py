@@ -27,6 +27,7 @@ from PIL import Image
 
 from plrc.config import Config, DataConfig, PlrcError
 from plrc.data import shards
+from plrc.data.decode import DecodeError
 from plrc.data.loader import StepSampler, ViewDataset, epoch_order
 from plrc.data.scan import scan
 from plrc.data.sharding import Sharded, write_shards
@@ -219,12 +220,29 @@ def test_members_never_leave_their_folder(scenes: Path, tmp_path: Path) -> None:
         ('{"version": 9, "shards": {}}', "of version 9, this plrc reads 1"),
         ('{"version": 1, "shards": {"a.tar": [["b.jpg", -5, 1, -1, -1]]}}', "is not an index of plrc shard"),
         ('{"version": 1, "shards": {"a.tar": [["b.jpg"]]}}', "is not an index of plrc shard"),
+        (
+            '{"version": 1, "shards": {"a.tar": [["b.jpg", 1000000000000000000000, 1, -1, -1]]}}',
+            "is not an index of plrc shard",
+        ),
+        ("[" * 200_000, "nested too deeply"),
     ],
 )
 def test_a_wrong_index_is_one_sentence(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "shards.json").write_text(text)
     with pytest.raises(PlrcError, match=message):
         listed(tmp_path)
+
+
+def test_a_member_may_claim_no_more_than_an_image_can_be(tmp_path: Path) -> None:
+    """Image and id map of 30 GB, in a sparse file that does hold as much: refused before anything is read."""
+    (tmp_path / "shards.json").write_text('{"version": 1, "shards": {"a.tar": [["b.jpg", 512, 30e9, 512, 30e9]]}}')
+    with (tmp_path / "a.tar").open("wb") as file:
+        file.truncate(31 * 10**9)
+    hostile = listed(tmp_path).shards
+    assert hostile is not None
+    for read in (hostile.read, hostile.read_map):
+        with pytest.raises(DecodeError, match=r"30 GB, more than data\.max_megapixels = 200 can take"):
+            read(0)
 
 
 def test_scan_looks_into_shards(packed: Path) -> None:
