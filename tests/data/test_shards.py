@@ -240,7 +240,8 @@ def test_a_member_may_claim_no_more_than_an_image_can_be(tmp_path: Path) -> None
         file.truncate(31 * 10**9)
     hostile = listed(tmp_path).shards
     assert hostile is not None
-    for read in (hostile.read, hostile.read_map):
+    reads: list[Callable[[int], bytes | None]] = [hostile.read, hostile.read_map]
+    for read in reads:
         with pytest.raises(DecodeError, match=r"30 GB, more than data\.max_megapixels = 200 can take"):
             read(0)
 
