@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.engine.runs import after_steps
 
 from plrc.config import Config, DataConfig, PlrcError
 from plrc.data import shards
@@ -34,7 +35,6 @@ from plrc.data.sharding import Sharded, write_shards
 from plrc.data.sources import ImageList, find_images
 from plrc.engine.checkpoint import load_checkpoint, newest_checkpoint
 from plrc.engine.pretrain import pretrain
-from plrc.engine.window import Window
 
 webdataset = pytest.importorskip("webdataset", reason="the extra shards is not installed")
 
@@ -285,34 +285,15 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
     }
 
 
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Send this process SIGTERM at the end of the given step of the next run."""
-    original, count = Window.add_step, 0
-
-    def counted(window: Window, *args: torch.Tensor) -> None:
-        nonlocal count
-        original(window, *args)
-        count += 1
-        if count == steps:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(Window, "add_step", counted)
-
-
 def test_stop_and_resume_in_the_middle_of_an_epoch_bit_for_bit(
-    packed: Path, served: str, tiny: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    packed: Path, served: str, tiny: Callable[..., Config], tmp_path: Path
 ) -> None:
     """5 steps an epoch, over HTTP with loader processes, stopped at the third and gone on into the second epoch: the
     same numbers as one run on the folder without any of this."""
     base = tiny(optim__steps=8)
     pretrain(base.with_values({"run.out": str(tmp_path / "whole"), "data.source": str(packed)}))
     parts = base.with_values({"run.out": str(tmp_path / "parts"), "data.source": served, "run.workers": 2})
-    with monkeypatch.context() as patch:
-        stop_after(3, patch)
+    with after_steps(3, lambda: os.kill(os.getpid(), signal.SIGTERM)):
         stopped = pretrain(parts)
     assert (stopped.step, stopped.finished) == (3, False)
     assert pretrain(parts.with_values({"run.resume": True})).finished
@@ -356,6 +337,20 @@ def test_a_substitute_comes_from_another_shard(packed: Path, tiny: Callable[...,
     chosen = {i: data[0, i] for i in first}
     assert all([name for name, _ in batch.failures] == ["shard-000000.tar"] for batch in chosen.values())
     assert len({batch.images.sum().item() for batch in chosen.values()}) == len(first)
+
+
+def test_the_images_of_an_overwritten_shard_are_named_one_by_one(
+    packed: Path, tiny: Callable[..., Config], tmp_path: Path
+) -> None:
+    for path in packed.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    struck = tmp_path / "shard-000001.tar"
+    struck.write_bytes(bytes(struck.stat().st_size))
+    data = ViewDataset(listed(tmp_path), np.arange(48), tiny(data__source=str(tmp_path)))
+    for i, name in enumerate(data.images.names):
+        found = data.attempt(0, i)
+        assert (found if isinstance(found, str) else "").startswith("not an image") == name.startswith(struck.name)
+        assert data.culprit(i) == name
 
 
 def test_a_store_that_fails_now_and_then_is_asked_again(packed: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.soak.processes import children
 
 from plrc.config import Config
 from plrc.engine.checkpoint import load_checkpoint, newest_checkpoint
@@ -53,15 +54,6 @@ def started(*commands: list[str], folder: Path, **env: str) -> Iterator[list[sub
                 os.kill(child, signal.SIGKILL)
             process.kill()
             process.wait()
-
-
-def children(pid: int) -> list[int]:
-    """Processes that this one has started, and those that they have."""
-    try:
-        own = [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
-    return own + [inner for child in own for inner in children(child)]
 
 
 def worker(agent: int) -> int:
