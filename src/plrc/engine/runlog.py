@@ -87,8 +87,8 @@ class RunLog:
             self._show(line)
 
     def _show(self, line: str) -> None:
-        # Standard output may be a file on the same full disk, or a pipe whose reader is gone: rich then says no more and
-        # exits, which a run of days must not.
+        # Standard output may be a file on the same full disk, or a pipe whose reader is gone: rich then says no more,
+        # and exits, which a run of days must not.
         with contextlib.suppress(OSError, SystemExit):
             self.console.print(line, markup=False)
 
