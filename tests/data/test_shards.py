@@ -122,8 +122,10 @@ def test_killed_while_writing_it_goes_on_with_what_is_whole(scenes: Path, packed
         "stop = lambda done, total: os.kill(os.getpid(), signal.SIGKILL) if done == 4 else None\n"
         "write_shards(find_images(DataConfig(source=sys.argv[1])), Path(sys.argv[2]), '', 0.008, stop)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(scenes), str(out)], check=False)
-    assert done.returncode == -signal.SIGKILL
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(scenes), str(out)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
     with pytest.raises(PlrcError, match="are unfinished; give the same plrc shard command again"):
         listed(out)
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
