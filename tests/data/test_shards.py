@@ -24,16 +24,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.engine.runs import after_steps
 
 from plrc.config import Config, DataConfig, PlrcError
 from plrc.data import shards
+from plrc.data.decode import DecodeError
 from plrc.data.loader import StepSampler, ViewDataset, epoch_order
 from plrc.data.scan import scan
 from plrc.data.sharding import Sharded, write_shards
 from plrc.data.sources import ImageList, find_images
 from plrc.engine.checkpoint import load_checkpoint, newest_checkpoint
 from plrc.engine.pretrain import pretrain
-from plrc.engine.window import Window
 
 webdataset = pytest.importorskip("webdataset", reason="the extra shards is not installed")
 
@@ -121,8 +122,10 @@ def test_killed_while_writing_it_goes_on_with_what_is_whole(scenes: Path, packed
         "stop = lambda done, total: os.kill(os.getpid(), signal.SIGKILL) if done == 4 else None\n"
         "write_shards(find_images(DataConfig(source=sys.argv[1])), Path(sys.argv[2]), '', 0.008, stop)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(scenes), str(out)], check=False)
-    assert done.returncode == -signal.SIGKILL
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(scenes), str(out)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
     with pytest.raises(PlrcError, match="are unfinished; give the same plrc shard command again"):
         listed(out)
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
@@ -219,12 +222,30 @@ def test_members_never_leave_their_folder(scenes: Path, tmp_path: Path) -> None:
         ('{"version": 9, "shards": {}}', "of version 9, this plrc reads 1"),
         ('{"version": 1, "shards": {"a.tar": [["b.jpg", -5, 1, -1, -1]]}}', "is not an index of plrc shard"),
         ('{"version": 1, "shards": {"a.tar": [["b.jpg"]]}}', "is not an index of plrc shard"),
+        (
+            '{"version": 1, "shards": {"a.tar": [["b.jpg", 1000000000000000000000, 1, -1, -1]]}}',
+            "is not an index of plrc shard",
+        ),
+        ("[" * 200_000, "nested too deeply"),
     ],
 )
 def test_a_wrong_index_is_one_sentence(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "shards.json").write_text(text)
     with pytest.raises(PlrcError, match=message):
         listed(tmp_path)
+
+
+def test_a_member_may_claim_no_more_than_an_image_can_be(tmp_path: Path) -> None:
+    """Image and id map of 30 GB, in a sparse file that does hold as much: refused before anything is read."""
+    (tmp_path / "shards.json").write_text('{"version": 1, "shards": {"a.tar": [["b.jpg", 512, 30e9, 512, 30e9]]}}')
+    with (tmp_path / "a.tar").open("wb") as file:
+        file.truncate(31 * 10**9)
+    hostile = listed(tmp_path).shards
+    assert hostile is not None
+    reads: list[Callable[[int], bytes | None]] = [hostile.read, hostile.read_map]
+    for read in reads:
+        with pytest.raises(DecodeError, match=r"30 GB, more than data\.max_megapixels = 200 can take"):
+            read(0)
 
 
 def test_scan_looks_into_shards(packed: Path) -> None:
@@ -266,34 +287,15 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
     }
 
 
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Send this process SIGTERM at the end of the given step of the next run."""
-    original, count = Window.add_step, 0
-
-    def counted(window: Window, *args: torch.Tensor) -> None:
-        nonlocal count
-        original(window, *args)
-        count += 1
-        if count == steps:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(Window, "add_step", counted)
-
-
 def test_stop_and_resume_in_the_middle_of_an_epoch_bit_for_bit(
-    packed: Path, served: str, tiny: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    packed: Path, served: str, tiny: Callable[..., Config], tmp_path: Path
 ) -> None:
     """5 steps an epoch, over HTTP with loader processes, stopped at the third and gone on into the second epoch: the
     same numbers as one run on the folder without any of this."""
     base = tiny(optim__steps=8)
     pretrain(base.with_values({"run.out": str(tmp_path / "whole"), "data.source": str(packed)}))
     parts = base.with_values({"run.out": str(tmp_path / "parts"), "data.source": served, "run.workers": 2})
-    with monkeypatch.context() as patch:
-        stop_after(3, patch)
+    with after_steps(3, lambda: os.kill(os.getpid(), signal.SIGTERM)):
         stopped = pretrain(parts)
     assert (stopped.step, stopped.finished) == (3, False)
     assert pretrain(parts.with_values({"run.resume": True})).finished
@@ -337,6 +339,20 @@ def test_a_substitute_comes_from_another_shard(packed: Path, tiny: Callable[...,
     chosen = {i: data[0, i] for i in first}
     assert all([name for name, _ in batch.failures] == ["shard-000000.tar"] for batch in chosen.values())
     assert len({batch.images.sum().item() for batch in chosen.values()}) == len(first)
+
+
+def test_the_images_of_an_overwritten_shard_are_named_one_by_one(
+    packed: Path, tiny: Callable[..., Config], tmp_path: Path
+) -> None:
+    for path in packed.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    struck = tmp_path / "shard-000001.tar"
+    struck.write_bytes(bytes(struck.stat().st_size))
+    data = ViewDataset(listed(tmp_path), np.arange(48), tiny(data__source=str(tmp_path)))
+    for i, name in enumerate(data.images.names):
+        found = data.attempt(0, i)
+        assert (found if isinstance(found, str) else "").startswith("not an image") == name.startswith(struck.name)
+        assert data.culprit(i) == name
 
 
 def test_a_store_that_fails_now_and_then_is_asked_again(packed: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import subprocess
 import sys
@@ -30,7 +32,7 @@ sys.exit(main(["pretrain", "--config", *sys.argv[2:]]))
 def limited(megabytes: int, config: Config, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     config.save(folder / "config.toml")
     command = [sys.executable, "-c", LIMITED, str(megabytes), str(folder / "config.toml"), *more]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=3600)
 
 
 @pytest.mark.slow
@@ -56,3 +58,5 @@ def test_what_is_no_want_of_memory() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)
     assert ran_out(caught.value)
+    assert ran_out(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))  # a process that cannot be forked
+    assert not ran_out(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))

@@ -174,6 +174,18 @@ def test_a_save_that_fails_ends_no_run_and_no_line_of_the_metrics_is_lost(tiny: 
     assert_same_end(whole, run.path)
 
 
+def test_a_reader_of_the_output_that_goes_away_ends_no_run(tiny: Tiny, whole: Path, tmp_path: Path) -> None:
+    """As in `plrc pretrain ... | head -1`, or where the terminal that shows a log is closed."""
+    config = tiny(**STEPS)
+    config.save(tmp_path / "settings.toml")
+    command = [sys.executable, "-m", "plrc", "pretrain", "--config", str(tmp_path / "settings.toml")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(timeout=3600) == 0
+    assert_same_end(whole, config.run.out)
+
+
 def test_a_full_disk_at_the_end_is_one_sentence_and_nothing_is_lost(
     tiny: Tiny, scenes: Path, whole: Path, small_disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

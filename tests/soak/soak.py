@@ -174,7 +174,8 @@ def report(samples: list[dict[str, Any]], asked: float, ended: str) -> dict[str,
 
 
 def watch(folder: Path, minutes: float, every: float, path: Path) -> dict[str, Any]:
-    """Train below `folder` for `minutes` from the first step on, writing the report to `path` as it grows."""
+    """Train below `folder` for `minutes` from the first step on, and for 2 BLOCKS steps where the machine is too busy
+    for these, writing the report to `path` as it grows."""
     asked = False
 
     def stop(*_: object) -> None:
@@ -188,8 +189,11 @@ def watch(folder: Path, minutes: float, every: float, path: Path) -> dict[str, A
         theirs = signal.signal(signal.SIGTERM, stop)
         samples: list[dict[str, Any]] = []
         started = time.monotonic()
+        steps = 0
         try:
-            while training.poll() is None and not asked and time.monotonic() - started < 60 * minutes:
+            while training.poll() is None and not asked:
+                if time.monotonic() - started >= 60 * minutes and steps >= 2 * BLOCKS:
+                    break
                 time.sleep(every)
                 found = sample(training.pid, out / "metrics.jsonl", started)
                 if found is None:
@@ -198,6 +202,7 @@ def watch(folder: Path, minutes: float, every: float, path: Path) -> dict[str, A
                     started = time.monotonic()  # the clock runs from the first step
                 else:
                     samples.append(found)
+                    steps = (found["images"] - samples[0]["images"]) // BATCH
                     write_text(path, json.dumps(report(samples, minutes, "still running"), indent=1))
         finally:
             signal.signal(signal.SIGTERM, theirs)

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.soak.broken_files import FAULTS, OTHERS, bombs, no_files, write_folder
@@ -13,7 +14,7 @@ from tests.soak.broken_images import changes, decode_all
 from torch import Tensor
 
 from plrc.config import Config, DataConfig, PlrcError
-from plrc.data.decode import DecodeError, decode
+from plrc.data.decode import DecodeError, decode, decode_bytes
 from plrc.data.scan import scan
 from plrc.engine.pretrain import pretrain
 
@@ -102,13 +103,15 @@ def test_a_decoder_that_crashes_ends_the_run_with_one_sentence_and_a_checkpoint(
     """Native code that crashes takes its loader process along; the run ends, and goes on from its last checkpoint."""
     config = tiny(run__workers=1, run__checkpoint_every_steps=1, optim__steps=12)
 
-    def crash(path: str, **options: object) -> Tensor:
-        if path.endswith("000005.jpg"):
+    victim = (Path(config.data.source) / "000005.jpg").read_bytes()
+
+    def crash(data: bytes, **options: Any) -> Tensor:
+        if data == victim:
             os.kill(os.getpid(), number)
-        return decode(path, **options)  # type: ignore[arg-type]
+        return decode_bytes(data, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr("plrc.data.loader.decode", crash)
+        patch.setattr("plrc.data.loader.decode_bytes", crash)
         with pytest.raises(PlrcError, match="a loader process was ended from outside"):
             pretrain(config)
     assert pretrain(config.with_values({"run.resume": True})).finished

@@ -138,20 +138,30 @@ def read_size(path: str | os.PathLike[str]) -> tuple[int, int, str]:
 def read_bytes(path: str | os.PathLike[str], max_megapixels: float = MAX_MEGAPIXELS) -> bytes:
     """The contents of an image file. Raises DecodeError where it is missing, empty, no regular file or not readable,
     and where it is larger than an image of `max_megapixels` can be, or large and no image."""
-    most = LARGE + int(max_megapixels * 1e6) * BYTES_A_PIXEL
     with _named(path), open(path, "rb", opener=_regular) as file:
         size = os.fstat(file.fileno()).st_size
         if size > LARGE:
             read_header(file)
             file.seek(0)
-        data = file.read(most + 1) if size <= most else b""
-        if max(size, len(data)) > most:
-            raise DecodeError(
-                f"the file has {size / 1e9:.3g} GB, more than data.max_megapixels = {max_megapixels:g} can take"
-            )
+        check_bytes(size, max_megapixels)
+        data = file.read(most_bytes(max_megapixels) + 1)
+        check_bytes(len(data), max_megapixels)
         if not data:
             raise DecodeError("the file is empty")
         return data
+
+
+def most_bytes(max_megapixels: float) -> int:
+    """What an image file of `max_megapixels` can have at most."""
+    return LARGE + int(max_megapixels * 1e6) * BYTES_A_PIXEL
+
+
+def check_bytes(size: int, max_megapixels: float) -> None:
+    """Raises DecodeError for a file of more bytes than `most_bytes`."""
+    if size > most_bytes(max_megapixels):
+        raise DecodeError(
+            f"the file has {size / 1e9:.3g} GB, more than data.max_megapixels = {max_megapixels:g} can take"
+        )
 
 
 def _regular(path: str, flags: int) -> int:

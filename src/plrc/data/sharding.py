@@ -20,7 +20,7 @@ from plrc.data.region_files import RegionError, find_map
 from plrc.data.scan import first_of
 from plrc.data.shards import INDEX, MAP, VERSION, members, webdataset_package
 from plrc.data.sources import ImageList
-from plrc.files import write_atomic, write_text
+from plrc.files import parse_json, write_atomic, write_text
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _claim(images: ImageList, sizes: list[int], out: Path, maps: str, megabytes:
         write_text(path, json.dumps(now | {"shards": None}))
         return
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = parse_json(path.read_text(encoding="utf-8"))
         changed = [name for name, value in now.items() if stored[name] != value]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PlrcError(f"{out} is not empty and holds no {INDEX} of plrc shard; name a new folder") from error

@@ -1,13 +1,12 @@
 """WebDataset tar shards, here or behind any address that fsspec knows, read by range.
 
-Layer 1: imports config and this folder. Reads, never writes, and unpacks nothing: an image is (shard,
+Layer 1: imports config, files and this folder. Reads, never writes, and unpacks nothing: an image is (shard,
 offset, length), so shards serve the same sampler, workers and resume as a folder does. `shards.json` beside the shards,
 which `plrc shard` writes, tells the places; of shards without it the headers are read, once at the start.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import tarfile
@@ -21,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plrc.config import PlrcError
-from plrc.data.decode import DecodeError
+from plrc.data.decode import MAX_MEGAPIXELS, DecodeError, check_bytes
 from plrc.data.layouts import ENDINGS, Listing, note
+from plrc.files import parse_json
 
 INDEX, VERSION = "shards.json", 1
 MAP = "regions.png"  # the part of a sample that is its id map: KEY.regions.png beside KEY.jpg
@@ -43,9 +43,10 @@ class Shards:
         self.broken: dict[int, tuple[float, str]] = {}  # shard -> (until when it is not asked again, why)
         self._store: tuple[int, Any, str] | None = None  # of the process with this number: no file system may be forked
 
-    def read(self, i: int) -> bytes:
-        """The bytes of image i. Raises DecodeError where its shard is missing or cut off, after trying a few times."""
-        return self._read(int(self.samples[i, 0]), int(self.samples[i, 1]), int(self.samples[i, 2]))
+    def read(self, i: int, max_megapixels: float = MAX_MEGAPIXELS) -> bytes:
+        """The bytes of image i. Raises DecodeError where its shard is missing or cut off, after trying a few times, and
+        where they are too many for `max_megapixels`."""
+        return self._read(int(self.samples[i, 0]), int(self.samples[i, 1]), int(self.samples[i, 2]), max_megapixels)
 
     def read_map(self, i: int) -> bytes | None:
         """The bytes of its id map, if it has one. Raises DecodeError as `read` does."""
@@ -65,9 +66,10 @@ class Shards:
         """How many of the images a shard holds; 0 for anything but a shard."""
         return int((self.samples[:, 0] == self.names.index(shard)).sum()) if shard in self.names else 0
 
-    def _read(self, shard: int, offset: int, length: int) -> bytes:
+    def _read(self, shard: int, offset: int, length: int, max_megapixels: float = MAX_MEGAPIXELS) -> bytes:
         if shard < 0:
             raise DecodeError("is in none of the shards any more")
+        check_bytes(length, max_megapixels)
         until, reason = self.broken.get(shard, (0.0, ""))
         if time.monotonic() < until:
             raise DecodeError(reason)
@@ -206,7 +208,7 @@ def _retried(read: Callable[[], T]) -> T:
 def _indexed(system: Any, base: str, root: str) -> dict[str, list[Sample]]:
     """Shard -> samples as `shards.json` has them; empty where there is none."""
     try:
-        raw = json.loads(system.cat_file(f"{base}/{INDEX}"))
+        raw = parse_json(system.cat_file(f"{base}/{INDEX}"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
@@ -230,8 +232,8 @@ def _indexed(system: Any, base: str, root: str) -> dict[str, list[Sample]]:
 def _sample(values: Any) -> Sample:
     name, *numbers = values
     offset, length, map_offset, map_length = map(int, numbers)
-    if min(offset, length) < 0:
-        raise ValueError("a place below 0")
+    if min(offset, length) < 0 or max(map(abs, (offset, length, map_offset, map_length))) >= 2**62:
+        raise ValueError("a place that no file has")
     return str(name), offset, length, map_offset, map_length
 
 

@@ -41,7 +41,7 @@ class ImageList:
 
     def read(self, i: int, max_megapixels: float = MAX_MEGAPIXELS) -> bytes:
         """The bytes of an image. Raises DecodeError where they cannot be had, or are too many for `max_megapixels`."""
-        return self.shards.read(i) if self.shards else read_bytes(self.path(i), max_megapixels)
+        return self.shards.read(i, max_megapixels) if self.shards else read_bytes(self.path(i), max_megapixels)
 
     def size(self, i: int) -> int:
         """Bytes of an image; -1 where it is gone."""

@@ -48,7 +48,7 @@ def pretrain(config: Config, explicit: Set[str] = frozenset(), on_checkpoint: Se
         plan = prepare(config, explicit, lock)
         try:
             return _recovering(plan, lock, stop, on_checkpoint)
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError, OSError) as error:
             if sentence := _explained(error):
                 raise PlrcError(sentence) from error
             if not memory.ran_out(error):

@@ -27,7 +27,7 @@ class Diverged(PlrcError):
 
 
 def non_finite(content: Mapping[Any, Any], name: str = "") -> str:
-    """The name of the first tensor in nested mappings and sequences that holds NaN or infinity; empty if none does."""
+    """The name of the first tensor in nested mappings that holds NaN or infinity; empty if none does."""
     for key, value in content.items():
         where = f"{name}.{key}" if name else str(key)
         if isinstance(value, Tensor):

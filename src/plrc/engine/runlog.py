@@ -87,7 +87,9 @@ class RunLog:
             self._show(line)
 
     def _show(self, line: str) -> None:
-        with contextlib.suppress(OSError):  # standard output may be a file on the same full disk
+        # Standard output may be a file on the same full disk, or a pipe whose reader is gone: rich then says no more,
+        # and exits, which a run of days must not.
+        with contextlib.suppress(OSError, SystemExit):
             self.console.print(line, markup=False)
 
     def close(self) -> None:

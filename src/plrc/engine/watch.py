@@ -64,8 +64,7 @@ class Watch:
         for name in sorted(found.keys() - self.bad.keys()):
             self.log.say(f"warning: cannot read {printable(name)}: {found[name]}; another image takes its place")
         self.bad |= found
-        shards = self.plan.images.shards
-        count = sum(max(1, shards.images_of(name)) for name in self.bad) if shards else len(self.bad)
+        count = self._lost()
         if count > self.plan.config.data.bad_limit * len(self.plan.train):
             name = min(self.bad)
             raise PlrcError(
@@ -73,6 +72,11 @@ class Watch:
                 f"({self.plan.config.data.bad_limit:.0%}), such as {printable(name)}: {self.bad[name]}; "
                 "log.txt names those met so far, plrc scan DIR looks at every image"
             )
+
+    def _lost(self) -> int:
+        """Images that could not be read; a shard that could not be read counts as all of its own."""
+        shards = self.plan.images.shards
+        return sum(max(1, shards.images_of(name)) for name in self.bad) if shards else len(self.bad)
 
     def tell_skipped(self, step: int, skipped: float) -> None:
         """Warn of steps whose gradient was not finite."""
@@ -122,4 +126,4 @@ class Watch:
     def close(self) -> None:
         if self.bad:
             names = ", ".join(map(printable, sorted(self.bad)[:5]))
-            self.log.say(f"{len(self.bad)} images could not be read and were replaced by others: {names}")
+            self.log.say(f"{self._lost()} images could not be read and were replaced by others: {names}")

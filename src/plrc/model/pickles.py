@@ -1,13 +1,13 @@
 """Pickles of plain numpy arrays, which detectron2 reads: written so that they name nothing else, read without trust.
 
-Layer 2: imports files. A pickle can name any function to be called; here all but numpy's own are refused.
+Layer 2: imports files. A pickle can name any function to be called; here all but numpy's are refused,
+and of those our own, which make arrays of numbers alone, take the place.
 """
 
 from __future__ import annotations
 
-import codecs
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,6 @@ from torch import Tensor
 
 from plrc.files import write_atomic
 
-_ARRAY = np.zeros(1)
-_ALLOWED: dict[str, Any] = {
-    "ndarray": np.ndarray,
-    "dtype": np.dtype,
-    "_reconstruct": _ARRAY.__reduce__()[0],  # numpy has moved it between modules
-    "_frombuffer": _ARRAY.__reduce_ex__(5)[0],
-    "encode": codecs.encode,  # of bytes, in older protocols
-}
 _MODULES = (
     "numpy",
     "numpy.core.multiarray",
@@ -56,11 +48,41 @@ class _Writer(pickle.Pickler):
         return NotImplemented
 
 
+def _dtype(kind: Any, *_: Any) -> np.dtype[Any]:
+    found = np.dtype(kind, copy=True) if isinstance(kind, (str, np.dtype)) else None
+    if found is None or found.kind not in "biuf":
+        raise pickle.UnpicklingError(f"it has an array of {kind!r}, not of numbers")
+    return found
+
+
+def _frombuffer(buffer: Any, kind: Any, shape: Any, order: Any = "C") -> np.ndarray:
+    known = isinstance(buffer, (bytes, bytearray)) and type(shape) is tuple and all(type(side) is int for side in shape)
+    if not known or order not in ("C", "F"):
+        raise pickle.UnpicklingError("it has an array that numpy has not written")
+    return np.frombuffer(buffer, _dtype(kind)).reshape(shape, order=order)
+
+
+def _encode(text: Any, encoding: Any) -> bytes:
+    if type(text) is not str or encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError("it has bytes that numpy has not written")
+    return text.encode("latin1")
+
+
+_KNOWN: dict[str, Callable[..., Any]] = {
+    "ndarray": lambda shape, kind, buffer: _frombuffer(buffer, kind, shape),
+    "dtype": _dtype,
+    "_reconstruct": lambda *_: np.empty(0, np.uint8),  # older protocols: its state follows
+    "_frombuffer": _frombuffer,
+    "encode": _encode,  # older protocols: how bytes are written
+}
+"""What stands for the functions that numpy's pickles name. Numpy's own would take bytes for objects: addresses."""
+
+
 class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if name not in _ALLOWED or module not in _MODULES:
+        if name not in _KNOWN or module not in _MODULES:
             raise pickle.UnpicklingError(f"GLOBAL {module}.{name} is not numpy's; it is not run")
-        return _ALLOWED[name]
+        return _KNOWN[name]
 
 
 def _tensors(content: Any) -> Any:

@@ -68,8 +68,10 @@ def _stopped(study: Study, out: Path) -> str:
 
 
 def done(study: Study, out: Path) -> dict[str, dict[str, Any]]:
-    """Name of a cell -> its line, of those cells of the study that have one, in the order of the study. A line of
-    another study that computed the same is taken too, on the axes of this one."""
+    """Name of a cell -> its line, of those cells of the study that have one, in the order of the study.
+
+    A line of another study that computed the same is taken too, on the axes of this one.
+    """
     path = out / LINES
     texts = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     lines = {line["cell"]: line for line in map(_parsed, texts) if line is not None}
