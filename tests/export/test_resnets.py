@@ -57,10 +57,10 @@ def test_detectron2s_names() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-@pytest.mark.parametrize("naming", [naming.detectron2, naming.transformers])
+@pytest.mark.parametrize("scheme", [naming.detectron2, naming.transformers])
 @pytest.mark.parametrize("prefix", ["", "model.backbone.bottom_up.", "model.backbone.model."])
-def test_names_of_other_libraries_are_read_as_torchvisions(name: str, naming: naming.Naming, prefix: str) -> None:
-    own, other = shapes(RESNETS[name], naming.torchvision), shapes(RESNETS[name], naming)
+def test_names_of_other_libraries_are_read_as_torchvisions(name: str, scheme: naming.Naming, prefix: str) -> None:
+    own, other = shapes(RESNETS[name], naming.torchvision), shapes(RESNETS[name], scheme)
     names = [prefix + key for key in other]
     assert list(torchvision_names(names).values()) == [prefix + key for key in own]
 
