@@ -52,7 +52,7 @@ def command(images: Path, out: Path) -> list[str]:
     options = {
         "data": images, "out": out, "run.workers": 2, "run.threads": 1, "run.device": "cpu", "data.bad-limit": 0.5,
         "views.size": 32, "optim.batch-size": BATCH, "optim.steps": 10_000_000, "objectives.queue": 128,
-        "model.bn-groups": 2, "run.checkpoint-every-steps": 200, "run.health-every-steps": 200,
+        "model.bn-groups": 2, "run.checkpoint-every-steps": 50, "run.health-every-steps": 200,
         "run.log-every-steps": 1,
     }  # fmt: skip
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
