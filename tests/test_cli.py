@@ -95,7 +95,7 @@ UNNAMED = (
         ("scan . --workers -2", "--workers is -2; write 0 (one a core) or more"),
         ("export . --to", "Missing value for argument '--to'"),
         ("export . --to caffe", "--to cannot be 'caffe'; write one of torchvision, timm"),
-        ("export .", "plrc export needs --to {"),
+        ("export .", "plrc export needs --to; see: plrc export --help"),
         ("export . --to torchvision", "holds no checkpoint; name the folder of a run that has saved one"),
         ("export absent --to torchvision", "no checkpoint at absent"),
         ("demo --steps 0", "--steps is 0; write at least 1"),

@@ -123,8 +123,10 @@ def differences(a: Any, b: Any, where: str = "") -> list[str]:
 
 
 def curve(run: Path) -> list[dict[str, Any]]:
-    timed = ("images_per_second", "data_wait_share")
-    return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines(run)]
+    """The lines of metrics.jsonl without measured times, and without the starts, of which a kill makes more."""
+    timed = ("images_per_second", "data_wait_share", "seconds")
+    found = [json.loads(line) for line in lines(run)]
+    return [{k: v for k, v in line.items() if k not in timed} for line in found if line["kind"] != "start"]
 
 
 def compare(alone: Path, killed: Path) -> list[str]:

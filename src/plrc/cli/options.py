@@ -85,7 +85,7 @@ def about(verb: Callable[..., object]) -> str:
 def _plainly(complaint: str) -> str:
     """tyro's words about what is missing or no choice, without the help texts and brackets in them."""
     if found := re.fullmatch(r"Missing from (plrc [\w ]+): (.*)", complaint):
-        needed = [re.match(r"--\S+ \S+|\S+", item.strip()) for item in found[2].split("(required)")]
+        needed = [re.match(r"--\S+(?: [A-Z]+\b)?|\S+", item.strip()) for item in found[2].split("(required)")]
         return f"{found[1]} needs {' and '.join(name[0] for name in needed if name)}"
     if found := re.fullmatch(r"invalid choice (.+) for argument '(.+)'\. Expected one of \((.+)\)", complaint):
         return f"{found[2]} cannot be {found[1]}; write one of {found[3].replace(chr(39), '')}"
