@@ -123,7 +123,7 @@ def _tell(console: Console, result: dict[str, dict[str, float]], out: Path, seco
         "tell the objects' kinds apart better than a random one. See:"
     )
     for name in ("run/report.html", "affinity.png", "result.json", "run/exported/backbone.safetensors"):
-        console.print(f"  {out / name}", markup=False)
+        console.print(f"  {out / name}", markup=False, soft_wrap=True)
     console.print(
         "next, with your own images:\n"
         "  plrc scan FOLDER\n"

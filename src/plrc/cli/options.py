@@ -35,7 +35,7 @@ def parse(verb: str, options: type[T], arguments: Sequence[str], about: str, **g
             raise
         lines = [line.strip("│ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box.getvalue()).splitlines()[1:]]
         body = takewhile(_is_text, dropwhile(lambda line: not _is_text(line), lines))
-        raise PlrcError(f"{_plainly(' '.join(body).rstrip('.'))}; see: plrc {verb} --help") from None
+        raise PlrcError(f"{_plainly(' '.join(body).rstrip('. '))}; see: plrc {verb} --help") from None
 
 
 def parse_plain(verb: str, options: type[T], arguments: Sequence[str], about: str) -> T:

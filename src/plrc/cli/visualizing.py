@@ -24,7 +24,7 @@ class Visualize:
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Run folder with checkpoints."""
     images: tuple[str, ...] = ()
-    """What plrc pretrain --data takes; or image files."""
+    """A source of images, as for pre-training; or image files."""
     out: Path = Path("page.html")
     """Page to write."""
     others: Annotated[tuple[str, ...], tyro.conf.arg(name="with")] = ()
@@ -59,7 +59,7 @@ def visualize(arguments: Sequence[str]) -> int:
     examples:
       plrc visualize runs/first --images photos/ --out page.html
       plrc visualize runs/first --images a.jpg b.jpg --with random theirs.pth
-      plrc visualize runs/first --images photos/ --stride 4 --limit 12 --png figures/ --points 0.3 0.5 0.7 0.5
+      plrc visualize runs/first --images photos/ --limit 12 --png figures/ --points 0.3 0.5
     """
     names = [n for n in Visualize.__dataclass_fields__ if n not in ("run", "others")]
     written(arguments, [*names, "with"])
