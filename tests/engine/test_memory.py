@@ -39,7 +39,7 @@ def limited(megabytes: int, config: Config, folder: Path, *more: str) -> subproc
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc to know the memory in use")
 def test_the_part_that_fits_is_named_and_does_fit(tiny: Callable[..., Config], tmp_path: Path) -> None:
     config = tiny(views__size=224, optim__batch_size=48, optim__steps=2, data__held_out=0, run__threads=1)
-    done = limited(1400, config, tmp_path)
+    done = limited(1100, config, tmp_path)
     assert done.returncode == 2, done.stderr
     sentence = done.stderr.strip().splitlines()[-1]
     named = re.search(
@@ -48,7 +48,7 @@ def test_the_part_that_fits_is_named_and_does_fit(tiny: Callable[..., Config], t
     assert named, done.stderr
     fitting, parts = map(int, named.groups())
     assert 2 <= fitting < 48 and fitting * parts == 48
-    again = limited(1400, config, tmp_path, "--optim.accumulate", str(parts), "--resume", "--run.allow-changes")
+    again = limited(1100, config, tmp_path, "--optim.accumulate", str(parts), "--resume", "--run.allow-changes")
     assert again.returncode == 0, again.stderr
 
 

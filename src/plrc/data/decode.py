@@ -144,8 +144,7 @@ def read_bytes(path: str | os.PathLike[str], max_megapixels: float = MAX_MEGAPIX
             read_header(file)
             file.seek(0)
         check_bytes(size, max_megapixels)
-        data = file.read(most_bytes(max_megapixels) + 1)
-        check_bytes(len(data), max_megapixels)
+        data = file.read(size)  # and no more: Python sets aside at once all that it is asked for
         if not data:
             raise DecodeError("the file is empty")
         return data

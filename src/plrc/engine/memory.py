@@ -11,6 +11,7 @@ from plrc.data.loader import ViewDataset, collate
 from plrc.engine.setup import Plan
 from plrc.engine.state import TrainingState
 from plrc.engine.window import total_loss
+from plrc.machine import return_freed_memory
 
 CPU_SIGNS = ("can't allocate memory", "bad_alloc", "Cannot allocate memory")  # PyTorch's allocator, C++, the system
 
@@ -43,6 +44,7 @@ def advice(plan: Plan) -> str:
 def _fits(plan: Plan, images: int) -> bool:
     """Whether two steps with this many images at a time, on a new state, find the memory they need."""
     gc.collect()
+    return_freed_memory()
     if plan.device.type == "cuda":
         torch.cuda.empty_cache()
     try:
