@@ -17,8 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.engine.runs import after_steps, assert_same, final, metrics, power_cut
 
+import plrc
 from plrc.config import Config, PlrcError
 from plrc.data.manifest import images_of, read_manifest
 from plrc.engine.checkpoint import KEYS, newest_checkpoint
@@ -301,6 +303,19 @@ def test_unreadable_held_out_images_are_named_and_left_out(tiny: Tiny, scenes: P
     run = pretrain(config.with_values({"run.out": str(tmp_path / "none")}))
     assert "no held-out image can be read: there are no health checks" in (run.path / "log.txt").read_text()
     assert run.finished and run.health == ()
+
+
+def test_a_finished_run_makes_again_what_was_not_made_of_its_last_checkpoint(tiny: Tiny) -> None:
+    """A process that is killed between its last save and the export leaves the export of the save before."""
+    config = tiny(optim__steps=4, run__checkpoint_every_steps=2)
+    run = plrc.pretrain(config)
+    made, report = run.path / "exported" / "backbone.safetensors", run.path / "report.html"
+    last = load_file(made)
+    save_file({name: torch.zeros_like(tensor) for name, tensor in last.items()}, made)
+    report.unlink()
+    assert plrc.pretrain(config.with_values({"run.resume": True})) == run
+    assert_same(load_file(made), last)
+    assert report.exists()
 
 
 def test_what_a_run_says_of_itself(tiny: Tiny) -> None:

@@ -7,9 +7,7 @@ of the ranks, and the teacher's order is shared. So the loops below run once in 
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,17 +17,16 @@ from typing import Any
 
 import pytest
 import torch
+from tests.engine.runs import curve, final
+from tests.integration.processes import HANGS, run_group
 from tests.integration.ranks import by_hand
 
 from plrc.config import Config
 from plrc.data.loader import StepSampler, split_held_out
-from plrc.engine.checkpoint import load_checkpoint, newest_checkpoint
 from plrc.engine.pretrain import pretrain
 
-ROOT = Path(__file__).parents[2]
 Result = dict[str, Any]
 WEIGHTS = 2e-6
-HANGS = 3600  # seconds after which processes are taken to hang, however busy the machine is
 
 # Learning rates are small: a weight that differs by one rounding may push a ReLU over its kink, and that grows. The
 # optimiser is SGD, whose steps are the gradients: AdamW makes a whole step of a gradient that is all rounding.
@@ -72,26 +69,7 @@ def config_of(name: str, source: Path, out: Path, groups: int) -> Config:
 def in_processes(world: int, jobs: list[dict[str, Any]], folder: Path) -> dict[str, list[Result]]:
     """Run jobs in `world` processes of tests/integration/ranks.py: name -> what each rank found."""
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = os.environ | {
-        "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    command = [sys.executable, "-m", "tests.integration.ranks", str(folder / "jobs.json"), str(folder)]
-    processes = [
-        subprocess.Popen(
-            command, cwd=ROOT, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(world)
-    ]  # fmt: skip
-    try:
-        outputs = [process.communicate(timeout=HANGS)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
+    run_group(world, "tests.integration.ranks", str(folder / "jobs.json"), str(folder))
     return {job["name"]: [torch.load(folder / f"{job['name']}.{rank}.pt") for rank in range(world)] for job in jobs}
 
 
@@ -134,18 +112,6 @@ def two(scenes: Path, broken: Path, folder: Path) -> dict[str, list[Result]]:
         job("synced", "train", synced),
     ]
     return in_processes(2, jobs, folder)
-
-
-def curve(out: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    skip = ("images_per_second", "data_wait_share")
-    return [{k: v for k, v in line.items() if k not in skip} for line in lines if line["kind"] == "train"]
-
-
-def final(out: Path) -> dict[str, Any]:
-    path = newest_checkpoint(out)
-    assert path is not None
-    return load_checkpoint(path)
 
 
 def is_statistic(name: str) -> bool:

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.integration.processes import ROOT, free_port
 from tests.soak.processes import children
 
 from plrc.config import Config
@@ -25,15 +25,8 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc to find the worker processes"),
 ]
-ROOT = Path(__file__).parents[2]
 HANGS = 1800  # seconds after which something is taken to hang, however busy the machine is
 STALL = 20  # seconds; the default is 600
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @contextmanager

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.integration.processes import HANGS, run_group
 
 from plrc.config import Config
 from plrc.engine.checkpoint import load_checkpoint, newest_checkpoint
 
 SOAK = Path(__file__).parents[1] / "soak"
-HANGS = 3600  # seconds after which a process is taken to hang, however busy the machine is
 
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_four_times_ends_as_one_that_is_not(tmp_path: Path) -> None:
-    command = [sys.executable, str(SOAK / "kill_resume.py"), "--kills", "4", "--seed", "2", "--out", str(tmp_path)]
+    command = [sys.executable, str(SOAK / "kill_resume.py"), "--kills", "4", "--seed", "2", "--steps-a-kill", "10"]
+    command += ["--out", str(tmp_path)]
     found = subprocess.run(command, capture_output=True, text=True, timeout=HANGS, check=False)
-    assert found.returncode == 0, found.stderr
+    assert found.returncode == 0, found.stdout + found.stderr
     result = json.loads(found.stdout.splitlines()[-1])
     assert result["kills"] == 4 and result["starts"] == 5 and sum(result["moments"].values()) == 4
     assert result["different"] == [] and result["left_over"] == []
@@ -35,24 +34,7 @@ def test_processes_go_back_together(tiny: Callable[..., Config], tmp_path: Path)
     settings = {"optim__name": "sgd", "optim__lr": 0.01, "optim__steps": 12, "model__bn_groups": 1}
     config = tiny(**settings, run__checkpoint_every_steps=3)
     config.save(tmp_path / "settings.toml")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.integration.diverging", str(tmp_path / "settings.toml")],
-            cwd=SOAK.parents[1], env=shared | {"RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in ("0", "1")
-    ]  # fmt: skip
-    try:
-        outputs = [process.communicate(timeout=HANGS)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
+    outputs = run_group(2, "tests.integration.diverging", str(tmp_path / "settings.toml"))
     assert outputs[0].count("gradients were not finite: back to step_00000003.pt with 10%") == 1
     newest = newest_checkpoint(Path(config.run.out))
     assert newest is not None

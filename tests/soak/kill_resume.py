@@ -3,11 +3,11 @@
     python tests/soak/kill_resume.py --kills 50 [--seed 0] [--out DIR]
 
 The run is `plrc pretrain ... --resume`, repeated after every kill. Kills come in turn in the start, in training, while
-a checkpoint is written, and after that (its name, deleting old ones, the export), each after a random delay. Every
-tenth start is a new interpreter, killed anywhere from its imports on; the others are forks of this process, which has
-imported plrc and PyTorch and computed nothing. Ends with status 0 if, after all kills, each part of the last
-checkpoint, the metrics and the exported file equal those of the run that was left alone, bit for bit, and nothing half
-written is left. Prints one line of JSON.
+a checkpoint is written, and after that (its name, deleting old ones, the export), each after a random delay; the last
+comes right after the last checkpoint. Every tenth start is a new interpreter, killed anywhere from its imports on; the
+others are forks of this process, which has imported plrc and PyTorch and computed nothing. Ends with status 0 if, after
+all kills, each part of the last checkpoint, the metrics and the exported file equal those of the run that was left
+alone, bit for bit, and nothing half written is left. Prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from plrc.engine.checkpoint import KEYS, checkpoints, load_checkpoint
 from plrc.files import PARTIAL
 
 MOMENTS = ("starting", "saving", "training", "after a save")
+LAST = "after the last save"
 SETTINGS = """
     --preset debug_cpu --seed 3 --run.device cpu --run.workers 1 --run.threads 1 --data.held-out 4 --views.size 32
     --optim.batch-size 8 --model.stride 8 --model.bn-groups 2 --model.contrast-hidden 16 --model.distill-hidden 16
@@ -91,22 +92,24 @@ def saving(run: Path) -> bool:
     return folder.exists() and any(PARTIAL.fullmatch(name) and ".pt." in name for name in os.listdir(folder))
 
 
-def wait_for(moment: str, run: Path, start: Start, draw: random.Random, startup: float) -> bool:
+def wait_for(moment: str, run: Path, start: Start, draw: random.Random, startup: float, steps: int) -> bool:
     """Whether the moment to kill has come before the run ended."""
     before, known, since = len(lines(run)), checkpoints(run)[-1:], time.monotonic()
 
     def came() -> bool:
         if moment == "starting":
             return True
+        if moment == LAST:
+            return [path.name for path in checkpoints(run)[-1:]] == [f"step_{steps:08d}.pt"]
         if moment == "training":
             return len(lines(run)) != before
         return saving(run) if moment == "saving" else checkpoints(run)[-1:] != known
 
-    while not came() and time.monotonic() < since + PATIENCE:
+    while not came() and (moment == LAST or time.monotonic() < since + PATIENCE):
         if start.ended():
             return False
         time.sleep(0.0005 if moment != "training" else 0.02)
-    longest = {"starting": startup, "training": 1.0, "saving": 0.25, "after a save": 0.25}[moment]
+    longest = {"starting": startup, "training": 1.0, "saving": 0.25, "after a save": 0.25, LAST: 0.0}[moment]
     time.sleep(draw.uniform(0, longest))
     return not start.ended()
 
@@ -141,7 +144,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps-a-kill", type=int, default=3, help="length of the run, in steps for each kill")
+    parser.add_argument("--steps-a-kill", type=int, default=4, help="length of the run, in steps for each kill")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -165,10 +168,11 @@ def soak(out: Path, kills: int, seed: int, steps_a_kill: int) -> int:
     while True:
         new = sum(done.values()) % 10 == 0
         moment = "starting" if new else MOMENTS[sum(done.values()) % len(MOMENTS)]
+        moment = LAST if sum(done.values()) == kills - 1 else moment
         start = Start(command["killed"], out / "killed.txt", fork=not new)
         starts += 1
-        if sum(done.values()) < kills and wait_for(moment, run, start, draw, startup=8.0 if new else 1.5):
-            hit = "saving" if saving(run) else "starting in a new interpreter" if new else moment
+        if sum(done.values()) < kills and wait_for(moment, run, start, draw, 8.0 if new else 1.5, steps):
+            hit = "saving" if saving(run) and moment != LAST else "starting in a new interpreter" if new else moment
             start.kill()
             done[hit] += 1
             print(f"kill {sum(done.values())} of {kills}: {hit}, {len(lines(run))} lines of metrics", flush=True)

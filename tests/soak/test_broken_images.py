@@ -111,7 +111,7 @@ def test_a_decoder_that_crashes_ends_the_run_with_one_sentence_and_a_checkpoint(
         return decode_bytes(data, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr("plrc.data.loader.decode_bytes", crash)
+        patch.setattr("plrc.data.sources.decode_bytes", crash)
         with pytest.raises(PlrcError, match="a loader process was ended from outside"):
             pretrain(config)
     assert pretrain(config.with_values({"run.resume": True})).finished

@@ -15,6 +15,7 @@ import signal
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -25,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from plrc import rng
 from plrc.config import Config, PlrcError
 from plrc.data.cache import cached
-from plrc.data.decode import DecodeError, decode_bytes
+from plrc.data.decode import DecodeError
 from plrc.data.photometric import DRAWS
 from plrc.data.points import contrast_draws, match_draws
 from plrc.data.region_files import RegionError
@@ -147,14 +148,11 @@ class ViewDataset(Dataset[Batch]):
 
     def _image(self, position: int) -> Tensor:
         data, least = self.config.data, shorter_side(self.config.views)
-
-        def read() -> Tensor:
-            file = self.images.read(position, data.max_megapixels)
-            return decode_bytes(file, percentiles=data.percentiles, max_megapixels=data.max_megapixels, least=least)
-
+        read = partial(self.images.decode, position, data, least)
+        if not self.config.run.cache:
+            return read()
         options = (data.percentiles, data.max_megapixels, least)
-        path = self.images.path(position)
-        return cached(self.config.run.cache, path, options, read) if self.config.run.cache else read()
+        return cached(self.config.run.cache, self.images.path(position), options, read)
 
     def _sample(self, image: Tensor, regions: Tensor, epoch: int, index: int) -> Batch:
         config, seed = self.config, self.config.seed

@@ -20,7 +20,7 @@ from plrc.data.decode import DecodeError
 from plrc.data.loader import leave_signals_to_the_main_process, loading
 from plrc.data.region_files import RegionError, map_path, save_regions
 from plrc.data.regions import Regions
-from plrc.data.scan import first_of
+from plrc.data.scan import aligned, first_of
 from plrc.data.sources import ImageList
 from plrc.files import parse_json, write_json
 
@@ -45,7 +45,7 @@ class Precomputed:
             ("unusable", str(len(self.unusable))),
             *(("unusable", line) for line in first_of(self.unusable)),
         ]
-        return "\n".join(f"{name:<12}{text}" for name, text in rows)
+        return aligned(rows)
 
 
 def precompute(

@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from plrc.config import Config, ConfigError, PlrcError, RegionConfig
-from plrc.data.decode import decode_bytes
 from plrc.data.region_files import MOST, RegionError, compact, find_map, load_regions, map_path, read_masks, resized
 from plrc.data.region_noise import add_noise
 from plrc.data.sources import ImageList
@@ -95,8 +94,7 @@ class Regions:
     def _pixels(self, position: int, size: int) -> NDArray[np.uint8]:
         """The image at the size of its id map, uint8 [size, size, 3]. Not that of the loader: a JPEG is decoded at the
         smallest of its scales that is large enough here, whatever the views need."""
-        data, file = self.config.data, self.images.read(position)
-        image = decode_bytes(file, percentiles=data.percentiles, max_megapixels=data.max_megapixels, least=size)
+        image = self.images.decode(position, self.config.data, size)
         small = F.interpolate(image[None], size=(size, size), mode="bilinear", antialias=True, align_corners=False)
         return np.ascontiguousarray(small[0].permute(1, 2, 0).numpy())
 

@@ -30,6 +30,11 @@ SHOWN = 10  # unusable files and duplicates that the table names
 Range = tuple[float, float, float]  # smallest, median, largest
 
 
+def aligned(rows: Iterable[tuple[str, str]]) -> str:
+    """(name, text) of a report, one below the other."""
+    return "\n".join(f"{name:<12}{text}" for name, text in rows)
+
+
 def first_of(unusable: Sequence[tuple[str, str]]) -> list[str]:
     """The first SHOWN files with the reason of each, and how many more there are."""
     more = [f"and {len(unusable) - SHOWN} more"] if len(unusable) > SHOWN else []
@@ -94,7 +99,7 @@ class ScanReport:
             *(("same", ", ".join(map(printable, group))) for group in self.duplicates[:SHOWN]),
             ("index", self.index or NO_INDEX[self.layout == "shards"]),
         ]
-        return "\n".join(f"{name:<12}{text}" for name, text in rows)
+        return aligned(rows)
 
 
 def scan(config: DataConfig, workers: int = 0, progress: Callable[[int, int], None] | None = None) -> ScanReport:

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from plrc.config import PlrcError
 from plrc.data.decode import DecodeError, read_bytes
 from plrc.data.region_files import RegionError, find_map
-from plrc.data.scan import first_of
+from plrc.data.scan import aligned, first_of
 from plrc.data.shards import INDEX, MAP, VERSION, members, webdataset_package
 from plrc.data.sources import ImageList
 from plrc.files import parse_json, write_atomic, write_text
@@ -45,7 +45,7 @@ class Sharded:
             ("left out", str(len(self.unusable))),
             *(("left out", line) for line in first_of(self.unusable)),
         ]
-        return "\n".join(f"{name:<12}{text}" for name, text in rows)
+        return aligned(rows)
 
 
 def write_shards(

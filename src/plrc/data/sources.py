@@ -11,9 +11,11 @@ import os
 import time
 from dataclasses import dataclass, field, replace
 
+from torch import Tensor
+
 from plrc.config import DataConfig, PlrcError
 from plrc.data import layouts
-from plrc.data.decode import MAX_MEGAPIXELS, read_bytes
+from plrc.data.decode import MAX_MEGAPIXELS, decode_bytes, read_bytes
 from plrc.data.index import Index, read_index, remember, settled, stamp
 from plrc.data.layouts import Listing, note
 from plrc.data.shards import INDEX, Shards, open_shards, placed
@@ -42,6 +44,11 @@ class ImageList:
     def read(self, i: int, max_megapixels: float = MAX_MEGAPIXELS) -> bytes:
         """The bytes of an image. Raises DecodeError where they cannot be had, or are too many for `max_megapixels`."""
         return self.shards.read(i, max_megapixels) if self.shards else read_bytes(self.path(i), max_megapixels)
+
+    def decode(self, i: int, data: DataConfig, least: int = 0) -> Tensor:
+        """An image as the settings say, uint8 [3, H, W]; `least` as in `decode_bytes`. Raises DecodeError."""
+        file = self.read(i, data.max_megapixels)
+        return decode_bytes(file, percentiles=data.percentiles, max_megapixels=data.max_megapixels, least=least)
 
     def size(self, i: int) -> int:
         """Bytes of an image; -1 where it is gone."""

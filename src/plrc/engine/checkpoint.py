@@ -63,12 +63,10 @@ def checkpoint_of(path: Path) -> Path:
 
 def unreadable(path: Path) -> str:
     """What is wrong with a checkpoint's bytes; empty if nothing is."""
-    if reason := damage(path):
-        return reason
     try:
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch.load raises many kinds for damaged files
-        return str(error).partition("\n")[0]
+        _read(path, mmap=True)
+    except ValueError as error:
+        return str(error)
     return ""
 
 
@@ -100,11 +98,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU without running any code in it; one clear sentence if it cannot be used."""
     if not path.exists():
         raise PlrcError(f"no checkpoint at {path}: it does not exist; make one with: plrc pretrain")
-    if reason := unreadable(path):
+    try:
+        state = _read(path)
+    except ValueError as error:
         raise PlrcError(
-            f"the checkpoint {path} cannot be read ({reason}); move it away and resume from the one before it"
-        )
-    state = torch.load(path, map_location="cpu", weights_only=True)
+            f"the checkpoint {path} cannot be read ({error}); move it away and resume from the one before it"
+        ) from error
     if isinstance(state, dict) and state.get("format") == 1:
         state |= SINCE_2 | {"format": FORMAT}
     if not isinstance(state, dict) or set(state) != set(KEYS):
@@ -112,6 +111,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if state["format"] != FORMAT:
         raise PlrcError(f"{path} has checkpoint format {state['format']}; this version of plrc reads format {FORMAT}")
     return state
+
+
+def _read(path: Path, mmap: bool = False) -> Any:
+    """The content on the CPU, after its sums were compared. Raises ValueError with what is wrong with the bytes."""
+    if reason := damage(path):
+        raise ValueError(reason)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:  # torch.load raises many kinds for damaged files
+        raise ValueError(str(error).partition("\n")[0]) from error
 
 
 def _write(state: dict[str, Any], file: BinaryIO) -> None:

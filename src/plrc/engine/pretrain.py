@@ -90,6 +90,9 @@ def _train(plan: Plan, lock: FolderLock, stop: StopRequest, on_checkpoint: Seque
             log.say(remark)
         if first >= plan.steps:
             log.say(f"nothing left to do: the run is finished, at step {first} of {plan.steps}")
+            if distributed.is_main():
+                for call in on_checkpoint:  # whoever ended the process after its last save may have ended these
+                    call(plan.out)
             return Run(plan.out, first, True, tuple(state.history))
         log.say(f"{'resuming' if first else 'starting'} at step {first} of {plan.steps} on {device}")
         log.record(first, "start", provenance(device))

@@ -73,11 +73,8 @@ def prepare(config: Config, explicit: Set[str], lock: FolderLock | None = None) 
         torch.set_num_threads(config.run.threads)
 
     images, train, held_out = _images(config, stored, out / "manifest.json")
-    listed = hashlib.sha256("\n".join(images.names).encode(errors="surrogateescape")).hexdigest()
-    if len(set(distributed.gather_words({str(distributed.rank()): listed}).values())) > 1:
-        raise PlrcError(
-            f"the processes find different images in {config.data.source}; let all hosts see the same files"
-        )
+    if distributed.world_size() > 1:
+        _check_alike(config, images)
     config, changes = _fit(config, explicit, stored, len(train), device)
     remarks = [
         f"{len(images.names)} images ({images.layout}): {len(train)} to train on, {len(held_out)} held out for health"
@@ -143,6 +140,15 @@ def _is_resumed(config: Config, out: Path) -> bool:
     if not (out / "config.toml").exists():
         raise PlrcError(f"{out} is not empty and holds no plrc run (no config.toml); name another --out")
     return True
+
+
+def _check_alike(config: Config, images: ImageList) -> None:
+    """Raises PlrcError, in every process, where they do not all list the same images."""
+    listed = hashlib.sha256("\n".join(images.names).encode(errors="surrogateescape")).hexdigest()
+    if len(set(distributed.gather_words({str(distributed.rank()): listed}).values())) > 1:
+        raise PlrcError(
+            f"the processes find different images in {config.data.source}; let all hosts see the same files"
+        )
 
 
 def _own(config: Config, out: Path, fresh: bool, lock: FolderLock | None) -> list[str]:

@@ -47,6 +47,11 @@ def grouped(lines: Sequence[dict[str, Any]], metric: str) -> dict[Group, dict[in
     return found
 
 
+def all_axes(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Every axis that some row has, in the order in which they come."""
+    return list(dict.fromkeys(axis for row in rows for axis in row["axes"]))
+
+
 def numeric_axes(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Axes with at least two different numbers."""
     values: dict[str, set[Any]] = {}
@@ -82,7 +87,7 @@ def slope(points: NDArray[np.float64]) -> float:
 def table(lines: Sequence[dict[str, Any]], metric: str, baseline: str) -> str:
     """`summary` for a terminal or a document (Markdown), and the slopes along each numeric axis."""
     rows = summary(lines, metric, baseline)
-    axes = list(dict.fromkeys(axis for row in rows for axis in row["axes"]))
+    axes = all_axes(rows)
     head = [*axes, "runs", metric, f"minus {baseline}", "verdict"]
     body = [
         [
@@ -92,7 +97,7 @@ def table(lines: Sequence[dict[str, Any]], metric: str, baseline: str) -> str:
         ]
         for row in rows
     ]  # fmt: skip
-    lines_ = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body)]
+    lines_ = _markdown(head, body)
     for axis in numeric_axes(rows):
         for method, found in slopes(lines, metric, axis).items():
             lines_.append(f"slope of {method} along {axis}: {_precise(vars(found), metric, '+')}, {found.n} seeds")
@@ -127,7 +132,7 @@ def _curves(lines: Sequence[dict[str, Any]]) -> list[str]:
     rows = curves(lines)
     if not rows:
         return []
-    axes = list(dict.fromkeys(axis for row in rows for axis in row["axes"]))
+    axes = all_axes(rows)
     steps = sorted({step for row in rows for step in row["steps"]})
     head = [*axes, "grouping AUC of", *(f"step {step}" for step in steps), "regions given"]
     body = [
@@ -138,7 +143,7 @@ def _curves(lines: Sequence[dict[str, Any]]) -> list[str]:
         ]
         for row in rows
     ]  # fmt: skip
-    return ["", *("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body))]
+    return ["", *_markdown(head, body)]
 
 
 def content(
@@ -149,7 +154,7 @@ def content(
     rows = summary(lines, metric, baseline)
     return {
         "title": title, "metric": metric, "digits": digits(metric), "baseline": baseline, "runs": runs, "text": text,
-        "axes": list(dict.fromkeys(axis for row in rows for axis in row["axes"])), "numeric": numeric_axes(rows),
+        "axes": all_axes(rows), "numeric": numeric_axes(rows),
         "rows": rows, "lines": list(lines), "curves": curves(lines),
         "slopes": [
             {"axis": axis, "method": method, **vars(found)}
@@ -157,6 +162,10 @@ def content(
             for method, found in slopes(lines, metric, axis).items()
         ],
     }  # fmt: skip
+
+
+def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body)]
 
 
 def digits(metric: str) -> int:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from plrc.config import Config, DataConfig, PlrcError
-from plrc.data.decode import DecodeError, decode_bytes
+from plrc.data.decode import DecodeError
 from plrc.data.layouts import ENDINGS, ending
 from plrc.data.sources import ImageList, find_images
 from plrc.engine.checkpoint import checkpoints, load_checkpoint
@@ -184,8 +184,7 @@ def _picture(images: ImageList, position: int, data: DataConfig, budget: Budget)
     """The image, or the sentence that says why it is left out."""
     name, least = printable(images.names[position]), max(_SHOWN, budget.size)
     try:
-        file = images.read(position, data.max_megapixels)
-        image = decode_bytes(file, percentiles=data.percentiles, max_megapixels=data.max_megapixels, least=least)
+        image = images.decode(position, data, least)
     except DecodeError as error:
         return f"left out {name}: {error.reason}"
     shown = Image.fromarray(image.permute(1, 2, 0).numpy())

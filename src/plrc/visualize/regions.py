@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from plrc.config import Config, PlrcError
-from plrc.data.decode import DecodeError, decode_bytes
+from plrc.data.decode import DecodeError
 from plrc.data.region_files import RegionError, map_path
 from plrc.data.regions import Regions
 from plrc.data.sources import ImageList
@@ -44,16 +44,14 @@ def save_preview(
     kind = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", "": ""}.get("" if out.is_dir() else out.suffix.lower())
     if kind is None:
         raise PlrcError(f"--out is {out}; let it end in .png or .jpg, or name a folder without an ending")
-    regions, data = Regions(config, images), config.data
+    regions = Regions(config, images)
     tiles: list[tuple[str, Image.Image]] = []
     unusable: list[tuple[str, str]] = []
     for done, position in enumerate(positions, start=1):
         name = images.names[position]
         try:
             ids = regions(position)
-            image = decode_bytes(
-                images.read(position), percentiles=data.percentiles, max_megapixels=data.max_megapixels, least=_TILE
-            )
+            image = images.decode(position, config.data, _TILE)
         except (RegionError, DecodeError) as error:
             unusable.append((name, error.reason))
         else:

@@ -18,7 +18,6 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from plrc.config import Config, PlrcError
-from plrc.data.decode import decode_bytes
 from plrc.data.loader import Batch, StepSampler, ViewDataset
 from plrc.data.manifest import images_of, read_manifest
 from plrc.data.photometric import MEAN, STD, augment
@@ -173,10 +172,7 @@ def _augmented(sample: Batch, config: Config) -> list[NDArray[np.uint8]]:
 
 
 def _image(images: ImageList, position: int, config: Config) -> NDArray[np.uint8]:
-    data = config.data
-    file = images.read(position, data.max_megapixels)
-    image = decode_bytes(file, percentiles=data.percentiles, max_megapixels=data.max_megapixels, least=_TILE)
-    return image.permute(1, 2, 0).numpy()
+    return images.decode(position, config.data, _TILE).permute(1, 2, 0).numpy()
 
 
 def _regions(config: Config) -> str:
