@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import platform
 import subprocess
@@ -47,8 +48,12 @@ def commit(root: Path = Path(__file__).parents[2]) -> str:
 
 
 def return_freed_memory() -> None:
-    """Give freed memory back to the system, where the C library is glibc: it keeps what lies between living blocks, and
-    a process that now and then holds a second network for a moment (each export) grew by 12 MB every time."""
+    """Give back what a process that now and then holds a second network for a moment (each export) has no use for.
+
+    Cycles, such as those of plots, wait long for Python's collector. And glibc keeps freed memory that lies between
+    living blocks: 12 MB at every export.
+    """
+    gc.collect()
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library
             ctypes.CDLL(None).malloc_trim(0)

@@ -47,12 +47,12 @@ MEASURES: dict[str, tuple[float, int]] = {
 OF_THE_LOAD = ("cpu_seconds_per_image", "images_per_second")  # these change with what else the machine does
 
 
-def command(images: Path, out: Path) -> list[str]:
-    """A training that would take days, of a small network."""
+def command(images: Path, out: Path, save_every: int) -> list[str]:
+    """A training that would take days, of a small network, with a checkpoint every `save_every` steps."""
     options = {
         "data": images, "out": out, "run.workers": 2, "run.threads": 1, "run.device": "cpu", "data.bad-limit": 0.5,
         "views.size": 32, "optim.batch-size": BATCH, "optim.steps": 10_000_000, "objectives.queue": 128,
-        "model.bn-groups": 2, "run.checkpoint-every-steps": 50, "run.health-every-steps": 200,
+        "model.bn-groups": 2, "run.checkpoint-every-steps": save_every, "run.health-every-steps": 200,
         "run.log-every-steps": 1,
     }  # fmt: skip
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
@@ -173,9 +173,9 @@ def report(samples: list[dict[str, Any]], asked: float, ended: str) -> dict[str,
     }
 
 
-def watch(folder: Path, minutes: float, every: float, path: Path) -> dict[str, Any]:
-    """Train below `folder` for `minutes` from the first step on, and for 2 BLOCKS steps where the machine is too busy
-    for these, writing the report to `path` as it grows."""
+def watch(folder: Path, minutes: float, every: float, path: Path, save_every: int = 50) -> dict[str, Any]:
+    """Train below `folder` for `minutes` from the first save on, which imports what saving needs, and for 2 BLOCKS
+    steps where the machine is too busy for these, writing the report to `path` as it grows."""
     asked = False
 
     def stop(*_: object) -> None:
@@ -185,7 +185,7 @@ def watch(folder: Path, minutes: float, every: float, path: Path) -> dict[str, A
     images = prepare(folder / "scenes")
     out = folder / "run"
     with (folder / "output.txt").open("w") as output:
-        training = subprocess.Popen(command(images, out), stdout=output, stderr=subprocess.STDOUT)
+        training = subprocess.Popen(command(images, out, save_every), stdout=output, stderr=subprocess.STDOUT)
         theirs = signal.signal(signal.SIGTERM, stop)
         samples: list[dict[str, Any]] = []
         started = time.monotonic()
@@ -198,8 +198,8 @@ def watch(folder: Path, minutes: float, every: float, path: Path) -> dict[str, A
                 found = sample(training.pid, out / "metrics.jsonl", started)
                 if found is None:
                     break
-                if not found["images"]:
-                    started = time.monotonic()  # the clock runs from the first step
+                if not (out / "report.html").exists():
+                    started = time.monotonic()
                 else:
                     samples.append(found)
                     steps = (found["images"] - samples[0]["images"]) // BATCH

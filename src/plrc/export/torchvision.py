@@ -5,13 +5,13 @@ Layer 5: imports model and this folder. Shapes: B images, H x W pixels, C channe
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-from torchvision.models.feature_extraction import create_feature_extractor
 
 from plrc.config import PlrcError
 from plrc.export.formats import read_tensors, write_tensors
@@ -21,7 +21,6 @@ from plrc.export.verify import Proof, check_features, check_tensors, features_of
 
 ENDINGS = (".safetensors", ".pt")
 CLASSIFIER = ("fc.weight", "fc.bias")
-LAYERS = {f"layer{number}": str(stride) for number, stride in enumerate(LEVELS, start=1)}
 
 
 def version() -> str:
@@ -56,10 +55,13 @@ def prove(path: Path, name: str, student: dict[str, Tensor]) -> Proof:
     inside = {f"body.{key}": value for key, value in state.items()}
     _load(detector, inside, pyramid, f"torchvision's resnet_fpn_backbone({resnet!r})")
     ours = features_of(name, student, LEVELS)
-    levels, body = create_feature_extractor(net.eval(), LAYERS), detector.eval().get_submodule("body")
+    net, body, levels = net.eval(), detector.eval().get_submodule("body"), dict[int, Tensor]()
+    for number, stride in enumerate(LEVELS, start=1):
+        net.get_submodule(f"layer{number}").register_forward_hook(partial(_keep, levels, stride))
 
     def of_classifier(images: Tensor) -> dict[int, Tensor]:
-        return {int(level): features for level, features in levels(images).items()}
+        net(images)
+        return dict(levels)
 
     def of_detector(images: Tensor) -> dict[int, Tensor]:
         return dict(zip(LEVELS, body(images).values(), strict=True))
@@ -77,6 +79,11 @@ def settings(name: str) -> dict[str, Any]:
             "image_mean and image_std of the detector: as they are; its BatchNorm is not frozen then",
         ]
     }
+
+
+def _keep(levels: dict[int, Tensor], stride: int, module: nn.Module, inputs: object, features: Tensor) -> None:
+    """A hook. A traced network would do as well, but each one that PyTorch traces stays in its caches for good."""
+    levels[stride] = features
 
 
 def _load(net: nn.Module, state: dict[str, Tensor], left: tuple[str, ...], where: str) -> None:
