@@ -87,7 +87,7 @@ UNNAMED = (
         ("pretrain --preset debug_cpu --data photos", "no run folder named: write --out FOLDER"),
         ("pretrain --preset debug_cpu --out x", "no images named: write --data FOLDER"),
         ("pretrain --preset debug_cpu --data absent/photos --out x", "absent/photos does not exist"),
-        ("pretrain --out absent --resume", "nothing to start from: write --preset NAME"),
+        ("pretrain --out absent --resume", "there is no run in absent to go on with; to start one, write"),
         ("scan", "plrc scan needs SOURCE; see: plrc scan --help"),
         ("scan absent", "absent does not exist"),
         ("scan . --splt test", "unknown option --splt; did you mean --split?"),

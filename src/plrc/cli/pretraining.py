@@ -78,7 +78,10 @@ def parse_config(arguments: Sequence[str]) -> tuple[Config, frozenset[str]]:
     stored = Path(given.get("run.out", "")) / "config.toml"
     resumed = "run.resume" in given and not {"preset", "config"} & given.keys() and stored.is_file()
     if not (resumed or {"preset", "config", "help"} & given.keys()):
-        raise PlrcError(f"nothing to start from: write --preset NAME ({', '.join(PRESETS)}) or --config FILE")
+        why = "nothing to start from: "
+        if "run.resume" in given and given.get("run.out"):
+            why = f"there is no run in {given['run.out']} to go on with; to start one, "
+        raise PlrcError(f"{why}write --preset NAME ({', '.join(PRESETS)}) or --config FILE")
     table = read_toml(stored if resumed else given["config"]) if resumed or given.get("config") else {}
     name = given.get("preset") or table.get("preset", "custom")
     known = "custom" if resumed and name not in PRESETS else name

@@ -52,7 +52,7 @@ class Export:
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Run folder (its newest checkpoint) or checkpoint file."""
     to: Literal["torchvision", "timm", "transformers", "detectron2", "mmdetection", "safetensors", "onnx"]
-    """The library or format that goes on with the weights."""
+    """The library or format that goes on with the weights. Not with --check-in."""
     out: Path | None = None
     """File to write: .safetensors or .pt; .pth for mmdetection, .pth or .pkl for detectron2, .onnx; for transformers a
     folder. None: below exported/ in the run folder."""

@@ -9,6 +9,7 @@ Shapes: V views, B images, N points, P distillation points, M lattice positions,
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -117,9 +118,12 @@ class Learner:
         idle_layers = (
             self.config.model.stride < max(self.student.backbone.channels) or ":" in self.config.model.backbone
         )
-        return nn.parallel.DistributedDataParallel(
-            self.student, broadcast_buffers=False, static_graph=once, find_unused_parameters=idle_layers and not once
-        )
+        unused = idle_layers and not once
+        with warnings.catch_warnings():  # newer releases of PyTorch advise a name that older ones do not have
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            return nn.parallel.DistributedDataParallel(
+                self.student, broadcast_buffers=False, static_graph=once, find_unused_parameters=unused
+            )
 
     def key_counts(self) -> dict[str, int]:
         """How many keys each query of a term is compared with."""
