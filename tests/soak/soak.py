@@ -32,7 +32,7 @@ from plrc.files import write_text
 from plrc.transfer.statistics import t_quantile
 
 BATCH = 16
-BLOCKS = 24  # means of neighbouring samples, nearly independent of each other
+BLOCKS = 24  # stretches of neighbouring samples, nearly independent of each other
 WARM = 0.15  # share of the watched time that is left out: loaders and caches fill, the allocator settles
 
 # measure -> (largest growth in that unit or, below 1, as a share of the mean; the direction that is a fault)
@@ -100,7 +100,8 @@ def sample(pid: int, metrics: Path, started: float) -> dict[str, Any] | None:
 
 
 def blocks(samples: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Means over BLOCKS stretches of time, without the warm-up; rates are differences over a stretch."""
+    """BLOCKS stretches of time, without the warm-up: medians, so that it counts what is held and not whether a sample
+    met an export, which holds a second network for a second; rates are differences over a stretch."""
     span = samples[-1]["seconds"]
     kept = [s for s in samples if s["seconds"] >= WARM * span and s["workers"] and s["images"]]
     parts = [part for part in np.array_split(np.arange(len(kept)), BLOCKS) if len(part) >= 2]
@@ -113,7 +114,7 @@ def blocks(samples: list[dict[str, Any]]) -> dict[str, np.ndarray]:
             continue
         cpu = last["cpu_seconds"] - first["cpu_seconds"]
         others = last["machine_busy_seconds"] - first["machine_busy_seconds"] - cpu
-        row = {name: float(np.mean([s[name] for s in inside])) for name in MEASURES if name in first}
+        row = {name: float(np.median([s[name] for s in inside])) for name in MEASURES if name in first}
         row |= {"cpu_seconds_per_image": cpu / images, "images_per_second": images / seconds}
         rows.append(row | {"hours": (first["seconds"] + last["seconds"]) / 7200, "others_cores": others / seconds})
     return {name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else ())}
