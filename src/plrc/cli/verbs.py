@@ -15,8 +15,10 @@ from plrc.cli.progress import progress
 from plrc.config import DataConfig, PlrcError
 
 
-@dataclass(frozen=True)
-class Scan:
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """Where images are; both verbs that read a whole source take it."""
+
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
     """Folder, glob, .txt list, COCO .json, Pascal VOC folder, or tar shards."""
     layout: Literal["auto", "folder", "glob", "list", "coco", "voc", "shards"] = "auto"
@@ -25,22 +27,21 @@ class Scan:
     """VOC only: the list in ImageSets/Main."""
     exclude: str = ""
     """List file, folder or glob of images to leave out."""
+
+    def config(self) -> DataConfig:
+        return DataConfig(source=self.source, layout=self.layout, split=self.split, exclude=self.exclude)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan(Images):
     workers: int = 0
     """Parallel readers. 0: one a core."""
 
 
-@dataclass(frozen=True)
-class Shard:
-    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
-    """Folder, glob, .txt list, COCO .json, Pascal VOC folder, or other shards."""
+@dataclass(frozen=True, kw_only=True)
+class Shard(Images):
     out: Path
     """Folder for the shards: absent or empty, or one to go on with."""
-    layout: Literal["auto", "folder", "glob", "list", "coco", "voc", "shards"] = "auto"
-    """How to read the source; auto looks at it."""
-    split: str = ""
-    """VOC only: the list in ImageSets/Main."""
-    exclude: str = ""
-    """List file, folder or glob of images to leave out."""
     maps: str = ""
     """Folder with an id map (PNG) per image, to lay beside it: for the region source shards."""
     megabytes: float = 256.0
@@ -83,11 +84,10 @@ def scan(arguments: Sequence[str]) -> int:
     given = parse_plain("scan", Scan, arguments, about(scan))
     if given.workers < 0:
         raise PlrcError(f"--workers is {given.workers}; write 0 (one a core) or more")
-    config = DataConfig(source=given.source, layout=given.layout, split=given.split, exclude=given.exclude)
     from plrc.data import scan as scanning
 
     with progress("images") as tell:
-        report = scanning.scan(config, given.workers, tell)
+        report = scanning.scan(given.config(), given.workers, tell)
     print(report.table())
     return 0
 
@@ -102,11 +102,10 @@ def shard(arguments: Sequence[str]) -> int:
     given = parse_plain("shard", Shard, arguments, about(shard))
     if not given.megabytes > 0:
         raise PlrcError(f"--megabytes is {given.megabytes:g}; write a number above 0")
-    config = DataConfig(source=given.source, layout=given.layout, split=given.split, exclude=given.exclude)
     from plrc.data.sharding import write_shards
     from plrc.data.sources import find_images
 
-    images = find_images(config)
+    images = find_images(given.config())
     for line in images.notes:
         print(line)
     with progress("shards") as tell:
