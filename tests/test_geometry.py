@@ -33,17 +33,6 @@ def test_inside_includes_the_border_and_nothing_beyond() -> None:
     assert geometry.inside(points).tolist() == [True, True, False, False, False]
 
 
-def test_area_and_overlap_in_closed_form() -> None:
-    whole, left, right = (0.0, 0.0, 1.0, 1.0), (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
-    assert geometry.area(left) == 0.5
-    assert geometry.area((0.5, 0.0, 0.4, 1.0)) == 0
-    assert geometry.overlap(whole, whole) == 1
-    assert geometry.overlap(whole, left) == geometry.overlap(left, whole) == 0.5
-    assert geometry.overlap(left, right) == 0
-    assert geometry.overlap(left, (0.25, 0.0, 0.75, 1.0)) == 0.5
-    assert geometry.overlap((0.1, 0.1, 0.1, 0.1), (0.1, 0.1, 0.1, 0.1)) == 0
-
-
 def test_lattice_holds_cell_centres_row_by_row() -> None:
     expected = [[x, y] for y in (0.25, 0.75) for x in (1 / 6, 3 / 6, 5 / 6)]
     torch.testing.assert_close(geometry.lattice(2, 3), torch.tensor(expected))

@@ -33,7 +33,8 @@ class DataConfig:
     split: str = ""
     """VOC only: the list in ImageSets/Main to use (such as trainval). Empty: all images."""
     exclude: str = ""
-    """Images that must not be trained on: a list file (one path or file name a line) or a folder or glob of images."""
+    """Images that must not be trained on: a list file (one path or file name a line), a COCO .json, or a folder or glob
+    of images."""
     held_out: int = 64
     """Images kept out of training for the label-free health report (at most a tenth of the images)."""
     percentiles: tuple[float, float] = (0.5, 99.5)
@@ -69,8 +70,11 @@ class ViewConfig:
     jitter: float = 0.8
     """Probability of colour jitter."""
     brightness: float = 0.4
+    """Largest change of brightness, as a share."""
     contrast: float = 0.4
+    """Largest change of contrast, as a share."""
     saturation: float = 0.4
+    """Largest change of saturation, as a share."""
     hue: float = 0.1
     """Largest hue shift, as a share of the colour circle."""
     grey: float = 0.2
@@ -157,9 +161,11 @@ class ModelConfig:
     init: str = ""
     """Start from these weights (a plrc run or export, or a state-dict file). Empty: random."""
     contrast_hidden: int = 2048
+    """Width inside the head of the image and point terms."""
     contrast_dim: int = 128
     """Width of the features that the image and point terms compare."""
     distill_hidden: int = 2048
+    """Width inside the head of affinity distillation."""
     distill_dim: int = 256
     """Width of the features that affinity distillation compares."""
     bn_groups: int = 8
@@ -180,15 +186,21 @@ class ObjectiveConfig:
     """Weights and temperatures of the three terms (METHOD section 3)."""
 
     image_weight: float = 0.7
+    """Weight of image contrast. 0: not computed."""
     point_weight: float = 0.3
+    """Weight of point-level region contrast. 0: not computed."""
     distill_weight: float = 0.3
-    """Weights of image contrast, point-level region contrast, point affinity distillation. 0: not computed."""
+    """Weight of point affinity distillation. 0: not computed."""
     image_temperature: float = 0.2
+    """Temperature of image contrast."""
     point_temperature: float = 0.2
+    """Temperature of point-level region contrast."""
     student_temperature: float = 0.1
+    """Temperature of the student's affinities."""
     teacher_temperature: float = 0.07
     """Temperature of the teacher's affinities after the warm-up."""
     teacher_temperature_start: float = 0.04
+    """Temperature of the teacher's affinities at the start."""
     temperature_warmup: float = 0.3
     """Share of the run over which the teacher's temperature rises linearly."""
     queue: int = 65536
@@ -236,6 +248,7 @@ class OptimConfig:
     """Optimiser, schedule and numerics."""
 
     name: Literal["sgd", "adamw"] = "sgd"
+    """The optimiser."""
     lr: float = 0.03
     """Peak learning rate."""
     lr_batch: int = 256
@@ -243,6 +256,7 @@ class OptimConfig:
     momentum: float = 0.9
     """SGD momentum."""
     weight_decay: float = 1e-4
+    """Weight decay. AdamW leaves biases and norms out; SGD, as in the paper, does not."""
     batch_size: int = 256
     """Images per optimiser step, over all processes and accumulated parts."""
     accumulate: int = 1
@@ -263,6 +277,7 @@ class OptimConfig:
     """auto: bfloat16 on a GPU that has it, float16 with loss scaling on an older one, float32 on a CPU; settled at the
     start and stored."""
     channels_last: bool = True
+    """Memory layout NHWC, the faster one for convolutions."""
     compile: bool = False
     """Compile student and teacher with torch.compile."""
 
@@ -283,7 +298,8 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where and how the run is carried out. Nothing here changes a number."""
+    """Where and how the run is carried out. Nothing here changes a number, but that several processes are as many
+    BatchNorm groups and that the device decides what `optim.precision` auto means."""
 
     out: Annotated[str, tyro.conf.arg(aliases=("--out",))] = ""
     """Run folder. Must be empty or absent unless resuming."""
@@ -302,9 +318,11 @@ class RunConfig:
     cache: str = ""
     """Folder for decoded images (3 bytes a pixel), read instead of the files from the second epoch on. Empty: none."""
     log_every_steps: int = 10
+    """Steps between lines of metrics.jsonl and of the output."""
     health_every_steps: int = 200
     """Steps between health checks on the held-out images."""
     checkpoint_every_steps: int = 500
+    """Steps between checkpoints; one more at the end."""
     keep_checkpoints: int = 3
     """Newest checkpoints kept. 0: all."""
     stop_on_collapse: bool = True

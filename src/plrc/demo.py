@@ -7,7 +7,6 @@ report.html), OUT/affinity.png, OUT/result.json.
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from pathlib import Path
 
@@ -57,10 +56,8 @@ def run_demo(out: Path, steps: int, images: int = IMAGES) -> dict[str, dict[str,
     if out.exists() and {path.name for path in out.iterdir()} - {partial.name} and not (out / "scenes").exists():
         raise PlrcError(f"{out} is not empty and holds no demo; name another --out")
     if not (out / "scenes").exists():
-        shutil.rmtree(partial, ignore_errors=True)
         console.print(f"1/4 rendering {images} scenes of {len(scene_names())} kinds of objects into {out / 'scenes'}")
-        write_scenes(partial, {"train": images}, seed=SCENES_SEED, size=SIZE)
-        partial.rename(out / "scenes")  # scenes that stand there are whole
+        write_scenes(out / "scenes", {"train": images}, seed=SCENES_SEED, size=SIZE)
     config = demo_config(out, steps)
     console.print(f"2/4 pre-training {config.model.backbone} on them without labels ({steps} steps)")
     if not pretrain(config).finished:

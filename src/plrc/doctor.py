@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import io
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
@@ -12,13 +11,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from plrc.machine import cores
+
 CORE = (
     "torch", "torchvision", "numpy", "pillow", "tyro", "rich", "tensorboard", "safetensors", "fsspec", "tomli-w",
     "jinja2", "matplotlib",
 )  # fmt: skip
 EXTRAS = {
     "transfer": "faster-coco-eval", "regions": "scikit-image", "timm": "timm", "transformers": "transformers",
-    "shards": "webdataset", "wandb": "wandb", "onnx": "onnx",
+    "shards": "webdataset", "onnx": "onnx",
 }  # fmt: skip
 TORCHVISION_ADVICE = (
     "torchvision cannot be imported beside this torch: both wheels must come from the same source "
@@ -60,7 +61,7 @@ def _try_out() -> tuple[dict[str, str], list[str]]:
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     rows = {
-        "CPU": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "CPU": f"{cores()} cores, {torch.get_num_threads()} threads",
         "GPU": ", ".join(gpus) or "none (plrc runs on the CPU)",
     }
     rows |= {f"kernel {name}": state for name, state in available_backends().items()}

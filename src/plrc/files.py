@@ -42,10 +42,15 @@ def remove_partial(folder: Path) -> None:
 
 
 def damage(path: Path) -> str:
-    """What is wrong with a zip archive, such as a torch file: cut short, a checksum that does not fit; else empty."""
+    """What is wrong with a zip archive, such as a torch file: cut short, a checksum that does not fit; else empty.
+
+    Raises PermissionError, which is no damage.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             record = archive.testzip()
+    except PermissionError:
+        raise
     except Exception as error:  # zipfile raises many kinds for damaged files
         return str(error) or type(error).__name__
     return f"the checksum of its record {record} is wrong" if record else ""

@@ -1,7 +1,8 @@
 """What every configuration of ours is: nested frozen dataclasses, to and from TOML, with one sentence for each mistake.
 
-Layer 0: imports nothing of ours. A configuration has sections (dataclasses) and plain values; "optim.lr" is the value
-`lr` of the section `optim`. The section `run` says *how* (where to write, how many workers) and never changes a number.
+Layer 0: imports files alone. A configuration has sections (dataclasses) and plain values; "optim.lr" is the value
+`lr` of the section `optim`. The section `run` says *how* (where to write, how many workers) and is left out where two
+configurations are compared.
 """
 
 from __future__ import annotations

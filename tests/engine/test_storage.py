@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -116,6 +117,30 @@ def test_a_checkpoint_of_format_1_is_read(tmp_path: Path) -> None:
     torch.save({name: state[name] for name in KEYS[:-2]}, tmp_path / "old.pt")
     assert KEYS[-2:] == ("lr_factor", "skipped_in_a_row")
     assert_same(load_checkpoint(tmp_path / "old.pt"), small_state() | {"lr_factor": 1.0, "skipped_in_a_row": 0})
+
+
+def test_a_checkpoint_of_a_later_format_says_so(tmp_path: Path) -> None:
+    torch.save(small_state() | {"format": FORMAT + 1, "new": 1}, tmp_path / "new.pt")
+    with pytest.raises(PlrcError, match=f"has checkpoint format {FORMAT + 1}; this version of plrc reads"):
+        load_checkpoint(tmp_path / "new.pt")
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pt")
+    with pytest.raises(PlrcError, match="is not a plrc checkpoint"):
+        load_checkpoint(tmp_path / "other.pt")
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_damaged() -> None:
+    """Root may read everything, so somebody else looks."""
+    look = (
+        "import os, pathlib, sys; from plrc.engine.checkpoint import unreadable; os.getuid() or os.setuid(65534); "
+        "unreadable(pathlib.Path(sys.argv[1]))"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "step_00000001.pt"
+        torch.save(small_state(), path)
+        path.chmod(0)
+        path.parent.chmod(0o711)
+        found = subprocess.run([sys.executable, "-c", look, str(path)], capture_output=True, text=True, check=False)
+    assert "PermissionError" in found.stderr
 
 
 def test_damaged_checkpoints_are_set_aside_and_what_killed_runs_left_is_removed(tiny: Tiny, whole: Path) -> None:

@@ -172,7 +172,8 @@ def soak(out: Path, kills: int, seed: int, steps_a_kill: int) -> int:
         start = Start(command["killed"], out / "killed.txt", fork=not new)
         starts += 1
         if sum(done.values()) < kills and wait_for(moment, run, start, draw, 8.0 if new else 1.5, steps):
-            hit = "saving" if saving(run) and moment != LAST else "starting in a new interpreter" if new else moment
+            hit = "saving" if saving(run) else "starting in a new interpreter" if new else moment
+            hit = LAST if moment == LAST else hit
             start.kill()
             done[hit] += 1
             print(f"kill {sum(done.values())} of {kills}: {hit}, {len(lines(run))} lines of metrics", flush=True)

@@ -199,7 +199,7 @@ def watch(folder: Path, minutes: float, every: float, path: Path, save_every: in
                 found = sample(training.pid, out / "metrics.jsonl", started)
                 if found is None:
                     break
-                if not (out / "report.html").exists():
+                if not (out / "exported" / "backbone.safetensors.receipt.json").exists():
                     started = time.monotonic()
                 else:
                     samples.append(found)

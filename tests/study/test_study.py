@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from plrc.cli import main
-from plrc.config import ConfigError, PlrcError
+from plrc.config import Config, ConfigError, PlrcError
 from plrc.study import Study, curves, done, run_study, slopes, summary, table
 from plrc.study.run import append
 
@@ -89,6 +89,7 @@ def test_cells_are_all_combinations_once(file: Path, tmp_path: Path) -> None:
         ("[[grid]]", "[grids]", "unknown table grids"),
         ('"regions.grid"', '"regions.grit"', "no setting regions.grit to vary; did you mean regions.grid"),
         ('"plrc"]', '"plcr"]', "no method 'plcr'"),
+        ('metric = "miou_8"', 'baseline = "regoin"', "no method 'regoin'"),
         ("[2, 8]", "[2, 0]", "regions.grid is 0"),
         ("[2, 8]", "[]", "regions.grid has no values"),
         ("levels", "level", "no setting probe.level; did you mean probe.levels"),
@@ -123,6 +124,16 @@ def test_a_small_study_runs_and_refuses_other_scenes(file: Path, tmp_path: Path)
     file.write_text(few.replace("size = 64", "size = 72", 1))
     with pytest.raises(PlrcError, match="holds scenes of other settings"):
         run_study(Study.load(file), tmp_path / "out", say=told.append)
+
+
+def test_what_a_study_sets_is_not_adapted(file: Path, tmp_path: Path) -> None:
+    head = FILE[: FILE.index("[[grid]]")].replace('preset = "debug_cpu"', 'preset = "debug_cpu"\nadapt = true')
+    file.write_text(head + '[[grid]]\nmethod = "plrc"\n[[grid]]\n"optim.teacher_momentum" = 0.99\n')
+    study, out = Study.load(file), tmp_path / "out"
+    assert run_study(study, out, say=lambda _: None)
+    adapted, own = (Config.load(out / "runs" / cell.name / "pretrain" / "config.toml").optim for cell in study.cells())
+    assert own.teacher_momentum == 0.99 != adapted.teacher_momentum < 0.99
+    assert own.steps == adapted.steps == 4
 
 
 @pytest.mark.slow
@@ -228,6 +239,6 @@ def test_show_tells_of_the_lines_alone(file: Path, tmp_path: Path, capsys: pytes
     assert "| random | 2 | 40.5" in told
     assert picture.read_text().startswith("<?xml")
     assert "study.html" in told and "40.5" in (tmp_path / "out" / "study.html").read_text(encoding="utf-8")
-    assert main(["study", str(file), "--out", str(tmp_path / "out"), "--show", "--metric", "auc_8"]) == 0
-    assert "| random | 0 |" not in capsys.readouterr().out
+    assert main(["study", str(file), "--out", str(tmp_path / "out"), "--show", "--metric", "auc8"]) == 2
+    assert "no run has a score auc8; write --metric with one of miou_8" in capsys.readouterr().err
     assert not (tmp_path / "out" / "runs").exists()

@@ -14,6 +14,7 @@ import tyro
 
 from plrc.cli.options import about, parse, written
 from plrc.config import Config, PlrcError
+from plrc.machine import cores
 from plrc.presets import PRESETS, preset
 from plrc.settings import read_toml
 
@@ -109,7 +110,7 @@ def _launch(config: Config, arguments: Sequence[str]) -> int:
     devices, gpus = config.run.devices, torch.cuda.device_count()
     if config.run.device != "cpu" and 0 < gpus < devices:
         raise PlrcError(f"--devices is {devices} but there are {gpus} GPUs; write --devices {gpus} or --run.device cpu")
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // devices)))
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # its report of a failure that was already told
     with tempfile.TemporaryDirectory() as folder:
         os.environ[FIRST_TO_FAIL] = str(Path(folder) / "told")

@@ -11,6 +11,7 @@ import tyro
 
 from plrc.cli.options import about, parse_plain
 from plrc.cli.pretraining import STOPPED
+from plrc.config import PlrcError
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ def study(arguments: Sequence[str]) -> int:
     if lines is None:
         return STOPPED
     metric = given.metric or declared.metric
+    known = sorted({name for line in lines for name in line["scores"]})
+    if lines and metric not in known:
+        raise PlrcError(f"no run has a score {metric}; write --metric with one of {', '.join(known)}")
     print(f"{declared.title}: {len(lines)} of {len(declared.cells())} runs\n")
     print(table(lines, metric, declared.baseline))
     from plrc.visualize.study import save_study, write_study_page

@@ -1,4 +1,4 @@
-"""The small verbs: demo, doctor, scan, export. Layer 6. PyTorch is imported once the options are known to be right."""
+"""The small verbs: demo, doctor, scan, shard, export. Layer 6. PyTorch comes once the options are right."""
 
 from __future__ import annotations
 

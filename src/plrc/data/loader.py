@@ -1,6 +1,6 @@
 """Images on disk -> batches of three uint8 views with their maps, in an order that (seed, step) alone decides.
 
-Layer 1: imports config, files, geometry, rng and this folder. Workers decode, crop and resize; colour, points and
+Layer 1: imports config, files, rng and this folder. Workers decode, crop and resize; colour, points and
 everything else happen later on the training device, from the uniform numbers that travel in the batch.
 
 Shapes: V views (2 or 3: A query, C reference, B match), B images of one part of a step on one process, S pixels a side.

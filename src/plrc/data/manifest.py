@@ -1,6 +1,6 @@
 """The manifest of a run: which images it was trained on, so that nobody has to wonder later.
 
-Layer 1: imports config and this folder's sources. Asks the file system for sizes; opens no image.
+Layer 1: imports config, files and this folder's shards and sources. Asks the file system for sizes; opens no image.
 """
 
 from __future__ import annotations

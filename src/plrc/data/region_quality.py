@@ -21,7 +21,7 @@ from plrc.data.decode import DecodeError
 from plrc.data.layouts import note
 from plrc.data.region_files import RegionError, find_map, load_regions, read_masks, resized
 from plrc.data.regions import Regions
-from plrc.data.scan import first_of
+from plrc.data.scan import aligned, first_of
 from plrc.data.sources import ImageList
 
 SIDE = 256
@@ -53,7 +53,7 @@ class Quality:
             *(("left out", line) for line in note("images that the truth does not know", self.unknown)),
             *(("left out", line) for line in first_of(self.unusable)),
         ]
-        return "\n".join(f"{name:<15}{text}" for name, text in rows)
+        return aligned(rows, width=15)
 
 
 def measure(

@@ -1,6 +1,6 @@
 """Region ids of an image: a regular grid, random cells or boxes, superpixels, or masks from files; then their noise.
 
-Layer 1: imports config, geometry, rng and this folder. Regions live in the image frame as a small map of ids, read with
+Layer 1: imports config, rng and this folder. Regions live in the image frame as a small map of ids, read with
 geometry.look_up; -1 is unlabelled. They depend on the settings, the seed and the image alone: not on the epoch, the
 views or the number of workers. Reads files, never writes.
 

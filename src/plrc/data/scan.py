@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from plrc.data.decode import DecodeError, decode_bytes, read_header
 from plrc.data.index import Index, prepare_index, stamp, write_index
 from plrc.data.sources import ImageList, find_images, layout_of, list_source, select
 from plrc.files import printable
+from plrc.machine import cores
 
 CHUNK = 16  # images that a thread takes at once
 NO_INDEX = ("not written: neither the source nor the cache folder can be written", "shards have one of their own")
@@ -30,9 +30,9 @@ SHOWN = 10  # unusable files and duplicates that the table names
 Range = tuple[float, float, float]  # smallest, median, largest
 
 
-def aligned(rows: Iterable[tuple[str, str]]) -> str:
-    """(name, text) of a report, one below the other."""
-    return "\n".join(f"{name:<12}{text}" for name, text in rows)
+def aligned(rows: Iterable[tuple[str, str]], width: int = 12) -> str:
+    """(name, text) of a report, one below the other; `width`: of the column of names."""
+    return "\n".join(f"{name:<{width}}{text}" for name, text in rows)
 
 
 def first_of(unusable: Sequence[tuple[str, str]]) -> list[str]:
@@ -119,7 +119,7 @@ def scan(config: DataConfig, workers: int = 0, progress: Callable[[int, int], No
 
     chunks = [range(i, min(i + CHUNK, len(images))) for i in range(0, len(images), CHUNK)]
     found: list[Found] = []
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(workers or cores()) as pool:
         for part in pool.map(look, chunks):
             found += part
             if progress is not None:

@@ -12,6 +12,7 @@ Shapes: H = W = size, n objects, K = 9 classes.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -97,15 +98,18 @@ def write_scenes(out: str | Path, splits: Mapping[str, int], seed: int = 0, size
 
     OUT/SPLIT/images/000000.jpg, OUT/SPLIT/annotations.json (COCO: boxes, areas, uncompressed RLE masks, categories 1 to
     9; file names relative to the json) and OUT/SPLIT/semantic/000000.png (class maps, see `Scene.semantic`). Splits
-    share no scene: the index runs on from one to the next. PlrcError if OUT holds anything.
+    share no scene: the index runs on from one to the next. OUT gets its name when all is written. PlrcError if it holds
+    anything.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise PlrcError(f"{out} is not an empty folder; name a new one to write the scenes into")
-    first = 0
+    partial, first = out.with_name(f".{out.name}.partial"), 0
+    shutil.rmtree(partial, ignore_errors=True)
     for split, count in splits.items():
-        _write_split(out / split, range(first, first + count), seed, size)
+        _write_split(partial / split, range(first, first + count), seed, size)
         first += count
+    partial.rename(out)
 
 
 def encode_rle(mask: NDArray[np.bool_]) -> dict[str, list[int]]:

@@ -1,7 +1,7 @@
 """What the user names in `config.data` -> the sorted list of images to train on.
 
-Layer 1: imports config and this folder's layouts, shards and index. Listing opens no image; it writes nothing but the
-index of a large folder, in the user's cache folder.
+Layer 1: imports config and this folder's decode, layouts, shards and index. Listing opens no image;
+it writes nothing but the index of a large folder, in the user's cache folder.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def draw_views(rng: np.random.Generator, height: int, width: int, config: ViewCo
     """The views (A, C) of an H x W image or, with `match`, (A, C, B); B is drawn last and changes neither A nor C.
 
     A and C are independent random-resized-crops. B comes from the same distribution, drawn until its overlap with A
-    (geometry.overlap) reaches `config.overlap`; after `config.overlap_tries` draws it is A's crop with a flip of its
+    reaches `config.overlap`; after `config.overlap_tries` draws it is A's crop with a flip of its
     own. METHOD section 2.
     """
     pair = _crops(rng, 2, height, width, config)
@@ -119,7 +119,7 @@ def _largest_centred(height: int, width: int, config: ViewConfig) -> tuple[int, 
 
 
 def _overlaps(crop: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """geometry.overlap of one crop [4] with others [count, 4], from whole pixels: [count]."""
+    """Common area / larger area of one crop [4] and others [count, 4], in whole pixels: [count]. METHOD section 2."""
     start, end = np.maximum(crop[:2], others[:, :2]), np.minimum(crop[:2] + crop[2:], others[:, :2] + others[:, 2:])
     both = np.clip(end - start, 0, None).prod(axis=1)
     larger = np.maximum(crop[2:].prod(), others[:, 2:].prod(axis=1))

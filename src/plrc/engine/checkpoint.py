@@ -100,25 +100,31 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise PlrcError(f"no checkpoint at {path}: it does not exist; make one with: plrc pretrain")
     try:
         state = _read(path)
+    except PermissionError as error:
+        raise PlrcError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise PlrcError(
             f"the checkpoint {path} cannot be read ({error}); move it away and resume from the one before it"
         ) from error
     if isinstance(state, dict) and state.get("format") == 1:
         state |= SINCE_2 | {"format": FORMAT}
-    if not isinstance(state, dict) or set(state) != set(KEYS):
+    newer = state.get("format") if isinstance(state, dict) else None
+    if isinstance(newer, int) and newer > FORMAT:
+        raise PlrcError(f"{path} has checkpoint format {newer}; this version of plrc reads format {FORMAT}")
+    if not isinstance(state, dict) or set(state) != set(KEYS) or newer != FORMAT:
         raise PlrcError(f"{path} is not a plrc checkpoint")
-    if state["format"] != FORMAT:
-        raise PlrcError(f"{path} has checkpoint format {state['format']}; this version of plrc reads format {FORMAT}")
     return state
 
 
 def _read(path: Path, mmap: bool = False) -> Any:
-    """The content on the CPU, after its sums were compared. Raises ValueError with what is wrong with the bytes."""
+    """The content on the CPU, after its sums were compared. Raises ValueError with what is wrong with the bytes,
+    and PermissionError, which is no damage."""
     if reason := damage(path):
         raise ValueError(reason)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except PermissionError:
+        raise
     except Exception as error:  # torch.load raises many kinds for damaged files
         raise ValueError(str(error).partition("\n")[0]) from error
 

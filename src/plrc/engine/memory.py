@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-
 import torch
 
 from plrc import distributed
@@ -43,7 +41,6 @@ def advice(plan: Plan) -> str:
 
 def _fits(plan: Plan, images: int) -> bool:
     """Whether two steps with this many images at a time, on a new state, find the memory they need."""
-    gc.collect()
     return_freed_memory()
     if plan.device.type == "cuda":
         torch.cuda.empty_cache()

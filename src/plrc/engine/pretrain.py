@@ -41,7 +41,8 @@ class Run:
 def pretrain(config: Config, explicit: Set[str] = frozenset(), on_checkpoint: Sequence[OnCheckpoint] = ()) -> Run:
     """Pre-train as `config` says. `explicit`: dotted names of settings that must not be adapted.
 
-    Each of `on_checkpoint` is called with the run folder after every save, in the main process.
+    Each of `on_checkpoint` is called with the run folder after every save, and where a finished run is started again,
+    in the main process.
     """
     stop, lock, theirs = StopRequest(), FolderLock(), distributed.is_started()
     try:

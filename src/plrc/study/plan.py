@@ -93,6 +93,7 @@ class Study:
             probe=dict(found.get("probe", {})),
             transfer=flatten(found.get("transfer", {})),
         )
+        check(study.baseline in METHODS, f"there is no method {study.baseline!r}; write one of {', '.join(METHODS)}")
         check(bool(study.probe or study.transfer), f"{path} measures nothing; write a table [probe] or [transfer]")
         for cell in study.cells():
             study.config(cell, Path("out"))
@@ -131,6 +132,10 @@ class Study:
         config = preset(self.pretrain.get("preset", "small_r18")).with_values(shared | own)
         run = {"run.out": str(out / "runs" / cell.name / "pretrain"), "run.resume": True}
         return with_method(config, method).with_values(own | run)
+
+    def explicit(self, cell: Cell) -> frozenset[str]:
+        """Settings of pre-training that the file sets, so that nothing adapts them."""
+        return frozenset((self.pretrain.keys() | cell.axes.keys()) & Config().flat().keys())
 
     def labelled(self, out: Path) -> LabelledConfig:
         """The labelled data of the probe."""

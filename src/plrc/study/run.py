@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -23,7 +22,7 @@ from plrc.engine.checkpoint import checkpoints
 from plrc.engine.pretrain import pretrain
 from plrc.engine.setup import StopRequest
 from plrc.files import claim, parse_json, without_nan, write_json
-from plrc.machine import versions
+from plrc.machine import commit, versions
 from plrc.study.plan import RANDOM, SCENES, Cell, Study
 from plrc.transfer.dense import LEVELS, dense_probe, grouping_curve
 from plrc.transfer.finetune import transfer
@@ -111,11 +110,8 @@ def _scenes(study: Study, out: Path) -> None:
             return
         if not mine:
             raise PlrcError(f"another process renders the scenes of {out}; repeat the command when it is done")
-        partial = out / ".scenes.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        write_scenes(partial, splits, seed=study.scenes.get("seed", 0), size=study.scenes.get("size", 96))
         write_json(out / "scenes.json", study.scenes)
-        partial.rename(out / "scenes")
+        write_scenes(out / "scenes", splits, seed=study.scenes.get("seed", 0), size=study.scenes.get("size", 96))
 
 
 def _run(study: Study, cell: Cell, out: Path) -> dict[str, Any] | None:
@@ -124,7 +120,7 @@ def _run(study: Study, cell: Cell, out: Path) -> dict[str, Any] | None:
     init, seed = RANDOM, cell.axes["seed"]
     steps = 0
     if cell.axes["method"] != RANDOM:
-        run = pretrain(config)
+        run = pretrain(config, study.explicit(cell))
         if not run.finished:
             return None
         init, steps = config.run.out, run.step
@@ -146,5 +142,5 @@ def _run(study: Study, cell: Cell, out: Path) -> dict[str, Any] | None:
     return {
         "cell": cell.name, "axes": cell.axes, "scores": scores, "curve": curve, "steps": steps,
         "seconds": round(time.perf_counter() - began, 1),
-        "versions": versions(),
+        "versions": versions() | {"commit": commit()},
     }  # fmt: skip
