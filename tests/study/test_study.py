@@ -18,6 +18,7 @@ from plrc.config import Config, ConfigError, PlrcError
 from plrc.study import Study, curves, done, run_study, slopes, summary, table
 from plrc.study.run import append
 
+STUDIES = Path(__file__).parents[2] / "studies"
 FILE = """
 title = "tiny"
 metric = "miou_8"
@@ -62,6 +63,13 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "study.toml"
     path.write_text(FILE)
     return path
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.toml")), ids=lambda path: path.stem)
+def test_a_study_of_the_project_is_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLRC_DATA", "data")
+    study = Study.load(path)
+    assert len(study.cells()) >= 10 and study.title
 
 
 def test_cells_are_all_combinations_once(file: Path, tmp_path: Path) -> None:
