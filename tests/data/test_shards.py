@@ -114,6 +114,7 @@ def test_the_same_images_give_the_same_files(scenes: Path, packed: Path, tmp_pat
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow
 def test_killed_while_writing_it_goes_on_with_what_is_whole(scenes: Path, packed: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     code = (
@@ -287,6 +288,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.slow
 def test_stop_and_resume_in_the_middle_of_an_epoch_bit_for_bit(
     packed: Path, served: str, tiny: Callable[..., Config], tmp_path: Path
 ) -> None:

@@ -71,6 +71,7 @@ def test_a_loss_that_is_not_finite_is_skipped_and_counted(tiny: Tiny, monkeypatc
     assert log(run.path).count("skipped: their gradient was not finite") == 3 and all_finite(run.path)
 
 
+@pytest.mark.slow
 def test_back_to_the_last_good_checkpoint_once_with_a_lower_rate(
     tiny: Tiny, impatient: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +100,7 @@ def test_back_to_the_last_good_checkpoint_once_with_a_lower_rate(
     assert_same_end(run.path, again.run.out)
 
 
+@pytest.mark.slow
 def test_where_it_recurs_the_run_stops_with_the_last_good_state(
     tiny: Tiny, impatient: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,6 +59,7 @@ def test_run_folder_holds_what_is_promised(tiny: Tiny) -> None:
         ({"objectives__center": True, "optim__accumulate": 2, "optim__name": "sgd"}, 1),
     ],
 )
+@pytest.mark.slow
 def test_stop_and_resume_equals_uninterrupted_bit_for_bit(
     tiny: Tiny, tmp_path: Path, settings: dict[str, object], workers: int
 ) -> None:
@@ -113,6 +114,7 @@ def test_golden_loss_curve(tiny: Tiny) -> None:
         assert now == pytest.approx(before, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_learning_lowers_the_divergences(tiny: Tiny) -> None:
     config = tiny(optim__steps=60, optim__lr=2e-3, objectives__teacher_temperature=0.04)
     pretrain(config)
@@ -183,6 +185,7 @@ def one_batch(config: Config) -> object:
     return collate([dataset[0, i] for i in range(config.optim.batch_size)])
 
 
+@pytest.mark.slow
 def test_sigterm_in_a_real_process_saves_and_exits_75_and_resume_finishes(
     tiny: Tiny, scenes: Path, tmp_path: Path
 ) -> None:
@@ -305,6 +308,7 @@ def test_unreadable_held_out_images_are_named_and_left_out(tiny: Tiny, scenes: P
     assert run.finished and run.health == ()
 
 
+@pytest.mark.slow
 def test_a_finished_run_makes_again_what_was_not_made_of_its_last_checkpoint(tiny: Tiny) -> None:
     """A process that is killed between its last save and the export leaves the export of the save before."""
     config = tiny(optim__steps=4, run__checkpoint_every_steps=2)

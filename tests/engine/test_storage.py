@@ -143,6 +143,7 @@ def test_a_checkpoint_that_may_not_be_read_is_not_damaged() -> None:
     assert "PermissionError" in found.stderr
 
 
+@pytest.mark.slow
 def test_damaged_checkpoints_are_set_aside_and_what_killed_runs_left_is_removed(tiny: Tiny, whole: Path) -> None:
     config = tiny(**STEPS).with_values(RESUME)
     with after_steps(5, power_cut), pytest.raises(RuntimeError, match="power cut"):
@@ -199,6 +200,7 @@ def test_a_save_that_fails_ends_no_run_and_no_line_of_the_metrics_is_lost(tiny: 
     assert_same_end(whole, run.path)
 
 
+@pytest.mark.slow
 def test_a_reader_of_the_output_that_goes_away_ends_no_run(tiny: Tiny, whole: Path, tmp_path: Path) -> None:
     """As in `plrc pretrain ... | head -1`, or where the terminal that shows a log is closed."""
     config = tiny(**STEPS).with_values({"run.threads": 1})  # as here: more threads add in another order
@@ -211,6 +213,7 @@ def test_a_reader_of_the_output_that_goes_away_ends_no_run(tiny: Tiny, whole: Pa
     assert_same_end(whole, config.run.out)
 
 
+@pytest.mark.slow
 def test_a_full_disk_at_the_end_is_one_sentence_and_nothing_is_lost(
     tiny: Tiny, scenes: Path, whole: Path, small_disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -246,6 +249,7 @@ def test_a_folder_without_the_right_to_write(tiny: Tiny, tmp_path: Path) -> None
 # Slow storage, and a folder that is gone
 
 
+@pytest.mark.slow
 def test_slow_storage_changes_nothing(tiny: Tiny, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every flush to the disk takes a fifth of a second longer."""
     flush, flushed = os.fsync, 0

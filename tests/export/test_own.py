@@ -62,6 +62,7 @@ def test_a_run_hands_itself_over_under_the_modules_own_names(trained: tuple[plrc
     assert {s: f.shape[1] for s, f in ours.items()} == {4: 8, 8: 16, 16: 24}
 
 
+@pytest.mark.slow
 def test_resume_goes_on_as_if_never_stopped(tiny: Callable[..., Config], tmp_path: Path) -> None:
     name = write(tmp_path, "return Stages()")
     settings = {"model__backbone": name, "model__layer4_stride": 2, "optim__steps": 4, "objectives__lattice": 4}
@@ -76,6 +77,7 @@ def test_resume_goes_on_as_if_never_stopped(tiny: Callable[..., Config], tmp_pat
     assert not torch.equal(states[0]["student"][f"{BACKBONE}stem.weight"], resumed[f"{BACKBONE}stem.weight"])
 
 
+@pytest.mark.slow
 def test_code_named_in_somebodys_run_is_not_imported(trained: tuple[plrc.Run, str], tmp_path: Path) -> None:
     """In a fresh process: whatever reads the run says whose code it is, and the file that it names never runs."""
     run, name = trained

@@ -292,6 +292,7 @@ def test_onnx_takes_any_size_and_number_of_images(receipts: dict[str, Receipt], 
         )
 
 
+@pytest.mark.slow
 def test_a_timm_resnet_goes_to_the_others(tmp_path: Path, scenes: Path) -> None:
     levels = {"model.layer4_stride": 2, "objectives.lattice": 4}
     run = plrc.pretrain(settings(scenes, tmp_path / "run", f"timm:{NAME}", **levels)).path

@@ -25,6 +25,7 @@ from plrc.config import Config
 from plrc.data.loader import StepSampler, split_held_out
 from plrc.engine.pretrain import pretrain
 
+pytestmark = pytest.mark.slow
 Result = dict[str, Any]
 WEIGHTS = 2e-6
 
@@ -258,7 +259,6 @@ def test_sync_bn_needs_gpus(two: dict[str, list[Result]]) -> None:
     assert all("PyTorch shares BatchNorm statistics on GPUs only" in rank["error"] for rank in two["synced"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("world", [3, 4])
 def test_three_and_four_processes_equal_one_packed_batch(world: int, scenes: Path, tmp_path: Path) -> None:
     settings = SETTINGS["accumulate"] | {"optim.batch_size": 4 * world}
@@ -268,7 +268,6 @@ def test_three_and_four_processes_equal_one_packed_batch(world: int, scenes: Pat
     assert_same_run(tmp_path / "many", one.path)
 
 
-@pytest.mark.slow
 def test_torchrun_stops_at_one_step_and_devices_2_goes_on(scenes: Path, tmp_path: Path) -> None:
     """SIGTERM to torchrun: both ranks save and end; then `plrc pretrain --devices 2 --resume` finishes the run."""
     out = tmp_path / "run"
