@@ -101,7 +101,7 @@ def write_scenes(out: str | Path, splits: Mapping[str, int], seed: int = 0, size
     share no scene: the index runs on from one to the next. OUT gets its name when all is written. PlrcError if it holds
     anything.
     """
-    out = Path(out)
+    out = Path(out).resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise PlrcError(f"{out} is not an empty folder; name a new one to write the scenes into")
     partial, first = out.with_name(f".{out.name}.partial"), 0
