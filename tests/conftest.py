@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from plrc.config import Config
-from plrc.data.scenes import write_scenes
 from plrc.presets import preset
+from plrc.scenes import write_scenes
 
 torch.set_num_threads(1)  # the tensors are tiny: threads would only wait for each other
 

@@ -11,16 +11,15 @@ import pytest
 
 from plrc.config import (
     Config,
-    ConfigError,
     DataConfig,
     ModelConfig,
     ObjectiveConfig,
     OptimConfig,
-    PlrcError,
     RegionConfig,
     RunConfig,
     ViewConfig,
 )
+from plrc.errors import ConfigError, PlrcError
 from plrc.settings import read_toml
 
 SECTIONS: dict[str, type] = {

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from plrc.config import PlrcError
 from plrc.demo import run_demo
+from plrc.errors import PlrcError
 from plrc.export import load_backbone
 
 

@@ -19,17 +19,19 @@ from tests.test_layers import FILES, SOURCE, names_used
 
 from plrc import load_backbone
 from plrc.cli import main
-from plrc.config import Config, PlrcError
+from plrc.config import Config
 from plrc.data.region_files import RegionError, load_regions, map_path, read_masks
 from plrc.data.region_maps import precompute
 from plrc.data.sources import ImageList, find_images
 from plrc.engine.checkpoint import KEYS, load_checkpoint
 from plrc.engine.pretrain import pretrain
 from plrc.engine.setup import prepare
+from plrc.errors import PlrcError
 from plrc.export import export_backbone
-from plrc.files import parse_json, printable
+from plrc.files import parse_json
 from plrc.model.pickles import read_arrays
 from plrc.settings import read_toml
+from plrc.text import printable
 from plrc.transfer.finetune import _restore
 from plrc.transfer.initial import initial_backbone
 

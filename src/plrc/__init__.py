@@ -11,7 +11,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plrc.config import Config, ConfigError, PlrcError
+from plrc.config import Config
+from plrc.errors import ConfigError, PlrcError
 from plrc.presets import PRESETS, preset
 
 if TYPE_CHECKING:

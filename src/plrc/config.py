@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from plrc.settings import ConfigError, PlrcError, Settings, check, check_range
+from plrc.errors import ConfigError, PlrcError
+from plrc.settings import Settings, check, check_range
 
 __all__ = [
     "Config", "ConfigError", "DataConfig", "Method", "ModelConfig", "ObjectiveConfig", "OptimConfig", "PlrcError",

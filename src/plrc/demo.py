@@ -17,12 +17,13 @@ from rich.console import Console
 from rich.table import Table
 
 from plrc import pretrain
-from plrc.config import Config, ModelConfig, ObjectiveConfig, OptimConfig, PlrcError, RunConfig, ViewConfig
-from plrc.data.scenes import Scene, render_scene, scene_names, write_scenes
+from plrc.config import Config, ModelConfig, ObjectiveConfig, OptimConfig, RunConfig, ViewConfig
 from plrc.engine.checkpoint import load_checkpoint, newest_checkpoint
-from plrc.engine.grouping import grouping_auc
 from plrc.engine.learner import Learner
+from plrc.errors import PlrcError
+from plrc.measures.grouping import grouping_auc
 from plrc.model import Backbone
+from plrc.scenes import Scene, render_scene, scene_names, write_scenes
 from plrc.transfer.probe import extract, probe
 from plrc.visualize import save_affinities
 

@@ -74,17 +74,6 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
-def printable(text: str) -> str:
-    """`text`, such as a file's name, on one line that any terminal and any log can take: control characters, what turns
-    the direction of writing, and bytes that are no text are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def printable_lines(text: str) -> str:
-    """`printable` for each of the lines of a text of ours that may hold foreign names."""
-    return "\n".join(map(printable, text.split("\n")))
-
-
 def without_nan(value: Any) -> Any:
     """A copy of nested dicts and lists with None, JSON's null, for every number that is not finite."""
     if isinstance(value, dict):

@@ -9,17 +9,8 @@ import difflib
 from collections.abc import Callable
 from typing import get_args
 
-from plrc.config import (
-    Config,
-    ConfigError,
-    DataConfig,
-    Method,
-    ModelConfig,
-    ObjectiveConfig,
-    OptimConfig,
-    RunConfig,
-    ViewConfig,
-)
+from plrc.config import Config, DataConfig, Method, ModelConfig, ObjectiveConfig, OptimConfig, RunConfig, ViewConfig
+from plrc.errors import ConfigError
 
 
 def paper_r50() -> Config:

@@ -8,17 +8,17 @@ configurations are compared.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tomli_w
 
+from plrc.errors import ConfigError
 from plrc.files import write_text
+from plrc.text import nearest
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -26,14 +26,6 @@ else:  # pragma: no cover - Python 3.10 has no tomllib
     import tomli as tomllib
 
 S = TypeVar("S", bound="Settings")
-
-
-class PlrcError(Exception):
-    """A mistake that the user can mend. The command line prints its one sentence and exits with status 2."""
-
-
-class ConfigError(PlrcError):
-    """A setting that cannot be used; the message says what to write instead."""
 
 
 def check(ok: bool, message: str) -> None:
@@ -112,21 +104,6 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is nested too deeply to be a configuration") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
-
-
-def nearest(word: str, names: Iterable[str]) -> str:
-    """The name that is most like the word, in whole and after its last dot, where initials are as good (lr)."""
-
-    def likeness(name: str) -> float:
-        ends = word.rpartition(".")[2], name.rpartition(".")[2]
-        whole, end = (difflib.SequenceMatcher(None, a, b).ratio() for a, b in ((word, name), ends))
-        return whole + (1 if _initials(ends[0]) == ends[1] or ends[0] == _initials(ends[1]) else end)
-
-    return max(names, key=likeness)
-
-
-def _initials(words: str) -> str:
-    return "".join(word[:1] for word in words.split("_"))
 
 
 def flatten(values: dict[str, Any]) -> dict[str, Any]:

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from plrc.config import Config, PlrcError
+from plrc.config import Config
 from plrc.data.cache import cached
 from plrc.data.decode import decode
 from plrc.data.loader import Batch, ViewDataset
-from plrc.data.scenes import write_scenes
 from plrc.data.sources import find_images
 from plrc.engine.setup import prepare
+from plrc.errors import PlrcError
+from plrc.scenes import write_scenes
 
 
 @pytest.fixture

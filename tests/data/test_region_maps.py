@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 import torch
 
-from plrc.config import Config, DataConfig, PlrcError, RegionConfig
+from plrc.config import Config, DataConfig, RegionConfig
 from plrc.data.region_files import load_regions
 from plrc.data.region_maps import Precomputed, precompute
 from plrc.data.regions import Regions
 from plrc.data.sources import find_images
 from plrc.engine.checkpoint import newest_checkpoint
 from plrc.engine.pretrain import pretrain
+from plrc.errors import PlrcError
 
 
 def configured(photos: Path, **regions: Any) -> Config:

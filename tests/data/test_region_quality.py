@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plrc.config import Config, DataConfig, PlrcError, RegionConfig
+from plrc.config import Config, DataConfig, RegionConfig
 from plrc.data.region_quality import Quality, mean_best_iou, measure, same_object_share
-from plrc.data.scenes import render_scene
 from plrc.data.sources import ImageList, find_images
+from plrc.errors import PlrcError
+from plrc.scenes import render_scene
 
 
 def slow_best_iou(regions: np.ndarray, objects: np.ndarray) -> float:

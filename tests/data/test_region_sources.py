@@ -13,12 +13,14 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from plrc.config import Config, DataConfig, PlrcError, RegionConfig
-from plrc.data.loader import DeviceLoader, StepSampler, ViewDataset
+from plrc.config import Config, DataConfig, RegionConfig
+from plrc.data.loader import DeviceLoader, ViewDataset
 from plrc.data.region_files import RegionError, read_masks
 from plrc.data.regions import Regions, box_regions, grid_regions, voronoi_regions
-from plrc.data.scenes import render_scene
+from plrc.data.sampler import StepSampler
 from plrc.data.sources import ImageList, find_images
+from plrc.errors import PlrcError
+from plrc.scenes import render_scene
 
 SOURCES = ("grid", "voronoi", "boxes", "slic", "felzenszwalb", "maps", "coco")
 NOISE = {"merge": 0.2, "split": 0.2, "jitter": 0.02, "reassign": 0.1}

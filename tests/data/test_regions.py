@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from plrc.config import Config, PlrcError, RegionConfig
+from plrc.config import Config, RegionConfig
 from plrc.data.region_files import RegionError, load_regions, save_regions
 from plrc.data.regions import Regions, grid_regions
 from plrc.data.sources import ImageList
+from plrc.errors import PlrcError
 from plrc.geometry import lattice, look_up
 
 QUARTERS = np.kron(np.array([[0, 7], [300, 7]]), np.ones((40, 30), dtype=int))  # [80, 60]: ids 0 (unlabelled), 7, 300

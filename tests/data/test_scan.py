@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plrc.config import DataConfig, PlrcError
+from plrc.config import DataConfig
 from plrc.data.scan import ScanReport, scan
+from plrc.errors import PlrcError
 
 
 @pytest.fixture(autouse=True)

@@ -26,15 +26,17 @@ import torch
 from PIL import Image
 from tests.engine.runs import after_steps
 
-from plrc.config import Config, DataConfig, PlrcError
+from plrc.config import Config, DataConfig
 from plrc.data import shards
 from plrc.data.decode import DecodeError
-from plrc.data.loader import StepSampler, ViewDataset, epoch_order
+from plrc.data.loader import ViewDataset
+from plrc.data.sampler import StepSampler, epoch_order
 from plrc.data.scan import scan
 from plrc.data.sharding import Sharded, write_shards
 from plrc.data.sources import ImageList, find_images
 from plrc.engine.checkpoint import load_checkpoint, newest_checkpoint
 from plrc.engine.pretrain import pretrain
+from plrc.errors import PlrcError
 
 webdataset = pytest.importorskip("webdataset", reason="the extra shards is not installed")
 

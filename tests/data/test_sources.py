@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plrc.config import DataConfig, PlrcError
+from plrc.config import DataConfig
 from plrc.data.manifest import build_manifest, read_manifest, write_manifest
 from plrc.data.scan import scan
 from plrc.data.sources import ImageList, find_images
+from plrc.errors import PlrcError
 
 COLOURS = np.random.default_rng(0)
 

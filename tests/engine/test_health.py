@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from plrc.config import Config
-from plrc.data.scenes import encode_rle
 from plrc.data.sources import find_images
 from plrc.data.views import QUERY
 from plrc.engine.health import HealthCheck
 from plrc.engine.pretrain import pretrain
+from plrc.scenes import encode_rle
 
 pytest.importorskip("faster_coco_eval", reason="masks need the extra regions: pip install 'plrc[regions]'")
 

@@ -14,7 +14,7 @@ import torch
 from tests.engine.runs import after_steps, assert_same_end, final, metrics, power_cut
 from torch import Tensor
 
-from plrc.config import Config, PlrcError
+from plrc.config import Config
 from plrc.engine import pretrain as loop
 from plrc.engine import recovery
 from plrc.engine.checkpoint import checkpoints, load_checkpoint
@@ -22,6 +22,7 @@ from plrc.engine.learner import Outcome
 from plrc.engine.pretrain import pretrain
 from plrc.engine.recovery import LOWERED, non_finite
 from plrc.engine.state import TrainingState
+from plrc.errors import PlrcError
 
 Tiny = Callable[..., Config]
 RESUME = {"run.resume": True}

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from plrc.config import Config, Method, PlrcError
-from plrc.data.loader import StepSampler, split_held_out
+from plrc.config import Config, Method
+from plrc.data.sampler import StepSampler, split_held_out
 from plrc.engine import schedule
 from plrc.engine.adapt import MIN_STEPS, adapt, total_steps
 from plrc.engine.health import Health, should_stop, spread, warnings
 from plrc.engine.runlog import cut_lines
+from plrc.errors import PlrcError
 from plrc.model import KeyQueue
 from plrc.presets import PRESETS, preset
 

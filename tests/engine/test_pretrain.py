@@ -21,11 +21,12 @@ from safetensors.torch import load_file, save_file
 from tests.engine.runs import after_steps, assert_same, final, metrics, power_cut
 
 import plrc
-from plrc.config import Config, PlrcError
+from plrc.config import Config
 from plrc.data.manifest import images_of, read_manifest
 from plrc.engine.checkpoint import KEYS, newest_checkpoint
 from plrc.engine.pretrain import pretrain
 from plrc.engine.setup import prepare
+from plrc.errors import PlrcError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "debug_curve.json"
 Tiny = Callable[..., Config]

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 import plrc
-from plrc.config import Config, PlrcError
+from plrc.config import Config
 from plrc.data.scan import scan
-from plrc.engine.setup import choose_device, prepare
+from plrc.engine.setup import prepare
+from plrc.errors import PlrcError
+from plrc.runtime import choose_device
 
 Tiny = Callable[..., Config]
 RESUME = {"run.resume": True}

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from plrc.config import Config, PlrcError
+from plrc.config import Config
 from plrc.engine.checkpoint import load_checkpoint
 from plrc.engine.pretrain import pretrain
+from plrc.errors import PlrcError
 from plrc.model.backbone import build_backbone
 
 Tiny = Callable[..., Config]

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from plrc.engine.setup import StopRequest
+from plrc.runtime import StopRequest
 
 
 def test_a_signal_asks_and_the_handlers_are_put_back() -> None:

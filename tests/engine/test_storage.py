@@ -23,10 +23,11 @@ import torch
 from tests.engine.runs import after_steps, assert_same, assert_same_end, curve, final, power_cut
 
 from plrc.cli import main
-from plrc.config import Config, PlrcError
+from plrc.config import Config
 from plrc.engine.checkpoint import FORMAT, KEYS, checkpoints, load_checkpoint, save_checkpoint, unreadable
 from plrc.engine.pretrain import pretrain
 from plrc.engine.setup import prepare
+from plrc.errors import PlrcError
 from plrc.files import FolderLock
 
 Tiny = Callable[..., Config]

@@ -18,7 +18,7 @@ from torch.fx.experimental.optimization import fuse
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from plrc.cli import main
-from plrc.config import PlrcError
+from plrc.errors import PlrcError
 from plrc.export import export_backbone
 from plrc.export.check_in import check_in
 from plrc.model import Backbone, build_backbone

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import plrc
-from plrc.config import ConfigError, PlrcError
 from plrc.data.photometric import normalise
+from plrc.errors import ConfigError, PlrcError
 from plrc.model import Backbone, build_backbone
 
 

@@ -16,8 +16,9 @@ from tests.model.test_own import write
 
 import plrc
 from plrc.cli import main
-from plrc.config import Config, PlrcError
+from plrc.config import Config
 from plrc.engine.checkpoint import load_checkpoint, newest_checkpoint
+from plrc.errors import PlrcError
 from plrc.export import BACKBONE, export_backbone, library_of
 from plrc.export import safetensors as to_safetensors
 from plrc.export.formats import read_tensors, write_tensors

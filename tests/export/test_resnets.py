@@ -12,7 +12,7 @@ import pytest
 import torch
 import torchvision
 
-from plrc.config import PlrcError
+from plrc.errors import PlrcError
 from plrc.export.resnets import RESNETS, check_structure, rename, shapes
 from plrc.model import naming
 from plrc.model.backbone import RESNETS as BUILT

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 import plrc
-from plrc.config import Config, PlrcError
+from plrc.config import Config
 from plrc.engine.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from plrc.engine.state import TrainingState
+from plrc.errors import PlrcError
 from plrc.export import BACKBONE, TARGETS, Receipt, export_backbone
 from plrc.model.pickles import read_arrays, write_arrays
 from plrc.model.weights import read_weights

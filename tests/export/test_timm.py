@@ -11,8 +11,9 @@ import safetensors.torch
 import torch
 
 import plrc
-from plrc.config import Config, PlrcError
+from plrc.config import Config
 from plrc.engine.checkpoint import load_checkpoint, newest_checkpoint
+from plrc.errors import PlrcError
 from plrc.export import BACKBONE, export_backbone, library_of
 from plrc.export import timm as to_timm
 

@@ -18,8 +18,9 @@ import torch
 import torchvision
 from torch import Tensor
 
-from plrc.config import Config, PlrcError
+from plrc.config import Config
 from plrc.engine.checkpoint import FORMAT, save_checkpoint
+from plrc.errors import PlrcError
 from plrc.export import Receipt, export_backbone, load_backbone
 from plrc.export import torchvision as to_torchvision
 from plrc.export.verify import TOLERANCE, check_features, check_tensors, example_images

@@ -14,8 +14,8 @@ from plrc import distributed
 from plrc.config import Config
 from plrc.engine import pretrain as loop
 from plrc.engine import recovery
+from plrc.engine.metrics import total_loss
 from plrc.engine.state import TrainingState
-from plrc.engine.window import total_loss
 
 
 def main(settings: str) -> None:

@@ -17,13 +17,15 @@ import numpy as np
 import torch
 
 from plrc import distributed
-from plrc.config import Config, PlrcError
-from plrc.data.loader import DeviceLoader, StepSampler, ViewDataset
+from plrc.config import Config
+from plrc.data.loader import DeviceLoader, ViewDataset
+from plrc.data.sampler import StepSampler
 from plrc.data.sources import find_images
 from plrc.engine import pretrain as loop
+from plrc.engine.metrics import total_loss
 from plrc.engine.pretrain import pretrain
 from plrc.engine.state import TrainingState
-from plrc.engine.window import total_loss
+from plrc.errors import PlrcError
 
 CPU = torch.device("cpu")
 written: list[str] = []  # files that this process has opened for writing

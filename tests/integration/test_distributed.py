@@ -22,7 +22,7 @@ from tests.integration.processes import HANGS, run_group
 from tests.integration.ranks import by_hand
 
 from plrc.config import Config
-from plrc.data.loader import StepSampler, split_held_out
+from plrc.data.sampler import StepSampler, split_held_out
 from plrc.engine.pretrain import pretrain
 
 pytestmark = pytest.mark.slow

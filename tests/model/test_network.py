@@ -10,7 +10,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from plrc.config import ConfigError, ModelConfig
+from plrc.config import ModelConfig
+from plrc.errors import ConfigError
 from plrc.model import Backbone, Network, build_backbone, lattice_side, make_teacher, update_teacher
 
 SMALL = ModelConfig(

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from plrc.config import ConfigError, ModelConfig
+from plrc.config import ModelConfig
+from plrc.errors import ConfigError
 from plrc.model import Network, build_backbone, check_lattice
 from plrc.model.own import call, is_code
 

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from plrc.config import PlrcError
+from plrc.errors import PlrcError
 from plrc.model.backbone import Backbone, build_backbone
 from plrc.model.weights import Weights, find_prefix, load_into, read_weights
 

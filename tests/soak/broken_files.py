@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from plrc.data.scenes import render_scene
+from plrc.scenes import render_scene
 
 SOURCES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("JPEG", "RGB", {}), ("JPEG", "RGB", {"progressive": True}), ("JPEG", "CMYK", {}), ("JPEG", "L", {}),

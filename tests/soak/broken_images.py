@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks.report import machine
 from tests.soak.broken_files import no_files, write_folder
 from tests.soak.processes import use
 
-from plrc.bench.report import machine
 from plrc.data.decode import DecodeError, decode
-from plrc.data.scenes import write_scenes
-from plrc.files import printable, write_json
+from plrc.files import write_json
+from plrc.scenes import write_scenes
+from plrc.text import printable
 
 SECONDS = 20.0  # of processor time for one file
 HANG = 1800.0  # seconds for a command, on a machine that others use too

@@ -28,10 +28,10 @@ import torch
 from safetensors.torch import load_file
 
 from plrc.cli import main as plrc
-from plrc.data.scenes import write_scenes
 from plrc.engine import pretrain  # noqa: F401 - so that a fork need not
 from plrc.engine.checkpoint import KEYS, checkpoints, load_checkpoint
 from plrc.files import PARTIAL
+from plrc.scenes import write_scenes
 
 MOMENTS = ("starting", "saving", "training", "after a save")
 LAST = "after the last save"

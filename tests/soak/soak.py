@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks.report import machine
 from tests.soak.processes import busy_seconds, children, use
 
-from plrc.bench.report import machine
-from plrc.data.scenes import write_scenes
+from plrc.compare.statistics import t_quantile
 from plrc.files import write_text
-from plrc.transfer.statistics import t_quantile
+from plrc.scenes import write_scenes
 
 BATCH = 16
 BLOCKS = 24  # stretches of neighbouring samples, nearly independent of each other

@@ -13,10 +13,11 @@ from tests.soak.broken_files import FAULTS, OTHERS, bombs, no_files, write_folde
 from tests.soak.broken_images import changes, decode_all
 from torch import Tensor
 
-from plrc.config import Config, DataConfig, PlrcError
+from plrc.config import Config, DataConfig
 from plrc.data.decode import DecodeError, decode, decode_bytes
 from plrc.data.scan import scan
 from plrc.engine.pretrain import pretrain
+from plrc.errors import PlrcError
 
 FILES = 200
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from plrc.cli import main
-from plrc.config import Config, ConfigError, PlrcError
+from plrc.config import Config
+from plrc.errors import ConfigError, PlrcError
 from plrc.study import Study, curves, done, run_study, slopes, summary, table
 from plrc.study.run import append
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from plrc.config import PlrcError
-from plrc.data.scenes import write_scenes
+from plrc.errors import PlrcError
 from plrc.model.backbone import build_backbone
+from plrc.scenes import write_scenes
 from plrc.transfer.dense import dense_probe
 from plrc.transfer.protocols import LabelledConfig
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from plrc.config import PlrcError
 from plrc.data.photometric import MEAN, STD
-from plrc.data.scenes import render_scene
+from plrc.errors import PlrcError
 from plrc.model.backbone import Backbone, build_backbone
+from plrc.scenes import render_scene
 from plrc.transfer.detectors import build_detector
 from plrc.transfer.norms import FrozenBatchNorm2d, head_norm
 from plrc.transfer.protocols import DetectorConfig, InputConfig

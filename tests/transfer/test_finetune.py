@@ -16,9 +16,9 @@ import safetensors.torch
 import torch
 from tests.transfer.sources import read, save
 
-from plrc.config import PlrcError
-from plrc.data.scenes import write_scenes
+from plrc.errors import PlrcError
 from plrc.model.backbone import build_backbone
+from plrc.scenes import write_scenes
 from plrc.transfer.finetune import Result, learning_rate, transfer
 from plrc.transfer.protocols import TransferConfig, protocol
 

@@ -11,8 +11,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from plrc.config import PlrcError
 from plrc.engine.checkpoint import KEYS, save_checkpoint
+from plrc.errors import PlrcError
 from plrc.model.backbone import build_backbone
 from plrc.transfer.detectors import build_detector
 from plrc.transfer.initial import initial_backbone, verify_inside

@@ -13,9 +13,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tests.reference.voc_ap import Detection, Object, average_precision
 
-from plrc.config import PlrcError
 from plrc.data.masks import decode_masks, encode_mask
-from plrc.transfer.datasets import Labelled, LabelledSet, read_labelled
+from plrc.errors import PlrcError
+from plrc.transfer.labels.datasets import Labelled, LabelledSet, read_labelled
 from plrc.transfer.metrics import Prediction, class_iou, coco_metrics, confusion, semantic_metrics, voc_metrics
 from plrc.transfer.protocols import LabelledConfig
 

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from plrc.config import PlrcError
 from plrc.data.photometric import normalise
-from plrc.data.scenes import render_scene
-from plrc.engine.grouping import grouping_auc, weighted_auc
+from plrc.errors import PlrcError
+from plrc.measures.grouping import grouping_auc, weighted_auc
+from plrc.scenes import render_scene
 from plrc.transfer.probe import Probe, evaluate, extract, fit_probe, probe
 
 

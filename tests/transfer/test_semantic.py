@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plrc.config import PlrcError
 from plrc.data.photometric import normalise
-from plrc.data.scenes import render_scene
+from plrc.errors import PlrcError
 from plrc.model.backbone import Backbone, build_backbone
+from plrc.scenes import render_scene
 from plrc.transfer.protocols import DetectorConfig
 from plrc.transfer.semantic import build_segmenter
 

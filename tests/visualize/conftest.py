@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from plrc import pretrain
-from plrc.config import PlrcError
-from plrc.data.scenes import write_scenes
+from plrc.errors import PlrcError
 from plrc.presets import preset
+from plrc.scenes import write_scenes
 
 CHROMIUM = "/usr/bin/chromium"
 EVIL = ('<b>"x.jpg', "</script>.jpg", "{{ 7 * 7 }} & 'y'.jpg")  # the second lies in a folder named "<"

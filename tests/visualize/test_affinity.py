@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from plrc.config import PlrcError
+from plrc.errors import PlrcError
 from plrc.visualize.affinity import affinity, affinity_picture, colour_table, save_affinities
 
 IMAGE = np.full((48, 48, 3), (200, 40, 40), dtype=np.uint8)

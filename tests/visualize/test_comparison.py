@@ -24,7 +24,7 @@ def difference(a: str, b: str, labels: str, mean: float, verdict: str) -> dict[s
 
 
 def content(names: tuple[str, ...] = ("random", "mine", EVIL)) -> dict[str, Any]:
-    """A comparison.json as `plrc.transfer.compare` writes it."""
+    """A comparison.json as `plrc.compare.run` writes it."""
     labels = ["10 % of the labels", "100 % of the labels"]
 
     def one(i: int, j: int) -> dict[str, Any]:

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from plrc.config import PlrcError
 from plrc.data.photometric import MEAN, STD, normalise
+from plrc.errors import PlrcError
 from plrc.model import Backbone, build_backbone
 from plrc.visualize.dense_features import Codes, dense_features, fitted_size, own_stride, reduce
 

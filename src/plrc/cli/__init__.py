@@ -21,9 +21,8 @@ from plrc.cli.studying import study
 from plrc.cli.transferring import compare, transfer
 from plrc.cli.verbs import demo, doctor, export, scan, shard
 from plrc.cli.visualizing import visualize
-from plrc.config import PlrcError
-from plrc.files import printable_lines
-from plrc.settings import nearest
+from plrc.errors import PlrcError
+from plrc.text import nearest, printable_lines
 
 MISTAKE, INTERRUPTED = 2, 130
 

@@ -133,7 +133,7 @@ def bench(arguments: Sequence[str]) -> int:
         return 0
     given = dataclasses.asdict(parse_plain(f"bench {kind}", KINDS[kind], arguments[1:], about(bench)))
     file = given.pop("json")
-    found = importlib.import_module(f"plrc.bench.{kind}").run(**given)
+    found = importlib.import_module(f"benchmarks.{kind}").run(**given)
     print(found.table())
     if file:
         found.save(file)

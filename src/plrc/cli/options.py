@@ -12,8 +12,8 @@ from typing import Annotated, Any, TypeVar, get_origin, get_type_hints
 
 import tyro
 
-from plrc.config import PlrcError
-from plrc.settings import nearest
+from plrc.errors import PlrcError
+from plrc.text import nearest
 
 ALIASES = {
     "data": "data.source", "out": "run.out", "resume": "run.resume", "devices": "run.devices",

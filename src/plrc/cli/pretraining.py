@@ -13,7 +13,8 @@ from typing import Annotated
 import tyro
 
 from plrc.cli.options import about, parse, written
-from plrc.config import Config, PlrcError
+from plrc.config import Config
+from plrc.errors import PlrcError
 from plrc.machine import cores
 from plrc.presets import PRESETS, preset
 from plrc.settings import read_toml

@@ -11,7 +11,8 @@ import tyro
 
 from plrc.cli.options import about, parse, subcommand, written
 from plrc.cli.progress import progress
-from plrc.config import Config, DataConfig, PlrcError, RegionConfig
+from plrc.config import Config, DataConfig, RegionConfig
+from plrc.errors import PlrcError
 from plrc.machine import cores
 
 

@@ -11,7 +11,7 @@ import tyro
 
 from plrc.cli.options import about, parse_plain
 from plrc.cli.pretraining import STOPPED
-from plrc.config import PlrcError
+from plrc.errors import PlrcError
 
 
 @dataclass(frozen=True)

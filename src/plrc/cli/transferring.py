@@ -12,7 +12,7 @@ import tyro
 
 from plrc.cli.options import about, parse, parse_plain, subcommand, written
 from plrc.cli.pretraining import STOPPED
-from plrc.config import PlrcError
+from plrc.errors import PlrcError
 from plrc.settings import read_toml
 from plrc.transfer.protocols import (
     PROTOCOLS,
@@ -207,7 +207,7 @@ def compare(arguments: Sequence[str]) -> int:
     if grid.fractions and grid.shots:
         raise PlrcError("--fractions and --shots are both given; write one of them")
     lrs = grid.lrs or tuple(float(f"{config.optim.lr * factor:.6g}") for factor in (0.5, 1.0, 2.0))
-    from plrc.transfer.compare import comparison_of, run_comparison, table
+    from plrc.compare.run import comparison_of, run_comparison, table
 
     comparison = comparison_of(config, grid.init, grid.fractions or (1.0,), grid.shots, grid.seeds, lrs, grid.processes)
     found = run_comparison(comparison)

@@ -12,7 +12,8 @@ import tyro
 from plrc.cli import checking
 from plrc.cli.options import about, parse_plain
 from plrc.cli.progress import progress
-from plrc.config import DataConfig, PlrcError
+from plrc.config import DataConfig
+from plrc.errors import PlrcError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,8 @@ import tyro
 
 from plrc.cli.options import about, parse, written
 from plrc.cli.progress import progress
-from plrc.config import Config, PlrcError
+from plrc.config import Config
+from plrc.errors import PlrcError
 
 if TYPE_CHECKING:
     from plrc.model import Backbone
@@ -77,7 +78,7 @@ def visualize(arguments: Sequence[str]) -> int:
         if not (0 <= x <= 1 and 0 <= y <= 1):
             raise PlrcError(f"--points has {x:g} {y:g}; write shares of an image's width and height, 0 to 1")
     config = Config.load(given.run / "config.toml")
-    from plrc.engine.setup import choose_device
+    from plrc.runtime import choose_device
     from plrc.visualize import explorer as exploring
     from plrc.visualize.explorer_page import write_page
     from plrc.visualize.samples import run_samples

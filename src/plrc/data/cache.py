@@ -21,7 +21,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from plrc.config import PlrcError
+from plrc.errors import PlrcError
 from plrc.files import write_atomic
 
 DECODERS = (1, PIL.__version__, torchvision.__version__)  # 1: our own

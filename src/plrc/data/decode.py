@@ -24,8 +24,8 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 from torch import Tensor
 
-from plrc.config import PlrcError
-from plrc.files import printable
+from plrc.errors import PlrcError
+from plrc.text import printable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 PERCENTILES = (0.5, 99.5)

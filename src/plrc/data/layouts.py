@@ -15,9 +15,10 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from plrc.config import PlrcError
 from plrc.data.index import NEVER_FRESH
-from plrc.files import parse_json, printable
+from plrc.errors import PlrcError
+from plrc.files import parse_json
+from plrc.text import note
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 SAMPLE = 1000  # COCO entries that are looked for in each candidate folder
@@ -172,12 +173,6 @@ def relative(root: str, path: str) -> str:
     """The name of a file (absolute, or relative to the root): relative where it lies below the root, else absolute."""
     inside = root.replace(os.sep, "/").rstrip("/") + "/"
     return os.path.normpath(os.path.join(root, path)).replace(os.sep, "/").removeprefix(inside)
-
-
-def note(what: str, names: Collection[str]) -> list[str]:
-    """One note that counts names and shows the first three; none where there are no names."""
-    shown = ", ".join(map(printable, sorted(names)[:3])) + (", ..." if len(names) > 3 else "")
-    return [f"{what}: {len(names)} ({shown})"] if names else []
 
 
 def ending(name: str) -> str:

@@ -11,9 +11,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import signal
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -24,22 +23,22 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from plrc import rng
-from plrc.config import Config, PlrcError
+from plrc.config import Config
 from plrc.data.cache import cached
 from plrc.data.decode import DecodeError
 from plrc.data.photometric import DRAWS
 from plrc.data.points import contrast_draws, match_draws
 from plrc.data.region_files import RegionError
 from plrc.data.regions import Regions
+from plrc.data.sampler import Key, StepSampler
 from plrc.data.sources import ImageList
 from plrc.data.views import draw_views, render, shorter_side
-from plrc.files import printable
+from plrc.data.workers import leave_signals_to_the_main_process, loading
+from plrc.errors import PlrcError
+from plrc.text import printable
 
 SUBSTITUTES = 100  # how many images are tried in place of one that cannot be read
-WINDOW = 64  # shards whose images are shuffled together
 T = TypeVar("T")
-
-Key = tuple[int, int]  # (epoch, index of the image)
 
 
 @dataclass(frozen=True)
@@ -183,58 +182,6 @@ def _stride(images: int, groups: np.ndarray | None) -> int:
     return next(step for step in range(round(0.618 * images), images) if math.gcd(step, images) == 1)
 
 
-@dataclass(frozen=True)
-class StepSampler:
-    """The keys of every part of every step from `start` to `stop` (in steps), for one process.
-
-    Each epoch is a fresh permutation; its tail below one global batch is dropped (another one each epoch). `groups`:
-    the shard of each image, where there are shards; see `epoch_order`.
-    """
-
-    images: int
-    batch_size: int
-    accumulate: int
-    seed: int
-    start: int
-    stop: int
-    rank: int = 0
-    world_size: int = 1
-    groups: np.ndarray | None = None
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.images // self.batch_size
-
-    def __len__(self) -> int:
-        return (self.stop - self.start) * self.accumulate
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        part = self.batch_size // self.accumulate
-        local = part // self.world_size
-        order, order_epoch = np.empty(0, dtype=np.int64), -1
-        for step in range(self.start, self.stop):
-            epoch, position = divmod(step, self.steps_per_epoch)
-            if epoch != order_epoch:
-                order = epoch_order(self.images, self.seed, epoch, self.groups)
-                order_epoch = epoch
-            for offset in range(0, self.batch_size, part):
-                first = position * self.batch_size + offset + self.rank * local
-                yield [(epoch, int(index)) for index in order[first : first + local]]
-
-
-def epoch_order(images: int, seed: int, epoch: int, groups: np.ndarray | None = None) -> np.ndarray:
-    """A permutation of the images. With `groups` (ascending): of WINDOW shards at a time, which are drawn anew each
-    epoch, so that reads stay within few shards."""
-    draw = rng.generator(seed, "order", epoch)
-    if groups is None:
-        return draw.permutation(images)
-    shards = np.split(np.arange(images), np.flatnonzero(np.diff(groups)) + 1)
-    drawn = [shards[i] for i in draw.permutation(len(shards))]
-    return np.concatenate(
-        [draw.permutation(np.concatenate(drawn[i : i + WINDOW])) for i in range(0, len(drawn), WINDOW)]
-    )
-
-
 class DeviceLoader:
     """Iterates over batches on the training device, one ahead of the computation, and measures the wait for data.
 
@@ -289,29 +236,3 @@ class DeviceLoader:
 
 def _collate_unless_wrong(samples: list[Batch] | PlrcError) -> Batch | PlrcError:
     return samples if isinstance(samples, PlrcError) else collate(samples)
-
-
-@contextlib.contextmanager
-def loading(loader: DataLoader[T]) -> Iterator[Iterator[T]]:
-    """The batches of a loader whose workers leave signals to the main process; they end with the block at the latest.
-
-    Left to the garbage collector, PyTorch's queues may close first, and workers that are deaf to SIGTERM would stay.
-    """
-    iterator = iter(loader)
-    try:
-        yield iterator
-    finally:
-        getattr(iterator, "_shutdown_workers", lambda: None)()
-
-
-def leave_signals_to_the_main_process(worker: int) -> None:
-    """A terminal or a scheduler signals the whole process group; a loader that died of it would take the run along."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def split_held_out(images: int, held_out: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(train, held out): sorted positions; at most a tenth of the images is held out for the health report."""
-    order = rng.generator(seed, "held_out").permutation(images)
-    count = min(held_out, images // 10)
-    return np.sort(order[count:]), np.sort(order[:count])

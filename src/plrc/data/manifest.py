@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from plrc.config import PlrcError
 from plrc.data.shards import reopen
 from plrc.data.sources import ImageList
+from plrc.errors import PlrcError
 from plrc.files import parse_json, write_text
 
 KEYS = ("version", "root", "layout", "counts", "sha256", "notes", "train", "held_out")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plrc.config import PlrcError
+from plrc.errors import PlrcError
 
 
 def mask_functions() -> Any:

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from plrc.config import PlrcError
 from plrc.data.masks import decode_masks, encode_segment, mask_functions
 from plrc.data.sources import ImageList
+from plrc.errors import PlrcError
 from plrc.files import parse_json, write_atomic
 
 ENDINGS = (".png", ".npz", ".npy")

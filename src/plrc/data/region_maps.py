@@ -15,14 +15,16 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from plrc.config import Config, PlrcError
+from plrc.config import Config
 from plrc.data.decode import DecodeError
-from plrc.data.loader import leave_signals_to_the_main_process, loading
 from plrc.data.region_files import RegionError, map_path, save_regions
 from plrc.data.regions import Regions
-from plrc.data.scan import aligned, first_of
+from plrc.data.scan import first_of
 from plrc.data.sources import ImageList
+from plrc.data.workers import leave_signals_to_the_main_process, loading
+from plrc.errors import PlrcError
 from plrc.files import parse_json, write_json
+from plrc.text import aligned
 
 SETTINGS = "regions.json"
 

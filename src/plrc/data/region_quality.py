@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plrc.config import Config, PlrcError
+from plrc.config import Config
 from plrc.data.decode import DecodeError
-from plrc.data.layouts import note
 from plrc.data.region_files import RegionError, find_map, load_regions, read_masks, resized
 from plrc.data.regions import Regions
-from plrc.data.scan import aligned, first_of
+from plrc.data.scan import first_of
 from plrc.data.sources import ImageList
+from plrc.errors import PlrcError
+from plrc.text import aligned, note
 
 SIDE = 256
 """Objects and regions are compared at this many places per side of an image."""

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from plrc.config import Config, ConfigError, PlrcError, RegionConfig
+from plrc.config import Config, RegionConfig
 from plrc.data.region_files import MOST, RegionError, compact, find_map, load_regions, map_path, read_masks, resized
 from plrc.data.region_noise import add_noise
 from plrc.data.sources import ImageList
+from plrc.errors import ConfigError, PlrcError
 from plrc.rng import generator
 
 _BOX_SIDES = (0.1, 0.5)  # shares of the image's sides

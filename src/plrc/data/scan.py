@@ -20,19 +20,14 @@ from plrc.config import DataConfig
 from plrc.data.decode import DecodeError, decode_bytes, read_header
 from plrc.data.index import Index, prepare_index, stamp, write_index
 from plrc.data.sources import ImageList, find_images, layout_of, list_source, select
-from plrc.files import printable
 from plrc.machine import cores
+from plrc.text import aligned, printable
 
 CHUNK = 16  # images that a thread takes at once
 NO_INDEX = ("not written: neither the source nor the cache folder can be written", "shards have one of their own")
 SHOWN = 10  # unusable files and duplicates that the table names
 
 Range = tuple[float, float, float]  # smallest, median, largest
-
-
-def aligned(rows: Iterable[tuple[str, str]], width: int = 12) -> str:
-    """(name, text) of a report, one below the other; `width`: of the column of names."""
-    return "\n".join(f"{name:<{width}}{text}" for name, text in rows)
 
 
 def first_of(unusable: Sequence[tuple[str, str]]) -> list[str]:

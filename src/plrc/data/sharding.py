@@ -14,13 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from plrc.config import PlrcError
 from plrc.data.decode import DecodeError, read_bytes
 from plrc.data.region_files import RegionError, find_map
-from plrc.data.scan import aligned, first_of
+from plrc.data.scan import first_of
 from plrc.data.shards import INDEX, MAP, VERSION, members, webdataset_package
 from plrc.data.sources import ImageList
+from plrc.errors import PlrcError
 from plrc.files import parse_json, write_atomic, write_text
+from plrc.text import aligned
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from plrc.config import PlrcError
 from plrc.data.decode import MAX_MEGAPIXELS, DecodeError, check_bytes
-from plrc.data.layouts import ENDINGS, Listing, note
+from plrc.data.layouts import ENDINGS, Listing
+from plrc.errors import PlrcError
 from plrc.files import parse_json
+from plrc.text import note
 
 INDEX, VERSION = "shards.json", 1
 MAP = "regions.png"  # the part of a sample that is its id map: KEY.regions.png beside KEY.jpg

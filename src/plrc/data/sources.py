@@ -13,12 +13,14 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from plrc.config import DataConfig, PlrcError
+from plrc.config import DataConfig
 from plrc.data import layouts
 from plrc.data.decode import MAX_MEGAPIXELS, decode_bytes, read_bytes
 from plrc.data.index import Index, read_index, remember, settled, stamp
-from plrc.data.layouts import Listing, note
+from plrc.data.layouts import Listing
 from plrc.data.shards import INDEX, Shards, open_shards, placed
+from plrc.errors import PlrcError
+from plrc.text import note
 
 MANY = 20_000  # images whose listing is worth keeping: a second or more on slow storage
 

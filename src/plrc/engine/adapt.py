@@ -10,7 +10,8 @@ from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
-from plrc.config import Config, PlrcError
+from plrc.config import Config
+from plrc.errors import PlrcError
 
 MIN_STEPS = 2000  # fewer steps than this leave a network near its start
 GROUP = 8  # images per BatchNorm group that still give a usable mean and variance

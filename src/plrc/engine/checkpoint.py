@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from plrc.config import PlrcError
+from plrc.errors import PlrcError
 from plrc.files import damage, write_atomic, write_text
 
 FORMAT = 2

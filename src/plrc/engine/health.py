@@ -19,15 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plrc.config import Config, PlrcError
+from plrc.config import Config
 from plrc.data import photometric
 from plrc.data.loader import Batch, ViewDataset, collate
 from plrc.data.points import match_draws, match_points
 from plrc.data.region_files import read_masks
 from plrc.data.sources import ImageList
 from plrc.data.views import MATCH, QUERY
-from plrc.engine.grouping import grouping_auc
+from plrc.errors import PlrcError
 from plrc.geometry import lattice, look_up, sample, to_image
+from plrc.measures.grouping import grouping_auc
 
 POINTS = 32  # points per held-out image
 PART = 16  # images that pass at once

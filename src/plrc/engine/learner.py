@@ -33,6 +33,7 @@ from plrc.objectives import (
     point_region_term,
     region_features,
 )
+from plrc.runtime import choose_precision
 
 CENTER_MOMENTUM = 0.9
 Features = dict[str, Tensor]
@@ -65,7 +66,7 @@ class Learner:
         generator = torch.Generator().manual_seed(rng.torch_seed(config.seed, "weights", index=1))
         self.queue = KeyQueue(o.queue, config.model.contrast_dim, generator).to(device) if o.image_weight > 0 else None
         self.center = torch.zeros(self.lattice_side() ** 2, device=device) if self.distill and o.center else None
-        self.precision = precision(config, device)
+        self.precision = choose_precision(config.optim.precision, device)
         self.needs_reference = self.distill or o.image_weight > 0 or not o.pixels
         self.mixture = self._mixture() if self.distill and self.side**2 < config.model.distill_dim else None
 
@@ -213,15 +214,6 @@ class Learner:
         if self.precision == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.precision)
-
-
-def precision(config: Config, device: torch.device) -> torch.dtype:
-    """The dtype of convolutions and heads; objectives are always float32."""
-    if config.optim.precision != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[config.optim.precision]
-    if device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def _unit(features: Tensor) -> Tensor:

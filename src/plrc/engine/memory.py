@@ -6,9 +6,9 @@ import torch
 
 from plrc import distributed
 from plrc.data.loader import ViewDataset, collate
+from plrc.engine.metrics import total_loss
 from plrc.engine.setup import Plan
 from plrc.engine.state import TrainingState
-from plrc.engine.window import total_loss
 from plrc.machine import return_freed_memory
 
 CPU_SIGNS = ("can't allocate memory", "bad_alloc", "Cannot allocate memory")  # PyTorch's allocator, C++, the system

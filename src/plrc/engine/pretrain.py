@@ -15,15 +15,18 @@ import torch
 from torch import nn
 
 from plrc import distributed, rng
-from plrc.config import Config, PlrcError
-from plrc.data.loader import DeviceLoader, StepSampler, ViewDataset
+from plrc.config import Config
+from plrc.data.loader import DeviceLoader, ViewDataset
+from plrc.data.sampler import StepSampler
 from plrc.engine import health, memory, recovery, schedule
+from plrc.engine.metrics import Window, total_loss
+from plrc.engine.monitor import OnCheckpoint, Watch
 from plrc.engine.runlog import RunLog, provenance
-from plrc.engine.setup import Plan, StopRequest, prepare
+from plrc.engine.setup import Plan, prepare
 from plrc.engine.state import TrainingState
-from plrc.engine.watch import OnCheckpoint, Watch
-from plrc.engine.window import Window, total_loss
+from plrc.errors import PlrcError
 from plrc.files import FolderLock
+from plrc.runtime import StopRequest
 
 ENDED_LOADER = "DataLoader worker (pid"  # how PyTorch begins to say that a loader process is gone
 

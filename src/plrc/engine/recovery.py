@@ -14,9 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from plrc import distributed
-from plrc.config import PlrcError
 from plrc.engine.checkpoint import checkpoints, load_checkpoint, newest_checkpoint, save_checkpoint
 from plrc.engine.setup import Plan
+from plrc.errors import PlrcError
 
 MOST_SKIPPED = 50  # steps in a row without a finite gradient that end patience; loss scaling settles in fewer
 LOWERED = 0.1  # of the scheduled learning rate

@@ -19,8 +19,9 @@ from rich.progress import BarColumn, Progress, TextColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from plrc import distributed
-from plrc.files import printable_lines, without_nan, write_text
+from plrc.files import without_nan, write_text
 from plrc.machine import commit, cores, processor, versions
+from plrc.text import printable_lines
 
 
 class RunLog:

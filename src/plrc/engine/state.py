@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from plrc import distributed
-from plrc.config import Config, PlrcError
+from plrc.config import Config
 from plrc.engine.checkpoint import FORMAT, load_checkpoint, newest_checkpoint
 from plrc.engine.health import Health
 from plrc.engine.learner import Learner, Outcome
 from plrc.engine.optim import BufferGuard, build_optimizer, finite_gradient, guarded_step
+from plrc.errors import PlrcError
 from plrc.files import write_atomic
 from plrc.model import update_teacher
 from plrc.model.weights import load_into, read_weights

@@ -17,8 +17,9 @@ import safetensors
 import torch
 import torchvision
 
-from plrc.config import Config, PlrcError
+from plrc.config import Config
 from plrc.data.manifest import read_manifest
+from plrc.errors import PlrcError
 from plrc.model.own import is_code
 from plrc.presets import PRESETS, preset
 

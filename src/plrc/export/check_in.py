@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plrc.config import PlrcError
 from plrc.engine.checkpoint import checkpoint_of
+from plrc.errors import PlrcError
 from plrc.export import BACKBONE
 from plrc.model.naming import COUNTER, torchvision_names
-from plrc.model.weights import find_prefix, read_weights, some
+from plrc.model.weights import find_prefix, read_weights
+from plrc.text import some
 
 NORM = ("weight", "bias", "running_mean", "running_var")
 EPSILONS = (1e-5, 1e-3, 1e-6)  # of BatchNorm in common libraries; a file does not say which

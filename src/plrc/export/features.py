@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plrc.config import Config, ConfigError, PlrcError
+from plrc.config import Config
 from plrc.data.photometric import MEAN, STD
 from plrc.engine.checkpoint import checkpoint_of
+from plrc.errors import ConfigError, PlrcError
 from plrc.model.backbone import RESNETS, Backbone, build_backbone
 from plrc.model.own import trusted
 from plrc.model.weights import load_into, read_weights, stored_code, stored_name

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from plrc.config import PlrcError
+from plrc.errors import PlrcError
 from plrc.export.formats import read_torch, write_torch
 from plrc.export.pixels import pixels
 from plrc.export.resnets import LEVELS, ResNet, check_structure, find_resnet

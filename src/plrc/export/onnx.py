@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plrc.config import PlrcError
+from plrc.errors import PlrcError
 from plrc.export.pixels import pixels
 from plrc.export.verify import Proof, check_features, check_tensors, features_of, installed
 from plrc.model.backbone import RESNETS, build_backbone

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from plrc.config import PlrcError
+from plrc.errors import PlrcError
 from plrc.export.verify import check_names
 from plrc.model.naming import COUNTER, Naming, Place, torchvision
 

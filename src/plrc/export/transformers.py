@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from plrc.config import PlrcError
+from plrc.errors import PlrcError
 from plrc.export.formats import read_tensors, write_tensors
 from plrc.export.pixels import pixels
 from plrc.export.resnets import LEVELS, ResNet, check_structure, find_resnet, rename

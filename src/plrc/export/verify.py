@@ -14,11 +14,11 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from torch import Tensor
 
-from plrc.config import PlrcError
+from plrc.errors import PlrcError
 from plrc.model.backbone import build_backbone
 from plrc.model.naming import COUNTER
 from plrc.model.own import told
-from plrc.model.weights import some
+from plrc.text import some
 
 TOLERANCE = 1e-5  # of the largest feature: the same float32 operations, in whatever order the library runs them
 SIZE = (96, 96)  # of the images that features are compared on

@@ -16,10 +16,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from plrc.config import Config, PlrcError
+from plrc.config import Config
 from plrc.data.manifest import read_manifest
 from plrc.engine.adapt import total_steps
 from plrc.engine.checkpoint import checkpoint_of, load_checkpoint
+from plrc.errors import PlrcError
 from plrc.export import detectron2, mmdetection, onnx, safetensors, timm, torchvision, transformers
 from plrc.export.card import card_path, model_card
 from plrc.export.resnets import resnet_name

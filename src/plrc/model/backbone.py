@@ -16,7 +16,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
-from plrc.config import ConfigError
+from plrc.errors import ConfigError
 from plrc.model.own import by_stride, is_code, own_backbone
 
 RESNETS = tuple(n for n in torchvision.models.list_models(module=torchvision.models) if "resne" in n)

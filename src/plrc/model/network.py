@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from plrc.config import ConfigError, ModelConfig
+from plrc.config import ModelConfig
+from plrc.errors import ConfigError
 from plrc.model.backbone import build_backbone
 from plrc.model.heads import contrast_head, distill_head
 from plrc.model.own import is_code, refuse_frozen

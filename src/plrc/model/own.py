@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plrc.config import ConfigError
-from plrc.settings import nearest
+from plrc.errors import ConfigError
+from plrc.text import nearest
 
 HOW = "write package.module:function or path/to/file.py:function"
 CONTRACT = "return {stride: features}, or set `strides` on the module and return the feature maps in that order"

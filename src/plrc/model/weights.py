@@ -21,12 +21,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from plrc.config import PlrcError
+from plrc.errors import PlrcError
 from plrc.files import damage
 from plrc.model.backbone import RESNETS, Backbone
 from plrc.model.naming import COUNTER, torchvision_names
 from plrc.model.own import is_code
 from plrc.model.pickles import read_arrays
+from plrc.text import some
 
 FOLLOWERS = frozenset({"teacher", "k", "momentum", "ema", "target"})  # words that name an averaged copy of a network
 SHOWN = 12  # names per row of the table
@@ -155,12 +156,6 @@ def _named(metadata: dict[str, Any]) -> str:
     config = metadata.get("config")
     model = config.get("model") if isinstance(config, dict) else None
     return str(metadata.get("backbone", model.get("backbone", "") if isinstance(model, dict) else ""))
-
-
-def some(names: Iterable[str], shown: int = 5) -> str:
-    """The first of many names, and how many more there are."""
-    names = list(names)
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def refuse_non_finite(state: Mapping[str, Tensor], source: str) -> None:

@@ -17,7 +17,8 @@ from typing import Any, get_args
 
 from plrc.config import Config, Method
 from plrc.presets import preset, with_method
-from plrc.settings import check, flatten, nearest, read_toml
+from plrc.settings import check, flatten, read_toml
+from plrc.text import nearest
 from plrc.transfer.protocols import LabelledConfig, TransferConfig, protocol
 
 RANDOM = "random"

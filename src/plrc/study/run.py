@@ -16,13 +16,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from plrc.config import PlrcError
-from plrc.data.scenes import write_scenes
 from plrc.engine.checkpoint import checkpoints
 from plrc.engine.pretrain import pretrain
-from plrc.engine.setup import StopRequest
+from plrc.errors import PlrcError
 from plrc.files import claim, parse_json, without_nan, write_json
 from plrc.machine import commit, versions
+from plrc.runtime import StopRequest
+from plrc.scenes import write_scenes
 from plrc.study.plan import RANDOM, SCENES, Cell, Study
 from plrc.transfer.dense import LEVELS, dense_probe, grouping_curve
 from plrc.transfer.finetune import transfer

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plrc.transfer.statistics import Interval, difference, interval, paired, shown
+from plrc.compare.statistics import Interval, difference, interval, paired, shown
 
 Group = tuple[tuple[str, Any], ...]
 """Everything about a run but its seed: (axis, value), sorted."""

@@ -17,21 +17,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from plrc.config import Config, PlrcError
+from plrc.config import Config
 from plrc.data.decode import decode
 from plrc.data.masks import decode_masks
 from plrc.data.photometric import MEAN
 from plrc.data.regions import Regions
 from plrc.data.sources import ImageList
 from plrc.engine.checkpoint import checkpoints, load_checkpoint
-from plrc.engine.grouping import grouping_auc
 from plrc.engine.learner import Learner
+from plrc.errors import PlrcError
 from plrc.files import write_json
+from plrc.measures.grouping import grouping_auc
 from plrc.rng import generator
-from plrc.transfer.annotations import Labelled
-from plrc.transfer.datasets import LabelledSet, Splits, choose, read_labelled
 from plrc.transfer.initial import initial_backbone
-from plrc.transfer.label_maps import IGNORED, read_ids
+from plrc.transfer.labels.annotations import Labelled
+from plrc.transfer.labels.datasets import LabelledSet, Splits, choose, read_labelled
+from plrc.transfer.labels.label_maps import IGNORED, read_ids
 from plrc.transfer.probe import evaluate, extract, fit_probe
 from plrc.transfer.protocols import LabelledConfig, Task
 

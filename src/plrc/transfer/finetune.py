@@ -21,14 +21,14 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from plrc import rng
-from plrc.config import PlrcError
-from plrc.data.loader import leave_signals_to_the_main_process, loading
+from plrc.data.workers import leave_signals_to_the_main_process, loading
 from plrc.engine.runlog import RunLog
-from plrc.engine.setup import StopRequest, choose_device
+from plrc.errors import PlrcError
 from plrc.files import parse_json, write_atomic, write_json
 from plrc.machine import versions
-from plrc.transfer.datasets import LabelledSet, Splits, choose, read_labelled
+from plrc.runtime import StopRequest, choose_device
 from plrc.transfer.initial import Initial, initial_backbone, verify_inside
+from plrc.transfer.labels.datasets import LabelledSet, Splits, choose, read_labelled
 from plrc.transfer.protocols import TransferConfig, TuneConfig
 from plrc.transfer.tasks import TASKS, Work
 

@@ -14,13 +14,13 @@ import torchvision
 from torch import Tensor, nn
 
 from plrc import rng
-from plrc.config import PlrcError
-from plrc.data.layouts import note
 from plrc.engine.checkpoint import checkpoint_of
+from plrc.errors import PlrcError
 from plrc.model.backbone import RESNETS, Backbone, build_backbone
 from plrc.model.naming import COUNTER
 from plrc.model.own import is_code
-from plrc.model.weights import LoadReport, Weights, find_prefix, load_into, read_weights, some, stored_code, stored_name
+from plrc.model.weights import LoadReport, Weights, find_prefix, load_into, read_weights, stored_code, stored_name
+from plrc.text import note, some
 
 USUAL = "resnet50"
 SUPERVISED = "IMAGENET1K_V1"  # of torchvision's weights, those that the literature compares with

@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torchvision.ops import box_iou
 
-from plrc.config import PlrcError
 from plrc.data.masks import mask_functions
-from plrc.transfer.datasets import Labelled, LabelledSet
-from plrc.transfer.label_maps import IGNORED
+from plrc.errors import PlrcError
+from plrc.transfer.labels.datasets import Labelled, LabelledSet
+from plrc.transfer.labels.label_maps import IGNORED
 
 _THRESHOLDS = np.arange(50, 100, 5) / 100  # 0.5, 0.55 ... 0.95, each the double nearest to it
 _RECALLS = np.arange(11)  # tenths

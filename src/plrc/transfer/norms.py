@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from plrc import distributed
-from plrc.config import PlrcError
+from plrc.errors import PlrcError
 from plrc.model.backbone import Backbone, ResNetLevels
 
 GROUPS = 32

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plrc.config import PlrcError
 from plrc.data.photometric import normalise
-from plrc.engine.grouping import centres
+from plrc.errors import PlrcError
 from plrc.geometry import sample
+from plrc.measures.grouping import centres
 from plrc.rng import generator
-from plrc.transfer.label_maps import IGNORED
+from plrc.transfer.labels.label_maps import IGNORED
 from plrc.transfer.metrics import class_iou, confusion, semantic_metrics
 
 _PART = 32  # images that are scored at once

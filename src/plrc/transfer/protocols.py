@@ -12,7 +12,8 @@ from typing import Annotated, Literal, get_args
 
 import tyro
 
-from plrc.settings import ConfigError, Settings, check, check_range
+from plrc.errors import ConfigError
+from plrc.settings import Settings, check, check_range
 
 Task = Literal["detection", "instances", "semantic"]
 Layout = Literal["auto", "voc", "coco", "folders", "cityscapes"]

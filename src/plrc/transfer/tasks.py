@@ -15,9 +15,9 @@ from torch.utils.data import Dataset
 from plrc.data.masks import encode_mask, mask_functions
 from plrc.data.photometric import normalise
 from plrc.model.backbone import Backbone
-from plrc.transfer.datasets import DetectionImages, LabelledSet, SemanticImages
 from plrc.transfer.detectors import build_detector
-from plrc.transfer.label_maps import IGNORED
+from plrc.transfer.labels.datasets import DetectionImages, LabelledSet, SemanticImages
+from plrc.transfer.labels.label_maps import IGNORED
 from plrc.transfer.metrics import Prediction, coco_metrics, confusion, semantic_metrics, voc_metrics
 from plrc.transfer.protocols import TransferConfig
 from plrc.transfer.semantic import build_segmenter

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
-from plrc.config import PlrcError
+from plrc.errors import PlrcError
 from plrc.geometry import sample
 
 Point = tuple[float, float]

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from plrc.config import PlrcError
 from plrc.data.photometric import normalise
+from plrc.errors import PlrcError
 from plrc.model import Backbone
 
 STRIDES = (2, 4, 8, 16, 32)

@@ -21,15 +21,16 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from plrc.config import Config, DataConfig, PlrcError
+from plrc.config import Config, DataConfig
 from plrc.data.decode import DecodeError
 from plrc.data.layouts import ENDINGS, ending
 from plrc.data.sources import ImageList, find_images
 from plrc.engine.checkpoint import checkpoints, load_checkpoint
-from plrc.files import printable
+from plrc.errors import PlrcError
 from plrc.model import Backbone, build_backbone
 from plrc.model.own import trusted
 from plrc.model.weights import Weights, load_into
+from plrc.text import printable
 from plrc.visualize.dense_features import STRIDES, Codes, dense_features, fitted_size, own_stride, reduce
 
 ROLES = ("student", "teacher")

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
-from plrc.config import PlrcError
+from plrc.errors import PlrcError
 from plrc.files import write_text
 from plrc.visualize.affinity import colour_table
 from plrc.visualize.dense_features import Codes

@@ -18,13 +18,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from plrc.config import Config, PlrcError
+from plrc.config import Config
 from plrc.data.decode import DecodeError
 from plrc.data.region_files import RegionError, map_path
 from plrc.data.regions import Regions
 from plrc.data.sources import ImageList
-from plrc.files import printable, write_atomic
+from plrc.errors import PlrcError
+from plrc.files import write_atomic
 from plrc.geometry import lattice, look_up
+from plrc.text import printable
 
 _TILE = 256  # pixels of a tile's longer side
 _GAP, _LINE = 8, 14  # between tiles; height of a caption

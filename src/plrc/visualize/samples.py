@@ -17,14 +17,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from plrc.config import Config, PlrcError
-from plrc.data.loader import Batch, StepSampler, ViewDataset
+from plrc.config import Config
+from plrc.data.loader import Batch, ViewDataset
 from plrc.data.manifest import images_of, read_manifest
 from plrc.data.photometric import MEAN, STD, augment
 from plrc.data.points import ContrastPoints, contrast_points, match_points
+from plrc.data.sampler import StepSampler
 from plrc.data.sources import ImageList
 from plrc.data.views import MATCH, QUERY, REFERENCE
-from plrc.files import printable
+from plrc.errors import PlrcError
+from plrc.text import printable
 from plrc.visualize.regions import region_colours, region_tile
 
 _TILE, _GAP = 256, 8

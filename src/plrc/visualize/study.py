@@ -14,7 +14,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from plrc.config import PlrcError
+from plrc.errors import PlrcError
 from plrc.files import write_text
 from plrc.visualize import charts
 from plrc.visualize.page import render

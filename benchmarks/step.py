@@ -1,0 +1,252 @@
+"""A whole training step against the network passes it needs and against the bare backbone, and where its time goes.
+
+Layer 5: imports the engine, and the report of this folder. All variants share one student, teacher and optimiser, take
+turns in one process, and start from a batch in memory: uint8 views for the step, which augments them; finished views
+for the others. Every one of them updates with learning rate 0, at the same cost, so that all repeats see the same
+weights.
+
+    training step    as in `engine/pretrain.py`: augmentation, teacher, student, objectives, backward, update, means
+    network passes   student forward and backward on A, teacher forward on C and B, heads included; optimiser step
+    bare backbone    the same without heads and optimiser
+
+All of them pass the batch in the same `bn_groups` parts.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.photographs import write_photographs
+from benchmarks.report import Bench, interleaved, median, peak_bytes, spread, synchronise
+from plrc import rng
+from plrc.config import Config, DataConfig
+from plrc.data import photometric
+from plrc.data.loader import Batch, ViewDataset, collate
+from plrc.data.sources import find_images
+from plrc.data.views import MATCH, QUERY, REFERENCE
+from plrc.engine.adapt import adapt
+from plrc.engine.learner import Features
+from plrc.engine.metrics import Window, total_loss
+from plrc.engine.optim import finite_gradient, guarded_step
+from plrc.engine.state import TrainingState
+from plrc.errors import PlrcError
+from plrc.model import update_teacher
+from plrc.presets import preset
+from plrc.runtime import choose_device
+
+STEP, PASSES, BACKBONE = "training step", "network passes", "bare backbone"
+
+
+def run(
+    *,
+    backbone: str = "resnet50",
+    size: int = 224,
+    batch: int = 8,
+    bn_groups: int = 0,
+    repeats: int = 5,
+    device: str = "auto",
+    peers: bool = False,
+) -> Bench:
+    """Time and peak memory of a step of the preset paper_r50 with this backbone, view size and batch.
+
+    `bn_groups`: parts that BatchNorm sees apart, 0: what `plrc pretrain` takes for the batch. `peers`: beside it, the
+    steps of another library's MoCo v2 and DenseCL against their own passes (see `peers.py`), taking turns with ours.
+
+    Figures, each the median over the turns of a ratio between neighbours in time: `time_ratio` (step / passes),
+    `backbone_ratio` (step / bare backbone), their spread (interquartile range); `memory_ratio`, between the peaks above
+    what is alive all the time (weights, queue, optimiser state). The rows with a `part` are of a step of its own that
+    waits for the device after each part, so on a GPU they may add up to more than the step.
+    """
+    chosen = choose_device(device)
+    config = _config(backbone, size, batch, bn_groups)
+    setting = Setting(config, make_batch(config).to(chosen), chosen)
+    variants: dict[str, Callable[[], object]] = {
+        STEP: setting.step,
+        PASSES: setting.passes,
+        BACKBONE: setting.bare_backbone,
+    }
+    if peers:
+        from benchmarks.peers import peer_variants
+
+        variants |= peer_variants(config, setting.views[QUERY], setting.views[REFERENCE], setting.autocast)
+    print(f"step: {backbone}, {size} px, batch {batch}; {', '.join(variants)}", file=sys.stderr)
+    seconds = interleaved(variants | {"parts": setting.step_in_parts}, repeats, chosen)
+    parts = {name: median(found[-repeats:]) for name, found in setting.parts.items()}
+    print(f"step: peak memory of {len(variants)} variants", file=sys.stderr)
+    peaks = {name: peak_bytes(function, chosen) for name, function in variants.items()}
+    rows: list[dict[str, Any]] = [
+        {"variant": name, "seconds": median(seconds[name]), "spread": spread(seconds[name]), "peak_bytes": peaks[name]}
+        for name in variants
+    ]
+    whole = sum(parts.values())
+    rows += [{"variant": STEP, "part": p, "seconds": found, "share": found / whole} for p, found in parts.items()]
+    figures = _ratios("time_ratio", seconds[STEP], seconds[PASSES])
+    figures |= _ratios("backbone_ratio", seconds[STEP], seconds[BACKBONE])
+    figures["memory_ratio"] = peaks[STEP] / peaks[PASSES]
+    for name in (name for name in variants if f"{name}: {PASSES}" in variants):
+        own = f"{name}: {PASSES}"
+        figures |= _ratios(f"{name}: time_ratio", seconds[name], seconds[own])
+        figures[f"{name}: memory_ratio"] = peaks[name] / peaks[own]
+    precision = str(setting.state.learner.precision).removeprefix("torch.")
+    return Bench(
+        kind="step",
+        settings={
+            "backbone": backbone, "size": size, "batch": batch, "bn_groups": config.model.bn_groups,
+            "repeats": repeats, "device": str(chosen), "precision": precision, "threads": torch.get_num_threads(),
+        },
+        figures=figures,
+        rows=rows,
+    )  # fmt: skip
+
+
+class Setting:
+    """State, batch and views of one benchmark, and its variants as functions."""
+
+    def __init__(self, config: Config, batch: Batch, device: torch.device) -> None:
+        self.config, self.batch, self.device = config, batch, device
+        self.state = TrainingState(config, device)
+        learner = self.learner = self.state.learner
+        self.window = Window(config, learner.key_counts())
+        self.views = photometric.augment(batch.images.flatten(0, 1), batch.colour.flatten(0, 1), config.views)
+        self.views = self.views.contiguous(memory_format=learner.memory_format).unflatten(0, batch.images.shape[:2])
+        self.order = torch.from_numpy(rng.generator(config.seed, "shuffle").permutation(batch.images.shape[1]))
+        self.parts: dict[str, list[float]] = {}  # seconds of each call of step_in_parts
+
+    def step(self, lr: float = 0.0) -> None:
+        """What `engine/pretrain.py` does with one batch."""
+        o = self.config.objectives
+        self.state.guard.remember()
+        outcome = self.learner.terms(self.batch, self.learner.student, self.order, o.teacher_temperature)
+        self.state.scaler.scale(total_loss(outcome.terms, self.config)).backward()
+        self.window.add_terms(outcome.terms)
+        self.window.add_step(*self.state.update([outcome], lr, self.config.optim.teacher_momentum))
+
+    def step_in_parts(self, lr: float = 0.0) -> None:
+        """The same, with `TrainingState.update` spelt out, waiting for the device after each part to take its time."""
+        state, learner, o = self.state, self.learner, self.config.objectives
+        laps = _Laps(self.device)
+        state.guard.remember()
+        laps("guard")
+        hooks = [
+            learner.teacher.register_forward_pre_hook(lambda *_: laps("augmentation and shuffling")),
+            learner.teacher.register_forward_hook(lambda *_: laps("teacher forward")),
+        ]
+
+        def student(*arguments: Any) -> Features:
+            laps("augmentation and shuffling")  # back from the order that the teacher's BatchNorm saw
+            features: Features = learner.student(*arguments)
+            laps("student forward")
+            for feature in features.values():  # their gradients are the last that the objectives' backward computes
+                feature.register_hook(lambda _: laps("objectives"))
+            return features
+
+        outcome = learner.terms(self.batch, student, self.order, o.teacher_temperature)
+        for hook in hooks:
+            hook.remove()
+        loss = state.scaler.scale(total_loss(outcome.terms, self.config))
+        laps("objectives")
+        loss.backward()
+        laps("backward")
+        if state.scaler.is_enabled():
+            state.scaler.unscale_(state.optimizer)
+        norm, keep = finite_gradient(learner.student, self.config.optim.clip_norm)
+        laps("guard")
+        guarded_step(state.optimizer, lr, keep)
+        state.scaler.update()
+        laps("optimiser")
+        update_teacher(learner.teacher, learner.student, self.config.optim.teacher_momentum, keep)
+        laps("EMA")
+        learner.remember([outcome], keep)
+        laps("queue")
+        state.guard.restore_unless(keep)
+        laps("guard")
+        self.window.add_terms(outcome.terms)
+        self.window.add_step(norm, keep)
+        laps("running means")
+        for name, seconds in laps.seconds.items():
+            self.parts.setdefault(name, []).append(seconds)
+
+    def passes(self) -> None:
+        student, teacher, groups = self.learner.student, self.learner.teacher, self.config.model.bn_groups
+        with self.autocast():
+            with torch.no_grad():
+                teacher(self.views[REFERENCE], groups)
+                teacher(self.views[MATCH], groups, False)
+            features = student(self.views[QUERY], groups)
+        _backward(list(features.values()))
+        guarded_step(self.state.optimizer, 0.0, torch.ones((), dtype=torch.bool, device=self.device))
+
+    def bare_backbone(self) -> None:
+        student, teacher, groups = self.learner.student, self.learner.teacher, self.config.model.bn_groups
+        with self.autocast():
+            with torch.no_grad():
+                for view in (REFERENCE, MATCH):
+                    for part in self.views[view].tensor_split(groups):
+                        teacher.backbone(part, teacher.stride)
+            parts = self.views[QUERY].tensor_split(groups)
+            features = [student.backbone(part, student.stride)[student.stride] for part in parts]
+        _backward(features)
+        student.zero_grad(set_to_none=True)
+
+    def autocast(self) -> torch.autocast:
+        """The precision of networks in a step; nothing for float32."""
+        precision = self.learner.precision
+        return torch.autocast(self.device.type, precision, enabled=precision != torch.float32)
+
+
+def make_batch(config: Config) -> Batch:
+    """A batch as the loader's workers give it, from generated photographs."""
+    count = config.optim.batch_size
+    with tempfile.TemporaryDirectory() as folder:
+        write_photographs(Path(folder) / "images", count)
+        images = find_images(DataConfig(source=str(Path(folder) / "images")))
+        dataset = ViewDataset(images, np.arange(count), config)
+        return collate([dataset[0, i] for i in range(count)])
+
+
+def _config(backbone: str, size: int, batch: int, bn_groups: int) -> Config:
+    """paper_r50 at these sizes. Raises PlrcError for sizes that no run could have."""
+    if not 0 <= bn_groups <= batch:
+        raise PlrcError(
+            f"bn_groups is {bn_groups}; write 0 (chosen from the batch) or up to the batch's {batch} images"
+        )
+    config = preset("paper_r50").with_values(
+        {"model.backbone": backbone, "views.size": size, "optim.batch_size": batch}
+        | ({"model.bn_groups": bn_groups} if bn_groups else {})
+    )
+    explicit = {"optim.batch_size", "objectives.queue"} | ({"model.bn_groups"} if bn_groups else set())
+    return adapt(config, explicit, images=100 * batch)[0]
+
+
+def _backward(features: list[Tensor]) -> None:
+    torch.stack([feature.mean() for feature in features]).sum().backward()
+
+
+def _ratios(name: str, seconds: list[float], of: list[float]) -> dict[str, float]:
+    ratios = [a / b for a, b in zip(seconds, of, strict=True)]
+    return {name: median(ratios), f"{name}_spread": spread(ratios)}
+
+
+class _Laps:
+    """laps(part): adds the time since the last call to `part`, after the device has done its work."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.seconds = device, defaultdict[str, float](float)
+        synchronise(device)
+        self.last = time.perf_counter()
+
+    def __call__(self, part: str) -> None:
+        synchronise(self.device)
+        now = time.perf_counter()
+        self.seconds[part] += now - self.last
+        self.last = now

@@ -1,0 +1,39 @@
+"""The errors that a user can fix. Each carries one sentence that says what is wrong and what to do."""
+
+from __future__ import annotations
+
+
+class PlrcError(Exception):
+    """An error the user can fix.
+
+    The command line prints its sentence on standard error and exits with status 2. A wrong call of a function (an array
+    of the wrong shape, an argument of the wrong type) raises ValueError or TypeError instead.
+    """
+
+
+class ConfigError(PlrcError):
+    """A setting that cannot be used, or that does not exist."""
+
+
+class DataError(PlrcError):
+    """Images, region maps or labels that cannot be used."""
+
+
+class LayoutError(DataError):
+    """A folder or file that does not have the layout (VOC, COCO, ...) that was asked for or tried."""
+
+
+class WeightsError(PlrcError):
+    """Weights that cannot be read, or that do not fit the network."""
+
+
+class RunError(PlrcError):
+    """A run that cannot start, resume or continue: its folder, its processes, its memory or its numbers."""
+
+
+class ExportError(PlrcError):
+    """Weights that cannot be exported, or whose exported file failed its proof."""
+
+
+class MissingPackageError(PlrcError):
+    """An optional package that is needed for what was asked, and not installed."""

@@ -1,0 +1,41 @@
+"""The scaling benchmark starts real processes through the command line."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from benchmarks import scaling
+
+from plrc.errors import PlrcError
+
+TINY = {"backbone": "resnet18", "size": 32, "batch": 2, "steps": 1, "repeats": 1, "device": "cpu"}
+
+
+@pytest.mark.slow
+def test_efficiency_is_the_rate_of_a_process_over_that_of_the_first_line() -> None:
+    found = scaling.run(processes=(1, 2), **TINY)
+    one, two = found.rows
+    assert (one["processes"], two["processes"]) == (1, 2) and one["efficiency"] == 1
+    assert two["efficiency"] == pytest.approx(two["images_per_second"] / 2 / one["images_per_second"])
+    assert found.figures == {key: two[key] for key in ("processes", "images_per_second", "efficiency")}
+    assert found.settings["workers"] == 0  # on a CPU they would take the cores of other processes
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_told_in_its_own_words() -> None:
+    with pytest.raises(PlrcError, match=r"--devices 1 ended with status 2: model.backbone is 'resnet9'; write one of"):
+        scaling.run(processes=(1,), **TINY | {"backbone": "resnet9"})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"device": "tpu"}, "run.device is 'tpu'; write auto, cpu, cuda"),
+        ({"processes": ()}, "processes is []; write one or more numbers"),
+        ({"processes": (1, 0)}, "processes is [1, 0]; write"),
+    ],
+)
+def test_a_mistake_starts_nothing(change: dict[str, object], message: str) -> None:
+    with pytest.raises(PlrcError, match=re.escape(message)):
+        scaling.run(**TINY | change)

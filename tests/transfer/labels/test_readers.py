@@ -1,0 +1,409 @@
+"""Each layout: what is read from it, what is dropped and said, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.transfer.sources import (
+    blank,
+    cityscapes,
+    coco_file,
+    coco_source,
+    mask_folders,
+    names,
+    read,
+    save,
+    thing,
+    voc_image,
+    voc_list,
+    voc_years,
+)
+
+from plrc.data.masks import decode_masks, encode_mask
+from plrc.errors import PlrcError
+from plrc.scenes import encode_rle
+from plrc.transfer.labels.datasets import DetectionImages, SemanticImages
+from plrc.transfer.protocols import InputConfig
+
+# Pascal VOC
+
+
+def test_voc_corners_count_from_one_and_are_inside(tmp_path: Path) -> None:
+    splits = read(voc_years(tmp_path))
+    assert splits.train.classes == ("cat", "dog")
+    image = splits.train.images[0]
+    assert (image.name, image.height, image.width) == ("VOC2007/JPEGImages/07_0.jpg", 20, 30)
+    assert image.boxes.tolist() == [[0, 0, 10, 10], [4, 5, 30, 20]]
+    assert image.classes.tolist() == [1, 0]
+    assert image.areas.tolist() == [100, 390]
+    assert image.segments == ()
+
+
+def test_voc_splits_are_found_over_years(tmp_path: Path) -> None:
+    splits = read(voc_years(tmp_path))
+    assert names(splits.train) == ["07_0", "07_1", "12_0", "12_1"]
+    assert names(splits.val) == ["07_2", "12_2"]
+    assert names(splits.test) == ["07_3", "07_4"]
+    assert splits.notes == (
+        "train: split train; 4 images, 8 objects",
+        "val: split val; 2 images, 4 objects",
+        "test: split test; 2 images, 4 objects",
+    )
+
+
+@pytest.mark.parametrize("kit", ["", "VOCdevkit"])
+def test_voc_lists_of_years_are_joined(tmp_path: Path, kit: str) -> None:
+    voc_years(tmp_path / kit)
+    splits = read(tmp_path, train="trainval07+12", test="test07")
+    assert len(splits.train.images) == 5 and len(splits.val.images) == 1  # the list val is part of train
+    assert sorted(names(splits.train) + names(splits.val)) == ["07_0", "07_1", "07_2", "12_0", "12_1", "12_2"]
+    assert "val: a fifth of trainval07+12, left out of train, the same for every seed; 1 images" in splits.notes[1]
+    one_year = read(tmp_path, train="trainval12", val="none", test="test07")
+    assert names(one_year.train) == ["12_0", "12_1", "12_2"]
+    assert (names(one_year.val), names(one_year.test)) == ([], ["07_3", "07_4"])
+    assert "val: none; 0 images, 0 objects" in one_year.notes
+
+
+def test_one_voc_folder_takes_its_own_year(tmp_path: Path) -> None:
+    splits = read(voc_years(tmp_path) / "VOC2007", train="trainval07", test="test")
+    assert names(splits.test) == ["07_3", "07_4"]
+    assert splits.test.images[0].name == "JPEGImages/07_3.jpg"
+
+
+def test_voc_difficult_objects_are_ignored(tmp_path: Path) -> None:
+    voc_years(tmp_path)
+    voc_image(tmp_path / "VOC2007", "07_0", ("dog", 1, 1, 9, 9), extra="<difficult>1</difficult>")
+    labelled = read(tmp_path).train
+    assert labelled.images[0].ignored.tolist() == [True]
+    assert labelled.images[1].ignored.tolist() == [False, False]
+    _, target = DetectionImages(labelled, InputConfig(flip=0), train=True, masks=False, seed=0)[(0, 0)]
+    assert target["boxes"].shape == (0, 4) and target["labels"].shape == (0,)
+    _, target = DetectionImages(labelled, InputConfig(), train=False, masks=False, seed=0)[0]
+    assert target["boxes"].shape == (1, 4)
+
+
+def test_difficult_objects_may_be_trained_on_and_never_count(tmp_path: Path) -> None:
+    voc_years(tmp_path)
+    for name in ("07_0", "07_2", "07_3"):
+        voc_image(tmp_path / "VOC2007", name, ("dog", 1, 1, 9, 9), extra="<difficult>1</difficult>")
+    splits = read(tmp_path, difficult=True)
+    sets = (splits.train, splits.val, splits.test)
+    assert [part.images[0].ignored.tolist() for part in sets] == [[False], [True], [True]]
+    _, target = DetectionImages(splits.train, InputConfig(flip=0), train=True, masks=False, seed=0)[(0, 0)]
+    assert target["boxes"].tolist() == [[0, 0, 9, 9]]
+    crowd = [thing(i, image=i, iscrowd=1) for i in (1, 2, 3)] + [thing(4, image=4)]
+    coco = read(coco_source(tmp_path / "coco", crowd), difficult=True, val="none")
+    assert [one.ignored.tolist() for one in coco.train.images] == [[True], [True], [True], [False]]
+
+
+def test_broken_voc_annotations_are_counted_by_reason(tmp_path: Path) -> None:
+    root = voc_years(tmp_path) / "VOC2007"
+    voc_image(
+        root, "07_0",
+        ("dog", 5, 5, 5, 9), ("dog", 9, 5, 5, 9), ("dog", 31, 1, 40, 9), ("dog", -9, 1, 0, 9),
+        ("dog", float("nan"), 1, 3, 4),
+        ("dog", 21, 11, 33, 24), ("dog", 0, 0, 10, 10), ("", 1, 1, 4, 4), ("dog", 3, 3, 8, 8),
+    )  # fmt: skip
+    voc_image(root, "07_1", ("dog", 1, 1, 40, 10), size=(480, 640))
+    voc_image(root, "07_3", ("bird", 1, 1, 4, 4), ("dog", 1, 1, 4, 4))
+    (root / "Annotations" / "broken.xml").write_text("<annotation><object><name>dog</name></object></annotation>")
+    blank(root / "JPEGImages" / "broken.jpg")
+    (root / "JPEGImages" / "07_4.jpg").write_bytes(b"no image")
+    blank(root / "JPEGImages" / "bare.jpg")
+    (root / "Annotations" / "gone.xml").write_text("<annotation/>")
+    voc_list(root, "train", "07_0", "07_1", "broken", "bare", "gone")
+    splits = read(root)
+    assert splits.train.images[0].boxes.tolist() == [[20, 10, 30, 20], [0, 0, 10, 10], [2, 2, 8, 8]]
+    assert names(splits.train) == ["07_0", "broken"]
+    assert splits.test.images[0].classes.tolist() == [0]
+    assert set(splits.notes[3:]) == {
+        "boxes without width or height, dropped: 3 (07_0.xml object 1, 07_0.xml object 2, 07_0.xml object 5)",
+        "boxes outside of the image, dropped: 2 (07_0.xml object 3, 07_0.xml object 4)",
+        "boxes partly outside of the image, clipped: 2 (07_0.xml object 6, 07_0.xml object 7)",
+        "objects without a name, dropped: 1 (07_0.xml object 8)",
+        "objects without a box of four numbers, dropped: 1 (broken.xml object 1)",
+        "objects of an unknown class, dropped: 2 (07_2.xml object 2 cat, 07_3.xml object 1 bird)",
+        "images of another size than their annotation says, dropped: 1 (JPEGImages/07_1.jpg)",
+        "images without an annotation file, dropped: 1 (bare.jpg)",
+        "image files that are missing, dropped: 1 (JPEGImages/gone.jpg)",
+        "image files that cannot be read, dropped: 1 (JPEGImages/07_4.jpg)",
+    }
+
+
+def test_a_rotated_photograph_has_the_size_that_it_is_shown_in(tmp_path: Path) -> None:
+    root = voc_years(tmp_path) / "VOC2007"
+    voc_image(root, "07_0", ("dog", 1, 1, 20, 30), size=(30, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(root / "JPEGImages" / "07_0.jpg", exif=exif)
+    splits = read(root)
+    assert len(splits.notes) == 3  # nothing was mended
+    image, target = DetectionImages(splits.train, InputConfig(), train=False, masks=False, seed=0)[0]
+    assert image.shape == (3, 30, 20)
+    assert target["boxes"].tolist() == [[0, 0, 20, 30]]
+
+
+def test_a_size_as_stored_does_not_fit_a_rotated_photograph(tmp_path: Path) -> None:
+    root = voc_years(tmp_path) / "VOC2007"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(root / "JPEGImages" / "07_0.jpg", exif=exif)
+    voc_image(root, "07_1", ("dog", 1, 1, 20, 10), ("cat", 1, 1, 9, 9), size=(0, 0))  # unknown
+    splits = read(root)
+    assert names(splits.train) == ["07_1"]
+    assert splits.notes[3:] == ("images of another size than their annotation says, dropped: 1 (JPEGImages/07_0.jpg)",)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_images_that_are_cut_off_are_dropped_and_odd_ends_are_not(tmp_path: Path, ending: str) -> None:
+    coco_source(tmp_path, [])
+    images = [{"id": i, "file_name": f"{i}.{ending}"} for i in (1, 2, 3, 4)]
+    things = [thing(i, image=i) for i in (1, 2, 3, 4)]
+    coco_file(tmp_path / "annotations" / "instances_train2017.json", images, things, ("cat", "dog"))
+    files = [tmp_path / "train2017" / f"{i}.{ending}" for i in (1, 2, 3, 4)]
+    for path in files:
+        save(path, np.random.default_rng(0).integers(0, 256, (20, 30, 3)))
+    content = files[0].read_bytes()
+    files[0].write_bytes(content[:-200])
+    files[1].write_bytes(content + bytes(1000))  # as some cameras append their own data
+    splits = read(tmp_path, val="none")
+    assert names(splits.train) == ["2", "3", "4"]
+    assert splits.notes[3:] == (f"image files that cannot be read, dropped: 1 (train2017/1.{ending})",)
+
+
+def test_voc_semantic_maps_and_the_augmented_list(tmp_path: Path) -> None:
+    root = tmp_path / "VOC2012"
+    for i in range(6):
+        blank(root / "JPEGImages" / f"{i}.jpg", 4, 6)
+        folder = "SegmentationClass" if i >= 4 else "SegmentationClassAug"
+        ids = Image.fromarray(np.uint8([[0, 20, 255, 15, 21, 1]] * 4))
+        ids.putpalette([(i * 37) % 256 for i in range(768)])
+        (root / folder).mkdir(exist_ok=True)
+        ids.save(root / folder / f"{i}.png")
+    voc_list(root, "train_aug", "0", "1", "2", "/JPEGImages/3.jpg /SegmentationClassAug/3.png", kind="Segmentation")
+    voc_list(root, "val", "4", "5", kind="Segmentation")
+    splits = read(tmp_path, "semantic", train="train_aug12", test="val12")
+    assert (len(splits.train.images), len(splits.val.images), len(splits.test.images)) == (3, 1, 2)
+    assert len(splits.train.classes) == 21 and splits.train.classes[15] == "person"
+    _, labels = SemanticImages(splits.test, InputConfig(test_size=1.0), train=False, seed=0)[0]
+    assert labels[0].tolist() == [0, 20, 255, 15, 255, 1]
+
+
+# COCO
+
+
+def test_coco_boxes_masks_areas_and_crowds(tmp_path: Path) -> None:
+    mask = np.zeros((20, 30), dtype=bool)
+    mask[3:8, 2:12] = True
+    polygon = [[2.0, 3.0, 12.0, 3.0, 12.0, 8.0, 2.0, 8.0]]
+    compressed = {"size": [20, 30], "counts": encode_mask(mask)["counts"].decode()}
+    things = [
+        thing(1, segmentation=polygon, area=41.5),
+        thing(2, segmentation=encode_rle(mask), category=8),
+        thing(3, segmentation=compressed, iscrowd=1),
+    ]
+    everywhere = [{**one, "id": 10 * image + one["id"], "image_id": image} for image in (1, 2, 3, 4) for one in things]
+    splits = read(coco_source(tmp_path, everywhere), "instances")
+    image = splits.train.images[0]
+    assert splits.train.classes == ("cat", "dog")
+    assert image.boxes.tolist() == [[2, 3, 12, 8]] * 3
+    assert image.classes.tolist() == [0, 1, 0]
+    assert image.ignored.tolist() == [False, False, True]
+    assert image.areas.tolist() == [41.5, 50, 50]
+    assert (decode_masks(image.segments, 20, 30) == mask).all()
+    assert (len(splits.train.images), len(splits.val.images)) == (3, 1)
+    assert splits.test.images[0].name == "val2017/9.jpg"
+    assert read(tmp_path).train.images[0].segments == ()
+
+
+def test_broken_coco_annotations_are_counted(tmp_path: Path) -> None:
+    fine = [[2.0, 3.0, 12.0, 3.0, 12.0, 8.0]]
+    things = [
+        *(thing(i, image=i, segmentation=fine) for i in (1, 2, 3, 4)),
+        thing(5, category=99, segmentation=fine),
+        thing(6, image=55, segmentation=fine),
+        {**thing(7), "bbox": [1, 2, 0, 4]},
+        {**thing(8), "bbox": [1, 2, None, 4]},
+        {**thing(9, segmentation=fine), "bbox": [25, 2, 9, 4]},
+        thing(10),
+        thing(11, segmentation=[[1.0, 2.0]]),
+        thing(12, segmentation=[[100.0, 100.0, 120.0, 100.0, 120.0, 120.0]]),
+        thing(13, segmentation={"size": [20, 31], "counts": [600, 20]}),
+        thing(14, segmentation={"size": [20, 30], "counts": "zzz"}),
+    ]
+    coco_source(tmp_path, things)
+    (tmp_path / "train2017" / "4.jpg").unlink()
+    splits = read(tmp_path, "instances")
+    assert sum(len(one.classes) for one in (*splits.train.images, *splits.val.images)) == 4
+    name = "instances_train2017.json annotation"
+    assert set(splits.notes[3:]) == {
+        "objects of an unknown class, dropped: 1 (instances_train2017.json annotation 5 (category 99))",
+        "annotations of an image that is not listed, dropped: 1 (instances_train2017.json annotation 6)",
+        "boxes without width or height, dropped: 1 (instances_train2017.json annotation 7)",
+        "objects without a box of four numbers, dropped: 1 (instances_train2017.json annotation 8)",
+        "boxes partly outside of the image, clipped: 1 (instances_train2017.json annotation 9)",
+        f"objects without a usable mask, dropped: 5 ({', '.join(f'{name} {i}' for i in (10, 11, 12))}, ...)",
+        "image files that are missing, dropped: 1 (train2017/4.jpg)",
+    }
+
+
+def test_an_image_listed_twice_counts_once(tmp_path: Path) -> None:
+    images = [{"id": i, "file_name": f"{min(i, 3)}.jpg"} for i in (1, 2, 3, 4)]
+    coco_source(tmp_path, [])
+    things = [thing(i, image=i) for i in (1, 2, 3, 4)]
+    coco_file(tmp_path / "annotations" / "instances_train2017.json", images, things, ("cat", "dog"))
+    splits = read(tmp_path)
+    assert len(splits.train.images) + len(splits.val.images) == 3
+    assert splits.notes[3:] == ("images that a split lists again, dropped: 1 (train2017/3.jpg)",)
+
+
+def test_coco_semantic_maps(tmp_path: Path) -> None:
+    root = coco_source(tmp_path, [])
+    for split, count in (("train2017", 3), ("val2017", 0)):
+        for name in [str(i + 1) for i in range(count)] or ["9"]:
+            save(root / "semantic" / split / f"{name}.png", [[0, 7, 149, 90, 255] * 6] * 20)
+    splits = read(root, "semantic")
+    assert splits.train.classes == ("cat", "class 90", "road")
+    assert "images without a label map, dropped: 1 (4)" in splits.notes
+    _, labels = SemanticImages(splits.test, InputConfig(test_size=1.0), train=False, seed=0)[0]
+    assert labels[0, :5].tolist() == [255, 0, 2, 1, 255]
+
+
+# folders of images and maps
+
+
+def test_folders_with_ids_that_occur(tmp_path: Path) -> None:
+    splits = read(mask_folders(tmp_path, "train", "val"), "semantic")
+    assert splits.train.classes == ("class 0", "class 3", "class 5")
+    assert (len(splits.train.images), len(splits.val.images)) == (4, 1)
+    assert names(splits.test) == [f"val{i}" for i in range(5)]
+    assert splits.train.label_map is not None
+    assert splits.train.label_map[[0, 3, 5, 4, 255]].tolist() == [0, 1, 2, 255, 255]
+
+
+def test_folders_with_a_list_of_classes(tmp_path: Path) -> None:
+    mask_folders(tmp_path, "train", "val", "test")
+    (tmp_path / "classes.txt").write_text("sky\nroad\nVoid\ncar\n")
+    splits = read(tmp_path, "semantic")
+    assert splits.train.classes == ("sky", "road", "car")
+    assert splits.train.label_map is not None
+    assert splits.train.label_map[:5].tolist() == [0, 1, 255, 2, 255]
+    assert names(splits.val) == [f"val{i}" for i in range(5)]
+
+
+def test_camvid_is_known_by_its_file_names(tmp_path: Path) -> None:
+    splits = read(mask_folders(tmp_path, "train", "test", ids=((0, 10, 11, 255),), prefix="Seq05VD_"), "semantic")
+    assert len(splits.train.classes) == 11 and splits.train.classes[10] == "bicyclist"
+    assert splits.train.label_map is not None and splits.train.label_map[11] == 255
+    assert "named as CamVid's" in splits.notes[0]
+
+
+def test_maps_that_do_not_fit_their_image_are_dropped(tmp_path: Path) -> None:
+    mask_folders(tmp_path, "train", "val")
+    save(tmp_path / "labels" / "train" / "train0.png", [[0, 1, 2]])
+    (tmp_path / "labels" / "train" / "train1.png").unlink()
+    (tmp_path / "images" / "val" / "val2.jpg").unlink()
+    assert read(tmp_path, "semantic").notes[3:] == (
+        "label maps of another size than the image, dropped: 1 (train0)",
+        "images without a label map, dropped: 1 (train1)",
+        "label maps without an image, dropped: 1 (val2)",
+    )
+
+
+# Cityscapes
+
+
+def test_cityscapes_semantic(tmp_path: Path) -> None:
+    splits = read(cityscapes(tmp_path), "semantic")
+    assert len(splits.train.classes) == 19 and splits.train.classes[13] == "car"
+    assert (len(splits.train.images), len(splits.val.images), len(splits.test.images)) == (4, 1, 5)
+    assert splits.test.images[0].name == "leftImg8bit/val/aachen/aachen_000000_000019_leftImg8bit.png"
+    _, labels = SemanticImages(splits.test, InputConfig(test_size=1.0), train=False, seed=0)[0]
+    assert labels.tolist() == [[0, 13, 13, 11], [0, 13, 13, 18], [255, 255, 13, 12]]
+
+
+def test_cityscapes_instances(tmp_path: Path) -> None:
+    image = read(cityscapes(tmp_path), "instances").test.images[0]
+    classes = read(tmp_path, "instances").test.classes
+    found = {
+        (classes[k], bool(ignored)): (box, area)
+        for k, ignored, box, area in zip(
+            image.classes, image.ignored, image.boxes.tolist(), image.areas.tolist(), strict=True
+        )
+    }
+    assert len(classes) == 8 and len(image.classes) == 5
+    assert found[("person", True)] == ([3, 0, 4, 1], 1)
+    assert found[("rider", True)] == ([3, 2, 4, 3], 1)
+    assert found[("bicycle", False)] == ([3, 1, 4, 2], 1)
+    cars = image.boxes[image.classes == classes.index("car")]
+    assert cars.tolist() == [[2, 1, 3, 3], [1, 0, 3, 2]]
+    masks = decode_masks(image.segments, 3, 4)[image.classes == classes.index("car")]
+    assert masks[1].tolist() == [[0, 1, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
+
+
+# one sentence for each mistake
+
+
+def spoil(path: Path) -> str:
+    path.write_text("<annotation>" if path.suffix == ".xml" else "{")
+    return str(path)
+
+
+def test_unreadable_annotations_name_the_file(tmp_path: Path) -> None:
+    voc_years(tmp_path / "voc")
+    name = spoil(tmp_path / "voc" / "VOC2007" / "Annotations" / "07_1.xml")
+    with pytest.raises(PlrcError, match=f"{name} is not XML that can be read"):
+        read(tmp_path / "voc")
+    coco_source(tmp_path / "coco", [])
+    name = spoil(tmp_path / "coco" / "annotations" / "instances_val2017.json")
+    with pytest.raises(PlrcError, match=f"{name} is not JSON that can be read"):
+        read(tmp_path / "coco")
+    (tmp_path / "coco" / "annotations" / "instances_val2017.json").write_text('{"images": [3], "categories": []}')
+    with pytest.raises(PlrcError, match="is not a COCO file of instances"):
+        read(tmp_path / "coco")
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"train": "trainval", "val": "val"}, "the splits trainval and val share 2 images"),
+        ({"train": "trainval12", "val": "test07", "test": "test07"}, "the splits test07 and test07 share 2 images"),
+        ({"train": "test07", "test": "test"}, "the splits test07 and test share 2 images"),
+        ({"train": "nothing"}, "no list nothing in ImageSets/Main; write one of: test, train, trainval, val"),
+        ({"train": "trainval07+12", "test": "test12"}, "test.txt is not a file"),
+        ({"layout": "coco"}, "no split to train on"),
+    ],
+)
+def test_splits_that_cannot_be_used(tmp_path: Path, config: dict[str, str], sentence: str) -> None:
+    voc_years(tmp_path)
+    voc_list(tmp_path / "VOC2007", "dog_train", "07_0 1")
+    with pytest.raises(PlrcError) as error:
+        read(tmp_path, **config)
+    assert sentence in str(error.value)
+
+
+def test_tasks_and_folders_that_do_not_fit(tmp_path: Path) -> None:
+    with pytest.raises(PlrcError, match="no labels in a layout that is known"):
+        read(tmp_path)
+    with pytest.raises(PlrcError, match="is not a folder"):
+        read(tmp_path / "absent")
+    with pytest.raises(PlrcError, match="boxes without masks"):
+        read(voc_years(tmp_path / "voc"), "instances")
+    with pytest.raises(PlrcError, match=r"boxes, but no label maps .*; choose the task detection"):
+        read(tmp_path / "voc", "semantic")
+    with pytest.raises(PlrcError, match=r"boxes, but no label maps .*; choose the task detection, or instances"):
+        read(coco_source(tmp_path / "boxes", []), "semantic")
+    mask_folders(tmp_path / "maps", "train")
+    with pytest.raises(PlrcError, match="no split left to test on"):
+        read(tmp_path / "maps", "semantic")
+    with pytest.raises(PlrcError, match="no boxes; choose the task semantic"):
+        read(tmp_path / "maps", "detection")
+    mask_folders(tmp_path / "maps", "val")
+    blank(tmp_path / "maps" / "labels" / "val" / "val3.png", 1, 4)
+    with pytest.raises(PlrcError, match=r"val3.png holds RGB pixels, not ids"):
+        read(tmp_path / "maps", "semantic")
+    with pytest.raises(PlrcError, match="no usable label"):
+        read(coco_source(tmp_path / "coco", []))
