@@ -1,7 +1,7 @@
 """How many images a second one core prepares, stage by stage, against what decoding alone allows.
 
 Layer 5: imports data, config, and the report of this folder. One process with one thread runs what a run runs: the data
-set of the loader's workers, and the batched colour, blur and normalisation, which a GPU takes over where there is one.
+set of the loader's workers, and the batched color, blur and normalization, which a GPU takes over where there is one.
 The files have just been written, so they are read from memory.
 """
 
@@ -27,10 +27,10 @@ from plrc.errors import PlrcError
 def run(
     *, images: int = 64, height: int = 480, width: int = 640, size: int = 224, batch: int = 32, repeats: int = 5
 ) -> Bench:
-    """Measure `images` JPEGs of height x width pixels, views of size x size, colours in batches of `batch` images.
+    """Measure `images` JPEGs of height x width pixels, views of size x size, colors in batches of `batch` images.
 
     The stages contain each other: `decode` (file to pixels), `crops` (and three uint8 crops, maps and random numbers: a
-    sample of the workers), `images` (and batch, colour, blur, normalisation: three float views). `cached` is `crops`
+    sample of the workers), `images` (and batch, color, blur, normalization: three float views). `cached` is `crops`
     with run.cache: without decoding. Figures are medians. Raises PlrcError for a number that cannot be used.
     """
     if min(images, batch) < 1:
@@ -58,7 +58,7 @@ def run(
         def augment_all() -> None:
             for first in range(0, images, batch):
                 part = collate([dataset[0, i] for i in range(first, min(first + batch, images))])
-                photometric.augment(part.images.flatten(0, 1), part.colour.flatten(0, 1), config.views)
+                photometric.augment(part.images.flatten(0, 1), part.color.flatten(0, 1), config.views)
 
         stages = {"decode": decode_all, "crops": crop_all, "cached": take_all, "images": augment_all}
         print(f"loader: {images} images of {width} x {height}, {', '.join(stages)}", file=sys.stderr)

@@ -40,7 +40,7 @@ def peer_variants(
     try:
         from lightly.transforms import MoCoV2Transform
     except ImportError as error:
-        raise PlrcError("the comparison needs lightly; install it with: pip install 'plrc[bench]'") from error
+        raise PlrcError("the comparison needs lightly; install it with: pip install 'plrc-pretrain[bench]'") from error
     variants: dict[str, Callable[[], object]] = {}
     for name, dense in (("lightly MoCo v2", False), ("lightly DenseCL", True)):
         peer = Peer(config, dense, query, key, autocast)

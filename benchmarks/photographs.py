@@ -17,7 +17,7 @@ DISTINCT = 64  # pictures of a folder that differ; decoding one twice costs the 
 
 
 def photograph(index: int, height: int = 480, width: int = 640) -> bytes:
-    """Scene `index`, height x width pixels, as a JPEG of quality 90 with halved colour (85 kB at 640 x 480)."""
+    """Scene `index`, height x width pixels, as a JPEG of quality 90 with halved color (85 kB at 640 x 480)."""
     buffer = io.BytesIO()
     Image.fromarray(render_scene(0, index, max(height, width)).image[:height, :width]).save(buffer, "jpeg", quality=90)
     return buffer.getvalue()

@@ -73,7 +73,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": version("torchvision"),
-        "plrc": version("plrc"),
+        "plrc": version("plrc-pretrain"),
         "commit": commit(),
     }
 

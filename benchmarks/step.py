@@ -36,7 +36,7 @@ from plrc.data.sources import find_images
 from plrc.data.views import MATCH, QUERY, REFERENCE
 from plrc.engine.adapt import adapt
 from plrc.engine.learner import Features
-from plrc.engine.metrics import Window, total_loss
+from plrc.engine.metrics import MetricWindow, total_loss
 from plrc.engine.optim import finite_gradient, guarded_step
 from plrc.engine.state import TrainingState
 from plrc.errors import PlrcError
@@ -116,8 +116,8 @@ class Setting:
         self.config, self.batch, self.device = config, batch, device
         self.state = TrainingState(config, device)
         learner = self.learner = self.state.learner
-        self.window = Window(config, learner.key_counts())
-        self.views = photometric.augment(batch.images.flatten(0, 1), batch.colour.flatten(0, 1), config.views)
+        self.window = MetricWindow(config, learner.key_counts())
+        self.views = photometric.augment(batch.images.flatten(0, 1), batch.color.flatten(0, 1), config.views)
         self.views = self.views.contiguous(memory_format=learner.memory_format).unflatten(0, batch.images.shape[:2])
         self.order = torch.from_numpy(rng.generator(config.seed, "shuffle").permutation(batch.images.shape[1]))
         self.parts: dict[str, list[float]] = {}  # seconds of each call of step_in_parts
@@ -126,7 +126,7 @@ class Setting:
         """What `engine/pretrain.py` does with one batch."""
         o = self.config.objectives
         self.state.guard.remember()
-        outcome = self.learner.terms(self.batch, self.learner.student, self.order, o.teacher_temperature)
+        outcome = self.learner.compute_terms(self.batch, self.learner.student, self.order, o.teacher_temperature)
         self.state.scaler.scale(total_loss(outcome.terms, self.config)).backward()
         self.window.add_terms(outcome.terms)
         self.window.add_step(*self.state.update([outcome], lr, self.config.optim.teacher_momentum))
@@ -150,7 +150,7 @@ class Setting:
                 feature.register_hook(lambda _: laps("objectives"))
             return features
 
-        outcome = learner.terms(self.batch, student, self.order, o.teacher_temperature)
+        outcome = learner.compute_terms(self.batch, student, self.order, o.teacher_temperature)
         for hook in hooks:
             hook.remove()
         loss = state.scaler.scale(total_loss(outcome.terms, self.config))
@@ -159,14 +159,14 @@ class Setting:
         laps("backward")
         if state.scaler.is_enabled():
             state.scaler.unscale_(state.optimizer)
-        norm, keep = finite_gradient(learner.student, self.config.optim.clip_norm)
+        norm, keep = finite_gradient(learner.student, self.config.optim.max_grad_norm)
         laps("guard")
         guarded_step(state.optimizer, lr, keep)
         state.scaler.update()
         laps("optimiser")
         update_teacher(learner.teacher, learner.student, self.config.optim.teacher_momentum, keep)
         laps("EMA")
-        learner.remember([outcome], keep)
+        learner.update_queue_and_center([outcome], keep)
         laps("queue")
         state.guard.restore_unless(keep)
         laps("guard")

@@ -78,7 +78,7 @@ UNNAMED = (
             "pretrain --preset debug_cpu --optim.name adam",
             "--optim.name cannot be 'adam'; write one of sgd, adamw; see",
         ),
-        ("pretrain --preset debug_cpu --views.area 0.5", "'--views.area'. Expected 2 values"),
+        ("pretrain --preset debug_cpu --views.scale 0.5", "'--views.scale'. Expected 2 values"),
         ("pretrain --preset debug_cpu --views.size 8", "views.size is 8; write at least 16 pixels"),
         ("pretrain --preset debug_cpu --resume=yes", "Unrecognized options: yes"),
         ("pretrain --preset debug_cpu photos", "Unrecognized options: photos; see: plrc pretrain --help"),

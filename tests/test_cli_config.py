@@ -17,13 +17,31 @@ def test_options_lie_over_the_file_and_the_file_over_the_preset(tmp_path: Path) 
     file = tmp_path / "mine.toml"
     file.write_text("seed = 4\n[optim]\nlr = 0.5\nepochs = 7\n[views]\nsize = 96\narea = [0.3, 1]\n")
     config, explicit = parse_config(
-        ["--preset", "small_r18", "--config", str(file), "--optim.lr", "0.25", "--views.flip=0", "--data", "photos"]
+        [
+            "--preset",
+            "small_r18",
+            "--config",
+            str(file),
+            "--optim.lr",
+            "0.25",
+            "--views.flip-prob=0",
+            "--data",
+            "photos",
+        ]
     )
     assert config == preset("small_r18").with_values(
-        {"seed": 4, "optim.lr": 0.25, "optim.epochs": 7.0, "views.size": 96, "views.area": (0.3, 1.0),
-         "views.flip": 0.0, "data.source": "photos"}
+        {"seed": 4, "optim.lr": 0.25, "optim.epochs": 7.0, "views.size": 96, "views.scale": (0.3, 1.0),
+         "views.flip_prob": 0.0, "data.source": "photos"}
     )  # fmt: skip
-    assert explicit == {"seed", "optim.lr", "optim.epochs", "views.size", "views.area", "views.flip", "data.source"}
+    assert explicit == {
+        "seed",
+        "optim.lr",
+        "optim.epochs",
+        "views.size",
+        "views.scale",
+        "views.flip_prob",
+        "data.source",
+    }
 
 
 def test_a_file_can_name_preset_and_method(tmp_path: Path) -> None:
@@ -70,7 +88,7 @@ def test_every_preset_and_method_arrives_unchanged(name: str, method: str) -> No
         ("--optim.no-channels-last", "optim.channels_last", False),
         ("--optim.batch_size 12", "optim.batch_size", 12),
         ("--run.workers -1", "run.workers", -1),
-        ("--data.percentiles 1 99", "data.percentiles", (1.0, 99.0)),
+        ("--data.rescale_percentiles 1 99", "data.rescale_percentiles", (1.0, 99.0)),
         ("--model.layer4-stride 1", "model.layer4_stride", 1),
     ],
 )

@@ -34,20 +34,29 @@ SECTIONS: dict[str, type] = {
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("data", {"held_out": -1}, "data.held_out"),
-    ("data", {"percentiles": (99.0, 1.0)}, "data.percentiles"),
-    ("data", {"percentiles": (-1.0, 99.0)}, "data.percentiles"),
-    ("data", {"percentiles": (1.0, 101.0)}, "data.percentiles"),
+    ("data", {"rescale_percentiles": (99.0, 1.0)}, "data.rescale_percentiles"),
+    ("data", {"rescale_percentiles": (-1.0, 99.0)}, "data.rescale_percentiles"),
+    ("data", {"rescale_percentiles": (1.0, 101.0)}, "data.rescale_percentiles"),
     ("data", {"max_megapixels": 0.0}, "data.max_megapixels"),
-    ("data", {"bad_limit": 1.5}, "data.bad_limit"),
-    ("data", {"bad_limit": -0.1}, "data.bad_limit"),
+    ("data", {"max_unreadable_fraction": 1.5}, "data.max_unreadable_fraction"),
+    ("data", {"max_unreadable_fraction": -0.1}, "data.max_unreadable_fraction"),
     ("views", {"size": 15}, "views.size"),
-    ("views", {"area": (0.0, 1.0)}, "views.area"),
-    ("views", {"area": (0.2, 1.1)}, "views.area"),
-    ("views", {"aspect": (4 / 3, 3 / 4)}, "views.aspect"),
+    ("views", {"scale": (0.0, 1.0)}, "views.scale"),
+    ("views", {"scale": (0.2, 1.1)}, "views.scale"),
+    ("views", {"ratio": (4 / 3, 3 / 4)}, "views.ratio"),
     ("views", {"blur_sigma": (0.0, 2.0)}, "views.blur_sigma"),
     *[
         ("views", {name: value}, f"views.{name}")
-        for name in ("flip", "overlap", "jitter", "grey", "blur", "brightness", "contrast", "saturation")
+        for name in (
+            "flip_prob",
+            "overlap",
+            "jitter_prob",
+            "gray_prob",
+            "blur_prob",
+            "brightness",
+            "contrast",
+            "saturation",
+        )
         for value in (-0.1, 1.1, math.nan)
     ],
     ("views", {"hue": 0.6}, "views.hue"),
@@ -80,20 +89,20 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("objectives", {"temperature_warmup": 1.1}, "objectives.temperature_warmup"),
     ("objectives", {"temperature_warmup": -0.1}, "objectives.temperature_warmup"),
     *[("objectives", {name: 0}, f"objectives.{name}") for name in ("queue", "points", "distill_points")],
-    ("objectives", {"lattice": -1}, "objectives.lattice"),
+    ("objectives", {"reference_grid": -1}, "objectives.reference_grid"),
     ("optim", {"lr": 0.0}, "optim.lr"),
     ("optim", {"lr": math.nan}, "optim.lr"),
-    ("optim", {"lr_batch": 0}, "optim.lr_batch"),
+    ("optim", {"base_batch_size": 0}, "optim.base_batch_size"),
     ("optim", {"momentum": 1.0}, "optim.momentum"),
     ("optim", {"momentum": -0.1}, "optim.momentum"),
     ("optim", {"weight_decay": -1e-4}, "optim.weight_decay"),
     ("optim", {"batch_size": 0}, "optim.batch_size"),
-    ("optim", {"accumulate": 0}, "optim.accumulate"),
-    ("optim", {"batch_size": 10, "accumulate": 3}, "optim.accumulate"),
+    ("optim", {"gradient_accumulation_steps": 0}, "optim.gradient_accumulation_steps"),
+    ("optim", {"batch_size": 10, "gradient_accumulation_steps": 3}, "optim.gradient_accumulation_steps"),
     ("optim", {"steps": -1}, "optim.steps"),
     ("optim", {"epochs": 0.0}, "optim.epochs"),
     ("optim", {"warmup_epochs": -1.0}, "optim.warmup_epochs"),
-    ("optim", {"clip_norm": -1.0}, "clip_norm"),
+    ("optim", {"max_grad_norm": -1.0}, "max_grad_norm"),
     ("optim", {"teacher_momentum": 1.1}, "optim.teacher_momentum"),
     ("optim", {"teacher_momentum": -0.1}, "optim.teacher_momentum"),
     *[
@@ -141,10 +150,10 @@ def unusual() -> Config:
         "data.layout": "voc",
         "regions.source": "maps",
         "model.layer4_stride": 1,
-        "objectives.contrast": "regions",
+        "objectives.contrast": "region",
         "objectives.negatives": "image",
         "optim.name": "adamw",
-        "optim.accumulate": 3,
+        "optim.gradient_accumulation_steps": 3,
         "optim.teacher_schedule": "cosine",
         "optim.precision": "float16",
         "method": "points",
@@ -213,10 +222,10 @@ def test_an_unknown_setting_suggests_the_nearest_name(unknown: dict[str, Any], s
         ("model.layer4_stride", True, "write one of 1, 2"),
         ("regions.source", ["grid"], "write one of grid, voronoi, boxes, slic, felzenszwalb, maps, coco"),
         ("method", "dino", "write one of image"),
-        ("views.area", 0.2, "write two numbers"),
-        ("views.area", [0.2], "write two numbers"),
-        ("views.area", [0.2, "1"], "write two numbers"),
-        ("views.area", [False, True], "write two numbers"),
+        ("views.scale", 0.2, "write two numbers"),
+        ("views.scale", [0.2], "write two numbers"),
+        ("views.scale", [0.2, "1"], "write two numbers"),
+        ("views.scale", [False, True], "write two numbers"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused(name: str, value: object, told: str) -> None:
@@ -228,19 +237,24 @@ def test_a_value_of_the_wrong_type_is_refused(name: str, value: object, told: st
 
 def test_values_are_set_by_dotted_name() -> None:
     base = Config(data=DataConfig(source="images"))
-    config = base.with_values({"optim.lr": 1, "views.area": [0.1, 1], "seed": 3})
+    config = base.with_values({"optim.lr": 1, "views.scale": [0.1, 1], "seed": 3})
     assert config == Config(
-        data=DataConfig(source="images"), optim=OptimConfig(lr=1.0), views=ViewConfig(area=(0.1, 1.0)), seed=3
+        data=DataConfig(source="images"), optim=OptimConfig(lr=1.0), views=ViewConfig(scale=(0.1, 1.0)), seed=3
     )
     assert base == Config(data=DataConfig(source="images"))
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_settings_that_need_each_other_may_come_in_any_order(order: int) -> None:
-    values = [("regions.source", "maps"), ("regions.maps", "ids"), ("optim.batch_size", 9), ("optim.accumulate", 3)]
-    config = Config(optim=OptimConfig(batch_size=256, accumulate=4)).with_values(dict(values[::order]))
+    values = [
+        ("regions.source", "maps"),
+        ("regions.maps", "ids"),
+        ("optim.batch_size", 9),
+        ("optim.gradient_accumulation_steps", 3),
+    ]
+    config = Config(optim=OptimConfig(batch_size=256, gradient_accumulation_steps=4)).with_values(dict(values[::order]))
     assert config.regions == RegionConfig(source="maps", maps="ids")
-    assert (config.optim.batch_size, config.optim.accumulate) == (9, 3)
+    assert (config.optim.batch_size, config.optim.gradient_accumulation_steps) == (9, 3)
 
 
 def test_a_refused_value_is_refused_by_with_values_too() -> None:

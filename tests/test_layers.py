@@ -11,18 +11,21 @@ SOURCE = Path(__file__).parents[1] / "src" / "plrc"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 LAYERS = (
-    {"files", "machine"},
+    {"errors", "text", "files", "machine"},
     {"settings"},
     {"config", "geometry", "rng", "distributed"},
+    {"runtime", "measures"},
     {"data"},
     {"model"},
     {"objectives"},
     {"engine"},
-    {"presets"},
-    {"transfer", "export", "visualize", "bench"},
+    {"presets", "scenes"},
+    {"transfer", "export", "visualize"},
+    {"compare"},
     {"study"},
     {"", "cli", "demo", "doctor", "__main__"},  # "" is plrc/__init__.py: the public names
 )
+OBJECTIVES_MAY_IMPORT = {"geometry"}  # they serve in a training loop of the user's own
 LAYER = {unit: number for number, units in enumerate(LAYERS) for unit in units}
 TOP = len(LAYERS) - 1
 
@@ -85,7 +88,7 @@ def complaints(path: Path, root: Path) -> list[str]:
         out.append("imports relatively")
     for other in sorted(imported_units(tree) - {mine}):
         lower = LAYER[other] < LAYER[mine] or LAYER[mine] == TOP
-        if not lower or mine == "objectives":
+        if not lower or (mine == "objectives" and other not in OBJECTIVES_MAY_IMPORT):
             out.append(f"{mine or 'plrc'} imports {other or 'plrc'}")
     if text.count("\n") > 400:
         out.append(f"has {text.count(chr(10))} lines")
@@ -120,13 +123,13 @@ def test_the_files_are_found() -> None:
         ("engine/pretrain.py", "from plrc import pretrain", "engine imports plrc"),
         ("engine/pretrain.py", "import plrc\nplrc.export.load_backbone", "engine imports export"),
         ("engine/pretrain.py", "from .state import TrainingState", "imports relatively"),
-        ("objectives/image.py", "from plrc.geometry import sample", "objectives imports geometry"),
+        ("objectives/image.py", "from plrc.config import Config", "objectives imports config"),
         ("objectives/image.py", "from plrc import distributed", "objectives imports distributed"),
         ("transfer/probe.py", "from plrc.export import load_backbone", "transfer imports export"),
         ("export/timm.py", "import plrc.visualize.report as report", "export imports visualize"),
-        ("bench/step.py", "from plrc.transfer.detectors import detector", "bench imports transfer"),
+        ("measures/probe.py", "from plrc.transfer.metrics import confusion", "measures imports transfer"),
         ("visualize/report.py", "from plrc.cli import main", "visualize imports cli"),
-        ("presets.py", "from plrc.transfer import compare", "presets imports transfer"),
+        ("transfer/finetune.py", "from plrc.compare.run import table", "transfer imports compare"),
         ("extra.py", "", "extra has no layer; give it one in LAYERS"),
         ("data/long.py", "\n" * 401, "has 401 lines"),
         ("data/views.py", "from torch.nn import functional as F\nF.grid_sample(a, b)", "mentions grid_sample"),
@@ -148,7 +151,10 @@ def test_each_rule_catches_its_breach(place: str, text: str, complaint: str, tmp
     [
         ("engine/a.py", "from plrc import distributed\ndistributed.gather(x)"),
         ("engine/a.py", "from torch.nn.parallel import DistributedDataParallel"),
-        ("objectives/image.py", "import torch\nfrom plrc.objectives.affinity import ace"),
+        (
+            "objectives/image.py",
+            "import torch\nfrom plrc.geometry import sample\nfrom plrc.objectives.affinity import ace",
+        ),
         ("transfer/probe.py", "from plrc.engine.checkpoint import load_checkpoint\nfrom plrc import geometry"),
         ("cli.py", "from plrc import pretrain\nfrom plrc.demo import demo\nfrom plrc.export import load_backbone"),
         ("__init__.py", "from plrc import objectives\nfrom plrc.presets import preset"),

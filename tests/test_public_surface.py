@@ -19,10 +19,10 @@ from plrc.transfer.protocols import PROTOCOLS, protocol
 
 FLAGS = """
 --help --preset --method --config --seed --adapt --no-adapt --data --out --resume --no-resume --devices
---data.source --data.layout --data.split --data.exclude --data.held-out --data.percentiles --data.max-megapixels
---data.bad-limit
---views.size --views.area --views.aspect --views.flip --views.overlap --views.overlap-tries --views.jitter
---views.brightness --views.contrast --views.saturation --views.hue --views.grey --views.blur --views.blur-sigma
+--data.source --data.layout --data.split --data.exclude --data.held-out --data.rescale_percentiles --data.max-megapixels
+--data.max-unreadable-fraction
+--views.size --views.scale --views.ratio --views.flip-prob --views.overlap --views.overlap-tries --views.jitter-prob
+--views.brightness --views.contrast --views.saturation --views.hue --views.gray-prob --views.blur-prob --views.blur-sigma
 --regions.source --regions.grid --regions.count --regions.scale --regions.maps --regions.map-size --regions.merge
 --regions.split --regions.jitter --regions.reassign
 --model.backbone --model.stride --model.layer4-stride --model.init --model.contrast-hidden --model.contrast-dim
@@ -30,10 +30,10 @@ FLAGS = """
 --objectives.image-weight --objectives.point-weight --objectives.distill-weight --objectives.image-temperature
 --objectives.point-temperature --objectives.student-temperature --objectives.teacher-temperature
 --objectives.teacher-temperature-start --objectives.temperature-warmup --objectives.queue --objectives.negatives
---objectives.contrast --objectives.points --objectives.distill-points --objectives.lattice --objectives.center
+--objectives.contrast --objectives.points --objectives.distill-points --objectives.reference-grid --objectives.center
 --objectives.no-center
---optim.name --optim.lr --optim.lr-batch --optim.momentum --optim.weight-decay --optim.batch-size --optim.accumulate
---optim.epochs --optim.steps --optim.warmup-epochs --optim.clip-norm --optim.teacher-momentum --optim.teacher-schedule
+--optim.name --optim.lr --optim.base-batch-size --optim.momentum --optim.weight-decay --optim.batch-size --optim.gradient-accumulation-steps
+--optim.epochs --optim.steps --optim.warmup-epochs --optim.max-grad-norm --optim.teacher-momentum --optim.teacher-schedule
 --optim.precision --optim.channels-last --optim.no-channels-last --optim.compile --optim.no-compile
 --run.out --run.resume --run.no-resume --run.allow-changes --run.cache --run.no-allow-changes --run.device --run.devices
 --run.workers --run.threads --run.log-every-steps --run.health-every-steps --run.checkpoint-every-steps
@@ -44,31 +44,31 @@ TRANSFER = """
 --help --preset --config --data --out --resume --no-resume --schedule --partial --no-partial --evaluations
 --data.source --data.layout --data.train --data.val --data.test --data.fraction --data.shots --data.merge-classes
 --data.no-merge-classes --data.difficult --data.no-difficult
---input.train-size --input.test-size --input.max-size --input.crop --input.flip
---model.backbone --model.neck --model.norm --model.head-norm --model.trainable-layers --model.width --model.finest
---model.hidden --model.rois --model.anchors --model.dilation --model.layer4-dilation
---optim.lr --optim.batch-size --optim.iterations --optim.schedule --optim.drops --optim.warmup --optim.momentum
---optim.weight-decay --optim.norm-decay --optim.clip-norm --optim.precision
---run.out --run.resume --run.no-resume --run.device --run.workers --run.threads --run.log-every --run.checkpoint-every
+--input.train-size --input.test-size --input.max-size --input.crop --input.flip-prob
+--model.backbone --model.neck --model.norm --model.head-norm --model.trainable-layers --model.width --model.min-stride
+--model.hidden --model.rois-per-image --model.anchors --model.dilation --model.layer4-dilation
+--optim.lr --optim.batch-size --optim.steps --optim.schedule --optim.lr-milestones --optim.warmup-steps --optim.momentum
+--optim.weight-decay --optim.norm-decay --optim.max-grad-norm --optim.precision
+--run.out --run.resume --run.no-resume --run.device --run.workers --run.threads --run.log-every-steps --run.checkpoint-every-steps
 --run.keep-model --run.no-keep-model
 """
 
 PAPER = {  # METHOD section 4, and the objectives' settings of section 3
     "model.backbone": "resnet50", "model.stride": 32, "model.layer4_stride": 2, "model.bn_groups": 8,
     "model.contrast_hidden": 2048, "model.contrast_dim": 128, "model.distill_hidden": 2048, "model.distill_dim": 256,
-    "views.size": 224, "views.area": (0.2, 1.0), "views.aspect": (3 / 4, 4 / 3), "views.flip": 0.5,
+    "views.size": 224, "views.scale": (0.2, 1.0), "views.ratio": (3 / 4, 4 / 3), "views.flip_prob": 0.5,
     "views.overlap": 0.5, "views.overlap_tries": 100,
-    "views.jitter": 0.8, "views.brightness": 0.4, "views.contrast": 0.4, "views.saturation": 0.4, "views.hue": 0.1,
-    "views.grey": 0.2, "views.blur": 0.5, "views.blur_sigma": (0.1, 2.0),
+    "views.jitter_prob": 0.8, "views.brightness": 0.4, "views.contrast": 0.4, "views.saturation": 0.4, "views.hue": 0.1,
+    "views.gray_prob": 0.2, "views.blur_prob": 0.5, "views.blur_sigma": (0.1, 2.0),
     "regions.source": "grid", "regions.grid": 4,
-    "optim.name": "sgd", "optim.lr": 0.03, "optim.lr_batch": 256, "optim.batch_size": 256, "optim.momentum": 0.9,
+    "optim.name": "sgd", "optim.lr": 0.03, "optim.base_batch_size": 256, "optim.batch_size": 256, "optim.momentum": 0.9,
     "optim.weight_decay": 1e-4, "optim.epochs": 100.0, "optim.steps": 0, "optim.warmup_epochs": 0.0,
-    "optim.clip_norm": 0.0, "optim.teacher_momentum": 0.999, "optim.teacher_schedule": "constant",
+    "optim.max_grad_norm": 0.0, "optim.teacher_momentum": 0.999, "optim.teacher_schedule": "constant",
     "objectives.image_weight": 0.7, "objectives.point_weight": 0.3, "objectives.distill_weight": 0.3,
     "objectives.image_temperature": 0.2, "objectives.point_temperature": 0.2, "objectives.student_temperature": 0.1,
     "objectives.teacher_temperature_start": 0.04, "objectives.teacher_temperature": 0.07,
     "objectives.temperature_warmup": 0.3, "objectives.queue": 65536, "objectives.points": 256,
-    "objectives.distill_points": 256, "objectives.lattice": 56, "objectives.center": False,
+    "objectives.distill_points": 256, "objectives.reference_grid": 56, "objectives.center": False,
     "adapt": True,
 }  # fmt: skip
 
@@ -96,7 +96,7 @@ REQUIRED = inspect.Parameter.empty
 def test_functions() -> None:
     assert parameters(plrc.pretrain) == {"config": REQUIRED, "explicit": None}
     assert parameters(plrc.load_backbone) == {
-        "path": REQUIRED, "layer4_stride": 2, "backbone": "", "normalise": False, "dtype": torch.float32,
+        "path": REQUIRED, "layer4_stride": 2, "backbone": "", "normalize": False, "dtype": torch.float32,
         "device": "cpu", "channels_last": False,
     }  # fmt: skip
     assert parameters(plrc.export_backbone) == {"run": REQUIRED, "target": "torchvision", "out": None, "backbone": ""}
@@ -155,7 +155,7 @@ def test_protocols() -> None:
     ]  # fmt: skip
     voc = protocol("voc_c4_24k", "detection").flat()
     expected = {
-        "optim.iterations": 24_000, "optim.batch_size": 16, "optim.lr": 0.02, "input.train_size": (480.0, 800.0),
+        "optim.steps": 24_000, "optim.batch_size": 16, "optim.lr": 0.02, "input.train_size": (480.0, 800.0),
         "input.test_size": 800.0, "model.neck": "c4", "data.train": "trainval07+12", "data.test": "test07",
         "model.norm": "sync", "model.head_norm": "sync", "model.trainable_layers": 5,
     }  # fmt: skip
@@ -180,7 +180,7 @@ def test_flags_of_the_other_verbs(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_flags_of_regions(capsys: pytest.CaptureFixture[str]) -> None:
     shared = {flag for flag in FLAGS.split() if flag.startswith(("--help", "--seed", "--data", "--regions."))}
-    shared -= {"--data.held-out", "--data.bad-limit"}
+    shared -= {"--data.held-out", "--data.max-unreadable-fraction"}
     own = {"preview": "--out --images", "quality": "--truth --images", "precompute": "--out --workers"}
     for task, others in own.items():
         assert flags(["regions", task], capsys) == {*shared, *others.split()}

@@ -1,4 +1,4 @@
-"""Scenes: the labels fit the pictures, the files can be read back, and neither background nor colour is a short cut."""
+"""Scenes: the labels fit the pictures, the files can be read back, and neither background nor color is a short cut."""
 
 import json
 from collections import defaultdict
@@ -114,7 +114,7 @@ def test_textures_are_stripes_checks_and_dots():
 
 
 def background_statistics(scene, half):
-    """Mean colour, contrast and gradient strengths of one half's background pixels [9], or None if there are few."""
+    """Mean color, contrast and gradient strengths of one half's background pixels [9], or None if there are few."""
     columns = slice(0, 48) if half == 0 else slice(48, 96)
     image, free = scene.image[:, columns].astype(float), scene.masks[:, columns] == 0
     if free.sum() < 1500:
@@ -150,7 +150,7 @@ def test_materials_themselves_can_be_told_apart():
 
 
 def test_colour_does_not_give_the_class():
-    """A linear classifier on colour histograms (4 x 4 x 4 bins) of the objects' pixels is near chance, 1 / 9."""
+    """A linear classifier on color histograms (4 x 4 x 4 bins) of the objects' pixels is near chance, 1 / 9."""
     histograms, kinds = [], []
     for scene in scenes():
         bins = (scene.image.astype(int) // 64) @ [16, 4, 1]

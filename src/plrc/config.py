@@ -38,37 +38,40 @@ class DataConfig:
     of images."""
     held_out: int = 64
     """Images kept out of training for the label-free health report (at most a tenth of the images)."""
-    percentiles: tuple[float, float] = (0.5, 99.5)
+    rescale_percentiles: tuple[float, float] = (0.5, 99.5)
     """16-bit images: grey values at these percentiles of the image become 0 and 255."""
     max_megapixels: float = 200.0
     """Larger images are refused as unreadable (protects against decompression bombs)."""
-    bad_limit: float = 0.1
+    max_unreadable_fraction: float = 0.1
     """The run stops when more than this share of the images, or of their region maps, cannot be read."""
 
     def __post_init__(self) -> None:
         check(self.held_out >= 0, f"data.held_out is {self.held_out}; write 0 (none) or more")
-        check_range("data.percentiles", self.percentiles, 0, 100)
+        check_range("data.rescale_percentiles", self.rescale_percentiles, 0, 100)
         check(self.max_megapixels > 0, "data.max_megapixels must be above 0")
-        check(0 <= self.bad_limit <= 1, f"data.bad_limit is {self.bad_limit}; write a share between 0 and 1")
+        check(
+            0 <= self.max_unreadable_fraction <= 1,
+            f"data.max_unreadable_fraction is {self.max_unreadable_fraction}; write a share between 0 and 1",
+        )
 
 
 @dataclass(frozen=True)
 class ViewConfig:
-    """Crops and colours of the three views (METHOD section 2; He et al. MoCo v2 settings)."""
+    """Crops and colors of the three views (METHOD section 2; He et al. MoCo v2 settings)."""
 
     size: int = 224
     """Side of a view in pixels."""
-    area: tuple[float, float] = (0.2, 1.0)
+    scale: tuple[float, float] = (0.2, 1.0)
     """Smallest and largest share of the image that a crop covers."""
-    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Smallest and largest width / height of a crop."""
-    flip: float = 0.5
+    flip_prob: float = 0.5
     """Probability of a horizontal flip."""
     overlap: float = 0.5
     """View B must have area(A and B) / max(area A, area B) of at least this."""
     overlap_tries: int = 100
     """Draws of B before it falls back to A's crop."""
-    jitter: float = 0.8
+    jitter_prob: float = 0.8
     """Probability of colour jitter."""
     brightness: float = 0.4
     """Largest change of brightness, as a share."""
@@ -78,19 +81,28 @@ class ViewConfig:
     """Largest change of saturation, as a share."""
     hue: float = 0.1
     """Largest hue shift, as a share of the colour circle."""
-    grey: float = 0.2
+    gray_prob: float = 0.2
     """Probability of a grey view."""
-    blur: float = 0.5
+    blur_prob: float = 0.5
     """Probability of Gaussian blur."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     """Smallest and largest standard deviation of the blur, in pixels of the view."""
 
     def __post_init__(self) -> None:
         check(self.size >= 16, f"views.size is {self.size}; write at least 16 pixels")
-        check_range("views.area", self.area, 1e-4, 1)
-        check_range("views.aspect", self.aspect, 0.05, 20)
+        check_range("views.scale", self.scale, 1e-4, 1)
+        check_range("views.ratio", self.ratio, 0.05, 20)
         check_range("views.blur_sigma", self.blur_sigma, 0.01, 50)
-        for name in ("flip", "overlap", "jitter", "grey", "blur", "brightness", "contrast", "saturation"):
+        for name in (
+            "flip_prob",
+            "overlap",
+            "jitter_prob",
+            "gray_prob",
+            "blur_prob",
+            "brightness",
+            "contrast",
+            "saturation",
+        ):
             value = getattr(self, name)
             check(0 <= value <= 1, f"views.{name} is {value}; write a number between 0 and 1")
         check(0 <= self.hue <= 0.5, f"views.hue is {self.hue}; write a number between 0 and 0.5")
@@ -206,7 +218,7 @@ class ObjectiveConfig:
     """Share of the run over which the teacher's temperature rises linearly."""
     queue: int = 65536
     """Past image keys that serve as negatives of image contrast."""
-    contrast: Literal["points", "regions", "pixels"] = "points"
+    contrast: Literal["points", "region", "pixel"] = "points"
     """What the point term contrasts: points of shared regions; those regions as a whole (the mean of their points); or
     lattice positions of overlapping views, whose positives lie at the same place (baselines, METHOD section 5)."""
     negatives: Literal["batch", "image"] = "batch"
@@ -215,7 +227,7 @@ class ObjectiveConfig:
     """Points per view of point-level region contrast (paper: 16 regions x 16 points)."""
     distill_points: int = 256
     """Points per image of affinity distillation."""
-    lattice: int = 56
+    reference_grid: int = 56
     """Positions per side of the reference lattice of affinity distillation. 0: twice the feature lattice."""
     center: bool = False
     """Centre the teacher's affinities by a running mean (momentum 0.9)."""
@@ -231,12 +243,15 @@ class ObjectiveConfig:
         check(0 <= self.temperature_warmup <= 1, "objectives.temperature_warmup is a share between 0 and 1")
         for name in ("queue", "points", "distill_points"):
             check(getattr(self, name) >= 1, f"objectives.{name} is {getattr(self, name)}; write at least 1")
-        check(self.lattice >= 0, f"objectives.lattice is {self.lattice}; write 0 (twice the feature lattice) or more")
+        check(
+            self.reference_grid >= 0,
+            f"objectives.reference_grid is {self.reference_grid}; write 0 (twice the feature lattice) or more",
+        )
 
     @property
     def pixels(self) -> bool:
         """Whether lattice positions of A and B are contrasted."""
-        return self.point_weight > 0 and self.contrast == "pixels"
+        return self.point_weight > 0 and self.contrast == "pixel"
 
     @property
     def match_view(self) -> bool:
@@ -252,7 +267,7 @@ class OptimConfig:
     """The optimiser."""
     lr: float = 0.03
     """Peak learning rate."""
-    lr_batch: int = 256
+    base_batch_size: int = 256
     """The batch size that `lr` is meant for. Another batch size scales an `lr` that you did not set (SGD: linearly)."""
     momentum: float = 0.9
     """SGD momentum."""
@@ -260,7 +275,7 @@ class OptimConfig:
     """Weight decay. AdamW leaves biases and norms out; SGD, as in the paper, does not."""
     batch_size: int = 256
     """Images per optimiser step, over all processes and accumulated parts."""
-    accumulate: int = 1
+    gradient_accumulation_steps: int = 1
     """Parts that a batch is computed in, to save memory. Negatives then come from one part only."""
     epochs: float = 100.0
     """Passes over the images. Ignored where `steps` is set."""
@@ -268,7 +283,7 @@ class OptimConfig:
     """Optimiser steps. 0: use `epochs`."""
     warmup_epochs: float = 0.0
     """Linear warm-up of the learning rate before the cosine to 0."""
-    clip_norm: float = 0.0
+    max_grad_norm: float = 0.0
     """Largest gradient norm. 0: no clipping."""
     teacher_momentum: float = 0.999
     """The teacher moves by 1 - this towards the student after each step."""
@@ -284,16 +299,19 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         check(self.lr > 0, f"optim.lr is {self.lr}; write a number above 0")
-        check(self.lr_batch >= 1, "optim.lr_batch must be at least 1")
+        check(self.base_batch_size >= 1, "optim.base_batch_size must be at least 1")
         check(0 <= self.momentum < 1, f"optim.momentum is {self.momentum}; write a number in [0, 1)")
         check(self.weight_decay >= 0, "optim.weight_decay must not be negative")
         check(self.batch_size >= 1, f"optim.batch_size is {self.batch_size}; write at least 1")
-        parts, batch = self.accumulate, self.batch_size
+        parts, batch = self.gradient_accumulation_steps, self.batch_size
         divides = parts >= 1 and batch % parts == 0
-        check(divides, f"optim.accumulate is {parts}; it must divide optim.batch_size ({batch})")
+        check(divides, f"optim.gradient_accumulation_steps is {parts}; it must divide optim.batch_size ({batch})")
         check(self.steps >= 0, f"optim.steps is {self.steps}; write 0 (use epochs) or more")
         check(self.steps > 0 or self.epochs > 0, "optim.epochs is 0 and optim.steps is 0; set one of them")
-        check(self.warmup_epochs >= 0 and self.clip_norm >= 0, "optim.warmup_epochs and clip_norm must be 0 or more")
+        check(
+            self.warmup_epochs >= 0 and self.max_grad_norm >= 0,
+            "optim.warmup_epochs and max_grad_norm must be 0 or more",
+        )
         check(0 <= self.teacher_momentum <= 1, "optim.teacher_momentum must be a share in [0, 1]")
 
 

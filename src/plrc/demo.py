@@ -41,10 +41,16 @@ def demo_config(out: Path, steps: int) -> Config:
         views=ViewConfig(size=64),
         model=ModelConfig(backbone="resnet18", stride=8, contrast_hidden=256, distill_hidden=256),
         objectives=ObjectiveConfig(
-            image_weight=0.0, point_weight=1.0, distill_weight=1.0, negatives="image", lattice=0
+            image_weight=0.0, point_weight=1.0, distill_weight=1.0, negatives="image", reference_grid=0
         ),
         optim=OptimConfig(
-            name="adamw", lr=2e-3, lr_batch=64, weight_decay=0.05, batch_size=64, steps=steps, teacher_momentum=0.99
+            name="adamw",
+            lr=2e-3,
+            base_batch_size=64,
+            weight_decay=0.05,
+            batch_size=64,
+            steps=steps,
+            teacher_momentum=0.99,
         ),
         run=RunConfig(out=str(out / "run"), resume=True, checkpoint_every_steps=100, health_every_steps=100),
     ).with_values({"data.source": str(out / "scenes" / "train" / "images"), "data.held_out": 32})

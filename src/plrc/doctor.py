@@ -34,7 +34,7 @@ def report() -> int:
     faults = [f"{name} is missing: pip install {name}" for name, where in found.items() if not where]
     rows = {name: where or "missing" for name, where in found.items()}
     for extra, name in EXTRAS.items():
-        rows[f"extra {extra}"] = _installed(name) or f"no: pip install 'plrc[{extra}]'"
+        rows[f"extra {extra}"] = _installed(name) or f"no: pip install 'plrc-pretrain[{extra}]'"
     if not faults:
         tried, faults = _try_out()
         rows |= tried

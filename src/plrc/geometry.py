@@ -40,7 +40,7 @@ def inside(points: Tensor) -> Tensor:
 
 
 def lattice(height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
-    """The centres of a height x width lattice, row by row: [height * width, 2]."""
+    """The centers of a height x width lattice, row by row: [height * width, 2]."""
     y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
     x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 2)
@@ -49,7 +49,7 @@ def lattice(height: int, width: int, device: torch.device | str = "cpu") -> Tens
 def sample(features: Tensor, points: Tensor) -> Tensor:
     """Read features [B, C, H, W] bilinearly at points [B, N, 2] of their frame -> [B, N, C], in float32 or wider.
 
-    Beyond the outermost cell centres the border value is continued (METHOD section 2).
+    Beyond the outermost cell centers the border value is continued (METHOD section 2).
     """
     features = features if features.dtype == torch.float64 else features.float()
     grid = (2 * points.to(features.dtype) - 1)[:, :, None, :]

@@ -32,7 +32,7 @@ def versions() -> dict[str, str]:
     """What computed a result."""
     import torch
 
-    return {"plrc": version("plrc"), "torch": torch.__version__, "python": platform.python_version()}
+    return {"plrc": version("plrc-pretrain"), "torch": torch.__version__, "python": platform.python_version()}
 
 
 def commit(root: Path = Path(__file__).parents[2]) -> str:

@@ -42,10 +42,10 @@ def small_r18() -> Config:
         views=ViewConfig(size=128),
         model=ModelConfig(backbone="resnet18", layer4_stride=1, contrast_hidden=512, distill_hidden=512),
         objectives=ObjectiveConfig(
-            image_weight=0.1, point_weight=1.0, distill_weight=1.0, queue=4096, negatives="image", lattice=0
+            image_weight=0.1, point_weight=1.0, distill_weight=1.0, queue=4096, negatives="image", reference_grid=0
         ),
         optim=OptimConfig(
-            name="adamw", lr=1e-3, lr_batch=64, batch_size=64, weight_decay=0.05, epochs=200.0, warmup_epochs=5.0,
+            name="adamw", lr=1e-3, base_batch_size=64, batch_size=64, weight_decay=0.05, epochs=200.0, warmup_epochs=5.0,
             teacher_momentum=0.99,
         ),
         run=RunConfig(checkpoint_every_steps=200),
@@ -68,10 +68,10 @@ def debug_cpu() -> Config:
         ),
         objectives=ObjectiveConfig(
             image_weight=small.objectives.image_weight, point_weight=1.0, distill_weight=1.0, queue=256,
-            negatives="image", lattice=0, points=64, distill_points=64,
+            negatives="image", reference_grid=0, points=64, distill_points=64,
         ),
         optim=OptimConfig(
-            name="adamw", lr=1e-3, lr_batch=32, batch_size=32, weight_decay=0.05, steps=150, teacher_momentum=0.95
+            name="adamw", lr=1e-3, base_batch_size=32, batch_size=32, weight_decay=0.05, steps=150, teacher_momentum=0.95
         ),
         run=RunConfig(health_every_steps=50, checkpoint_every_steps=50),
     )  # fmt: skip
@@ -104,8 +104,8 @@ def with_method(config: Config, method: str) -> Config:
         raise ConfigError(f"there is no method {method!r}; write one of {', '.join(get_args(Method))}")
     terms: dict[str, dict[str, float | str]] = {
         "image": {"image_weight": 1.0, "point_weight": 0.0, "distill_weight": 0.0},
-        "pixel": {"contrast": "pixels", "distill_weight": 0.0},
-        "region": {"contrast": "regions", "distill_weight": 0.0},
+        "pixel": {"contrast": "pixel", "distill_weight": 0.0},
+        "region": {"contrast": "region", "distill_weight": 0.0},
         "points": {"contrast": "points", "distill_weight": 0.0},
         "plrc": {"contrast": "points"},
     }

@@ -1,9 +1,9 @@
 """Generated detection scenes: the data set that comes with the package, for the demo, the studies and the tests.
 
 Layer 1; NumPy, and Pillow to write files. A scene is a function of (seed, index). Two to five objects of varied size,
-rotation and colour lie on, and partly hide, each other; a class is a shape AND a texture. What could be learned instead
+rotation and color lie on, and partly hide, each other; a class is a shape AND a texture. What could be learned instead
 of objects is kept out: the background is one of six materials that all scenes share, seen at a random place, quarter
-turn and brightness, so it does not tell which image it is; both colours of an object are drawn from palettes that all
+turn and brightness, so it does not tell which image it is; both colors of an object are drawn from palettes that all
 classes share, in random order, so they do not tell its class.
 
 Shapes: H = W = size, n objects, K = 9 classes.
@@ -80,14 +80,14 @@ def render_scene(seed: int, index: int, size: int = 96) -> Scene:
         window, x, y, radius = _place(rng, size, shrink)
         inside = _shape(kind % len(SHAPES), x, y, radius, float(rng.uniform(0, 2 * np.pi)))
         texture = _texture(kind // len(SHAPES), x, y, radius, rng)
-        colours = _colours(rng)
+        colors = _colours(rng)
         after = masks[window].copy()
         after[inside] = len(classes) + 1
         if not _keeps_all_visible(masks, window, after, drawn):
             shrink = max(0.9 * shrink, 0.5)  # a smaller one finds a place
             continue
         masks[window] = after
-        image[window][inside] = np.where(texture[inside][:, None], colours[0], colours[1])
+        image[window][inside] = np.where(texture[inside][:, None], colors[0], colors[1])
         classes.append(kind)
         drawn.append(int(inside.sum()))
     return Scene(_develop(rng, image), masks, np.array(classes, dtype=np.int64), _boxes(masks, count), material)
@@ -158,7 +158,7 @@ def _background(rng: np.random.Generator, material: int, size: int) -> NDArray[n
 def _place(
     rng: np.random.Generator, size: int, shrink: float
 ) -> tuple[tuple[slice, slice], NDArray[np.float32], NDArray[np.float32], float]:
-    """A radius in pixels, a window that holds any object of it, and the window's pixel centres from the middle."""
+    """A radius in pixels, a window that holds any object of it, and the window's pixel centers from the middle."""
     radius = size * max(float(rng.uniform(*_RADIUS)) * shrink, _RADIUS[0])
     cx, cy = size * rng.uniform(0.08, 0.92, size=2)
     reach = 1.6 * radius
@@ -194,7 +194,7 @@ def _shape(
 def _texture(
     texture: int, x: NDArray[np.float32], y: NDArray[np.float32], radius: float, rng: np.random.Generator
 ) -> NDArray[np.bool_]:
-    """Which pixels have the first colour: half of them for every texture."""
+    """Which pixels have the first color: half of them for every texture."""
     period = radius * float(rng.uniform(*_PERIOD))
     u, v = _turn(x / np.float32(period), y / np.float32(period), float(rng.uniform(0, 2 * np.pi)))
     shift = rng.uniform(0, 1, size=2).astype(np.float32)
@@ -207,7 +207,7 @@ def _texture(
 
 
 def _colours(rng: np.random.Generator) -> NDArray[np.float32]:
-    """A light and a dark colour in random order [2, 3]."""
+    """A light and a dark color in random order [2, 3]."""
     light, dark = rng.integers(len(_LIGHT)), rng.integers(len(_DARK))
     return rng.permutation(np.stack([_LIGHT[light], _DARK[dark]])) * np.float32(rng.uniform(0.9, 1.05))
 

@@ -12,7 +12,12 @@ from torch import nn
 from plrc.errors import PlrcError
 
 CPU = torch.device("cpu")
-SMALL = {"model.contrast_hidden": 16, "model.distill_hidden": 16, "objectives.queue": 64, "objectives.lattice": 4}
+SMALL = {
+    "model.contrast_hidden": 16,
+    "model.distill_hidden": 16,
+    "objectives.queue": 64,
+    "objectives.reference_grid": 4,
+}
 PARTS = {
     "guard", "augmentation and shuffling", "teacher forward", "student forward", "objectives", "backward", "optimiser",
     "EMA", "queue", "running means",

@@ -163,9 +163,9 @@ def test_cells_are_named_by_content(build: Callable[..., Comparison], tmp_path: 
     plain = build()
     (tmp_path / "copy.pt").write_bytes((tmp_path / "good.pt").read_bytes())
     copied = build(inits=plain.inits | {"good": (f"{tmp_path}/copy.pt",)})
-    how = build(base=plain.base.with_values({"run.log_every": 7, "run.threads": 3}), processes=2)
+    how = build(base=plain.base.with_values({"run.log_every_steps": 7, "run.threads": 3}), processes=2)
     assert name(plain) == name(copied) == name(how)
-    what = build(base=plain.base.with_values({"input.flip": 0.25}))
+    what = build(base=plain.base.with_values({"input.flip_prob": 0.25}))
     others = [
         name(what),
         name(build(digest="of other labels")),
@@ -281,10 +281,10 @@ def test_other_settings_are_refused_with_the_difference(build: Callable[..., Com
     plain = build()
     compared(plain)
     with pytest.raises(PlrcError, match=r"input\.flip: stored 0\.5, now 0\.25"):
-        compared(build(base=plain.base.with_values({"input.flip": 0.25})))
+        compared(build(base=plain.base.with_values({"input.flip_prob": 0.25})))
     with pytest.raises(PlrcError, match=r"lrs: stored \[0\.01, 0\.02, 0\.04\], now \[0\.01\]"):
         compared(build(lrs=(0.01,)))
-    compared(build(base=plain.base.with_values({"optim.lr": 0.5, "run.log_every": 3})))  # neither changes a cell
+    compared(build(base=plain.base.with_values({"optim.lr": 0.5, "run.log_every_steps": 3})))  # neither changes a cell
     (plain.out / "comparison.json").write_text("{")
     with pytest.raises(PlrcError, match="remove it and repeat the command: no run is lost"):
         compared(plain)
@@ -436,7 +436,7 @@ def test_other_labels_are_other_runs(weights: Path, tmp_path: Path, monkeypatch:
     source, out = tmp_path / "labels", tmp_path / "out"
     shutil.copytree(weights.with_name("labels"), source)
     small = {
-        "optim.iterations": 4, "optim.batch_size": 2, "run.log_every": 2, "run.keep_model": False, "model.rois": 8,
+        "optim.steps": 4, "optim.batch_size": 2, "run.log_every_steps": 2, "run.keep_model": False, "model.rois_per_image": 8,
         "run.device": "cpu", "data.source": str(source), "run.out": str(out), "run.threads": 1,
         "input.train_size": (64.0, 64.0), "input.test_size": 64.0, "input.max_size": 64,
     }  # fmt: skip

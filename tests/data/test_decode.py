@@ -225,7 +225,7 @@ def test_stretch_of_extreme_values() -> None:
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF", "PNG"])
 def test_the_first_frame_of_many_is_taken(kind: str) -> None:
-    frames = [Image.new("RGB", (16, 12), colour) for colour in ("red", "lime", "blue")]
+    frames = [Image.new("RGB", (16, 12), color) for color in ("red", "lime", "blue")]
     options = {"lossless": True} if kind == "WEBP" else {}
     found = pixels(encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options))
     assert found.shape == (12, 16, 3)

@@ -12,9 +12,9 @@ from torchvision.transforms.v2 import functional as tv
 
 from plrc.config import ViewConfig
 from plrc.data import photometric
-from plrc.data.photometric import DRAWS, MEAN, STD, augment, normalise
+from plrc.data.photometric import DRAWS, MEAN, STD, augment, normalize
 
-NONE = ViewConfig(jitter=0.0, grey=0.0, blur=0.0)
+NONE = ViewConfig(jitter_prob=0.0, gray_prob=0.0, blur_prob=0.0)
 JITTER, BRIGHTNESS, CONTRAST, SATURATION, HUE, GREY, BLUR, SIGMA = range(DRAWS)
 
 
@@ -27,31 +27,31 @@ def uniforms(count: int = 4, seed: int = 0) -> Tensor:
     return torch.rand(count, DRAWS, generator=torch.Generator().manual_seed(seed))
 
 
-def plain(normalised: Tensor) -> Tensor:
+def plain(normalized: Tensor) -> Tensor:
     """Back to values in [0, 1]."""
-    return normalised * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
+    return normalized * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
 
 
 def only(**amounts: float) -> ViewConfig:
     """Jitter of nothing but `amounts`, always."""
     return dataclasses.replace(
-        NONE, jitter=1.0, **({"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0} | amounts)
+        NONE, jitter_prob=1.0, **({"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0} | amounts)
     )
 
 
-def luma(colours: Tensor) -> Tensor:
-    return (colours * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(-3)
+def luma(colors: Tensor) -> Tensor:
+    return (colors * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(-3)
 
 
 def test_normalise_is_the_formula() -> None:
     given = images()
     expected = (given.double() / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
-    torch.testing.assert_close(normalise(given).double(), expected, atol=1e-6, rtol=1e-6)
-    assert normalise(given).dtype == torch.float32
+    torch.testing.assert_close(normalize(given).double(), expected, atol=1e-6, rtol=1e-6)
+    assert normalize(given).dtype == torch.float32
 
 
 def test_nothing_happens_with_probability_zero() -> None:
-    torch.testing.assert_close(augment(images(), uniforms(), NONE), normalise(images()), atol=2e-6, rtol=1e-6)
+    torch.testing.assert_close(augment(images(), uniforms(), NONE), normalize(images()), atol=2e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("factor", [0.7, 1.2])
@@ -90,7 +90,7 @@ def test_steps_follow_one_another_in_the_stated_order() -> None:
 
 
 def test_values_stay_between_black_and_white() -> None:
-    config = ViewConfig(jitter=1.0, brightness=1.0, contrast=1.0, saturation=1.0, hue=0.5)
+    config = ViewConfig(jitter_prob=1.0, brightness=1.0, contrast=1.0, saturation=1.0, hue=0.5)
     got = plain(augment(images(64, 16), uniforms(64), config))
     assert got.min() >= -1e-5
     assert got.max() <= 1 + 1e-5
@@ -99,18 +99,19 @@ def test_values_stay_between_black_and_white() -> None:
 
 
 def test_grey_makes_equal_channels_of_the_luma() -> None:
-    got = plain(augment(images(), uniforms(), dataclasses.replace(NONE, grey=1.0)))
+    got = plain(augment(images(), uniforms(), dataclasses.replace(NONE, gray_prob=1.0)))
     expected = luma(images().float() / 255)[:, None].expand(-1, 3, -1, -1)
     torch.testing.assert_close(got, expected, atol=2e-6, rtol=0)
 
 
 def test_probabilities_choose_the_views() -> None:
     uniform = uniforms(400)
-    got = plain(augment(images(400, 16), uniform, dataclasses.replace(NONE, grey=0.2)))
+    got = plain(augment(images(400, 16), uniform, dataclasses.replace(NONE, gray_prob=0.2)))
     is_grey = (got.amax(1) - got.amin(1)).amax((1, 2)) < 1e-4
     assert torch.equal(is_grey, uniform[:, GREY] < 0.2)
     changed = (
-        augment(images(400, 16), uniform, ViewConfig(jitter=0.8, grey=0.0, blur=0.0)) - normalise(images(400, 16))
+        augment(images(400, 16), uniform, ViewConfig(jitter_prob=0.8, gray_prob=0.0, blur_prob=0.0))
+        - normalize(images(400, 16))
     ).abs()
     assert torch.equal(changed.amax((1, 2, 3)) > 1e-3, uniform[:, JITTER] < 0.8)
 
@@ -123,7 +124,7 @@ def test_blur_of_an_impulse_is_a_gaussian(sigma: float, size: int) -> None:
     given[:, :, at[0], at[1]] = 255
     uniform = uniforms(1)
     uniform[:, SIGMA] = (sigma - 0.1) / 1.9
-    got = plain(augment(given, uniform, dataclasses.replace(NONE, blur=1.0)))[0]
+    got = plain(augment(given, uniform, dataclasses.replace(NONE, blur_prob=1.0)))[0]
     line = torch.arange(size, dtype=torch.float64)
     rows, columns = (torch.exp(-((line - c) ** 2) / (2 * sigma**2)) for c in at)
     gaussian = rows[:, None] * columns[None]
@@ -147,25 +148,25 @@ def slow_blur(image: Tensor, sigma: float, reach: int) -> Tensor:
 @pytest.mark.parametrize(("size", "high"), [(40, 2.0), (33, 3.0), (64, 1.0)])
 def test_blur_equals_a_slow_loop_up_to_the_border_and_keeps_the_mean(size: int, high: float) -> None:
     given, uniform = images(3, size), uniforms(3, seed=5)
-    got = augment(given, uniform, dataclasses.replace(NONE, blur=1.0, blur_sigma=(0.5, high)))
-    for image, draws, result in zip(normalise(given).double(), uniform, got, strict=True):
+    got = augment(given, uniform, dataclasses.replace(NONE, blur_prob=1.0, blur_sigma=(0.5, high)))
+    for image, draws, result in zip(normalize(given).double(), uniform, got, strict=True):
         sigma = 0.5 + (high - 0.5) * float(draws[SIGMA])
         expected = slow_blur(image - image.mean((1, 2), keepdim=True), sigma, math.ceil(3 * high))
         expected = expected + image.mean((1, 2), keepdim=True)
         torch.testing.assert_close(result.double(), expected, atol=2e-5, rtol=0)
-    torch.testing.assert_close(got.mean((2, 3)), normalise(given).mean((2, 3)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(got.mean((2, 3)), normalize(given).mean((2, 3)), atol=1e-5, rtol=0)
 
 
 def test_a_kernel_wider_than_the_view_keeps_an_even_view_even() -> None:
     given = torch.full((1, 3, 16, 16), 77, dtype=torch.uint8)
-    got = augment(given, uniforms(1), dataclasses.replace(NONE, blur=1.0, blur_sigma=(50.0, 50.0)))
-    torch.testing.assert_close(got, normalise(given), atol=1e-5, rtol=0)
+    got = augment(given, uniforms(1), dataclasses.replace(NONE, blur_prob=1.0, blur_sigma=(50.0, 50.0)))
+    torch.testing.assert_close(got, normalize(given), atol=1e-5, rtol=0)
 
 
 def test_views_that_are_not_blurred_are_left_exactly_alone() -> None:
     given, uniform = images(40, 48), uniforms(40, seed=2)
-    config = ViewConfig(jitter=0.8, grey=0.2, blur=0.5)
-    got, sharp = augment(given, uniform, config), augment(given, uniform, dataclasses.replace(config, blur=0.0))
+    config = ViewConfig(jitter_prob=0.8, gray_prob=0.2, blur_prob=0.5)
+    got, sharp = augment(given, uniform, config), augment(given, uniform, dataclasses.replace(config, blur_prob=0.0))
     blurred = uniform[:, BLUR] < 0.5
     assert 5 < blurred.sum() < 35
     assert torch.equal(got[~blurred], sharp[~blurred])
@@ -175,8 +176,8 @@ def test_views_that_are_not_blurred_are_left_exactly_alone() -> None:
 def test_one_blur_leaves_the_views_that_it_must_not_touch_exactly_alone() -> None:
     """What a GPU does, which leaves no view out."""
     given, uniform = images(40, 48), uniforms(40, seed=2)
-    config = ViewConfig(jitter=0.8, grey=0.2, blur=0.5)
-    sharp = augment(given, uniform, dataclasses.replace(config, blur=0.0))
+    config = ViewConfig(jitter_prob=0.8, gray_prob=0.2, blur_prob=0.5)
+    sharp = augment(given, uniform, dataclasses.replace(config, blur_prob=0.0))
     got = sharp.clone()
     photometric._blur(got, torch.empty_like(got), photometric._kernels(uniform[:, BLUR:], config))
     assert torch.equal(got[uniform[:, BLUR] >= 0.5], sharp[uniform[:, BLUR] >= 0.5])
@@ -200,7 +201,7 @@ def test_a_batch_larger_than_one_part_is_worked_on_whole() -> None:
 
 
 def test_inputs_stay_as_they_were_in_any_layout_and_under_autocast() -> None:
-    given, uniform, config = images(), uniforms(), ViewConfig(blur=1.0)
+    given, uniform, config = images(), uniforms(), ViewConfig(blur_prob=1.0)
     expected = augment(given, uniform, config)
     assert torch.equal(given, images())
     assert torch.equal(uniform, uniforms())
@@ -215,7 +216,9 @@ def test_a_pattern_stays_where_it_is() -> None:
     line = torch.arange(size, dtype=torch.float32)
     blob = torch.exp(-((line[:, None] - centre[0]) ** 2 + (line[None] - centre[1]) ** 2) / 18)
     given = (blob * 200).round().to(torch.uint8).expand(16, 3, -1, -1)
-    config = ViewConfig(jitter=1.0, contrast=0.0, blur=1.0)  # contrast would shift the black ground, not the blob
+    config = ViewConfig(
+        jitter_prob=1.0, contrast=0.0, blur_prob=1.0
+    )  # contrast would shift the black ground, not the blob
     got = plain(augment(given, uniforms(16), config)).mean(1)
     mass = got.sum((1, 2))
     torch.testing.assert_close((got.sum(2) @ line) / mass, torch.full((16,), 20.0), atol=0.02, rtol=0)

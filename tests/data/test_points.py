@@ -229,8 +229,8 @@ def slow_pixels(maps: list[list[float]], side: int) -> list[int]:
     """The rule of METHOD section 5 as loops for one image: the index of each query position's positive, or -1."""
 
     def places(sx: float, sy: float, ox: float, oy: float) -> list[tuple[float, float]]:
-        centres = [(i + 0.5) / side for i in range(side)]
-        return [(sx * x + ox, sy * y + oy) for y in centres for x in centres]
+        centers = [(i + 0.5) / side for i in range(side)]
+        return [(sx * x + ox, sy * y + oy) for y in centers for x in centers]
 
     query, key = places(*maps[0]), places(*maps[1])
     diagonal = max(math.hypot(sx, sy) / side for sx, sy, _, _ in maps)

@@ -59,10 +59,10 @@ def test_eight_bit_grey_palette_and_alpha_png_read_alike(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 def test_each_colour_of_an_rgb_png_is_a_region(tmp_path: Path, mode: str) -> None:
-    colours = np.zeros((*QUARTERS.shape, 3), dtype=np.uint8)
-    colours[QUARTERS == 7] = (0, 5, 200)
-    colours[QUARTERS == 300] = (1, 5, 200)
-    Image.fromarray(colours).convert(mode).save(tmp_path / "a.png")
+    colors = np.zeros((*QUARTERS.shape, 3), dtype=np.uint8)
+    colors[QUARTERS == 7] = (0, 5, 200)
+    colors[QUARTERS == 300] = (1, 5, 200)
+    Image.fromarray(colors).convert(mode).save(tmp_path / "a.png")
     assert torch.equal(load_regions(tmp_path / "a.png", 8), COMPACT)
 
 

@@ -320,13 +320,13 @@ def test_a_missing_and_a_broken_shard_are_skipped_counted_and_named(
     (copy / "shard-000001.tar").unlink()
     cut = copy / "shard-000002.tar"
     cut.write_bytes(cut.read_bytes()[:600])
-    config = tiny(data__source=str(copy), data__held_out=0, data__bad_limit=0.9, optim__steps=6)
+    config = tiny(data__source=str(copy), data__held_out=0, data__max_unreadable_fraction=0.9, optim__steps=6)
     assert pretrain(config).finished
     log = (tmp_path / "run" / "log.txt").read_text()
     assert log.count("cannot read shard-000001.tar: does not exist (tried 3 times); another image takes its place") == 1
     assert log.count("cannot read shard-000002.tar: the shard ends before byte") == 1
     lost = sum(name.startswith(("shard-000001", "shard-000002")) for name in listed(packed).names)
-    strict = config.with_values({"data.bad_limit": (lost - 1) / 48, "run.out": str(tmp_path / "strict")})
+    strict = config.with_values({"data.max_unreadable_fraction": (lost - 1) / 48, "run.out": str(tmp_path / "strict")})
     with pytest.raises(PlrcError, match=f"^{lost} of 48 images cannot be read, .*such as shard-000001.tar"):
         pretrain(strict)
 

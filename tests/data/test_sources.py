@@ -29,7 +29,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 
 def fill(root: Path, *names: str) -> None:
-    """Write an image of its own colours under each name."""
+    """Write an image of its own colors under each name."""
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         pixels = COLOURS.integers(0, 256, (6, 8, 3), dtype=np.uint8)

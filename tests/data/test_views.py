@@ -25,7 +25,7 @@ def draw(seed: int, height: int, width: int, config: ViewConfig = CONFIG, match:
 
 
 def coordinate_image(height: int, width: int) -> Tensor:
-    """uint8 [3, H, W]: red is 255 x, green is 255 y, blue is 255 (1 - x), at pixel centres."""
+    """uint8 [3, H, W]: red is 255 x, green is 255 y, blue is 255 (1 - x), at pixel centers."""
     points = geometry.lattice(height, width).reshape(height, width, 2)
     channels = torch.stack([points[..., 0], points[..., 1], 1 - points[..., 0]], dim=-1)
     return (channels * 255).round().to(torch.uint8).permute(2, 0, 1)
@@ -54,7 +54,7 @@ def test_fallback_is_the_largest_centred_crop_of_an_allowed_aspect() -> None:
     wide, tall = draw(0, 3, 500)[QUERY], draw(0, 500, 3)[QUERY]
     assert (wide.left, wide.top, wide.width, wide.height) == (248, 0, 4, 3)
     assert (tall.left, tall.top, tall.width, tall.height) == (0, 248, 3, 4)
-    huge = ViewConfig(aspect=(20.0, 20.0))
+    huge = ViewConfig(ratio=(20.0, 20.0))
     assert draw(0, 1, 1, huge)[QUERY].box == (0, 0, 1, 1)
 
 
@@ -101,7 +101,7 @@ def test_query_and_reference_do_not_depend_on_the_match() -> None:
 
 def test_flip_probability_is_obeyed() -> None:
     for flip in (0.0, 1.0):
-        config = dataclasses.replace(CONFIG, flip=flip)
+        config = dataclasses.replace(CONFIG, flip_prob=flip)
         assert all(view.flip == bool(flip) for seed in range(20) for view in draw(seed, 100, 100, config))
 
 
@@ -109,7 +109,7 @@ def test_flip_probability_is_obeyed() -> None:
 def test_coordinates_come_back_from_every_view(stride: int) -> None:
     image, size = coordinate_image(240, 320), 64
     points = torch.rand(1, 200, 2, generator=torch.Generator().manual_seed(0))
-    points = points * (1 - stride / size) + 0.5 * stride / size  # between the outermost centres features are linear
+    points = points * (1 - stride / size) + 0.5 * stride / size  # between the outermost centers features are linear
     for seed in range(8):
         for view in draw(seed, 240, 320):
             features = F.avg_pool2d(render(image, view, size)[None].float() / 255, stride)
@@ -156,7 +156,7 @@ def test_resizing_is_antialiased() -> None:
     assert (small[..., 1:-1] - 127.5).abs().max() < 6
 
 
-@pytest.mark.parametrize("config", [CONFIG, ViewConfig(size=96, area=(0.08, 1.0), aspect=(0.5, 3.0))])
+@pytest.mark.parametrize("config", [CONFIG, ViewConfig(size=96, scale=(0.08, 1.0), ratio=(0.5, 3.0))])
 def test_no_crop_of_an_image_with_that_shorter_side_is_smaller_than_its_view(config: ViewConfig) -> None:
     side = shorter_side(config)
     crops = [view for seed in range(300) for view in draw(seed, side, 2 * side, config)]

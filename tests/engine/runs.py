@@ -44,9 +44,9 @@ def assert_same(a: object, b: object, where: str = "") -> None:
 @contextlib.contextmanager
 def after_steps(steps: int, act: Callable[[], None]) -> Iterator[None]:
     """Act inside the loop once this many steps of this start are computed, before they are logged or saved."""
-    original, done = loop.Window.add_step, 0
+    original, done = loop.MetricWindow.add_step, 0
 
-    def counted(self: loop.Window, *args: torch.Tensor) -> None:
+    def counted(self: loop.MetricWindow, *args: torch.Tensor) -> None:
         nonlocal done
         original(self, *args)
         done += 1
@@ -54,7 +54,7 @@ def after_steps(steps: int, act: Callable[[], None]) -> Iterator[None]:
             act()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Window, "add_step", counted)
+        patch.setattr(loop.MetricWindow, "add_step", counted)
         yield
 
 

@@ -19,14 +19,14 @@ from plrc.engine.health import HealthCheck
 from plrc.engine.pretrain import pretrain
 from plrc.scenes import encode_rle
 
-pytest.importorskip("faster_coco_eval", reason="masks need the extra regions: pip install 'plrc[regions]'")
+pytest.importorskip("faster_coco_eval", reason="masks need the extra regions: pip install 'plrc-pretrain[regions]'")
 
 Tiny = Callable[..., Config]
 COLOURS = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], dtype=np.uint8)  # background and two objects
 
 
 class Pixels(nn.Module):
-    """A backbone whose features are the pixels' colours."""
+    """A backbone whose features are the pixels' colors."""
 
     def forward(self, images: Tensor, stride: int) -> dict[int, Tensor]:
         return {stride: images}
@@ -53,7 +53,7 @@ def masks(tmp_path: Path) -> Path:
 
 
 def plain(tiny: Tiny, source: Path) -> Config:
-    """Views without colour changes."""
+    """Views without color changes."""
     off = {f"views__{name}": 0.0 for name in ("jitter", "grey", "blur")}
     return tiny(data__source=str(source), views__size=64, **off)
 

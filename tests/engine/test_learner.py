@@ -23,10 +23,10 @@ def test_affinities_to_the_lattice_do_not_depend_on_the_basis(
     tiny: Callable[..., Config], width: int, reduced: bool, side: int, center: bool
 ) -> None:
     """32 px at stride 8: 4 x 4 cells."""
-    learner = Learner(tiny(model__distill_dim=width, objectives__lattice=side), CPU)
+    learner = Learner(tiny(model__distill_dim=width, objectives__reference_grid=side), CPU)
     features = torch.randn(3, width, 4, 4)
     student, teacher = (F.normalize(torch.randn(3, 50, width), dim=-1).requires_grad_() for _ in range(2))
-    points = lattice(learner.lattice_side(), learner.lattice_side())
+    points = lattice(learner.reference_side(), learner.reference_side())
     plain = F.normalize(sample(features, points.expand(3, -1, -1)), dim=-1)
     keys, basis = learner._lattice_keys(features)
     assert (basis is not None) == reduced

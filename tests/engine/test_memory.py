@@ -48,7 +48,9 @@ def test_the_part_that_fits_is_named_and_does_fit(tiny: Callable[..., Config], t
     assert named, done.stderr
     fitting, parts = map(int, named.groups())
     assert 2 <= fitting < 48 and fitting * parts == 48
-    again = limited(1100, config, tmp_path, "--optim.accumulate", str(parts), "--resume", "--run.allow-changes")
+    again = limited(
+        1100, config, tmp_path, "--optim.gradient-accumulation-steps", str(parts), "--resume", "--run.allow-changes"
+    )
     assert again.returncode == 0, again.stderr
 
 

@@ -18,7 +18,7 @@ from plrc.config import Config
 from plrc.engine import pretrain as loop
 from plrc.engine import recovery
 from plrc.engine.checkpoint import checkpoints, load_checkpoint
-from plrc.engine.learner import Outcome
+from plrc.engine.learner import StepOutput
 from plrc.engine.pretrain import pretrain
 from plrc.engine.recovery import LOWERED, non_finite
 from plrc.engine.state import TrainingState
@@ -40,7 +40,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, touch: Callable[[TrainingState, floa
     """Call `touch(state, lr)` before every update, that is between the gradient and the weights."""
     original = TrainingState.update
 
-    def update(self: TrainingState, outcomes: list[Outcome], lr: float, momentum: float) -> tuple[Tensor, Tensor]:
+    def update(self: TrainingState, outcomes: list[StepOutput], lr: float, momentum: float) -> tuple[Tensor, Tensor]:
         touch(self, lr)
         return original(self, outcomes, lr, momentum)
 

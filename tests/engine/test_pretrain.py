@@ -57,7 +57,7 @@ def test_run_folder_holds_what_is_promised(tiny: Tiny) -> None:
         ({"method": "points", "objectives__negatives": "batch"}, 0),
         ({"method": "pixel"}, 0),
         ({"method": "region"}, 0),
-        ({"objectives__center": True, "optim__accumulate": 2, "optim__name": "sgd"}, 1),
+        ({"objectives__center": True, "optim__gradient_accumulation_steps": 2, "optim__name": "sgd"}, 1),
     ],
 )
 @pytest.mark.slow
@@ -97,7 +97,7 @@ def test_golden_loss_curve(tiny: Tiny) -> None:
     settings = {
         "optim__name": "sgd",
         "optim__lr": 3e-3,
-        "optim__clip_norm": 1.0,
+        "optim__max_grad_norm": 1.0,
         "views__size": 64,
         "model__stride": 16,
     }
@@ -132,7 +132,7 @@ def test_a_skipped_step_leaves_no_trace(tiny: Tiny, name: str) -> None:
     is what would have followed without it. Only the count of such steps tells of it."""
     from plrc.engine.state import TrainingState
 
-    config = tiny(optim__name=name, objectives__center=True, optim__clip_norm=1.0)
+    config = tiny(optim__name=name, objectives__center=True, optim__max_grad_norm=1.0)
     batch, order = one_batch(config), torch.arange(8).flip(0)
 
     def steps(*poisons: bool) -> list[object]:
@@ -140,7 +140,7 @@ def test_a_skipped_step_leaves_no_trace(tiny: Tiny, name: str) -> None:
         seen = [copy.deepcopy(state.checkpoint(0, ""))]
         for poison in poisons:
             state.guard.remember()
-            outcome = state.learner.terms(batch, state.learner.student, order, 0.05)
+            outcome = state.learner.compute_terms(batch, state.learner.student, order, 0.05)
             sum(term.mean for term in outcome.terms.values()).backward()  # type: ignore[union-attr]
             if poison:
                 next(state.learner.student.parameters()).grad[0] = float("nan")  # type: ignore[index]
@@ -167,7 +167,7 @@ def test_teacher_follows_the_student_after_its_step(tiny: Tiny) -> None:
     config = tiny()
     state = TrainingState(config, torch.device("cpu"))
     teacher = {k: v.clone() for k, v in state.learner.teacher.named_parameters()}
-    outcome = state.learner.terms(one_batch(config), state.learner.student, torch.randperm(8), 0.05)
+    outcome = state.learner.compute_terms(one_batch(config), state.learner.student, torch.randperm(8), 0.05)
     sum(term.mean for term in outcome.terms.values()).backward()  # type: ignore[union-attr]
     state.guard.remember()
     state.update([outcome], 0.1, 0.75)
@@ -222,12 +222,12 @@ def test_unreadable_images_are_named_and_replaced(tiny: Tiny, scenes: Path, tmp_
     for i, file in enumerate(files):
         data = file.read_bytes()
         (folder / f"{i}{file.suffix}").write_bytes(data[: len(data) // 2] if i == 3 else b"" if i == 5 else data)
-    config = tiny(data__source=str(folder), data__held_out=0, data__bad_limit=0.2)
+    config = tiny(data__source=str(folder), data__held_out=0, data__max_unreadable_fraction=0.2)
     run = pretrain(config)
     text = (run.path / "log.txt").read_text()
     assert "cannot read 3" in text and "cannot read 5" in text and "2 images could not be read" in text
     with pytest.raises(PlrcError, match="2 of 20 images cannot be read"):
-        pretrain(config.with_values({"data.bad_limit": 0.05, "run.out": str(tmp_path / "strict")}))
+        pretrain(config.with_values({"data.max_unreadable_fraction": 0.05, "run.out": str(tmp_path / "strict")}))
 
 
 def test_refusals_say_what_to_do(tiny: Tiny, tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_missing_and_damaged_region_maps_are_named_and_replaced(tiny: Tiny, scen
     assert f"cannot read {names[0]}: image {names[0]} has no id map: write " in text
     assert f"cannot read {names[1]}: cannot read the id map " in text and "2 images could not be read" in text
     with pytest.raises(PlrcError, match=r"2 of 48 images cannot be read, more than data\.bad_limit"):
-        pretrain(config.with_values({"data.bad_limit": 0.03, "run.out": str(tmp_path / "strict")}))
+        pretrain(config.with_values({"data.max_unreadable_fraction": 0.03, "run.out": str(tmp_path / "strict")}))
     for file in maps.iterdir():
         file.unlink()
     held_out = config.with_values({"run.out": str(tmp_path / "held_out"), "data.held_out": 4, "run.workers": 1})

@@ -32,7 +32,7 @@ State = dict[str, torch.Tensor]
 @pytest.fixture
 def trained(tiny: Callable[..., Config], tmp_path: Path) -> tuple[plrc.Run, str]:
     name = write(tmp_path, "return Stages()")
-    settings = {"model__backbone": name, "model__layer4_stride": 2, "optim__steps": 2, "objectives__lattice": 4}
+    settings = {"model__backbone": name, "model__layer4_stride": 2, "optim__steps": 2, "objectives__reference_grid": 4}
     return plrc.pretrain(tiny(**settings)), name
 
 
@@ -54,7 +54,7 @@ def test_a_run_hands_itself_over_under_the_modules_own_names(trained: tuple[plrc
     assert str(Path(name).parent) not in card
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        ours = plrc.load_backbone(file, backbone=name, normalise=True)(images)
+        ours = plrc.load_backbone(file, backbone=name, normalize=True)(images)
         theirs = net.eval()(
             (images - torch.tensor([0.485, 0.456, 0.406])[:, None, None])
             / torch.tensor([0.229, 0.224, 0.225])[:, None, None]
@@ -66,7 +66,7 @@ def test_a_run_hands_itself_over_under_the_modules_own_names(trained: tuple[plrc
 @pytest.mark.slow
 def test_resume_goes_on_as_if_never_stopped(tiny: Callable[..., Config], tmp_path: Path) -> None:
     name = write(tmp_path, "return Stages()")
-    settings = {"model__backbone": name, "model__layer4_stride": 2, "optim__steps": 4, "objectives__lattice": 4}
+    settings = {"model__backbone": name, "model__layer4_stride": 2, "optim__steps": 4, "objectives__reference_grid": 4}
     whole = plrc.pretrain(tiny(**settings, run__out=str(tmp_path / "whole"), run__checkpoint_every_steps=2))
     states = [load_checkpoint(whole.path / "checkpoints" / f"step_0000000{step}.pt") for step in (2, 4)]
     newest = newest_checkpoint(whole.path)

@@ -295,7 +295,7 @@ def test_onnx_takes_any_size_and_number_of_images(receipts: dict[str, Receipt], 
 
 @pytest.mark.slow
 def test_a_timm_resnet_goes_to_the_others(tmp_path: Path, scenes: Path) -> None:
-    levels = {"model.layer4_stride": 2, "objectives.lattice": 4}
+    levels = {"model.layer4_stride": 2, "objectives.reference_grid": 4}
     run = plrc.pretrain(settings(scenes, tmp_path / "run", f"timm:{NAME}", **levels)).path
     own = json.loads((run / "exported" / "backbone.safetensors.receipt.json").read_text())
     for target in ("torchvision", "transformers", "detectron2"):

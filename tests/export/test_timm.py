@@ -32,7 +32,7 @@ def student() -> dict[str, torch.Tensor]:
 
 
 def test_a_run_hands_itself_over_to_timm(tiny: Callable[..., Config], tmp_path: Path) -> None:
-    config = tiny(model__backbone=f"timm:{NAME}", model__layer4_stride=2, optim__steps=2, objectives__lattice=4)
+    config = tiny(model__backbone=f"timm:{NAME}", model__layer4_stride=2, optim__steps=2, objectives__reference_grid=4)
     run = plrc.pretrain(config)
     file = run.path / "exported" / "backbone.safetensors"
     net = timm.create_model(NAME, features_only=True)

@@ -59,7 +59,7 @@ def by_hand(job: dict[str, Any]) -> dict[str, Any]:
     student = state.learner.wrapped_student()
     images = find_images(config.data)
     ranks = distributed.rank(), distributed.world_size()
-    steps, parts = config.optim.steps, config.optim.accumulate
+    steps, parts = config.optim.steps, config.optim.gradient_accumulation_steps
     sampler = StepSampler(len(images), config.optim.batch_size, parts, config.seed, 0, steps, *ranks)
     batches = iter(DeviceLoader(ViewDataset(images, np.arange(len(images)), config), sampler, 0, CPU))
     counts, gradients, students, start = [], {}, [], state.checkpoint(0, "")["student"]
@@ -67,7 +67,7 @@ def by_hand(job: dict[str, Any]) -> dict[str, Any]:
     for step in range(1, steps + 1):
         order = loop._teacher_order(config, step)
         state.guard.remember()
-        outcome = state.learner.terms(next(batches), student, order, 0.05)
+        outcome = state.learner.compute_terms(next(batches), student, order, 0.05)
         total_loss(outcome.terms, config).backward()
         counts.append({name: float(term.count) for name, term in outcome.terms.items()})
         if step == 1:
@@ -82,17 +82,17 @@ def by_hand(job: dict[str, Any]) -> dict[str, Any]:
 
 def train(job: dict[str, Any]) -> dict[str, Any]:
     """`pretrain`; `signal`: [rank, step] at which one process sends itself SIGTERM."""
-    original = loop.Window.add_step
+    original = loop.MetricWindow.add_step
     count = 0
 
-    def counted(window: loop.Window, *args: torch.Tensor) -> None:
+    def counted(window: loop.MetricWindow, *args: torch.Tensor) -> None:
         nonlocal count
         original(window, *args)
         count += 1
         if [distributed.rank(), count] == job.get("signal"):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    loop.Window.add_step = counted  # type: ignore[method-assign]
+    loop.MetricWindow.add_step = counted  # type: ignore[method-assign]
     config = Config.from_dict(job["config"])
     written.clear()
     try:
@@ -101,7 +101,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     except PlrcError as error:
         return {"error": str(error)}
     finally:
-        loop.Window.add_step = original  # type: ignore[method-assign]
+        loop.MetricWindow.add_step = original  # type: ignore[method-assign]
 
 
 KINDS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {

@@ -37,13 +37,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "pixel": {"method": "pixel", "objectives.negatives": "batch"},
     "region": {"method": "region", "objectives.negatives": "batch"},
     "plrc": {"objectives.center": True},
-    "accumulate": {"objectives.negatives": "batch", "optim.accumulate": 2, "optim.name": "sgd", "optim.lr": 1e-5},
-    "deepest": {"model.stride": 32, "optim.name": "sgd", "optim.lr": 1e-3, "optim.clip_norm": 1.0},
+    "accumulate": {
+        "objectives.negatives": "batch",
+        "optim.gradient_accumulation_steps": 2,
+        "optim.name": "sgd",
+        "optim.lr": 1e-5,
+    },
+    "deepest": {"model.stride": 32, "optim.name": "sgd", "optim.lr": 1e-3, "optim.max_grad_norm": 1.0},
 }
 BY_HAND: dict[str, dict[str, Any]] = {
     "hand_image": {"method": "image", "optim.steps": 1},
     "hand_few": {
-        "views.area": (0.005, 0.02), "seed": 1, "optim.steps": 4, "optim.batch_size": 4, "optim.name": "sgd",
+        "views.scale": (0.005, 0.02), "seed": 1, "optim.steps": 4, "optim.batch_size": 4, "optim.name": "sgd",
         "optim.lr": 1e-5, "objectives.negatives": "batch",
     },
 }  # fmt: skip
@@ -98,8 +103,16 @@ def two(scenes: Path, broken: Path, folder: Path) -> dict[str, list[Result]]:
 
     whole = config_of("plrc", scenes, folder / "whole", 1).with_values({"optim.steps": 7})
     parts = whole.with_values({"run.out": str(folder / "parts"), "run.resume": True, "run.workers": 1})
-    bad = tiny("image", broken, folder / "bad", 1, **{"optim.steps": 5, "data.bad_limit": 0.9, "data.held_out": 0})
-    strict = bad.with_values({"data.bad_limit": 0.1, "run.out": str(folder / "strict"), "run.log_every_steps": 2})
+    bad = tiny(
+        "image",
+        broken,
+        folder / "bad",
+        1,
+        **{"optim.steps": 5, "data.max_unreadable_fraction": 0.9, "data.held_out": 0},
+    )
+    strict = bad.with_values(
+        {"data.max_unreadable_fraction": 0.1, "run.out": str(folder / "strict"), "run.log_every_steps": 2}
+    )
     synced = config_of("image", scenes, folder / "synced", 1).with_values({"model.sync_bn": True})
     jobs = [
         job("collectives", "collectives", rows=3, order=[4, 0, 3, 5, 2, 1]),
@@ -252,7 +265,7 @@ def test_unreadable_images_of_every_rank_are_named_once(
     log = (folder / "bad" / "log.txt").read_text()
     assert {name: log.count(f"cannot read {name}") for name in seen[0] | seen[1]} == dict.fromkeys(seen[0] | seen[1], 1)
     errors = [rank["error"] for rank in two["strict"]]
-    assert errors[0] == errors[1] and "images cannot be read, more than data.bad_limit (10%)" in errors[0]
+    assert errors[0] == errors[1] and "images cannot be read, more than data.max_unreadable_fraction (10%)" in errors[0]
 
 
 def test_sync_bn_needs_gpus(two: dict[str, list[Result]]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from plrc.config import ModelConfig
 from plrc.errors import ConfigError
-from plrc.model import Backbone, Network, build_backbone, lattice_side, make_teacher, update_teacher
+from plrc.model import Backbone, Network, build_backbone, feature_side, make_teacher, update_teacher
 
 SMALL = ModelConfig(
     backbone="resnet18", contrast_hidden=12, contrast_dim=6, distill_hidden=10, distill_dim=7, bn_groups=1
@@ -92,7 +92,7 @@ def test_the_lattice_is_known_before_the_network_runs(stride: int, layer4: int) 
     config = ModelConfig(**{**SMALL.__dict__, "stride": stride, "layer4_stride": layer4})
     with torch.no_grad():
         features = Network(config).eval()(images(1, size=72))
-    assert features["contrast"].shape[-2:] == (lattice_side(config, 72),) * 2
+    assert features["contrast"].shape[-2:] == (feature_side(config, 72),) * 2
 
 
 def test_deeper_layers_are_skipped_without_a_change(resnet18: Backbone) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from plrc.config import ModelConfig
 from plrc.errors import ConfigError
-from plrc.model import Network, build_backbone, check_lattice
+from plrc.model import Network, build_backbone, check_feature_side
 from plrc.model.own import call, is_code
 
 NET = '''
@@ -186,9 +186,9 @@ def test_a_view_size_that_a_network_rounds_down_is_refused(tmp_path: Path) -> No
     path.write_text(f"{NET}{only}{BUILD}{body}\n")
     config = settings(f"{path}:build")
     network = Network(config)
-    check_lattice(network, config, 64)
+    check_feature_side(network, config, 64)
     assert network.training and all(m.training for m in network.modules() if isinstance(m, nn.BatchNorm2d))
     with pytest.raises(
         ConfigError, match=r"views\.size is 60, .* gives 7 x 7 .* instead of 8 x 8; write a multiple of 8"
     ):
-        check_lattice(network, config, 60)
+        check_feature_side(network, config, 60)

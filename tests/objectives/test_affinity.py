@@ -42,7 +42,7 @@ def unit(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tens
     return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype), dim=-1)
 
 
-class Watch(TorchDispatchMode):
+class Monitor(TorchDispatchMode):
     """Records the name of each operator and the size of the largest tensor that one returns."""
 
     def __init__(self) -> None:
@@ -59,9 +59,9 @@ class Watch(TorchDispatchMode):
         return out
 
 
-def watched(call: Callable[[], Tensor]) -> Watch:
+def watched(call: Callable[[], Tensor]) -> Monitor:
     call().backward()  # the kernels are tried here, once
-    with Watch() as watch:
+    with Monitor() as watch:
         call().backward()
     return watch
 

@@ -58,9 +58,9 @@ def chunk(name: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
-def png(width: int, height: int, rows: bytes, depth: int = 8, colour: int = 2, extra: bytes = b"") -> bytes:
+def png(width: int, height: int, rows: bytes, depth: int = 8, color: int = 2, extra: bytes = b"") -> bytes:
     """A PNG whose IDAT inflates to `rows`, whatever its header says; `extra` chunks stand before it."""
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + extra + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
 
 
@@ -100,16 +100,16 @@ def bombs() -> dict[str, bytes]:
     text = zlib.compress(b"\0" * 100_000_000, 9)
     row = b"\0" * (SIDE * 3 + 1)
     return {
-        "png-60000x60000": png(60000, 60000, b"\0" * 7501 * 60000, depth=1, colour=0),
-        "png-no-data-behind-60000x60000": png(60000, 60000, b"", depth=16, colour=6),
-        "png-4-billion-wide": png(2**31 - 1, 2**31 - 1, b"", depth=16, colour=6),
+        "png-60000x60000": png(60000, 60000, b"\0" * 7501 * 60000, depth=1, color=0),
+        "png-no-data-behind-60000x60000": png(60000, 60000, b"", depth=16, color=6),
+        "png-4-billion-wide": png(2**31 - 1, 2**31 - 1, b"", depth=16, color=6),
         "png-text": png(SIDE, SIDE, row * SIDE, extra=chunk(b"zTXt", b"Comment\0\0" + text)),
         "png-many-texts": png(SIDE, SIDE, row * SIDE, extra=chunk(b"zTXt", b"C\0\0" + text[:900] + b"\0" * 9) * 5000),
         "png-international-text": png(SIDE, SIDE, row * SIDE, extra=chunk(b"iTXt", b"C\0\x01\0\0\0" + text)),
         "png-profile": png(SIDE, SIDE, row * SIDE, extra=chunk(b"iCCP", b"p\0\0" + text)),
         "png-exif": png(SIDE, SIDE, row * SIDE, extra=chunk(b"eXIf", b"II*\0\x08\0\0\0" + b"\xff" * 20_000_000)),
         "png-more-data-than-pixels": png(SIDE, SIDE, b"\0" * 200_000_000),
-        "png-49-megapixels": png(7000, 7000, b"\0" * (7000 * 2 + 1) * 7000, depth=16, colour=0),
+        "png-49-megapixels": png(7000, 7000, b"\0" * (7000 * 2 + 1) * 7000, depth=16, color=0),
         "tiff-60000x60000": tiff(60000, 60000, []),
         "tiff-4-billion-wide": tiff(2**32 - 1, 2**32 - 1, []),
         "tiff-13000x13000-no-data-behind": tiff(13000, 13000, []),

@@ -97,7 +97,7 @@ def ended(process: subprocess.Popen[str]) -> dict[str, Any]:
 def training(images: Path, out: Path, steps: int, bad_limit: float) -> list[object]:
     """The arguments of a training of a small network."""
     return [
-        "pretrain", "--preset", "debug_cpu", "--data", images, "--out", out, "--data.bad-limit", bad_limit,
+        "pretrain", "--preset", "debug_cpu", "--data", images, "--out", out, "--data.max-unreadable-fraction", bad_limit,
         "--optim.steps", steps, "--optim.batch-size", 32, "--views.size", 32, "--run.workers", 2, "--run.threads", 1,
         "--run.device", "cpu", "--run.log-every-steps", 5, "--objectives.queue", 64, "--model.bn-groups", 2,
         "--run.no-stop-on-collapse", "--data.held-out", 8,
@@ -118,7 +118,11 @@ def scan_and_train(folder: Path, work: Path) -> dict[str, Any]:
     scan = ended(plrc(["scan", folder]))
     faults = [
         *([f"pretrain: {long['status']}: {long['err']}"] if long["status"] != 0 else []),
-        *([] if short["status"] == 2 and "more than data.bad_limit (10%)" in short["err"] else [f"limit: {short}"]),
+        *(
+            []
+            if short["status"] == 2 and "more than data.max_unreadable_fraction (10%)" in short["err"]
+            else [f"limit: {short}"]
+        ),
         *([f"scan: {scan['status']}: {scan['err']}"] if scan["status"] != 0 else []),
     ]
     counted = re.search(r"^files .*$", scan["out"], re.MULTILINE)
@@ -190,7 +194,7 @@ def changes(work: Path, images: int, steps: int, seed: int) -> dict[str, Any]:
     narrow = change_while_training(work / "narrow", images, steps, 0.02, seed)
     faults = [
         *([] if wide["status"] == 0 and wide["named"] > 0 else [f"wide: {wide}"]),
-        *([] if narrow["status"] == 2 and "data.bad_limit" in narrow["said"] else [f"narrow: {narrow}"]),
+        *([] if narrow["status"] == 2 and "data.max_unreadable_fraction" in narrow["said"] else [f"narrow: {narrow}"]),
     ]
     return {"wide": wide, "narrow": narrow, "faults": faults}
 

@@ -51,7 +51,7 @@ def test_scan_names_them(folder: Path) -> None:
 
 def test_training_goes_on_and_stops_above_the_limit(folder: Path, tiny: Callable[..., Config]) -> None:
     settings = {"data.source": str(folder), "run.workers": 1, "optim.steps": 12}
-    run = pretrain(tiny().with_values(settings | {"data.bad_limit": 1.0}))
+    run = pretrain(tiny().with_values(settings | {"data.max_unreadable_fraction": 1.0}))
     assert run.finished
     log = (run.path / "log.txt").read_text(encoding="utf-8")
     assert log.count("another image takes its place") > 20 and "\x1b" not in log
@@ -68,7 +68,7 @@ def test_a_damaged_folder_below_the_limit_ends_no_run(scenes: Path, tiny: Callab
         (folder / "a" / f"{i:03d}.jpg").write_bytes(b"lost")
     for i in range(20):
         (folder / f"{i:03d}.jpg").write_bytes(next(scenes.iterdir()).read_bytes())
-    assert pretrain(tiny(data__source=str(folder), data__bad_limit=0.9)).finished
+    assert pretrain(tiny(data__source=str(folder), data__max_unreadable_fraction=0.9)).finished
 
 
 @pytest.mark.slow

@@ -82,7 +82,7 @@ def test_cells_are_all_combinations_once(file: Path, tmp_path: Path) -> None:
     config = study.config(cells[-1], tmp_path)
     assert (config.regions.grid, config.seed, config.method, config.objectives.image_weight) == (8, 1, "plrc", 0)
     region = study.config(cells[2], tmp_path)
-    assert (region.objectives.contrast, region.objectives.distill_weight) == ("regions", 0)
+    assert (region.objectives.contrast, region.objectives.distill_weight) == ("region", 0)
     file.write_text(FILE.replace('grid" = [2, 8]', 'grid" = [2, 8, 3]'))
     assert {c.name for c in cells} < {c.name for c in Study.load(file).cells()}  # what was done stays done
     file.write_text(FILE.replace("steps = 4", "steps = 5"))
@@ -199,7 +199,7 @@ def test_rows_pair_with_the_baseline_of_the_same_place() -> None:
     ]
     ablated = summary(bare, "s", "plrc")
     assert [row["versus"] and row["versus"]["mean"] for row in ablated] == [None, -2.0]
-    assert len(summary([line("plrc", 0, 1.0, **{"views.area": [0.2, 1.0]})], "s", "plrc")) == 1
+    assert len(summary([line("plrc", 0, 1.0, **{"views.scale": [0.2, 1.0]})], "s", "plrc")) == 1
     lines.append(line("points", 0, None))
     assert len(summary(lines, "s", "region")) == 4
 

@@ -19,7 +19,7 @@ from plrc.transfer.protocols import DetectorConfig, InputConfig
 
 SIZE, CLASSES = 64, 9
 INPUT = InputConfig(train_size=(SIZE, SIZE), test_size=SIZE, max_size=SIZE)
-FPN = DetectorConfig(backbone="resnet18", width=32, finest=8, hidden=32, rois=16, anchors=4.0)
+FPN = DetectorConfig(backbone="resnet18", width=32, min_stride=8, hidden=32, rois_per_image=16, anchors=4.0)
 C4 = replace(FPN, neck="c4")
 STAGES = ["stem", "layer1", "layer2", "layer3", "layer4"]
 
@@ -187,7 +187,7 @@ def test_c4_masks_in_training_are_those_of_the_objects() -> None:
 def test_the_pyramid() -> None:
     images = torch.rand(1, 3, 128, 128)
     for finest, sides in ((8, [16, 8, 4, 2]), (4, [32, 16, 8, 4, 2])):
-        model = detector(replace(FPN, finest=finest))
+        model = detector(replace(FPN, min_stride=finest))
         levels = model.backbone(images)
         assert [level.shape for level in levels.values()] == [(1, 32, side, side) for side in sides]
         strides = [128 // side for side in sides]

@@ -23,8 +23,8 @@ from plrc.transfer.finetune import Result, learning_rate, transfer
 from plrc.transfer.protocols import TransferConfig, protocol
 
 SMALL = {
-    "input.train_size": (96.0, 96.0), "input.test_size": 96.0, "input.max_size": 128, "optim.iterations": 4,
-    "optim.batch_size": 2, "model.width": 32, "model.hidden": 64, "model.rois": 32, "run.log_every": 1,
+    "input.train_size": (96.0, 96.0), "input.test_size": 96.0, "input.max_size": 128, "optim.steps": 4,
+    "optim.batch_size": 2, "model.width": 32, "model.hidden": 64, "model.rois_per_image": 32, "run.log_every_steps": 1,
     "run.threads": 1, "run.device": "cpu",
 }  # fmt: skip
 
@@ -63,9 +63,9 @@ def test_four_images_are_learned_by_heart(task: str, neck: str, metric: str, tmp
             task, tmp_path / "four", tmp_path / "out",
             **{
                 "data.train": "train", "data.val": "none", "data.test": "test",
-                "model.neck": neck, "optim.iterations": 160 if neck == "c4" else 240, "optim.batch_size": 4,
-                "optim.weight_decay": 0.0, "optim.warmup": 10, "optim.drops": (0.8, 0.95), "input.flip": 0.0,
-                "run.log_every": 20, "model.rois": 8 if neck == "c4" else 32, "model.width": 64,
+                "model.neck": neck, "optim.steps": 160 if neck == "c4" else 240, "optim.batch_size": 4,
+                "optim.weight_decay": 0.0, "optim.warmup_steps": 10, "optim.lr_milestones": (0.8, 0.95), "input.flip_prob": 0.0,
+                "run.log_every_steps": 20, "model.rois_per_image": 8 if neck == "c4" else 32, "model.width": 64,
             },
         )
     )  # fmt: skip
@@ -76,7 +76,7 @@ def test_four_images_are_learned_by_heart(task: str, neck: str, metric: str, tmp
 @pytest.mark.parametrize("task", ["detection", "instances", "semantic"])
 def test_a_stopped_run_ends_with_the_same_weights(task: str, scenes: Path, tmp_path: Path) -> None:
     whole = transfer(config(task, scenes, tmp_path / "whole"))
-    cut = config(task, scenes, tmp_path / "cut", **{"run.checkpoint_every": 2})
+    cut = config(task, scenes, tmp_path / "cut", **{"run.checkpoint_every_steps": 2})
     import plrc.transfer.finetune as finetune
 
     saved = finetune.write_atomic
@@ -135,7 +135,7 @@ def test_weights_from_a_file_arrive(scenes: Path, tmp_path: Path) -> None:
 
 
 def test_a_diverged_run_ends_with_scores_of_zero(scenes: Path, tmp_path: Path) -> None:
-    given = config("semantic", scenes, tmp_path / "out", **{"optim.lr": 1e30, "optim.clip_norm": 0.0})
+    given = config("semantic", scenes, tmp_path / "out", **{"optim.lr": 1e30, "optim.max_grad_norm": 0.0})
     found = transfer(given)
     assert found is not None
     assert found.diverged > 0
@@ -146,10 +146,10 @@ def test_a_diverged_run_ends_with_scores_of_zero(scenes: Path, tmp_path: Path) -
 
 def test_the_learning_rate(tmp_path: Path) -> None:
     plan = TransferConfig().optim
-    plan = type(plan)(lr=1.0, iterations=100, drops=(0.5, 0.75), warmup=1000)
+    plan = type(plan)(lr=1.0, steps=100, lr_milestones=(0.5, 0.75), warmup_steps=1000)
     rates = [learning_rate(plan, step) for step in (0, 4, 9, 49, 50, 74, 75, 99)]
     assert rates == pytest.approx([0.1, 0.5, 1, 1, 0.1, 0.1, 0.01, 0.01])
-    assert learning_rate(type(plan)(lr=1.0, iterations=100, schedule="2x", warmup=0), 0) == 1
+    assert learning_rate(type(plan)(lr=1.0, steps=100, schedule="2x", warmup_steps=0), 0) == 1
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_a_folder_with_something_else_is_left_alone(scenes: Path, tmp_path: Path
 
 def test_a_signal_to_the_whole_group_saves_and_the_run_goes_on(scenes: Path, tmp_path: Path) -> None:
     """As a scheduler stops a job: the loader's worker gets the signal too."""
-    given = config("semantic", scenes, tmp_path / "out", **{"run.workers": 1, "optim.iterations": 400})
+    given = config("semantic", scenes, tmp_path / "out", **{"run.workers": 1, "optim.steps": 400})
     given.save(tmp_path / "given.toml")
     code = (
         "import sys; from plrc.transfer.finetune import transfer; from plrc.transfer.protocols import TransferConfig\n"

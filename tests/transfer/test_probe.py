@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from plrc.data.photometric import normalise
+from plrc.data.photometric import normalize
 from plrc.errors import PlrcError
 from plrc.measures.grouping import grouping_auc, weighted_auc
 from plrc.scenes import render_scene
@@ -142,7 +142,7 @@ def test_extract_uses_evaluation_mode_and_puts_every_mode_back():
     backbone = Pooled()
     images = torch.randint(0, 256, (5, 3, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     features = extract(backbone, images, 8, batch=2)
-    expected = F.avg_pool2d(normalise(images), 8) / (1 + 1e-5)
+    expected = F.avg_pool2d(normalize(images), 8) / (1 + 1e-5)
     assert torch.allclose(features, expected, atol=1e-4)
     assert backbone.training
     assert backbone.norm.training
@@ -155,12 +155,12 @@ def test_extract_uses_evaluation_mode_and_puts_every_mode_back():
 
 
 def test_probe_of_a_backbone_learns_colours_of_regions():
-    """Each class has a mean colour: pooled colours tell it. Half of the images are tested, unseen."""
+    """Each class has a mean color: pooled colors tell it. Half of the images are tested, unseen."""
     draw = torch.Generator().manual_seed(0)
     cells = torch.randint(0, 3, (16, 4, 4), generator=draw)
     labels = cells.repeat_interleave(8, 1).repeat_interleave(8, 2)
-    colours = torch.tensor([(200, 60, 60), (60, 200, 60), (60, 60, 200)])
-    images = (colours[labels] + torch.randint(-40, 41, (16, 32, 32, 3), generator=draw)).permute(0, 3, 1, 2)
+    colors = torch.tensor([(200, 60, 60), (60, 200, 60), (60, 60, 200)])
+    images = (colors[labels] + torch.randint(-40, 41, (16, 32, 32, 3), generator=draw)).permute(0, 3, 1, 2)
     images = images.to(torch.uint8).contiguous()
     result = probe(Pooled(), (images[:8], labels[:8]), (images[8:], labels[8:]), stride=4, classes=3)
     assert result.miou > 0.85

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plrc.data.photometric import normalise
+from plrc.data.photometric import normalize
 from plrc.errors import PlrcError
 from plrc.model.backbone import Backbone, build_backbone
 from plrc.scenes import render_scene
@@ -29,7 +29,7 @@ def loss_of(model: nn.Module) -> Tensor:
     scenes = [render_scene(0, index, 64) for index in range(2)]
     images = torch.stack([torch.from_numpy(scene.image).permute(2, 0, 1) for scene in scenes])
     labels = torch.stack([torch.from_numpy(scene.semantic).long() for scene in scenes])
-    return F.cross_entropy(model(normalise(images)), labels)
+    return F.cross_entropy(model(normalize(images)), labels)
 
 
 @pytest.mark.parametrize("norm", ["none", "bn", "sync", "gn"])

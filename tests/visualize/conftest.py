@@ -25,7 +25,7 @@ EVIL = ('<b>"x.jpg', "</script>.jpg", "{{ 7 * 7 }} & 'y'.jpg")  # the second lie
 def browser() -> Iterator[Any]:
     if not Path(CHROMIUM).exists():
         pytest.skip(f"{CHROMIUM} is not there: install Debian's package chromium")
-    api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'plrc[dev]'")
+    api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'plrc-pretrain[dev]'")
     with api.sync_playwright() as playwright:
         started = playwright.chromium.launch(
             executable_path=CHROMIUM, args=["--headless", "--no-sandbox", "--disable-gpu"]

@@ -1,4 +1,4 @@
-"""Affinity pictures: the numbers behind the heat, where things stand on the page, colours that everybody can read."""
+"""Affinity pictures: the numbers behind the heat, where things stand on the page, colors that everybody can read."""
 
 import numpy as np
 import pytest
@@ -105,8 +105,8 @@ def test_several_images_are_stacked_above_a_key(tmp_path):
     assert np.abs(bar[-1] - colour_table()[255]).max() < 8
 
 
-def luminance(colours):
-    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+def luminance(colors):
+    linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
     return linear @ np.array([0.2126, 0.7152, 0.0722])
 
 

@@ -135,16 +135,16 @@ def test_plots_are_drawn_in_the_colours_of_the_page_alone(page: str) -> None:
     assert len(plots) == 3  # score against labels; a curve for each number of labels
     for plot in plots:
         ElementTree.fromstring(plot)
-        colours = set(re.findall(r"(?:fill|stroke): ([^;\"]+)", plot))
-        assert colours <= {"none", "var(--soft)", "var(--line)", "var(--c0)", "var(--c1)", "var(--c2)"}
-        assert {"var(--c0)", "var(--c1)", "var(--c2)"} <= colours
+        colors = set(re.findall(r"(?:fill|stroke): ([^;\"]+)", plot))
+        assert colors <= {"none", "var(--soft)", "var(--line)", "var(--c0)", "var(--c1)", "var(--c2)"}
+        assert {"var(--c0)", "var(--c1)", "var(--c2)"} <= colors
     ids = re.findall(r' id="([^"]*)"', page)
     assert len({*ids}) == len(ids) or all(identical(page, name) for name in ids)
     for name in ("--soft", "--line", *(f"--c{i}" for i in range(7))):
         assert page.count(f"{name}: #") == 2  # light and dark
     soft, line, series = charts.LIGHT  # what files are drawn in
     assert f"--soft: {soft}; --line: {line};" in page
-    assert " ".join(f"--c{i}: {colour};" for i, colour in enumerate(series)) in page
+    assert " ".join(f"--c{i}: {color};" for i, color in enumerate(series)) in page
 
 
 def identical(page: str, name: str) -> bool:

@@ -8,14 +8,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from plrc.data.photometric import MEAN, STD, normalise
+from plrc.data.photometric import MEAN, STD, normalize
 from plrc.errors import PlrcError
 from plrc.model import Backbone, build_backbone
 from plrc.visualize.dense_features import Codes, dense_features, fitted_size, own_stride, reduce
 
 
 class Means(nn.Module):
-    """A network whose features are the mean colours of squares of 16 pixels."""
+    """A network whose features are the mean colors of squares of 16 pixels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,15 +36,15 @@ def test_a_place_is_where_the_lattice_says(stride: int) -> None:
     assert found.shape == (3, height // stride, width // stride)
     torch.testing.assert_close(found.norm(dim=0), torch.ones(found.shape[1:]))
     blue = (200 / 255 - MEAN[2]) / STD[2]
-    colour = 255 * (found[:2] / found[2] * blue * torch.tensor(STD[:2])[:, None, None])
-    colour += 255 * torch.tensor(MEAN[:2])[:, None, None]
+    color = 255 * (found[:2] / found[2] * blue * torch.tensor(STD[:2])[:, None, None])
+    color += 255 * torch.tensor(MEAN[:2])[:, None, None]
     column = (torch.arange(found.shape[2]) + 0.5) * stride - 0.5  # the middle of place j, counted in pixel indices
     row = (torch.arange(found.shape[1]) + 0.5) * stride - 0.5
     x, y = torch.meshgrid(column, row, indexing="xy")
     inner = (x > 8) & (x < width - 9) & (y > 8) & (y < height - 9)  # beyond, squares see the mirrored border
     assert inner.sum() > 0
-    torch.testing.assert_close(colour[0][inner], x[inner], atol=0.02, rtol=0)
-    torch.testing.assert_close(colour[1][inner], y[inner], atol=0.02, rtol=0)
+    torch.testing.assert_close(color[0][inner], x[inner], atol=0.02, rtol=0)
+    torch.testing.assert_close(color[1][inner], y[inner], atol=0.02, rtol=0)
 
 
 def test_at_its_own_stride_a_network_gives_what_it_gives_for_the_mirrored_image() -> None:
@@ -53,7 +53,7 @@ def test_at_its_own_stride_a_network_gives_what_it_gives_for_the_mirrored_image(
     image = torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8)
     assert own_stride(backbone, 32) == 16  # layer4 with stride 1
     assert own_stride(backbone, 8) == 8
-    mirrored = F.pad(normalise(image[None]), (32, 32, 32, 32), mode="reflect")
+    mirrored = F.pad(normalize(image[None]), (32, 32, 32, 32), mode="reflect")
     with torch.no_grad():
         expected = F.normalize(backbone(mirrored)[32][0, :, 2:-2, 2:-2], dim=0)
     torch.testing.assert_close(dense_features(backbone, 32, 16, image, 16), expected)
@@ -124,9 +124,9 @@ def test_colours_use_their_range_and_resemble_those_they_are_compared_with() -> 
     generator = torch.Generator().manual_seed(3)
     maps = [F.normalize(torch.randn(16, 12, 12, generator=generator), dim=0) for _ in "ab"]
     first = reduce([m.half() for m in maps], 16)
-    shades = np.stack([first.colours(i) for i in range(2)]).reshape(-1, 3)
+    shades = np.stack([first.colors(i) for i in range(2)]).reshape(-1, 3)
     assert (shades.max(axis=0) == 255).all() and (shades.min(axis=0) == 0).all()
-    opposite = [255 - first.colours(i) for i in range(2)]
+    opposite = [255 - first.colors(i) for i in range(2)]
     turned = reduce([m.half() for m in maps], 16, opposite)
-    agreement = [np.corrcoef(turned.colours(0)[..., c].ravel(), opposite[0][..., c].ravel())[0, 1] for c in range(3)]
+    agreement = [np.corrcoef(turned.colors(0)[..., c].ravel(), opposite[0][..., c].ravel())[0, 1] for c in range(3)]
     assert min(agreement) > 0.99

@@ -73,15 +73,15 @@ def opened(page: Any, made: Path) -> Iterator[Any]:
 
 
 def shown(page: Any, panel: int) -> NDArray[np.float64]:
-    """The cosines [h, w] that a panel's colours stand for."""
+    """The cosines [h, w] that a panel's colors stand for."""
     pixels = page.evaluate(
         """(i) => { const c = document.querySelectorAll("#panels canvas")[i];
         return [c.height, c.width, ...c.getContext("2d").getImageData(0, 0, c.width, c.height).data]; }""",
         panel,
     )
-    colours = np.array(pixels[2:]).reshape(pixels[0], pixels[1], 4)[..., :3]
-    distance = np.abs(colours[:, :, None].astype(int) - colour_table()[None, None].astype(int)).sum(axis=-1)
-    assert distance.min(axis=2).max() == 0  # all are colours of the table
+    colors = np.array(pixels[2:]).reshape(pixels[0], pixels[1], 4)[..., :3]
+    distance = np.abs(colors[:, :, None].astype(int) - colour_table()[None, None].astype(int)).sum(axis=-1)
+    assert distance.min(axis=2).max() == 0  # all are colors of the table
     words = page.locator("#panels p").nth(panel).inner_text().split()
     low, high = float(words[1]), float(words[3])
     return np.asarray(low + (high - low) * distance.argmin(axis=2) / 255)
@@ -229,14 +229,14 @@ def test_attention_sharpens_with_the_temperature_and_colours_are_components(open
         return float(opened.locator("#panels p").first.inner_text().split("holds ")[1].split(" %")[0])
 
     assert 100 / SIDE**2 < share("0") < share("-1") < share("-2") <= 100
-    opened.locator("#mode").select_option("colours")
+    opened.locator("#mode").select_option("colors")
     drawn(opened)
     pixels = opened.evaluate(
         """() => { const c = document.querySelector("#panels canvas");
         return [...c.getContext("2d").getImageData(0, 0, c.width, c.height).data]; }"""
     )
-    colours = np.array(pixels).reshape(-1, 4)[:, :3]
-    assert len(np.unique(colours, axis=0)) > SIDE and np.ptp(colours, axis=0).min() > 60
+    colors = np.array(pixels).reshape(-1, 4)[:, :3]
+    assert len(np.unique(colors, axis=0)) > SIDE and np.ptp(colors, axis=0).min() > 60
 
 
 def test_file_names_are_text(opened: Any) -> None:
@@ -281,7 +281,7 @@ def test_regions_and_views_are_in_the_page(opened: Any) -> None:
 def test_pictures_for_papers(made: Path) -> None:
     names = sorted(path.name for path in (made / "png").iterdir())
     assert len(names) == 2 * 6 + 3 + 1
-    assert {"plain.affinity.png", "plain.colours.png", "views-1.png", "batch.png"} <= set(names)
+    assert {"plain.affinity.png", "plain.colors.png", "views-1.png", "batch.png"} <= set(names)
     for path in (made / "png").iterdir():
         with Image.open(path) as picture:
             picture.load()

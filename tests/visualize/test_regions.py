@@ -42,10 +42,10 @@ def test_a_sheet_holds_every_tile_and_a_caption_below_it() -> None:
     names = ["a.jpg", "a/very/long/name" * 10 + ".jpg", "\udcff odd bytes.jpg"]
     sheet = np.asarray(region_sheet([(name, tile) for name in names])).astype(int)
     assert sheet.shape == (2 * 278 + 8, 2 * 264 + 8, 3)
-    colour = np.asarray(tile)[0, 0]
+    color = np.asarray(tile)[0, 0]
     for row, column in ((0, 0), (0, 1), (1, 0)):
         y, x = 8 + 278 * row, 8 + 264 * column
-        assert (sheet[y : y + 128, x : x + 256] == colour).all()
+        assert (sheet[y : y + 128, x : x + 256] == color).all()
         caption = sheet[y + 128 : y + 142, x : x + 256]
         assert caption.min() < 100
         assert (sheet[y + 128 : y + 142, x + 256 : x + 264] == sheet[0, 0]).all()

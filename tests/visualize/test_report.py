@@ -160,7 +160,7 @@ def test_names_from_the_file_system_are_text(tiny: Tiny, tmp_path: Path, page: A
     for i in range(12):
         Image.fromarray(np.full((40, 40, 3), 20 * i, dtype=np.uint8)).save(images / f"{i}.jpg")
     (images / EVIL).write_bytes(b"no image")
-    config = tiny(data__source=str(images), data__held_out=0, optim__steps=2, data__bad_limit=1.0)
+    config = tiny(data__source=str(images), data__held_out=0, optim__steps=2, data__max_unreadable_fraction=1.0)
     run = plrc.pretrain(config.with_values({"run.out": str(tmp_path / f"{EVIL} run")})).path
     page.goto(write_report(run).as_uri())
     page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")

@@ -50,7 +50,7 @@ class Step(_Network):
     bn_groups: int = 0
     """Parts of the batch that BatchNorm sees apart. 0: as pretrain chooses."""
     peers: bool = False
-    """Measure the steps of lightly's MoCo v2 and DenseCL too: pip install 'plrc[bench]'."""
+    """Measure the steps of lightly's MoCo v2 and DenseCL too: pip install 'plrc-pretrain[bench]'."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def bench(arguments: Sequence[str]) -> int:
 
       objectives  seconds and memory against points, full and linear-memory form
       step        a training step over its network passes and over the bare backbone; where its time goes
-      loader      images a second and core: decoding, crops, colour and blur
+      loader      images a second and core: decoding, crops, color and blur
       epoch       a real run: the share of time that waits for data
       scaling     1, 2, ... processes
       listing     many files: first start and second start

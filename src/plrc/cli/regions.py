@@ -129,5 +129,5 @@ def regions(arguments: Sequence[str]) -> int:
 def _parse(kind: str, arguments: Sequence[str]) -> Preview | Quality | Precompute:
     own = {f.name for f in dataclasses.fields(KINDS[kind])} - {"data", "regions"}
     shared = {name for name in Config().flat() if name.startswith(("data.", "regions."))}
-    written(arguments, own | shared - {"data.held_out", "data.bad_limit"})
+    written(arguments, own | shared - {"data.held_out", "data.max_unreadable_fraction"})
     return parse(f"regions {kind}", KINDS[kind], arguments, about(KINDS[kind]))

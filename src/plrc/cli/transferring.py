@@ -19,10 +19,10 @@ from plrc.transfer.protocols import (
     DetectorConfig,
     InputConfig,
     LabelledConfig,
+    OptimConfig,
     Task,
     TransferConfig,
     TransferRunConfig,
-    TuneConfig,
     protocol,
 )
 
@@ -85,7 +85,7 @@ class ComparedLabels(LabelledConfig):
 
 
 @dataclass(frozen=True)
-class ComparedTuning(TuneConfig):
+class ComparedTuning(OptimConfig):
     """Optimisation: SGD with momentum, linear warm-up, steps down by ten."""
 
     lr: tyro.conf.Suppress[float] = 0.02

@@ -59,7 +59,7 @@ class DecodeError(PlrcError):
 
 class Header(NamedTuple):
     """What a file says of itself. `height` and `width` are as stored, before any EXIF rotation; `mode` is Pillow's,
-    with ";16" where a colour image has more than 8 bits a channel."""
+    with ";16" where a color image has more than 8 bits a channel."""
 
     height: int
     width: int
@@ -91,8 +91,8 @@ def decode_bytes(
 
     The EXIF orientation is applied. Of animations and stacks the first frame is taken. Transparent pixels are laid on
     white. Images of more than 8 bits a channel (16-bit, integer, floating point) are scaled: the values at
-    `percentiles` of the whole image, all colours together, become 0 and 255; constant images become black, and so do
-    values that are not numbers. (Of a 16-bit colour TIFF the upper 8 bits alone can be read; they are scaled alike.)
+    `percentiles` of the whole image, all colors together, become 0 and 255; constant images become black, and so do
+    values that are not numbers. (Of a 16-bit color TIFF the upper 8 bits alone can be read; they are scaled alike.)
     With `least`, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as its shorter side keeps that many pixels,
     which costs a fraction of the time. 0: never.
     Raises DecodeError where the bytes cannot be read, or where the header says more than `max_megapixels`.
@@ -310,10 +310,10 @@ def _scaled(image: Image.Image, data: bytes, percentiles: tuple[float, float]) -
     else:
         values = np.asarray(image)
     values = values[:, :, None] if values.ndim == 2 else values
-    colours = 1 if values.shape[2] <= 2 else 3
-    out = stretch(values[:, :, :colours], percentiles)
-    if values.shape[2] > colours:  # alpha, on white
-        alpha = values[:, :, colours:] / np.iinfo(values.dtype).max
+    colors = 1 if values.shape[2] <= 2 else 3
+    out = stretch(values[:, :, :colors], percentiles)
+    if values.shape[2] > colors:  # alpha, on white
+        alpha = values[:, :, colors:] / np.iinfo(values.dtype).max
         out = (out * alpha + 255 * (1 - alpha) + 0.5).astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(out, (*out.shape[:2], 3)))
 

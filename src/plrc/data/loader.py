@@ -1,6 +1,6 @@
 """Images on disk -> batches of three uint8 views with their maps, in an order that (seed, step) alone decides.
 
-Layer 1: imports config, files, rng and this folder. Workers decode, crop and resize; colour, points and
+Layer 1: imports config, files, rng and this folder. Workers decode, crop and resize; color, points and
 everything else happen later on the training device, from the uniform numbers that travel in the batch.
 
 Shapes: V views (2 or 3: A query, C reference, B match), B images of one part of a step on one process, S pixels a side.
@@ -49,7 +49,7 @@ class Batch:
     images: Tensor  # uint8 [V, B, 3, S, S]
     maps: Tensor  # float32 [V, B, 4], see geometry
     regions: Tensor  # int16 [B, h, w], image frame; -1 is unlabelled
-    colour: Tensor  # float32 [V, B, photometric.DRAWS], uniform in [0, 1)
+    color: Tensor  # float32 [V, B, photometric.DRAWS], uniform in [0, 1)
     contrast: Tensor  # float32 [B, points.contrast_draws()], uniform
     match: Tensor  # float32 [B, points.match_draws(n)], uniform
     failures: tuple[tuple[str, str], ...] = ()
@@ -79,7 +79,7 @@ def collate(samples: list[Batch]) -> Batch:
         joined("images", 1),
         joined("maps", 1),
         joined("regions", 0),
-        joined("colour", 1),
+        joined("color", 1),
         joined("contrast", 0),
         joined("match", 0),
         tuple(failure for s in samples for failure in s.failures),
@@ -150,7 +150,7 @@ class ViewDataset(Dataset[Batch]):
         read = partial(self.images.decode, position, data, least)
         if not self.config.run.cache:
             return read()
-        options = (data.percentiles, data.max_megapixels, least)
+        options = (data.rescale_percentiles, data.max_megapixels, least)
         return cached(self.config.run.cache, self.images.path(position), options, read)
 
     def _sample(self, image: Tensor, regions: Tensor, epoch: int, index: int) -> Batch:
@@ -158,7 +158,7 @@ class ViewDataset(Dataset[Batch]):
         height, width = image.shape[1:]
         crops = rng.generator(seed, "crops", epoch, index)
         views = draw_views(crops, height, width, config.views, self.match)
-        colour = rng.generator(seed, "colour", epoch, index).random((3, 1, DRAWS), dtype=np.float32)[: len(views)]
+        color = rng.generator(seed, "colour", epoch, index).random((3, 1, DRAWS), dtype=np.float32)[: len(views)]
         uniform = rng.generator(seed, "points", epoch, index)
         contrast = uniform.random((1, contrast_draws()), dtype=np.float32)
         match = uniform.random((1, match_draws(config.objectives.distill_points)), dtype=np.float32)
@@ -166,7 +166,7 @@ class ViewDataset(Dataset[Batch]):
             torch.stack([render(image, view, config.views.size) for view in views])[:, None],
             torch.tensor([view.map for view in views], dtype=torch.float32)[:, None],
             regions[None],
-            torch.from_numpy(colour),
+            torch.from_numpy(color),
             torch.from_numpy(contrast),
             torch.from_numpy(match),
         )

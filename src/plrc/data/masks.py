@@ -22,7 +22,7 @@ def mask_functions() -> Any:
         from faster_coco_eval.core import mask
     except ImportError as error:
         raise PlrcError(
-            "masks need the package faster-coco-eval; pip install 'plrc[transfer]' (or 'plrc[regions]')"
+            "masks need the package faster-coco-eval; pip install 'plrc-pretrain[transfer]' (or 'plrc-pretrain[regions]')"
         ) from error
     return mask
 

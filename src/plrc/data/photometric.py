@@ -29,21 +29,21 @@ _BLOCK = 32  # rows of a blur block: up to 2.7 times as fast on a CPU as depthwi
 _PART, _PART_CPU = 2**26, 2**21  # values worked on at a time: enough to keep a GPU busy; what a CPU's cache holds
 
 
-def normalise(images: Tensor) -> Tensor:
+def normalize(images: Tensor) -> Tensor:
     """uint8 [N, 3, H, W] -> float32 [N, 3, H, W]: (x / 255 - MEAN) / STD."""
     constants = _constants(images.device)
     return images.float().mul_(constants.scale).sub_(constants.shift)
 
 
 def augment(images: Tensor, uniform: Tensor, config: ViewConfig) -> Tensor:
-    """Views with their colours jittered, some of them grey or blurred, all normalised.
+    """Views with their colors jittered, some of them grey or blurred, all normalized.
 
     uint8 [N, 3, S, S], uniform [N, DRAWS] in [0, 1) -> float32 [N, 3, S, S]. MoCo v2's recipe (METHOD section 4).
     Colour is ONE affine map per view: brightness, contrast about the view's mean grey, saturation, hue, grey, in this
     order. Deviations from torchvision: the order is fixed (there random); hue turns the chroma plane of YIQ, which
     keeps luma (there HSV's hue is shifted, which keeps the largest channel); values are clamped to [0, 1] once, after
     the map (there after each step, to whole 8-bit levels); the blur mirrors the view at its border, which keeps its
-    mean (there at the outermost pixels' centres), with its kernel cut at 3 sigma's upper bound.
+    mean (there at the outermost pixels' centers), with its kernel cut at 3 sigma's upper bound.
     """
     out = torch.empty(images.shape, device=images.device)
     part = max(1, (_PART_CPU if images.device.type == "cpu" else _PART) // images.shape[1:].numel())
@@ -62,12 +62,12 @@ def _augment_part(images: Tensor, uniform: Tensor, config: ViewConfig, out: Tens
     torch.baddbmm(offset, matrix, planes.flatten(2), out=out.flatten(2))
     for channel, (mean, std) in enumerate(zip(MEAN, STD, strict=True)):
         out[:, channel].clamp_(-mean / std, (1 - mean) / std)
-    if config.blur > 0 and images.device.type == "cpu":  # nothing to wait for: the others can be left out
-        blurred = (uniform[:, 6] < config.blur).nonzero()[:, 0]
+    if config.blur_prob > 0 and images.device.type == "cpu":  # nothing to wait for: the others can be left out
+        blurred = (uniform[:, 6] < config.blur_prob).nonzero()[:, 0]
         some = out[blurred]
         _blur(some, planes[: len(blurred)], _kernels(uniform[blurred, 6:], config))
         out[blurred] = some
-    elif config.blur > 0:
+    elif config.blur_prob > 0:
         _blur(out, planes, _kernels(uniform[:, 6:], config))
 
 
@@ -84,8 +84,8 @@ class _Constants:
         )
         quarter_turn = torch.tensor([[0, 0, 0], [0, 0, -1], [0, 1, 0]], dtype=torch.float64)
         self.luma = torch.tensor(_LUMA, device=device)
-        self.grey = self.luma.expand(3, 3)
-        self.chroma = torch.eye(3, device=device) - self.grey
+        self.gray = self.luma.expand(3, 3)
+        self.chroma = torch.eye(3, device=device) - self.gray
         self.turned = (torch.linalg.inv(to_yiq) @ quarter_turn @ to_yiq).float().to(device)
 
 
@@ -95,20 +95,20 @@ def _constants(device: torch.device) -> _Constants:
 
 
 def _colour_maps(mean_rgb: Tensor, uniform: Tensor, config: ViewConfig) -> tuple[Tensor, Tensor]:
-    """Mean colours [N, 3], uniform [N, DRAWS] -> matrices [N, 3, 3] and offsets [N, 1, 1] (colours in [0, 1]).
+    """Mean colors [N, 3], uniform [N, DRAWS] -> matrices [N, 3, 3] and offsets [N, 1, 1] (colors in [0, 1]).
 
-    A colour is its grey plus its chroma. Brightness b and contrast c scale both; saturation s scales the chroma, hue
+    A color is its grey plus its chroma. Brightness b and contrast c scale both; saturation s scales the chroma, hue
     turns it by the angle h, and grey is s = 0:
         b c (grey + s cos(h) chroma + s sin(h) turned chroma) + (1 - c) b mean grey
     """
     constants = _constants(uniform.device)
-    jitter = (uniform[:, 0:1] < config.jitter) * (2 * uniform[:, 1:5] - 1)
+    jitter = (uniform[:, 0:1] < config.jitter_prob) * (2 * uniform[:, 1:5] - 1)
     brightness = 1 + config.brightness * jitter[:, 0]
     contrast = 1 + config.contrast * jitter[:, 1]
-    saturation = (1 + config.saturation * jitter[:, 2]) * (uniform[:, 5] >= config.grey)
+    saturation = (1 + config.saturation * jitter[:, 2]) * (uniform[:, 5] >= config.gray_prob)
     angle = 2 * math.pi * config.hue * jitter[:, 3]
     cosine, sine = (saturation * angle.cos())[:, None, None], (saturation * angle.sin())[:, None, None]
-    hue = constants.grey + cosine * constants.chroma + sine * constants.turned
+    hue = constants.gray + cosine * constants.chroma + sine * constants.turned
     mean_grey = (mean_rgb * constants.luma).sum(dim=1)
     offset = (1 - contrast) * brightness * mean_grey
     return (brightness * contrast)[:, None, None] * hue, offset[:, None, None]
@@ -120,7 +120,7 @@ def _kernels(uniform: Tensor, config: ViewConfig) -> Tensor:
     distance = torch.arange(math.ceil(3 * high) + 1, device=uniform.device)
     sigma = low + (high - low) * uniform[:, 1:2]
     gaussian = torch.exp(-0.5 * (distance / sigma) ** 2)
-    return torch.where(uniform[:, 0:1] < config.blur, gaussian, (distance == 0).float())
+    return torch.where(uniform[:, 0:1] < config.blur_prob, gaussian, (distance == 0).float())
 
 
 def _blur(images: Tensor, scratch: Tensor, kernels: Tensor) -> None:

@@ -68,11 +68,11 @@ def save_regions(path: Path, ids: Tensor) -> None:
 
 
 def load_regions(file: str | Path | BinaryIO, size: int, name: str = "") -> Tensor:
-    """Read an id map and reduce it, nearest at cell centres, to int16 [size, size]: ids 0 .. k - 1, -1 unlabelled.
+    """Read an id map and reduce it, nearest at cell centers, to int16 [size, size]: ids 0 .. k - 1, -1 unlabelled.
 
     file: a path, or an open PNG with the `name` that messages give it.
 
-    PNG: grey of 8 or 16 bits, or palette indices, 0 unlabelled; or RGB, each colour an id and black unlabelled.
+    PNG: grey of 8 or 16 bits, or palette indices, 0 unlabelled; or RGB, each color an id and black unlabelled.
     .npy, .npz (its first array): whole numbers [H, W], negative ones unlabelled. Raises RegionError otherwise.
     """
     path = Path(file) if isinstance(file, (str, Path)) else None
@@ -87,7 +87,7 @@ def load_regions(file: str | Path | BinaryIO, size: int, name: str = "") -> Tens
 
 
 def resized(ids: NDArray[Any], size: int) -> NDArray[Any]:
-    """[..., H, W] -> [..., size, size]: the values at the cell centres."""
+    """[..., H, W] -> [..., size, size]: the values at the cell centers."""
     row, column = (((np.arange(size) + 0.5) * side / size).astype(np.int64) for side in ids.shape[-2:])
     return np.asarray(ids[..., row[:, None], column])
 
@@ -114,7 +114,7 @@ class Masks:
     megabytes, which loader processes share."""
 
     def objects(self, name: str, size: int) -> NDArray[np.int32]:
-        """The objects of an image, at cell centres: int32 [size, size], 0 background, above 0 an object, -1 a crowd (an
+        """The objects of an image, at cell centers: int32 [size, size], 0 background, above 0 an object, -1 a crowd (an
         area whose objects are not told apart). Smaller objects lie on larger ones, and all objects on crowds.
 
         Masks that are malformed or of another size than the image are left out. Raises RegionError for an image that
@@ -180,7 +180,7 @@ def _checked_size(height: int, width: int) -> tuple[int, int]:
 
 
 def _png_ids(file: str | Path | BinaryIO, size: int) -> NDArray[np.int64]:
-    """Ids of a PNG with 0 as -1, at the cell centres: [size, size]. Alpha is ignored."""
+    """Ids of a PNG with 0 as -1, at the cell centers: [size, size]. Alpha is ignored."""
     with Image.open(file, formats=["PNG"]) as image:
         _checked_size(image.height, image.width)
         if image.mode == "RGBA":
@@ -195,7 +195,7 @@ def _png_ids(file: str | Path | BinaryIO, size: int) -> NDArray[np.int64]:
 
 
 def _array_ids(path: Path, size: int) -> NDArray[np.int64]:
-    """The first array of a NumPy file, at the cell centres: [size, size]."""
+    """The first array of a NumPy file, at the cell centers: [size, size]."""
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
             file.seek(0)

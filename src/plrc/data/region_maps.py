@@ -123,7 +123,11 @@ class _Writer(Dataset[str | PlrcError]):
 def _claim(config: Config, images: ImageList, out: Path) -> None:
     """Note in the folder what its maps are made with, or refuse where they were made with something else."""
     now = {f"regions.{name}": value for name, value in dataclasses.asdict(config.regions).items()}
-    now |= {"seed": config.seed, "data.percentiles": list(config.data.percentiles), "images": images.root}
+    now |= {
+        "seed": config.seed,
+        "data.rescale_percentiles": list(config.data.rescale_percentiles),
+        "images": images.root,
+    }
     path = out / SETTINGS
     if not out.exists() or all(there.name.startswith(".") for there in out.iterdir()):
         write_json(path, now)

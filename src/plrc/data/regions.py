@@ -28,7 +28,7 @@ from plrc.errors import ConfigError, PlrcError
 from plrc.rng import generator
 
 _BOX_SIDES = (0.1, 0.5)  # shares of the image's sides
-_COMPACTNESS, _BLUR = 20.0, 1.0  # SLIC: weight of distance against colour; standard deviation in cells of the map
+_COMPACTNESS, _BLUR = 20.0, 1.0  # SLIC: weight of distance against color; standard deviation in cells of the map
 _GRAPH_BLUR, _SMALLEST = 0.8, 1 / 256  # Felzenszwalb: the authors' blur; share of the map that a segment has at least
 
 
@@ -109,8 +109,8 @@ def grid_regions(n: int) -> Tensor:
 
 def voronoi_regions(count: int, size: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Cells of `count` uniform random sites: each cell of the map [size, size] has the id of the nearest site."""
-    sites, centres = rng.random((count, 2)), (np.arange(size) + 0.5) / size
-    rows, columns = ((sites[:, axis, None] - centres) ** 2 for axis in (0, 1))  # [count, size]
+    sites, centers = rng.random((count, 2)), (np.arange(size) + 0.5) / size
+    rows, columns = ((sites[:, axis, None] - centers) ** 2 for axis in (0, 1))  # [count, size]
     return np.asarray((rows[:, :, None] + columns[:, None, :]).argmin(axis=0))
 
 
@@ -148,7 +148,7 @@ def _segmentation() -> Any:
         from skimage import segmentation
         from skimage.segmentation import felzenszwalb, slic  # noqa: F401 - else they are loaded when first called
     except ImportError as error:
-        raise PlrcError("superpixels need the package scikit-image; pip install 'plrc[regions]'") from error
+        raise PlrcError("superpixels need the package scikit-image; pip install 'plrc-pretrain[regions]'") from error
     return segmentation
 
 

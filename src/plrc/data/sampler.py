@@ -24,7 +24,7 @@ class StepSampler:
 
     images: int
     batch_size: int
-    accumulate: int
+    gradient_accumulation_steps: int
     seed: int
     start: int
     stop: int
@@ -37,10 +37,10 @@ class StepSampler:
         return self.images // self.batch_size
 
     def __len__(self) -> int:
-        return (self.stop - self.start) * self.accumulate
+        return (self.stop - self.start) * self.gradient_accumulation_steps
 
     def __iter__(self) -> Iterator[list[Key]]:
-        part = self.batch_size // self.accumulate
+        part = self.batch_size // self.gradient_accumulation_steps
         local = part // self.world_size
         order, order_epoch = np.empty(0, dtype=np.int64), -1
         for step in range(self.start, self.stop):

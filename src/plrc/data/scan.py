@@ -157,7 +157,7 @@ def _look(images: ImageList, i: int, config: DataConfig) -> Found:
         data = images.read(i, config.max_megapixels)
         digest = hashlib.blake2b(data, digest_size=16).hexdigest()
         head = read_header(io.BytesIO(data))
-        image = decode_bytes(data, percentiles=config.percentiles, max_megapixels=config.max_megapixels)
+        image = decode_bytes(data, percentiles=config.rescale_percentiles, max_megapixels=config.max_megapixels)
     except DecodeError as error:
         return Found(name, size, mtime, error.reason, digest)
     return Found(name, size, mtime, "", digest, image.shape[1], image.shape[2], head.mode, head.format)

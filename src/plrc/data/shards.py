@@ -283,5 +283,5 @@ def webdataset_package() -> Any:
     try:
         import webdataset
     except ImportError as error:
-        raise PlrcError("shards need the package webdataset; pip install 'plrc[shards]'") from error
+        raise PlrcError("shards need the package webdataset; pip install 'plrc-pretrain[shards]'") from error
     return webdataset

@@ -50,7 +50,7 @@ class ImageList:
     def decode(self, i: int, data: DataConfig, least: int = 0) -> Tensor:
         """An image as the settings say, uint8 [3, H, W]; `least` as in `decode_bytes`. Raises DecodeError."""
         file = self.read(i, data.max_megapixels)
-        return decode_bytes(file, percentiles=data.percentiles, max_megapixels=data.max_megapixels, least=least)
+        return decode_bytes(file, percentiles=data.rescale_percentiles, max_megapixels=data.max_megapixels, least=least)
 
     def size(self, i: int) -> int:
         """Bytes of an image; -1 where it is gone."""

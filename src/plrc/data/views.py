@@ -60,7 +60,7 @@ def draw_views(rng: np.random.Generator, height: int, width: int, config: ViewCo
     own. METHOD section 2.
     """
     pair = _crops(rng, 2, height, width, config)
-    flips = rng.random(3) < config.flip
+    flips = rng.random(3) < config.flip_prob
     chosen = [pair[0], pair[1]]
     if match:
         candidates = _crops(rng, config.overlap_tries, height, width, config)
@@ -75,7 +75,7 @@ def draw_views(rng: np.random.Generator, height: int, width: int, config: ViewCo
 
 def shorter_side(config: ViewConfig) -> int:
     """Shorter side in pixels from which on even the smallest crop of an image has as many pixels as its view."""
-    return math.ceil(config.size / math.sqrt(config.area[0] * min(config.aspect[0], 1 / config.aspect[1])))
+    return math.ceil(config.size / math.sqrt(config.scale[0] * min(config.ratio[0], 1 / config.ratio[1])))
 
 
 def render(image: Tensor, view: View, size: int) -> Tensor:
@@ -95,8 +95,8 @@ def _crops(rng: np.random.Generator, count: int, height: int, width: int, config
     Area uniform, aspect log-uniform; the first of ten draws that fits into the image counts, else the fallback.
     """
     draws = rng.random((count, 2 * _TRIES + 2))
-    share = config.area[0] + (config.area[1] - config.area[0]) * draws[:, :_TRIES]
-    low, high = math.log(config.aspect[0]), math.log(config.aspect[1])
+    share = config.scale[0] + (config.scale[1] - config.scale[0]) * draws[:, :_TRIES]
+    low, high = math.log(config.ratio[0]), math.log(config.ratio[1])
     root_aspect = np.exp(0.5 * (low + (high - low) * draws[:, _TRIES:-2]))
     side = np.sqrt(share * (height * width))
     widths, heights = np.rint(side * root_aspect), np.rint(side / root_aspect)
@@ -113,8 +113,8 @@ def _crops(rng: np.random.Generator, count: int, height: int, width: int, config
 
 def _largest_centred(height: int, width: int, config: ViewConfig) -> tuple[int, int, int, int]:
     """The largest centred crop whose aspect is allowed: left, top, width, height (at least one pixel each)."""
-    crop_width = max(1, min(width, round(height * config.aspect[1])))
-    crop_height = max(1, min(height, round(width / config.aspect[0])))
+    crop_width = max(1, min(width, round(height * config.ratio[1])))
+    crop_height = max(1, min(height, round(width / config.ratio[0])))
     return (width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height
 
 

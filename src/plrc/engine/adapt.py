@@ -60,12 +60,16 @@ def adapt(config: Config, explicit: Set[str], images: int, processes: int = 1) -
     batch = config.optim.batch_size
     check_batch(config, images, processes)
 
-    ratio = batch / config.optim.lr_batch
+    ratio = batch / config.optim.base_batch_size
     if ratio != 1 and config.optim.name == "sgd":
-        change("optim.lr", _round(config.optim.lr * ratio), f"linear in the batch: {batch} / {config.optim.lr_batch}")
+        change(
+            "optim.lr",
+            _round(config.optim.lr * ratio),
+            f"linear in the batch: {batch} / {config.optim.base_batch_size}",
+        )
     elif ratio != 1:
         scaled = _round(config.optim.lr * math.sqrt(ratio))
-        change("optim.lr", scaled, f"square root of the batch: {batch} / {config.optim.lr_batch}")
+        change("optim.lr", scaled, f"square root of the batch: {batch} / {config.optim.base_batch_size}")
     if config.model.init:
         change("optim.lr", _round(config.optim.lr / 10), "warm start: a tenth, to keep the given weights")
 
@@ -88,7 +92,7 @@ def adapt(config: Config, explicit: Set[str], images: int, processes: int = 1) -
     if config.optim.warmup_epochs > longest:
         change("optim.warmup_epochs", _round(longest), f"{steps} steps: a tenth of them is warm-up enough")
 
-    part = batch // config.optim.accumulate
+    part = batch // config.optim.gradient_accumulation_steps
     groups = max(1, part // GROUP) if processes == 1 else 1
     if config.model.bn_groups > groups:
         alone = f"{part} images at a time: groups of at least {GROUP}"
@@ -99,7 +103,7 @@ def adapt(config: Config, explicit: Set[str], images: int, processes: int = 1) -
 
 def check_batch(config: Config, images: int, processes: int) -> None:
     """Raises PlrcError where the images, or the processes and parts that share a batch, cannot make one."""
-    batch, accumulate = config.optim.batch_size, config.optim.accumulate
+    batch, accumulate = config.optim.batch_size, config.optim.gradient_accumulation_steps
     if images < min(batch, 2):
         raise PlrcError(f"{images} training image is too few: a batch needs at least two; add images")
     if images < batch:

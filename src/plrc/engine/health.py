@@ -45,7 +45,7 @@ class Health:
     """One check.
 
     feature_std: standard deviation of unit features over points, times sqrt(C); 1 if spread evenly, 0 if all equal.
-    effective_rank: exp of the entropy of the covariance's normalised eigenvalues; 1 if features lie on a line.
+    effective_rank: exp of the entropy of the covariance's normalized eigenvalues; 1 if features lie on a line.
     point_match: share of points whose nearest feature in another view of the image is the same physical point.
     point_match_chance: the same by guessing.
     grouping_auc: `grouping.grouping_auc` of the held-out images, 0.5 by chance; None without masks.
@@ -135,7 +135,7 @@ class HealthCheck:
         points = match_points(part.maps[QUERY], part.maps[MATCH], part.match[:, : match_draws(POINTS)], POINTS)
         both, levels = [], []
         for view, where in ((QUERY, points.student), (MATCH, points.teacher)):
-            images = photometric.augment(part.images[view], part.colour[view], self.config.views)
+            images = photometric.augment(part.images[view], part.color[view], self.config.views)
             levels.append(backbone(images, stride)[stride])
             both.append(F.normalize(sample(levels[-1], where), dim=-1))
         return both[0], both[1], points.valid, levels[0]

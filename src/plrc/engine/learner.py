@@ -24,7 +24,7 @@ from plrc.data.loader import Batch
 from plrc.data.points import contrast_points, match_points, pixel_points
 from plrc.data.views import MATCH, QUERY, REFERENCE
 from plrc.geometry import lattice, sample
-from plrc.model import KeyQueue, Network, check_lattice, lattice_side, make_teacher
+from plrc.model import KeyQueue, Network, check_feature_side, feature_side, make_teacher
 from plrc.objectives import (
     Term,
     affinity_distillation_term,
@@ -40,7 +40,7 @@ Features = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepOutput:
     """The terms of one part of a step, and what is to be stored once the step is known to count."""
 
     terms: dict[str, Term]
@@ -53,34 +53,36 @@ class Learner:
 
     def __init__(self, config: Config, device: torch.device) -> None:
         self.config, self.device = config, device
-        self.side = lattice_side(config.model, config.views.size)
+        self.side = feature_side(config.model, config.views.size)
         o = config.objectives
         self.contrast, self.distill = o.image_weight + o.point_weight > 0, o.distill_weight > 0
         torch.manual_seed(rng.torch_seed(config.seed, "weights"))
         memory_format = torch.channels_last if config.optim.channels_last else torch.contiguous_format
         student = Network(config.model, self.contrast, self.distill)
-        check_lattice(student, config.model, config.views.size)
+        check_feature_side(student, config.model, config.views.size)
         self.student: Network = student.to(device, memory_format=memory_format)  # type: ignore[call-overload]
         self.teacher = make_teacher(self.student)
         self.memory_format = memory_format
         generator = torch.Generator().manual_seed(rng.torch_seed(config.seed, "weights", index=1))
         self.queue = KeyQueue(o.queue, config.model.contrast_dim, generator).to(device) if o.image_weight > 0 else None
-        self.center = torch.zeros(self.lattice_side() ** 2, device=device) if self.distill and o.center else None
+        self.center = torch.zeros(self.reference_side() ** 2, device=device) if self.distill and o.center else None
         self.precision = choose_precision(config.optim.precision, device)
         self.needs_reference = self.distill or o.image_weight > 0 or not o.pixels
         self.mixture = self._mixture() if self.distill and self.side**2 < config.model.distill_dim else None
 
-    def terms(
+    def compute_terms(
         self, batch: Batch, student: Callable[..., Features], order: Tensor, teacher_temperature: float
-    ) -> Outcome:
+    ) -> StepOutput:
         """`student`: how to call the student (it may be wrapped or compiled); `order`: a permutation of the joined
         batch [R * B] by which the teacher's BatchNorm groups differ from the student's."""
         o, groups = self.config.objectives, self.config.model.bn_groups
         views = self._augment(batch)
         with self._autocast():
             with torch.no_grad():
-                reference = self._teach(views[REFERENCE], order, self.contrast) if self.needs_reference else {}
-                match = self._teach(views[MATCH], order, o.pixels) if o.match_view else {}
+                reference = (
+                    self._teacher_forward(views[REFERENCE], order, self.contrast) if self.needs_reference else {}
+                )
+                match = self._teacher_forward(views[MATCH], order, o.pixels) if o.match_view else {}
             query = student(views[QUERY], groups, self.contrast, self.distill)
         terms: dict[str, Term] = {}
         keys, affinity = None, None
@@ -103,7 +105,7 @@ class Learner:
             )
             if self.center is not None:
                 affinity = mean_affinity(taught, keys_at, points.valid)
-        return Outcome(terms, keys, affinity)
+        return StepOutput(terms, keys, affinity)
 
     def wrapped_student(self) -> nn.Module:
         """How the loop calls the student: compiled if asked for, synchronised over processes if there are several."""
@@ -115,7 +117,7 @@ class Learner:
         if self.config.model.sync_bn:  # replaces the modules in place; their parameters and buffers stay the same ones
             nn.SyncBatchNorm.convert_sync_batchnorm(self.student)
             nn.SyncBatchNorm.convert_sync_batchnorm(self.teacher)
-        once = self.config.optim.accumulate == 1
+        once = self.config.optim.gradient_accumulation_steps == 1
         idle_layers = (
             self.config.model.stride < max(self.student.backbone.channels) or ":" in self.config.model.backbone
         )
@@ -129,16 +131,20 @@ class Learner:
     def key_counts(self) -> dict[str, int]:
         """How many keys each query of a term is compared with."""
         o = self.config.objectives
-        images = self.config.optim.batch_size // self.config.optim.accumulate if o.negatives == "batch" else 1
+        images = (
+            self.config.optim.batch_size // self.config.optim.gradient_accumulation_steps
+            if o.negatives == "batch"
+            else 1
+        )
         points = self.side**2 if o.pixels else o.points
-        return {"image": o.queue + 1, "point": points * images, "distill": self.lattice_side() ** 2}
+        return {"image": o.queue + 1, "point": points * images, "distill": self.reference_side() ** 2}
 
     def modules(self) -> dict[str, nn.Module]:
         """The parts that a checkpoint holds, by name."""
         parts = {"student": self.student, "teacher": self.teacher, "queue": self.queue}
         return {name: module for name, module in parts.items() if module is not None}
 
-    def remember(self, outcomes: list[Outcome], keep: Tensor) -> None:
+    def update_queue_and_center(self, outcomes: list[StepOutput], keep: Tensor) -> None:
         """Push image keys and move the centre, unless `keep` is False."""
         if self.queue is not None:
             self.queue.push(torch.cat([o.keys for o in outcomes if o.keys is not None]), keep)
@@ -150,13 +156,13 @@ class Learner:
             self.center.copy_(torch.where(keep, self.center.lerp(mean, 1 - CENTER_MOMENTUM), self.center))
 
     def _augment(self, batch: Batch) -> Tensor:
-        """uint8 [V, B, 3, S, S] -> normalised float views of the same shape."""
+        """uint8 [V, B, 3, S, S] -> normalized float views of the same shape."""
         views, size = batch.images.shape[:2], batch.images.shape[2:]
-        images = photometric.augment(batch.images.reshape(-1, *size), batch.colour.flatten(0, 1), self.config.views)
+        images = photometric.augment(batch.images.reshape(-1, *size), batch.color.flatten(0, 1), self.config.views)
         separate: Tensor = images.contiguous(memory_format=self.memory_format).unflatten(0, views)
         return separate
 
-    def _teach(self, images: Tensor, order: Tensor, contrast: bool) -> Features:
+    def _teacher_forward(self, images: Tensor, order: Tensor, contrast: bool) -> Features:
         """The teacher's features of a view; its samples meet other company in BatchNorm than the student's do."""
         groups = self.config.model.bn_groups
         if distributed.world_size() == 1 and groups == 1:
@@ -176,7 +182,7 @@ class Learner:
             count = batch.regions.shape[1] * batch.regions.shape[2]
             points = contrast_points(batch.regions, count, maps[QUERY], maps[REFERENCE], batch.contrast, o.points)
         q, k, ids, key_ids = sample(query, points.query), sample(key, points.key), *points[2:]
-        if o.contrast == "regions":
+        if o.contrast == "region":
             q, k = region_features(q, ids), region_features(k, key_ids)
         q, k = _unit(q), _unit(k)
         if o.negatives == "image":
@@ -195,7 +201,7 @@ class Learner:
         and cost h w / D of the arithmetic. Otherwise keys are [B, M, D].
         """
         if self.mixture is None:
-            points = lattice(self.lattice_side(), self.lattice_side(), self.device)
+            points = lattice(self.reference_side(), self.reference_side(), self.device)
             return _unit(sample(features, points.expand(len(features), -1, -1))), None
         cells = features.float().flatten(2)
         squares = (self.mixture @ (cells.mT @ cells) * self.mixture).sum(dim=-1, keepdim=True)
@@ -204,11 +210,11 @@ class Learner:
     def _mixture(self) -> Tensor:
         """How the positions of the dense lattice mix the cells of the feature lattice: [M, h w]."""
         cells = torch.eye(self.side**2, device=self.device).unflatten(1, (self.side, self.side))
-        return sample(cells[None], lattice(self.lattice_side(), self.lattice_side(), self.device)[None])[0]
+        return sample(cells[None], lattice(self.reference_side(), self.reference_side(), self.device)[None])[0]
 
-    def lattice_side(self) -> int:
+    def reference_side(self) -> int:
         """Positions per side of the reference lattice of affinity distillation."""
-        return self.config.objectives.lattice or 2 * self.side
+        return self.config.objectives.reference_grid or 2 * self.side
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.precision == torch.float32:
@@ -221,5 +227,5 @@ def _unit(features: Tensor) -> Tensor:
 
 
 def _image_feature(features: Tensor) -> Tensor:
-    """[B, D, h, w] -> unit [B, D]: mean over positions, then normalised (METHOD section 3)."""
+    """[B, D, h, w] -> unit [B, D]: mean over positions, then normalized (METHOD section 3)."""
     return _unit(features.float().mean(dim=(2, 3)))

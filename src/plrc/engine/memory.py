@@ -24,7 +24,7 @@ def advice(plan: Plan) -> str:
     """What to write after memory ran out. One process tries halves until a step fits; several cannot, since not all of
     them may have failed, and name the first half untried."""
     batch, groups, world = plan.config.optim.batch_size, plan.config.model.bn_groups, distributed.world_size()
-    now = batch // plan.config.optim.accumulate // world
+    now = batch // plan.config.optim.gradient_accumulation_steps // world
     halves = [now >> k for k in range(1, now.bit_length()) if now % (1 << k) == 0 and now >> k >= groups]
     fitting = next((n for n in halves if world > 1 or _fits(plan, n)), 0)
     said = f"out of memory with {now} images at a time" + " in each process" * (world > 1)
@@ -33,7 +33,7 @@ def advice(plan: Plan) -> str:
         return f"{said}; {tried}write a smaller --views.size or --model.backbone, or --optim.precision bfloat16"
     how = "not tried, half of it" if world > 1 else "tried here with two steps"
     return (
-        f"{said}; {fitting} should fit ({how}): write --optim.accumulate {batch // (fitting * world)}, which keeps the "
+        f"{said}; {fitting} should fit ({how}): write --optim.gradient-accumulation-steps {batch // (fitting * world)}, which keeps the "
         f"batch of {batch} (negatives then come from one part), or --optim.batch-size {fitting * world}; "
         "go on with --resume --run.allow-changes"
     )
@@ -54,13 +54,15 @@ def _fits(plan: Plan, images: int) -> bool:
 
 
 def _steps(plan: Plan, images: int) -> None:
-    config = plan.config.with_values({"optim.batch_size": images, "optim.accumulate": 1})
+    config = plan.config.with_values({"optim.batch_size": images, "optim.gradient_accumulation_steps": 1})
     data = ViewDataset(plan.images, plan.train, config)
     batch = collate([data[0, i] for i in range(images)]).to(plan.device)
     state = TrainingState(config, plan.device)
     order = torch.arange(images, device=plan.device)
     for _ in range(2):  # the second one has the optimiser's state beside it
         state.guard.remember()
-        outcome = state.learner.terms(batch, state.learner.student, order, config.objectives.teacher_temperature)
+        outcome = state.learner.compute_terms(
+            batch, state.learner.student, order, config.objectives.teacher_temperature
+        )
         state.scaler.scale(total_loss(outcome.terms, config)).backward()
         state.update([outcome], config.optim.lr, config.optim.teacher_momentum)

@@ -26,7 +26,7 @@ def total_loss(terms: dict[str, Term], config: Config) -> Tensor:
     return torch.stack(shares).sum() * distributed.world_size()
 
 
-class Window:
+class MetricWindow:
     """Sums since the last log line; `read` gives plain numbers (the one host synchronisation) and starts anew."""
 
     def __init__(self, config: Config, keys: dict[str, int]) -> None:

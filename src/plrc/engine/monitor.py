@@ -25,7 +25,7 @@ from plrc.text import printable
 OnCheckpoint = Callable[[Path], None]
 
 
-class Watch:
+class Monitor:
     """Called by the loop at its steps; it holds what has been seen so far."""
 
     def __init__(
@@ -66,11 +66,11 @@ class Watch:
             self.log.say(f"warning: cannot read {printable(name)}: {found[name]}; another image takes its place")
         self.bad |= found
         count = self._lost()
-        if count > self.plan.config.data.bad_limit * len(self.plan.train):
+        if count > self.plan.config.data.max_unreadable_fraction * len(self.plan.train):
             name = min(self.bad)
             raise PlrcError(
-                f"{count} of {len(self.plan.train)} images cannot be read, more than data.bad_limit "
-                f"({self.plan.config.data.bad_limit:.0%}), such as {printable(name)}: {self.bad[name]}; "
+                f"{count} of {len(self.plan.train)} images cannot be read, more than data.max_unreadable_fraction "
+                f"({self.plan.config.data.max_unreadable_fraction:.0%}), such as {printable(name)}: {self.bad[name]}; "
                 "log.txt names those met so far, plrc scan DIR looks at every image"
             )
 

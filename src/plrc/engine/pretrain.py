@@ -19,8 +19,8 @@ from plrc.config import Config
 from plrc.data.loader import DeviceLoader, ViewDataset
 from plrc.data.sampler import StepSampler
 from plrc.engine import health, memory, recovery, schedule
-from plrc.engine.metrics import Window, total_loss
-from plrc.engine.monitor import OnCheckpoint, Watch
+from plrc.engine.metrics import MetricWindow, total_loss
+from plrc.engine.monitor import Monitor, OnCheckpoint
 from plrc.engine.runlog import RunLog, provenance
 from plrc.engine.setup import Plan, prepare
 from plrc.engine.state import TrainingState
@@ -84,7 +84,7 @@ def _recovering(plan: Plan, lock: FolderLock, stop: StopRequest, on_checkpoint: 
 
 
 def _train(plan: Plan, lock: FolderLock, stop: StopRequest, on_checkpoint: Sequence[OnCheckpoint]) -> Run:
-    config, device, parts = plan.config, plan.device, plan.config.optim.accumulate
+    config, device, parts = plan.config, plan.device, plan.config.optim.gradient_accumulation_steps
     state = TrainingState(config, device)
     first = state.begin(plan.checkpoint, plan.out / "checkpoints")
     log = RunLog(plan.out, first, plan.steps, distributed.is_main())
@@ -109,9 +109,9 @@ def _train(plan: Plan, lock: FolderLock, stop: StopRequest, on_checkpoint: Seque
         sampler = StepSampler(len(data), config.optim.batch_size, parts, *steps, *ranks, groups=data.groups)
         loader = DeviceLoader(data, sampler, plan.workers, device)
         batches = ends.enter_context(contextlib.closing(iter(loader)))
-        watch = Watch(plan, lock, state, log, on_checkpoint)
+        watch = Monitor(plan, lock, state, log, on_checkpoint)
         learner, student = state.learner, state.learner.wrapped_student()
-        window = Window(config, learner.key_counts())
+        window = MetricWindow(config, learner.key_counts())
 
         if not state.history:
             watch.check(first)
@@ -129,7 +129,7 @@ def _train(plan: Plan, lock: FolderLock, stop: StopRequest, on_checkpoint: Seque
                 batch = next(batches)
                 watch.failures.update(batch.failures)
                 with _sync_if(part == parts - 1, student):
-                    outcome = learner.terms(batch, student, order, temperature)
+                    outcome = learner.compute_terms(batch, student, order, temperature)
                     state.scaler.scale(total_loss(outcome.terms, config) / parts).backward()
                 window.add_terms(outcome.terms)
                 outcomes.append(outcome)
@@ -161,7 +161,7 @@ def _train(plan: Plan, lock: FolderLock, stop: StopRequest, on_checkpoint: Seque
 
 def _teacher_order(config: Config, step: int) -> torch.Tensor:
     """The permutation of the joined part by which the teacher's BatchNorm groups differ from the student's."""
-    size = config.optim.batch_size // config.optim.accumulate
+    size = config.optim.batch_size // config.optim.gradient_accumulation_steps
     return torch.from_numpy(rng.generator(config.seed, "shuffle", index=step).permutation(size))
 
 

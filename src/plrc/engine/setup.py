@@ -27,7 +27,7 @@ from plrc.engine.adapt import Change, adapt, check_batch, steps_per_epoch, total
 from plrc.engine.checkpoint import newest_checkpoint, set_damaged_aside
 from plrc.errors import PlrcError
 from plrc.files import LOCK, FolderLock, remove_partial
-from plrc.model import lattice_side
+from plrc.model import feature_side
 from plrc.runtime import choose_device, choose_precision, choose_workers
 
 LISTING = ("source", "layout", "split", "exclude", "held_out")  # settings of `data` that decide which images there are
@@ -88,12 +88,12 @@ def prepare(config: Config, explicit: Set[str], lock: FolderLock | None = None) 
         raise PlrcError("model.sync_bn is set, but PyTorch shares BatchNorm statistics on GPUs only; leave it out")
     if config.model.bn_groups == 1 and (config.model.sync_bn or not several):
         remarks.append("BatchNorm sees the whole batch at once: samples may be recognised by their company (a leak)")
-    part = config.optim.batch_size // config.optim.accumulate // distributed.world_size()
+    part = config.optim.batch_size // config.optim.gradient_accumulation_steps // distributed.world_size()
     if part < 2 * config.model.bn_groups and part > 1:
         remarks.append("BatchNorm groups of one image: statistics come from its positions alone")
     if part < config.model.bn_groups:
         raise PlrcError(f"model.bn_groups is {config.model.bn_groups}, a part has {part} images; write {part} or less")
-    if part // config.model.bn_groups * lattice_side(config.model, config.views.size) ** 2 < 2:
+    if part // config.model.bn_groups * feature_side(config.model, config.views.size) ** 2 < 2:
         raise PlrcError(
             "BatchNorm would see a single value (one image, one position) and make it 0: "
             "write a larger optim.batch_size or views.size, or a smaller model.bn_groups"
@@ -197,10 +197,10 @@ def _check_same(
         now = build_manifest(images, train.tolist(), held_out.tolist())
         found += differences(read_manifest(out / "manifest.json"), now)
         gone = list(now["train"].values()).count(-1)
-        if gone > config.data.bad_limit * len(train):
+        if gone > config.data.max_unreadable_fraction * len(train):
             raise PlrcError(
                 f"{gone} of the {len(train)} images of {out}/manifest.json are gone from {images.root}, more than "
-                f"data.bad_limit ({config.data.bad_limit:.0%}); put them back"
+                f"data.max_unreadable_fraction ({config.data.max_unreadable_fraction:.0%}); put them back"
             )
     if found and not config.run.allow_changes:
         raise PlrcError(

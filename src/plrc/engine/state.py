@@ -14,7 +14,7 @@ from plrc import distributed
 from plrc.config import Config
 from plrc.engine.checkpoint import FORMAT, load_checkpoint, newest_checkpoint
 from plrc.engine.health import Health
-from plrc.engine.learner import Learner, Outcome
+from plrc.engine.learner import Learner, StepOutput
 from plrc.engine.optim import BufferGuard, build_optimizer, finite_gradient, guarded_step
 from plrc.errors import PlrcError
 from plrc.files import write_atomic
@@ -56,16 +56,16 @@ class TrainingState:
                 write_atomic(kept, lambda file: file.write(content))
         return 0
 
-    def update(self, outcomes: list[Outcome], lr: float, momentum: float) -> tuple[Tensor, Tensor]:
+    def update(self, outcomes: list[StepOutput], lr: float, momentum: float) -> tuple[Tensor, Tensor]:
         """After the backward passes: student, then teacher, queue and centre; or none of them where the gradient is
         not finite. Returns (gradient norm, whether the step counted), 0-dim on the device."""
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
-        norm, keep = finite_gradient(self.learner.student, self.config.optim.clip_norm)
+        norm, keep = finite_gradient(self.learner.student, self.config.optim.max_grad_norm)
         guarded_step(self.optimizer, lr, keep)
         self.scaler.update()
         update_teacher(self.learner.teacher, self.learner.student, momentum, keep)
-        self.learner.remember(outcomes, keep)
+        self.learner.update_queue_and_center(outcomes, keep)
         self.guard.restore_unless(keep)
         self.skipped_in_a_row = torch.where(keep, 0, self.skipped_in_a_row + 1)
         return norm, keep
@@ -76,7 +76,7 @@ class TrainingState:
         parts |= {name: module.state_dict() for name, module in self.learner.modules().items()}
         return parts | {
             "format": FORMAT,
-            "version": version("plrc"),
+            "version": version("plrc-pretrain"),
             "config": self.config.to_dict(),
             "images": images,
             "step": step,

@@ -22,19 +22,19 @@ from plrc.model.own import trusted
 from plrc.model.weights import load_into, read_weights, stored_code, stored_name
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-BEYOND = 0.5  # how far an image may leave [0, 1] (sharp resizing overshoots a little) before it is taken for normalised
+BEYOND = 0.5  # how far an image may leave [0, 1] (sharp resizing overshoots a little) before it is taken for normalized
 
 
 class DenseFeatures(nn.Module):
     """images [B, 3, H, W] -> {s: features [B, channels[s], ceil(H / s), ceil(W / s)]}, in eval mode, of any size.
 
-    As built, images are RGB, float and already normalised with ImageNet's mean and standard deviation, as backbones of
-    detectors get them. With `normalise` they are RGB as decoded, uint8 in 0..255 or float in 0..1, and that is applied
+    As built, images are RGB, float and already normalized with ImageNet's mean and standard deviation, as backbones of
+    detectors get them. With `normalize` they are RGB as decoded, uint8 in 0..255 or float in 0..1, and that is applied
     inside.
 
     torchvision's ResNets take any size as it is: the features are those of the plain network, bit for bit. Others may
-    round down and lose the border, so for them images are padded below and on the right with zeros after normalisation
-    (the mean colour) until the coarsest stride divides both sides, and positions wholly in the padding are cut off.
+    round down and lose the border, so for them images are padded below and on the right with zeros after normalization
+    (the mean color) until the coarsest stride divides both sides, and positions wholly in the padding are cut off.
     Position (i, j) of level s looks at the image around row s * i, column s * j. With layer4_stride 1 the level called
     32 has the positions of level 16.
 
@@ -44,11 +44,11 @@ class DenseFeatures(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: Backbone, normalise: bool = False, channels_last: bool = False) -> None:
+    def __init__(self, backbone: Backbone, normalize: bool = False, channels_last: bool = False) -> None:
         super().__init__()
         self.backbone = backbone
         self.channels = backbone.channels
-        self.normalise = normalise
+        self.normalize = normalize
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.register_buffer("mean", torch.tensor(MEAN).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).reshape(3, 1, 1), persistent=False)
@@ -73,21 +73,21 @@ class DenseFeatures(nn.Module):
     def _normalised(self, images: Tensor) -> Tensor:
         dtype = next(self.backbone.parameters()).dtype
         whole = images.dtype == torch.uint8
-        if not (whole or images.is_floating_point()) or (whole and not self.normalise):
+        if not (whole or images.is_floating_point()) or (whole and not self.normalize):
             wanted = (
                 "uint8 in 0..255 or float in 0..1"
-                if self.normalise
-                else "float images, already normalised, or say normalise=True"
+                if self.normalize
+                else "float images, already normalized, or say normalize=True"
             )
             raise PlrcError(f"images are of {str(images.dtype).removeprefix('torch.')}; give {wanted}")
-        if not self.normalise:
+        if not self.normalize:
             return images.to(dtype)
         if not whole and not torch.compiler.is_compiling():
             low, high = (float(value) for value in images.aminmax())
             if not (low >= -BEYOND and high <= 1 + BEYOND):
                 raise PlrcError(
                     f"images range from {low:.3g} to {high:.3g}; give float in 0..1 or uint8 in 0..255, or leave "
-                    "normalise=True out where they are normalised already"
+                    "normalize=True out where they are normalized already"
                 )
         pixels = images.float() / 255 if whole else images.float()
         return ((pixels - self.mean.float()) / self.std.float()).to(dtype)
@@ -98,14 +98,14 @@ def load_backbone(
     layer4_stride: int = 2,
     backbone: str = "",
     *,
-    normalise: bool = False,
+    normalize: bool = False,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     channels_last: bool = False,
 ) -> DenseFeatures:
     """A trained backbone in eval mode: RGB images [B, 3, H, W] -> {s: features [B, C, ceil(H / s), ceil(W / s)]}.
 
-    Images are normalised with ImageNet's mean and standard deviation, or as decoded with `normalise=True`.
+    Images are normalized with ImageNet's mean and standard deviation, or as decoded with `normalize=True`.
     `path`: a run folder (its newest checkpoint), a checkpoint, or an exported file of any target but ONNX. What goes
     in, and how images of any size are padded, `DenseFeatures` says. Weights, and so features, are of `dtype`: float32,
     float16 or bfloat16. `channels_last` lets the convolutions of a GPU, or bfloat16 on a CPU, run faster; the features
@@ -130,6 +130,6 @@ def load_backbone(
     model = Config().with_values({"model.backbone": name, "model.layer4_stride": layer4_stride}).model
     net = build_backbone(model.backbone, model.layer4_stride)
     load_into(net, weights)
-    features = DenseFeatures(net.eval(), normalise, channels_last).eval()
+    features = DenseFeatures(net.eval(), normalize, channels_last).eval()
     features.to(device=device, dtype=dtype, memory_format=features.memory_format)  # type: ignore[call-overload]
     return features

@@ -1,4 +1,4 @@
-"""Hand-over as ONNX: normalised images [B, 3, H, W] -> one output for each stride, checked in ONNX Runtime.
+"""Hand-over as ONNX: normalized images [B, 3, H, W] -> one output for each stride, checked in ONNX Runtime.
 
 Layer 5: imports model and this folder; the extra onnx. For inference: plrc does not read it back. Names in the graph
 are the backbone's own behind `net.`; BatchNorm's step counters are absent by rule.
@@ -40,7 +40,9 @@ def write(path: Path, name: str, student: dict[str, Tensor], metadata: dict[str,
     try:
         import onnxscript  # noqa: F401 (torch.onnx needs it)
     except ImportError as error:
-        raise PlrcError("an export to ONNX needs onnx and more; install them with: pip install 'plrc[onnx]'") from error
+        raise PlrcError(
+            "an export to ONNX needs onnx and more; install them with: pip install 'plrc-pretrain[onnx]'"
+        ) from error
     net = build_backbone(name)
     net.net.load_state_dict(student)
     free = torch.export.Dim.DYNAMIC
@@ -100,7 +102,7 @@ def settings(name: str) -> dict[str, Any]:
     sides = "B, H and W are free" if name in RESNETS else "B is free, H and W where the coarsest stride divides them"
     return pixels() | {
         "set": [
-            f"input images: float32 [B, 3, H, W], normalised as above; {sides}",
+            f"input images: float32 [B, 3, H, W], normalized as above; {sides}",
             "outputs: one for each stride, such as stride8: [B, C, ceil(H / stride), ceil(W / stride)]",
         ]
     }

@@ -110,7 +110,7 @@ def features_of(name: str, student: Mapping[str, Tensor], strides: Iterable[int]
 
 
 def example_images(size: int | tuple[int, int] = SIZE) -> Tensor:
-    """[2, 3, *size] in normalised units: noise and a smooth picture, the same in every call."""
+    """[2, 3, *size] in normalized units: noise and a smooth picture, the same in every call."""
     height, width = (size, size) if isinstance(size, int) else size
     noise = torch.randn(3, height, width, generator=torch.Generator().manual_seed(0))
     y, x = torch.meshgrid(torch.linspace(0, 3, height), torch.linspace(0, 2, width), indexing="ij")

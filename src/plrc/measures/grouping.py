@@ -82,9 +82,9 @@ def _draw_points(ids: np.ndarray, count: int, seed: int, image: int) -> tuple[np
     candidates = np.flatnonzero(ids.ravel() >= 0)
     rng = generator(seed, "probe", epoch=1, index=image)
     chosen = rng.choice(candidates, size=min(count, len(candidates)), replace=False)
-    return centres(chosen, *ids.shape), ids.ravel()[chosen]
+    return centers(chosen, *ids.shape), ids.ravel()[chosen]
 
 
-def centres(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Row-major pixel numbers [N] -> centres (x, y) as shares of the sides, float32 [N, 2]."""
+def centers(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Row-major pixel numbers [N] -> centers (x, y) as shares of the sides, float32 [N, 2]."""
     return np.stack([(pixels % width + 0.5) / width, (pixels // width + 0.5) / height], axis=1).astype(np.float32)

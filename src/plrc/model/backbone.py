@@ -92,7 +92,7 @@ def _timm_backbone(name: str) -> Backbone:
     try:
         import timm
     except ImportError as error:
-        raise ConfigError(f"{name} needs timm; install it with: pip install 'plrc[timm]'") from error
+        raise ConfigError(f"{name} needs timm; install it with: pip install 'plrc-pretrain[timm]'") from error
     try:
         net: Any = timm.create_model(name.removeprefix("timm:"), pretrained=False, features_only=True)
     except (RuntimeError, AttributeError) as error:

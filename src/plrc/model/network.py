@@ -15,20 +15,20 @@ from plrc.model.heads import contrast_head, distill_head
 from plrc.model.own import is_code, refuse_frozen
 
 
-def lattice_side(config: ModelConfig, size: int) -> int:
+def feature_side(config: ModelConfig, size: int) -> int:
     """Positions per side of the features of a view of `size` pixels."""
     stride = 16 if (config.stride, config.layer4_stride) == (32, 1) else config.stride
     return -(-size // stride)
 
 
-def check_lattice(network: Network, config: ModelConfig, size: int) -> None:
+def check_feature_side(network: Network, config: ModelConfig, size: int) -> None:
     """Raise ConfigError where views of `size` pixels do not give the lattice that points are mapped to.
 
     torchvision's ResNets round every size up; other networks may round down what their coarsest stride does not divide.
     """
     if ":" not in config.backbone:
         return
-    side, coarsest = lattice_side(config, size), max(network.backbone.channels)
+    side, coarsest = feature_side(config, size), max(network.backbone.channels)
     training = network.training
     with torch.no_grad():
         found = network.backbone.eval()(torch.zeros(1, 3, size, size), config.stride)[config.stride].shape[-1]
@@ -41,7 +41,7 @@ def check_lattice(network: Network, config: ModelConfig, size: int) -> None:
 
 
 class Network(nn.Module):
-    """Images [B, 3, S, S] -> {"contrast": [B, D_c, h, w], "distill": [B, D_d, h, w]}, features not yet normalised.
+    """Images [B, 3, S, S] -> {"contrast": [B, D_c, h, w], "distill": [B, D_d, h, w]}, features not yet normalized.
 
     BatchNorm takes its statistics over `groups` parts of the batch (of equal size, where it divides), each passing
     alone, as if each sat on a device of its own (METHOD section 3, *Teacher*): views and groups never share statistics.

@@ -70,7 +70,7 @@ def point_region_term(
 
 def region_features(features: Tensor, regions: Tensor) -> Tensor:
     """Each point's feature replaced by the mean of all points of its region: features [B, N, D] as the head gives them
-    (not normalised), regions [B, N]; a point of id -1 keeps its own. Normalised and passed to `point_region_contrast`
+    (not normalized), regions [B, N]; a point of id -1 keeps its own. Normalized and passed to `point_region_contrast`
     this contrasts whole regions, each counted as often as it has points (METHOD section 5, `region`). Gradient flows to
     all points of a region."""
     means, sizes = _region_means(wide(features), regions, regions)

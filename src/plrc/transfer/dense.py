@@ -175,10 +175,10 @@ def _at_most(labelled: LabelledSet, images: int, seed: int) -> LabelledSet:
 def _maps(labelled: LabelledSet, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """(images uint8 [n, 3, size, size], classes uint8 [n, size, size], objects int32 [n, size, size]).
 
-    Images keep their shape, at the upper left; the rest is ImageNet's mean colour and ignored (objects: -1).
+    Images keep their shape, at the upper left; the rest is ImageNet's mean color and ignored (objects: -1).
     """
-    colour = (255 * torch.tensor(MEAN)).to(torch.uint8)[:, None, None]
-    images = colour.expand(3, size, size).repeat(len(labelled.images), 1, 1, 1)
+    color = (255 * torch.tensor(MEAN)).to(torch.uint8)[:, None, None]
+    images = color.expand(3, size, size).repeat(len(labelled.images), 1, 1, 1)
     classes = torch.full((len(labelled.images), size, size), IGNORED, dtype=torch.uint8)
     objects = torch.full((len(labelled.images), size, size), -1, dtype=torch.int32)
     for i, item in enumerate(labelled.images):

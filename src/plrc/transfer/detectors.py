@@ -1,7 +1,7 @@
 """Faster and Mask R-CNN on our backbones, from torchvision's parts: with a feature pyramid, or C4 as in the paper.
 
 Layer 5: imports model and below, and this folder. C4 (paper, section 4; MoCo's detection transfer): regions are read
-from stride 16, layer4 is their head, and a normalisation follows it. Losses, samplers and thresholds are torchvision's.
+from stride 16, layer4 is their head, and a normalization follows it. Losses, samplers and thresholds are torchvision's.
 
 Shapes: R regions of all images, C channels of layer4, K classes without background.
 """
@@ -44,7 +44,7 @@ def build_detector(
     """A torchvision GeneralizedRCNN for `classes` classes (background not counted), around a backbone with its weights.
 
     It takes lists of images [3, H, W] in [0, 1] and targets, as torchvision documents. The random weights of its heads
-    follow from `seed` alone. The backbone's normalisation and frozen layers are set here, in place.
+    follow from `seed` alone. The backbone's normalization and frozen layers are set here, in place.
     """
     prepare_backbone(backbone, config.norm, config.trainable_layers)
     with torch.random.fork_rng(devices=[]):
@@ -58,7 +58,7 @@ def build_detector(
 
 
 class Resize(GeneralizedRCNNTransform):  # type: ignore[misc]
-    """torchvision's resizing and normalisation, with one size at test and several in training.
+    """torchvision's resizing and normalization, with one size at test and several in training.
 
     Training draws the shorter side with PyTorch's generator from low, low + SIZE_STEP, ... high.
     """
@@ -79,7 +79,7 @@ class Pyramid(nn.Module):
     def __init__(self, body: Backbone, config: DetectorConfig) -> None:
         super().__init__()
         self.body = body
-        self.strides = [s for s in body.channels if s >= config.finest]
+        self.strides = [s for s in body.channels if s >= config.min_stride]
         self.out_channels = config.width
         widths = [body.channels[s] for s in self.strides]
         self.fpn = FeaturePyramidNetwork(widths, config.width, LastLevelMaxPool(), head_norm(config.head_norm))
@@ -180,4 +180,4 @@ def _c4(backbone: Backbone, config: DetectorConfig, classes: int, masks: bool) -
 
 def _sampling(config: DetectorConfig) -> tuple[Any, ...]:
     """What RoIHeads takes after its box parts: which regions are trained on, which boxes are given out."""
-    return 0.5, 0.5, config.rois, 0.25, None, 0.05, 0.5, 100
+    return 0.5, 0.5, config.rois_per_image, 0.25, None, 0.05, 0.5, 100

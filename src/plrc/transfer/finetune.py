@@ -1,7 +1,7 @@
 """Fine-tuning: labels and initial weights in, a score on test images out. One loop for boxes, masks and classes.
 
 Layer 5: imports engine and below, and this folder. Every draw follows from (seed, step), so a run that was stopped goes
-on to the same numbers. Normalisation, trainable layers and the schedule are those of `protocols.TransferConfig`.
+on to the same numbers. Normalization, trainable layers and the schedule are those of `protocols.TransferConfig`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from plrc.machine import versions
 from plrc.runtime import StopRequest, choose_device
 from plrc.transfer.initial import Initial, initial_backbone, verify_inside
 from plrc.transfer.labels.datasets import LabelledSet, Splits, choose, read_labelled
-from plrc.transfer.protocols import TransferConfig, TuneConfig
+from plrc.transfer.protocols import OptimConfig, TransferConfig
 from plrc.transfer.tasks import TASKS, Work
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
@@ -107,7 +107,7 @@ def _tune(
     initial: Initial,
     stop: StopRequest,
 ) -> Result | None:
-    steps, model = config.optim.steps, work.model
+    steps, model = config.optim.total_steps, work.model
     optimizer = _optimizer(model, config.optim)
     inside = verify_inside(model, initial)
     first, seconds, curve = _restore(out / CHECKPOINT, model, optimizer)
@@ -131,16 +131,16 @@ def _tune(
             batch = next(batches)
             if isinstance(batch, PlrcError):
                 raise batch
-            with torch.autocast(work.device.type, torch.bfloat16, enabled=config.optim.precision == "bf16"):
+            with torch.autocast(work.device.type, torch.bfloat16, enabled=config.optim.precision == "bfloat16"):
                 loss = work.loss(batch)
             optimizer.zero_grad()
             loss.backward()
-            if config.optim.clip_norm:
-                nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm)
+            if config.optim.max_grad_norm:
+                nn.utils.clip_grad_norm_(model.parameters(), config.optim.max_grad_norm)
             optimizer.step()
             window.append(loss.detach())
 
-            if step % config.run.log_every == 0 or step == steps:
+            if step % config.run.log_every_steps == 0 or step == steps:
                 mean = float(torch.stack(window).mean())
                 pace = len(window) * config.optim.batch_size / (time.perf_counter() - since)
                 log.train_line(step, {"loss": mean, "images_per_second": pace})
@@ -155,7 +155,7 @@ def _tune(
                 log.say(f"validation at step {step}: {shown(curve[-1])}")
                 since = time.perf_counter()
             asked = stop.agreed()
-            if step < steps and (asked or step % config.run.checkpoint_every == 0):
+            if step < steps and (asked or step % config.run.checkpoint_every_steps == 0):
                 _save(out / CHECKPOINT, model, optimizer, step, time.perf_counter() - started, curve)
             if asked and step < steps:
                 log.say(f"stopped at step {step} of {steps} and saved; go on with --resume")
@@ -176,11 +176,11 @@ def _tune(
     return result
 
 
-def learning_rate(config: TuneConfig, step: int) -> float:
+def learning_rate(config: OptimConfig, step: int) -> float:
     """The rate of the step after `step` others: linear warm-up, then a tenth after each of `drops`."""
-    warmup = min(config.warmup, config.steps // 10)
+    warmup = min(config.warmup_steps, config.total_steps // 10)
     scale = min(1.0, (step + 1) / warmup) if warmup else 1.0
-    return config.lr * scale * 0.1 ** sum(step >= share * config.steps for share in config.drops)
+    return config.lr * scale * 0.1 ** sum(step >= share * config.total_steps for share in config.lr_milestones)
 
 
 def shown(metrics: dict[str, float]) -> str:
@@ -215,7 +215,7 @@ def _folder(config: TransferConfig) -> Path:
     return out
 
 
-def _optimizer(model: nn.Module, config: TuneConfig) -> torch.optim.Optimizer:
+def _optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     norms = {id(p) for m in model.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)}
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -232,12 +232,12 @@ class _Order(torch.utils.data.Sampler[list[tuple[int, int]]]):
         self.images, self.config, self.first = images, config, first
 
     def __len__(self) -> int:
-        return self.config.optim.steps - self.first
+        return self.config.optim.total_steps - self.first
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         size = self.config.optim.batch_size
         epoch, order = -1, rng.generator(0, "order").permutation(0)
-        for step in range(self.first, self.config.optim.steps):
+        for step in range(self.first, self.config.optim.total_steps):
             batch = []
             for position in range(step * size, (step + 1) * size):
                 if position // self.images != epoch:

@@ -52,7 +52,9 @@ def coco_metrics(
     try:
         from faster_coco_eval import COCO, COCOeval_faster
     except ImportError as error:
-        raise PlrcError("COCO's scores need the package faster-coco-eval; pip install 'plrc[transfer]'") from error
+        raise PlrcError(
+            "COCO's scores need the package faster-coco-eval; pip install 'plrc-pretrain[transfer]'"
+        ) from error
     objects, found = [], []
     for index, (image, prediction) in enumerate(zip(truth.images, predictions, strict=True)):
         known = {"area": image.areas.tolist(), "iscrowd": image.ignored.astype(int).tolist()}

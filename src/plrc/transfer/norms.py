@@ -1,4 +1,4 @@
-"""Normalisation and frozen layers, said explicitly. Layer 5: imports model and below.
+"""Normalization and frozen layers, said explicitly. Layer 5: imports model and below.
 
 `frozen`: BatchNorm that always uses its stored statistics, and whose scale and shift are not trained. `sync`:
 statistics over all processes; where no process group runs on GPUs, that is ordinary BatchNorm.
@@ -38,7 +38,7 @@ def head_norm(kind: str) -> Callable[[int], nn.Module] | None:
 
 
 def prepare_backbone(backbone: Backbone, norm: str, trainable_layers: int) -> None:
-    """Set the normalisation of a backbone in place, and freeze all but its last `trainable_layers` of STAGES.
+    """Set the normalization of a backbone in place, and freeze all but its last `trainable_layers` of STAGES.
 
     Frozen layers get FrozenBatchNorm2d whatever `norm` says: a layer that is not trained does not move. Raises
     PlrcError for a network that is no torchvision ResNet, unless all of it is trained with the norm `bn`.

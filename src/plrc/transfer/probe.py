@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plrc.data.photometric import normalise
+from plrc.data.photometric import normalize
 from plrc.errors import PlrcError
 from plrc.geometry import sample
-from plrc.measures.grouping import centres
+from plrc.measures.grouping import centers
 from plrc.rng import generator
 from plrc.transfer.labels.label_maps import IGNORED
 from plrc.transfer.metrics import class_iou, confusion, semantic_metrics
@@ -114,7 +114,7 @@ def extract(backbone: nn.Module, images: Tensor, stride: int, batch: int = 64) -
     parts = []
     with _evaluating(backbone):
         for part in torch.split(images, batch):
-            levels = backbone(normalise(part.to(device)))
+            levels = backbone(normalize(part.to(device)))
             if stride not in levels:
                 raise PlrcError(f"the backbone has no level of stride {stride}; choose one of {sorted(levels)}")
             parts.append(levels[stride].float().cpu())
@@ -146,7 +146,7 @@ def _labelled_features(features: Tensor, labels: Tensor, pixels: int, seed: int)
     chosen = np.sort(rng.choice(candidates, size=min(pixels, len(candidates)), replace=False))
     found = []
     for image, part in enumerate(np.split(chosen, np.searchsorted(chosen, np.arange(1, count) * height * width))):
-        where = torch.from_numpy(centres(part - image * height * width, height, width)).to(features.device)
+        where = torch.from_numpy(centers(part - image * height * width, height, width)).to(features.device)
         found.append(sample(features[image : image + 1], where[None])[0])
     return torch.cat(found).float(), torch.from_numpy(flat[chosen].astype(np.int64)).to(features.device)
 

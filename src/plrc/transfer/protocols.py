@@ -1,6 +1,6 @@
 """Every setting of a transfer run, and the protocols: named, full settings, from the literature and for small data.
 
-Layer 5: imports config and settings. Normalisation and trainable layers are settings of their own, so that no run
+Layer 5: imports config and settings. Normalization and trainable layers are settings of their own, so that no run
 inherits them by accident from a library's defaults.
 """
 
@@ -61,13 +61,13 @@ class InputConfig:
     """Detection: the longer side is at most this long."""
     crop: tuple[float, float] = (0.0, 0.0)
     """Semantic: height and width of the random crop, padded where the image is smaller. 0 0: none."""
-    flip: float = 0.5
+    flip_prob: float = 0.5
     """Share of training images that are mirrored."""
 
     def __post_init__(self) -> None:
         check_range("input.train_size", self.train_size, 0.05, 10_000)
         check(self.test_size > 0, f"input.test_size is {self.test_size}; write a number above 0")
-        check(0 <= self.flip <= 1, f"input.flip is {self.flip}; write 0 to 1")
+        check(0 <= self.flip_prob <= 1, f"input.flip_prob is {self.flip_prob}; write 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -81,16 +81,16 @@ class DetectorConfig:
     norm: Literal["bn", "frozen", "sync"] = "bn"
     """BatchNorm of the backbone: bn (trained, statistics of the batch), frozen (never changed), sync (over GPUs)."""
     head_norm: Literal["none", "bn", "sync", "gn"] = "none"
-    """Normalisation in everything else: pyramid, box and mask heads, after layer4 of c4, FCN head."""
+    """Normalization in everything else: pyramid, box and mask heads, after layer4 of c4, FCN head."""
     trainable_layers: int = 5
     """Of stem, layer1 ... layer4, how many are trained, counted from the top. 5: all, 3: as for ImageNet weights."""
     width: int = 256
     """Channels of the pyramid, or of the FCN head."""
-    finest: Literal[4, 8] = 4
+    min_stride: Literal[4, 8] = 4
     """fpn: smallest stride of the pyramid; 8 saves most of its time on a CPU."""
     hidden: int = 1024
     """fpn: width of the box head."""
-    rois: int = 512
+    rois_per_image: int = 512
     """Regions an image that the head is trained on."""
     anchors: float = 8.0
     """fpn: side of an anchor in strides of its level (8: 32 px at stride 4). c4: 32 to 512 px always."""
@@ -101,46 +101,46 @@ class DetectorConfig:
 
     def __post_init__(self) -> None:
         check(1 <= self.trainable_layers <= 5, "model.trainable_layers must be 1 (layer4) to 5 (all)")
-        for name in ("width", "hidden", "rois", "dilation"):
+        for name in ("width", "hidden", "rois_per_image", "dilation"):
             check(getattr(self, name) >= 1, f"model.{name} is {getattr(self, name)}; write at least 1")
         check(self.anchors > 0, f"model.anchors is {self.anchors}; write a number above 0")
 
 
 @dataclass(frozen=True)
-class TuneConfig:
+class OptimConfig:
     """Optimisation: SGD with momentum, linear warm-up, steps down by ten."""
 
     lr: float = 0.02
     batch_size: int = 16
-    iterations: int = 90_000
+    steps: int = 90_000
     """Steps of the optimiser before `schedule` multiplies them."""
     schedule: Annotated[Literal["1x", "2x", "3x"], tyro.conf.arg(aliases=("--schedule",))] = "1x"
-    """Multiple of `iterations`."""
-    drops: tuple[float, float] = (2 / 3, 8 / 9)
+    """Multiple of `steps`."""
+    lr_milestones: tuple[float, float] = (2 / 3, 8 / 9)
     """Shares of the steps after which the learning rate is divided by ten."""
-    warmup: int = 1000
+    warmup_steps: int = 1000
     """Steps over which the learning rate grows to its value; at most a tenth of all."""
     momentum: float = 0.9
     weight_decay: float = 1e-4
     norm_decay: float = 0.0
-    """Weight decay of normalisation layers' scale and shift (Detectron2: 0)."""
-    clip_norm: float = 0.0
+    """Weight decay of normalization layers' scale and shift (Detectron2: 0)."""
+    max_grad_norm: float = 0.0
     """Largest norm of the gradient. 0: not clipped."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the forward pass (semantic only)."""
 
     def __post_init__(self) -> None:
         check(self.lr > 0, f"optim.lr is {self.lr}; write a number above 0")
-        for name in ("batch_size", "iterations"):
+        for name in ("batch_size", "steps"):
             check(getattr(self, name) >= 1, f"optim.{name} is {getattr(self, name)}; write at least 1")
-        check_range("optim.drops", self.drops, 0, 1)
-        for name in ("warmup", "momentum", "weight_decay", "norm_decay", "clip_norm"):
+        check_range("optim.lr_milestones", self.lr_milestones, 0, 1)
+        for name in ("warmup_steps", "momentum", "weight_decay", "norm_decay", "max_grad_norm"):
             check(getattr(self, name) >= 0, f"optim.{name} is {getattr(self, name)}; write 0 or more")
 
     @property
-    def steps(self) -> int:
+    def total_steps(self) -> int:
         """Steps of the optimiser in all."""
-        return self.iterations * int(self.schedule[0])
+        return self.steps * int(self.schedule[0])
 
 
 @dataclass(frozen=True)
@@ -157,9 +157,9 @@ class TransferRunConfig:
     """Loader processes."""
     threads: int = 0
     """PyTorch's threads. 0: its choice."""
-    log_every: int = 20
+    log_every_steps: int = 20
     """Steps between two lines of progress."""
-    checkpoint_every: int = 500
+    checkpoint_every_steps: int = 500
     """Steps between two saves."""
     keep_model: bool = True
     """Keep the fine-tuned weights: OUT/model.safetensors."""
@@ -167,7 +167,7 @@ class TransferRunConfig:
     def __post_init__(self) -> None:
         for name in ("workers", "threads"):
             check(getattr(self, name) >= 0, f"run.{name} is {getattr(self, name)}; write 0 or more")
-        for name in ("log_every", "checkpoint_every"):
+        for name in ("log_every_steps", "checkpoint_every_steps"):
             check(getattr(self, name) >= 1, f"run.{name} is {getattr(self, name)}; write at least 1")
 
 
@@ -182,7 +182,7 @@ class TransferConfig(Settings):
     data: LabelledConfig = field(default_factory=LabelledConfig)
     input: InputConfig = field(default_factory=InputConfig)
     model: DetectorConfig = field(default_factory=DetectorConfig)
-    optim: TuneConfig = field(default_factory=TuneConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
     run: TransferRunConfig = field(default_factory=TransferRunConfig)
     evaluations: int = 1
     """How many times, evenly spaced, the validation images are scored: the curve against iterations."""
@@ -208,8 +208,8 @@ class TransferConfig(Settings):
             check(smallest >= 32, "input sizes are the shorter side in pixels: write 32 or more")
             largest = max(self.input.train_size[1], self.input.test_size)
             check(self.input.max_size >= largest, "input.max_size is below the shorter side; write a larger one")
-            exact = self.optim.precision == "fp32"
-            check(exact, "optim.precision bf16 would round boxes above 512 px by 4 px; write fp32 for detectors")
+            exact = self.optim.precision == "float32"
+            check(exact, "optim.precision bfloat16 would round boxes above 512 px by 4 px; write float32 for detectors")
 
     def check_named(self) -> None:
         """Raises ConfigError where labelled images or a folder for the result are not named."""
@@ -230,7 +230,7 @@ def voc_c4_24k() -> TransferConfig:
         data=LabelledConfig(layout="voc", train="trainval07+12", val="none", test="test07", difficult=True),
         input=InputConfig(train_size=(480.0, 800.0), test_size=800.0),
         model=DetectorConfig(neck="c4", norm="sync", head_norm="sync"),
-        optim=TuneConfig(lr=0.02, iterations=24_000, drops=(0.75, 11 / 12), warmup=100),
+        optim=OptimConfig(lr=0.02, steps=24_000, lr_milestones=(0.75, 11 / 12), warmup_steps=100),
     )
 
 
@@ -256,7 +256,7 @@ def cityscapes_instances() -> TransferConfig:
         data=LabelledConfig(layout="cityscapes", val="none"),
         input=CITY,
         model=DetectorConfig(neck="fpn", norm="sync", head_norm="sync"),
-        optim=TuneConfig(lr=0.01, batch_size=8, iterations=24_000, drops=(0.75, 1.0)),
+        optim=OptimConfig(lr=0.01, batch_size=8, steps=24_000, lr_milestones=(0.75, 1.0)),
     )
 
 
@@ -267,7 +267,7 @@ def cityscapes_semantic() -> TransferConfig:
         data=LabelledConfig(layout="cityscapes", val="none"),
         input=InputConfig(train_size=(0.5, 2.0), test_size=1.0, crop=(769.0, 769.0)),
         model=FCN,
-        optim=TuneConfig(lr=0.01, iterations=90_000, drops=(0.7, 0.9)),
+        optim=OptimConfig(lr=0.01, steps=90_000, lr_milestones=(0.7, 0.9)),
     )
 
 
@@ -278,7 +278,7 @@ def voc_semantic() -> TransferConfig:
         data=LabelledConfig(layout="voc", train="train_aug12", val="none", test="val12"),
         input=SEMANTIC,
         model=FCN,
-        optim=TuneConfig(lr=0.003, iterations=30_000, drops=(0.7, 0.9)),
+        optim=OptimConfig(lr=0.003, steps=30_000, lr_milestones=(0.7, 0.9)),
     )
 
 
@@ -288,9 +288,18 @@ def small_detection() -> TransferConfig:
         task="detection",
         input=InputConfig(train_size=(176.0, 208.0), test_size=192.0, max_size=320),
         model=DetectorConfig(
-            backbone="resnet18", norm="bn", head_norm="none", width=96, finest=8, hidden=256, rois=64, anchors=4.0
+            backbone="resnet18",
+            norm="bn",
+            head_norm="none",
+            width=96,
+            min_stride=8,
+            hidden=256,
+            rois_per_image=64,
+            anchors=4.0,
         ),
-        optim=TuneConfig(lr=0.02, batch_size=4, iterations=300, drops=(0.75, 0.92), warmup=30, clip_norm=10.0),
+        optim=OptimConfig(
+            lr=0.02, batch_size=4, steps=300, lr_milestones=(0.75, 0.92), warmup_steps=30, max_grad_norm=10.0
+        ),
     )
 
 
@@ -305,7 +314,9 @@ def small_semantic() -> TransferConfig:
         task="semantic",
         input=InputConfig(train_size=(0.4, 0.75), test_size=0.5, crop=(128.0, 160.0)),
         model=DetectorConfig(backbone="resnet18", norm="bn", head_norm="bn", width=128, layer4_dilation=1, dilation=2),
-        optim=TuneConfig(lr=0.02, batch_size=4, iterations=300, drops=(0.75, 0.92), warmup=30, clip_norm=10.0),
+        optim=OptimConfig(
+            lr=0.02, batch_size=4, steps=300, lr_milestones=(0.75, 0.92), warmup_steps=30, max_grad_norm=10.0
+        ),
     )
 
 

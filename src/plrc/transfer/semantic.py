@@ -17,7 +17,7 @@ from plrc.transfer.protocols import DetectorConfig
 
 
 class Segmenter(nn.Module):
-    """Normalised images [B, 3, H, W] -> logits [B, K, H, W]."""
+    """Normalized images [B, 3, H, W] -> logits [B, K, H, W]."""
 
     def __init__(self, body: Backbone, config: DetectorConfig, classes: int) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from plrc.data.masks import encode_mask, mask_functions
-from plrc.data.photometric import normalise
+from plrc.data.photometric import normalize
 from plrc.model.backbone import Backbone
 from plrc.transfer.detectors import build_detector
 from plrc.transfer.labels.datasets import DetectionImages, LabelledSet, SemanticImages
@@ -114,7 +114,7 @@ class Semantic(Work):
     def loss(self, batch: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         images = torch.stack([image for image, _ in batch]).to(self.device)
         labels = torch.stack([labels for _, labels in batch]).to(self.device).long()
-        total = F.cross_entropy(self.model(normalise(images)).float(), labels, ignore_index=IGNORED, reduction="sum")
+        total = F.cross_entropy(self.model(normalize(images)).float(), labels, ignore_index=IGNORED, reduction="sum")
         return total / (labels != IGNORED).sum().clamp(min=1)
 
     @torch.no_grad()
@@ -124,7 +124,7 @@ class Semantic(Work):
         counts = np.zeros((self.classes, self.classes), dtype=np.int64)
         for i in range(len(labelled.images)):
             image, labels = images[i]
-            logits = self.model(normalise(image[None].to(self.device))).float()
+            logits = self.model(normalize(image[None].to(self.device))).float()
             predicted = F.interpolate(logits, labels.shape, mode="bilinear", align_corners=False).argmax(dim=1)[0]
             counts += confusion(labels.numpy(), predicted.cpu().numpy(), self.classes)
         return semantic_metrics(counts)

@@ -27,7 +27,7 @@ _TILE = 192  # pixels of a tile's longer side
 _MARGIN, _GAP = 16, 10
 _HEAD, _LINE = 24, 20  # heights of the column titles and of a caption
 _PAPER, _INK, _FAINT = (250, 250, 248), (32, 34, 38), (104, 108, 114)
-_KEY = 96  # width of the colour key
+_KEY = 96  # width of the color key
 _LEGEND = "cosine to the marked point"
 _LEGEND_RANGE = "each tile from its own lowest to its own highest value (written below it)"
 
@@ -46,7 +46,7 @@ def affinity_picture(image: NDArray[np.uint8], features: Mapping[str, Tensor], p
     features: name -> [C, h, w]. points: (x, y) as shares of the image's sides. Heat is the cosine affinity, drawn by
     `heat_picture`. Every tile spans its own lowest to highest cosine, and both numbers stand below it: a map that looks
     sharp over a span of 0.98 to 1.00 says that the features hardly differ. Colours run from dark blue to light
-    yellow with evenly rising lightness, readable for colour-blind readers and in grey.
+    yellow with evenly rising lightness, readable for color-blind readers and in grey.
     Raises PlrcError for no points, no features, a point outside the image, or an image that is not uint8 RGB.
     """
     _check(image, features, points)
@@ -84,7 +84,7 @@ def save_affinities(
     features: Sequence[Mapping[str, Tensor]],
     points: Sequence[Sequence[Point]],
 ) -> None:
-    """Write the pictures of several images, one below the other, with a colour key, as PNG (or by the path's ending).
+    """Write the pictures of several images, one below the other, with a color key, as PNG (or by the path's ending).
 
     images, features and points have one entry an image; see `affinity_picture`.
     """
@@ -103,9 +103,9 @@ def save_affinities(
 
 @lru_cache(maxsize=1)
 def colour_table() -> NDArray[np.uint8]:
-    """256 colours [256, 3]: a curve through OKLab (Ottosson 2020) from dark blue to light yellow.
+    """256 colors [256, 3]: a curve through OKLab (Ottosson 2020) from dark blue to light yellow.
 
-    Lightness rises evenly; hue changes along blue to yellow, the axis that red-green colour-blind readers see.
+    Lightness rises evenly; hue changes along blue to yellow, the axis that red-green color-blind readers see.
     """
     t = np.linspace(0, 1, 256)
     lightness, bulge = 0.20 + 0.74 * t, np.sin(np.pi * t)
@@ -126,7 +126,7 @@ def colour_table() -> NDArray[np.uint8]:
 
 
 def _heat(values: Tensor, size: tuple[int, int]) -> Image.Image:
-    """Values [h, w] -> colours of a tile, lowest to highest; a tile of one value is drawn as the highest."""
+    """Values [h, w] -> colors of a tile, lowest to highest; a tile of one value is drawn as the highest."""
     large = F.interpolate(values[None, None], (size[1], size[0]), mode="bilinear", align_corners=False)[0, 0]
     low, high = values.min(), values.max()
     share = (large - low) / (high - low) if high - low > 1e-5 else torch.ones_like(large)
@@ -138,13 +138,13 @@ def _marked(tile: Image.Image, point: Point) -> Image.Image:
     marked = tile.copy()
     draw = ImageDraw.Draw(marked)
     x, y = point[0] * tile.width, point[1] * tile.height
-    for radius, line, colour in ((8, 4, (0, 0, 0)), (7, 2, (255, 255, 255))):
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour, width=line)
+    for radius, line, color in ((8, 4, (0, 0, 0)), (7, 2, (255, 255, 255))):
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=color, width=line)
     return marked
 
 
 def _key(width: int) -> Image.Image:
-    """The colour key that explains the heat, as wide as the page."""
+    """The color key that explains the heat, as wide as the page."""
     page = Image.new("RGB", (width, 2 * _LINE + _MARGIN), _PAPER)
     draw = ImageDraw.Draw(page)
     bar = Image.fromarray(np.tile(colour_table()[None], (12, 1, 1))).resize((_KEY, 12), Image.Resampling.NEAREST)
@@ -156,7 +156,7 @@ def _key(width: int) -> Image.Image:
 
 
 def _text(
-    draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, colour: tuple[int, int, int], width: int
+    draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, color: tuple[int, int, int], width: int
 ) -> None:
     """One line, in smaller letters where it would be wider than `width`, shortened where that is not enough."""
     font = ImageFont.load_default(size)
@@ -165,7 +165,7 @@ def _text(
         font = ImageFont.load_default(size)
     while draw.textlength(text, font) > width and len(text) > 1:
         text = text[:-2] + "…"
-    draw.text(at, text, fill=colour, font=font)
+    draw.text(at, text, fill=color, font=font)
 
 
 def _tile_size(image: NDArray[np.uint8]) -> tuple[int, int]:

@@ -1,7 +1,7 @@
-"""Plots for pages: inline SVG whose colours are the page's CSS variables, so that it follows light and dark; and the
+"""Plots for pages: inline SVG whose colors are the page's CSS variables, so that it follows light and dark; and the
 same in files. Layer 5.
 
-Colours are told apart by colour-blind readers (after Okabe and Ito), and never alone: markers or dashes go with them.
+Colours are told apart by color-blind readers (after Okabe and Ito), and never alone: markers or dashes go with them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MOST = 240  # points of a line; more cannot be seen, and make the page large
 
 
 def svg(draw: Callable[[Axes], None], says: str, size: tuple[float, float] = (4.6, 2.9)) -> Markup:
-    """An inline SVG in the page's colours, called `says` for those who cannot see it; without ids, which a page may not
+    """An inline SVG in the page's colors, called `says` for those who cannot see it; without ids, which a page may not
     repeat."""
     file = io.StringIO()
     with matplotlib.rc_context(_look(INK, LINE, [f"{SERIES}{number}" for number in range(COLOURS)])):
@@ -49,7 +49,7 @@ def svg(draw: Callable[[Axes], None], says: str, size: tuple[float, float] = (4.
 
 
 def save(draw: Callable[[Axes], None], path: Path, size: tuple[float, float] = (5.5, 3.4)) -> None:
-    """The same in a file, for papers: in the colours of a light page, with a legend where lines are labelled. The
+    """The same in a file, for papers: in the colors of a light page, with a legend where lines are labelled. The
     path's ending names the format."""
     with matplotlib.rc_context(_look(*LIGHT)):
         figure = Figure(figsize=size, layout="constrained")
@@ -70,21 +70,21 @@ def _look(ink: str, line: str, series: Sequence[str]) -> Any:
 
 
 def keys(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """What tells a name from the others: colour (the first is neutral; they come again), marker, its sign in text."""
+    """What tells a name from the others: color (the first is neutral; they come again), marker, its sign in text."""
     names = list(names)
-    colours = [i if i < COLOURS else 1 + (i - 1) % (COLOURS - 1) for i in range(len(names))]
-    looks = zip(colours, cycle(MARKERS.items()), strict=False)
-    found = [{"colour": colour, "marker": marker, "sign": sign} for colour, (marker, sign) in looks]
+    colors = [i if i < COLOURS else 1 + (i - 1) % (COLOURS - 1) for i in range(len(names))]
+    looks = zip(colors, cycle(MARKERS.items()), strict=False)
+    found = [{"color": color, "marker": marker, "sign": sign} for color, (marker, sign) in looks]
     return dict(zip(names, found, strict=True))
 
 
 def style(key: dict[str, Any], dashed: bool = False) -> dict[str, Any]:
     """The look of a line of matplotlib, from one of `keys`."""
-    return {"color": colour(key["colour"]), "marker": key["marker"], "linestyle": "--" if dashed else "-"}
+    return {"color": color(key["color"]), "marker": key["marker"], "linestyle": "--" if dashed else "-"}
 
 
-def colour(number: int) -> str:
-    """The page's colour --c0 to --c6."""
+def color(number: int) -> str:
+    """The page's color --c0 to --c6."""
     return f"C{number}"
 
 

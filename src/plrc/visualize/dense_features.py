@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from plrc.data.photometric import normalise
+from plrc.data.photometric import normalize
 from plrc.errors import PlrcError
 from plrc.model import Backbone
 
@@ -25,7 +25,7 @@ STRIDES = (2, 4, 8, 16, 32)
 _LEVELS = 127  # codes run from -127 to 127
 _FRAME = 2  # of the network's strides: how wide an image is mirrored beyond its border
 _PAIRS = 20_000  # random pairs of places on which the error is measured
-_TAILS = (0.01, 0.99)  # quantiles that become the darkest and the lightest shade of a component's colour
+_TAILS = (0.01, 0.99)  # quantiles that become the darkest and the lightest shade of a component's color
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class Codes:
     """Reduced features of all images by one network: component d of a place is offset[d] + scale[d] * code.
 
     The product of two places' reduced features stands for their cosine; of a place with itself that is 1 by definition.
-    colour [3, D + 1]: red, green and blue in [0, 1] are these weights times the reduced feature, plus the last column.
+    color [3, D + 1]: red, green and blue in [0, 1] are these weights times the reduced feature, plus the last column.
     error_rms, error_max: of the cosine of two places of an image, over random pairs.
     """
 
     codes: list[NDArray[np.int8]]  # an image: [h, w, D]
     offset: NDArray[np.float32]
     scale: NDArray[np.float32]
-    colour: NDArray[np.float32]
+    color: NDArray[np.float32]
     error_rms: float
     error_max: float
 
@@ -51,9 +51,9 @@ class Codes:
         cosines[row, column] = 1
         return torch.from_numpy(cosines)
 
-    def colours(self, image: int) -> NDArray[np.uint8]:
+    def colors(self, image: int) -> NDArray[np.uint8]:
         """The first three principal components of an image as RGB [h, w, 3]."""
-        shades = _decoded(self.codes[image], self.offset, self.scale) @ self.colour[:, :-1].T + self.colour[:, -1]
+        shades = _decoded(self.codes[image], self.offset, self.scale) @ self.color[:, :-1].T + self.color[:, -1]
         return np.asarray(np.rint(255 * np.clip(shades, 0, 1)), dtype=np.uint8)
 
 
@@ -91,7 +91,7 @@ def dense_features(backbone: Backbone, level: int, own: int, image: Tensor, stri
     """
     height, width = image.shape[1] // stride, image.shape[2] // stride
     device = next(backbone.parameters()).device
-    pixels = normalise(image[None].to(device))
+    pixels = normalize(image[None].to(device))
     right, below = -image.shape[2] % own, -image.shape[1] % own
     frame = _FRAME * own
     margin = frame + max(own - stride, 0) // 2
@@ -120,7 +120,7 @@ def reduce(features: Sequence[Tensor], width: int, like: Sequence[NDArray[np.uin
     place loses has little to do with what another one loses, so the products of what is kept are nearly right, while
     those of stretched vectors are too large. Each component has an offset and a scale of its own: where all features
     share a direction, as those of a young network do, that component varies little, and one scale for all would hide
-    its differences. `like`: colours [h, w, 3] of the same images by another network; each colour takes the sign that
+    its differences. `like`: colors [h, w, 3] of the same images by another network; each color takes the sign that
     resembles it.
     """
     flat = [f.flatten(1).T for f in features]  # [h w, C]
@@ -159,11 +159,11 @@ def _error(exact: Sequence[Tensor], reduced: Sequence[NDArray[np.float32]]) -> t
 
 
 def _colour(values: NDArray[np.float32], like: NDArray[np.float32] | None) -> NDArray[np.float32]:
-    """Reduced features [N, D] -> the map [3, D + 1] to the colours of their first three principal components."""
+    """Reduced features [N, D] -> the map [3, D + 1] to the colors of their first three principal components."""
     mean = values.mean(axis=0)
     centred = values - mean
     vectors = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :3].T
-    if len(vectors) < 3:  # fewer components than colours
+    if len(vectors) < 3:  # fewer components than colors
         vectors = np.concatenate([vectors, np.zeros((3 - len(vectors), values.shape[1]), dtype=np.float32)])
     shades = centred @ vectors.T  # [N, 3]
     if like is not None:

@@ -177,7 +177,7 @@ def look(
             features.append(dense_features(backbone, level, own, picture.pixels, fitted.stride).half())
             progress(done * len(pictures) + number + 1, len(kept) * len(pictures))
         codes[i] = reduce(features, fitted.width, like)
-        like = like or [codes[i].colours(image) for image in range(len(pictures))]
+        like = like or [codes[i].colors(image) for image in range(len(pictures))]
     return Explorer(pictures, kept, [codes[i] for i in range(len(kept))], fitted, notes)
 
 

@@ -91,7 +91,7 @@ def _content(explorer: Explorer) -> dict[str, Any]:
 def _network(codes: Codes) -> dict[str, Any]:
     return {
         "dim": len(codes.offset), "offset": _numbers(codes.offset), "scale": _numbers(codes.scale),
-        "colour": _numbers(codes.colour),
+        "color": _numbers(codes.color),
     }  # fmt: skip
 
 

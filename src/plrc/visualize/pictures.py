@@ -1,6 +1,6 @@
 """Every picture of an explorer's page as a PNG file, for papers and slides.
 
-Layer 5. Affinities and colours are drawn from the page's own features.
+Layer 5. Affinities and colors are drawn from the page's own features.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from plrc.visualize.affinity import Point, heat_picture
 from plrc.visualize.explorer import Explorer
 from plrc.visualize.samples import Samples
 
-_SIDE = 256  # longer side of a picture of colours, in pixels
+_SIDE = 256  # longer side of a picture of colors, in pixels
 
 
 def save_pictures(folder: Path, explorer: Explorer, samples: Samples, points: Sequence[Point]) -> int:
-    """Write NAME.affinity.png and NAME.colours.png of each image, views-N.png of the samples, and batch.png.
+    """Write NAME.affinity.png and NAME.colors.png of each image, views-N.png of the samples, and batch.png.
 
-    A row of NAME.affinity.png is one of the points, a column a network; so are the columns of NAME.colours.png, after
+    A row of NAME.affinity.png is one of the points, a column a network; so are the columns of NAME.colors.png, after
     the image. Returns how many files were written.
     """
     written: dict[str, Image.Image] = {}
@@ -35,7 +35,7 @@ def save_pictures(folder: Path, explorer: Explorer, samples: Samples, points: Se
         heat = {source.title: [codes.affinity(i, *place) for place in places] for source, codes in named}
         image = np.ascontiguousarray(picture.pixels.permute(1, 2, 0).numpy())
         written[f"{name}.affinity.png"] = heat_picture(image, heat, points)
-        written[f"{name}.colours.png"] = _colours(explorer, i)
+        written[f"{name}.colors.png"] = _colours(explorer, i)
     for i, (_, drawn) in enumerate(samples.pictures, start=1):
         written[f"views-{i}.png"] = drawn
     if samples.batch:
@@ -49,7 +49,7 @@ def _colours(explorer: Explorer, image: int) -> Image.Image:
     """The image, and its first three components by each network."""
     height, width = explorer.pictures[image].pixels.shape[1:]
     size = max(width * _SIDE // max(height, width), 1), max(height * _SIDE // max(height, width), 1)
-    shown = [explorer.pictures[image].pixels.permute(1, 2, 0).numpy(), *(c.colours(image) for c in explorer.codes)]
+    shown = [explorer.pictures[image].pixels.permute(1, 2, 0).numpy(), *(c.colors(image) for c in explorer.codes)]
     page = Image.new("RGB", (len(shown) * (size[0] + 8) - 8, size[1]), (255, 255, 255))
     for x, pixels in enumerate(shown):
         drawn = Image.fromarray(np.ascontiguousarray(pixels)).resize(size, Image.Resampling.BICUBIC)

@@ -31,7 +31,7 @@ from plrc.text import printable
 _TILE = 256  # pixels of a tile's longer side
 _GAP, _LINE = 8, 14  # between tiles; height of a caption
 _PAPER, _INK, _EDGE = (250, 250, 248), (32, 34, 38), (255, 255, 255)
-_TINT = 0.35  # share of the region's colour
+_TINT = 0.35  # share of the region's color
 _TURN = (math.sqrt(5) - 1) / 2  # of the colour circle, from one region to the next
 
 
@@ -89,7 +89,7 @@ def region_tile(image: NDArray[np.uint8], regions: Tensor) -> Image.Image:
 
 
 def region_colours(count: int) -> list[tuple[int, int, int]]:
-    """A colour a region, far apart for neighbouring ids."""
+    """A color a region, far apart for neighbouring ids."""
     shares = (colorsys.hsv_to_rgb(i * _TURN % 1, 1, 1) for i in range(count))
     return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in shares]
 

@@ -195,14 +195,14 @@ def _plot(
 def _curve(axes: Axes, shown: Records, name: str, reference: str | float, since: int | None) -> None:
     steps = [record["step"] for record in shown]
     look: dict[str, Any] = {"marker": "o", "ms": 3.5} if len(shown) <= FEW else {}
-    axes.plot(*charts.thinned(steps, [record[name] for record in shown]), color=charts.colour(1), lw=1.6, **look)
+    axes.plot(*charts.thinned(steps, [record[name] for record in shown]), color=charts.color(1), lw=1.6, **look)
     if isinstance(reference, float):
-        axes.axhline(reference, color=charts.colour(2), lw=1.4, ls="--")
+        axes.axhline(reference, color=charts.color(2), lw=1.4, ls="--")
     elif reference:
         pairs = [(record["step"], record[reference]) for record in shown if record.get(reference) is not None]
-        axes.plot(*charts.thinned(*zip(*pairs, strict=True)), color=charts.colour(2), lw=1.4, ls="--")
+        axes.plot(*charts.thinned(*zip(*pairs, strict=True)), color=charts.color(2), lw=1.4, ls="--")
     if since is not None:
-        axes.axvline(since, color=charts.colour(0), lw=1, ls=":")
+        axes.axvline(since, color=charts.color(0), lw=1, ls=":")
     low, high = min(record[name] for record in shown), max(record[name] for record in shown)
     if 0 <= low < 0.7 * high:
         axes.set_ylim(bottom=0)

@@ -33,7 +33,7 @@ _TILE, _GAP = 256, 8
 _BATCH = 8  # images of a batch that are shown
 _LINES, _DOTS = 14, 48  # matched points of A and B; points of A and of C
 _NAMES = {QUERY: "A", REFERENCE: "C", MATCH: "B"}
-_COLOURS = {QUERY: (0, 114, 178), REFERENCE: (0, 158, 115), MATCH: (213, 94, 0)}  # told apart by colour-blind readers
+_COLOURS = {QUERY: (0, 114, 178), REFERENCE: (0, 158, 115), MATCH: (213, 94, 0)}  # told apart by color-blind readers
 _FINE = 2  # lines are drawn at this multiple of the picture's size, then made smaller
 
 
@@ -58,7 +58,7 @@ def run_samples(run: Path, config: Config, count: int) -> Samples:
     try:
         images, train, _ = images_of(read_manifest(run / "manifest.json"))
         data = ViewDataset(images, train, config.with_values({"run.cache": ""}))
-        size, accumulate = config.optim.batch_size, config.optim.accumulate
+        size, accumulate = config.optim.batch_size, config.optim.gradient_accumulation_steps
         keys = next(iter(StepSampler(len(train), size, accumulate, config.seed, 0, 1)))
         read = ((int(train[index]), data.attempt(epoch, index)) for epoch, index in keys)
         found = [(position, one) for position, one in read if isinstance(one, Batch)]
@@ -90,7 +90,7 @@ def batch_picture(samples: Sequence[Batch], config: Config) -> Image.Image:
 def _picture(sample: Batch, image: NDArray[np.uint8], config: Config) -> Image.Image:
     """Two by two tiles: the image with regions and crops, crop C; crop A, crop B."""
     views = _augmented(sample, config)
-    colours = region_colours(int(sample.regions.max()) + 1)
+    colors = region_colours(int(sample.regions.max()) + 1)
     step = _TILE + _GAP
     corners = {REFERENCE: (step, 0), QUERY: (0, step), MATCH: (step, step)}
     page = Image.new("RGBA", (2 * _TILE + _GAP, 2 * _TILE + _GAP))
@@ -107,7 +107,7 @@ def _picture(sample: Batch, image: NDArray[np.uint8], config: Config) -> Image.I
     for number, places in ((QUERY, points.query), (REFERENCE, points.key)):
         for (x, y), i in zip(places[0].tolist(), points.query_regions[0].tolist(), strict=True):
             if i >= 0:  # the region of both
-                _dot(draw, _at(corners[number], x, y), colours[i], 3)
+                _dot(draw, _at(corners[number], x, y), colors[i], 3)
     if len(views) > MATCH:
         matches = match_points(sample.maps[QUERY], sample.maps[MATCH], sample.match, sample.match.shape[1] // 2)
         valid = matches.valid[0].nonzero()[:_LINES, 0]
@@ -148,7 +148,7 @@ def _plate(draw: ImageDraw.ImageDraw, corner: tuple[int, int], number: int) -> N
 def _letter(
     draw: ImageDraw.ImageDraw, corner: tuple[float, float], number: int, text: str, left: bool = True, top: bool = True
 ) -> None:
-    """A name on a plate of the view's colour, inside a left or right, upper or lower corner."""
+    """A name on a plate of the view's color, inside a left or right, upper or lower corner."""
     font = ImageFont.load_default(15 * _FINE)
     width, height = draw.textlength(text, font) + 8 * _FINE, 20 * _FINE
     x, y = corner[0] - (0 if left else width), corner[1] - (0 if top else height)
@@ -156,8 +156,8 @@ def _letter(
     draw.text((x + 4 * _FINE, y + _FINE), text, fill=(255, 255, 255), font=font)
 
 
-def _dot(draw: ImageDraw.ImageDraw, at: tuple[float, float], colour: tuple[int, int, int], radius: int) -> None:
-    for r, fill in ((radius + 1, (0, 0, 0)), (radius, colour)):
+def _dot(draw: ImageDraw.ImageDraw, at: tuple[float, float], color: tuple[int, int, int], radius: int) -> None:
+    for r, fill in ((radius + 1, (0, 0, 0)), (radius, color)):
         draw.ellipse((at[0] - r * _FINE, at[1] - r * _FINE, at[0] + r * _FINE, at[1] + r * _FINE), fill=fill)
 
 
@@ -167,7 +167,7 @@ def _at(corner: tuple[int, int], x: float, y: float) -> tuple[float, float]:
 
 def _augmented(sample: Batch, config: Config) -> list[NDArray[np.uint8]]:
     """The views of one image as the network sees them, as pixels [S, S, 3]."""
-    views = augment(sample.images[:, 0], sample.colour[:, 0], config.views)
+    views = augment(sample.images[:, 0], sample.color[:, 0], config.views)
     mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
     pixels: Tensor = ((views * std + mean) * 255).round().clamp(0, 255).byte()
     return [np.ascontiguousarray(view.permute(1, 2, 0).numpy()) for view in pixels]

@@ -107,7 +107,7 @@ def _lines(axes: Axes, kinds: dict[str, list[dict[str, Any]]], axis: str, metric
 
 
 def _bars(axes: Axes, rows: Sequence[dict[str, Any]], order: Sequence[str], metric: str) -> None:
-    blue = charts.colour(1)
+    blue = charts.color(1)
     for at, row in enumerate(rows):
         if row["low"] is not None:
             axes.plot([row["low"], row["high"]], [at, at], color=blue, lw=1.4)

@@ -113,8 +113,8 @@ def test_shots_do_not_count_ignored_objects(tmp_path: Path) -> None:
 
 
 def test_mirrored_boxes_and_masks_agree(instances: Splits) -> None:
-    straight = DetectionImages(instances.train, InputConfig(flip=0.0), train=True, masks=True, seed=0)
-    mirrored = DetectionImages(instances.train, InputConfig(flip=1.0), train=True, masks=True, seed=0)
+    straight = DetectionImages(instances.train, InputConfig(flip_prob=0.0), train=True, masks=True, seed=0)
+    mirrored = DetectionImages(instances.train, InputConfig(flip_prob=1.0), train=True, masks=True, seed=0)
     for i in range(4):
         image, target = mirrored[(0, i)]
         before, labels = straight[(0, i)]
@@ -129,7 +129,7 @@ def test_mirrored_boxes_and_masks_agree(instances: Splits) -> None:
 
 
 def test_a_share_is_mirrored_as_the_key_says(instances: Splits) -> None:
-    images = DetectionImages(instances.train, InputConfig(flip=0.5), train=True, masks=False, seed=7)
+    images = DetectionImages(instances.train, InputConfig(flip_prob=0.5), train=True, masks=False, seed=7)
     plain = DetectionImages(instances.train, InputConfig(), train=False, masks=False, seed=0)
     turned = [not torch.equal(images[(epoch, i)][0], plain[i][0]) for epoch in (0, 1) for i in range(24)]
     assert turned == [not torch.equal(images[(epoch, i)][0], plain[i][0]) for epoch in (0, 1) for i in range(24)]
@@ -138,7 +138,7 @@ def test_a_share_is_mirrored_as_the_key_says(instances: Splits) -> None:
 
 
 def striped(root: Path) -> LabelledSet:
-    """Images 40 x 60 whose colour (4 * id in every channel) tells the label, id = column // 6."""
+    """Images 40 x 60 whose color (4 * id in every channel) tells the label, id = column // 6."""
     ids = np.repeat(np.arange(10), 6)[None].repeat(40, axis=0)
     for split in ("train", "val"):
         for i in range(2):
@@ -169,7 +169,7 @@ def test_semantic_crops_keep_image_and_labels_together(tmp_path: Path) -> None:
 def test_semantic_padding_and_whole_images(tmp_path: Path) -> None:
     labelled = striped(tmp_path)
     image, labels = SemanticImages(
-        labelled, InputConfig(train_size=(1.0, 1.0), crop=(50.0, 70.0), flip=0), train=True, seed=0
+        labelled, InputConfig(train_size=(1.0, 1.0), crop=(50.0, 70.0), flip_prob=0), train=True, seed=0
     )[(0, 0)]
     assert (labels != 255).nonzero().max(dim=0).values.tolist() == [39, 59]
     assert torch.equal(image[0, :40, :60], 4 * labels[:40, :60])

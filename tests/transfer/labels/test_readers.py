@@ -79,7 +79,7 @@ def test_voc_difficult_objects_are_ignored(tmp_path: Path) -> None:
     labelled = read(tmp_path).train
     assert labelled.images[0].ignored.tolist() == [True]
     assert labelled.images[1].ignored.tolist() == [False, False]
-    _, target = DetectionImages(labelled, InputConfig(flip=0), train=True, masks=False, seed=0)[(0, 0)]
+    _, target = DetectionImages(labelled, InputConfig(flip_prob=0), train=True, masks=False, seed=0)[(0, 0)]
     assert target["boxes"].shape == (0, 4) and target["labels"].shape == (0,)
     _, target = DetectionImages(labelled, InputConfig(), train=False, masks=False, seed=0)[0]
     assert target["boxes"].shape == (1, 4)
@@ -92,7 +92,7 @@ def test_difficult_objects_may_be_trained_on_and_never_count(tmp_path: Path) -> 
     splits = read(tmp_path, difficult=True)
     sets = (splits.train, splits.val, splits.test)
     assert [part.images[0].ignored.tolist() for part in sets] == [[False], [True], [True]]
-    _, target = DetectionImages(splits.train, InputConfig(flip=0), train=True, masks=False, seed=0)[(0, 0)]
+    _, target = DetectionImages(splits.train, InputConfig(flip_prob=0), train=True, masks=False, seed=0)[(0, 0)]
     assert target["boxes"].tolist() == [[0, 0, 9, 9]]
     crowd = [thing(i, image=i, iscrowd=1) for i in (1, 2, 3)] + [thing(4, image=4)]
     coco = read(coco_source(tmp_path / "coco", crowd), difficult=True, val="none")

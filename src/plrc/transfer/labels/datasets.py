@@ -33,7 +33,7 @@ __all__ = [
 ]  # fmt: skip
 
 VAL_SHARE = 5  # a fifth of the training images where there is no split for it
-_PADDING = [round(255 * mean) for mean in MEAN]  # 0 after normalisation
+_PADDING = [round(255 * mean) for mean in MEAN]  # 0 after normalization
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def _present(labelled: LabelledSet, image: Labelled, task: Task) -> set[int]:
 class DetectionImages(Dataset[tuple[Tensor, dict[str, Any]]]):
     """Images with boxes, and with `masks` their masks, at full size: resizing is the detector's.
 
-    train: items by (epoch, index), objects without the ignored ones, mirrored in a share `input.flip` of the draws,
+    train: items by (epoch, index), objects without the ignored ones, mirrored in a share `input.flip_prob` of the draws,
     which follow from (seed, epoch, index). Else: items by index, unchanged, with all objects.
     """
 
@@ -223,8 +223,8 @@ class SemanticImages(Dataset[tuple[Tensor, Tensor]]):
     """Images with a class for every pixel.
 
     train: items by (epoch, index): scaled by a draw from `input.train_size`, a random crop of `input.crop`, padded at
-    the right and the bottom where the image is smaller (ImageNet's mean colour; label 255), mirrored in a share
-    `input.flip`. Else: items by index; the image scaled by `input.test_size`, the labels as they are.
+    the right and the bottom where the image is smaller (ImageNet's mean color; label 255), mirrored in a share
+    `input.flip_prob`. Else: items by index; the image scaled by `input.test_size`, the labels as they are.
     """
 
     def __init__(self, labelled: LabelledSet, input: InputConfig, train: bool, seed: int) -> None:  # noqa: A002
@@ -268,7 +268,7 @@ def _label_map(labelled: LabelledSet, one: Labelled) -> NDArray[np.uint8]:
 
 
 def _mirrored(config: InputConfig, seed: int, epoch: int, index: int) -> bool:
-    return bool(rng.generator(seed, "mirror", epoch, index).random() < config.flip)
+    return bool(rng.generator(seed, "mirror", epoch, index).random() < config.flip_prob)
 
 
 def _scaled(image: Tensor, scale: float) -> Tensor:

@@ -58,7 +58,7 @@ _UNLABELLED = {"void", "ignore", "ignored", "unlabelled", "unlabeled"}
 
 
 def check_mode(path: str | Path, mode: str, modes: tuple[str, ...] = MODES) -> None:
-    """Raises PlrcError for a label map of another mode, such as one of colours."""
+    """Raises PlrcError for a label map of another mode, such as one of colors."""
     if mode not in modes:
         raise PlrcError(f"{path} holds {mode} pixels, not ids; write label maps as grey or palette PNG files")
 
