@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "plrc"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 LAYERS = (
-    {"errors", "text", "files", "machine"},
+    {"errors", "text", "progress", "files", "machine"},
     {"settings"},
     {"config", "geometry", "rng", "distributed"},
     {"runtime", "measures"},

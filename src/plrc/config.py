@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import tyro
 
 from plrc.errors import ConfigError, PlrcError
-from plrc.settings import Settings, check, check_range
+from plrc.settings import Settings, require, require_range
 
 __all__ = [
     "Config", "ConfigError", "DataConfig", "Method", "ModelConfig", "ObjectiveConfig", "OptimConfig", "PlrcError",
@@ -46,10 +46,10 @@ class DataConfig:
     """The run stops when more than this share of the images, or of their region maps, cannot be read."""
 
     def __post_init__(self) -> None:
-        check(self.held_out >= 0, f"data.held_out is {self.held_out}; write 0 (none) or more")
-        check_range("data.rescale_percentiles", self.rescale_percentiles, 0, 100)
-        check(self.max_megapixels > 0, "data.max_megapixels must be above 0")
-        check(
+        require(self.held_out >= 0, f"data.held_out is {self.held_out}; write 0 (none) or more")
+        require_range("data.rescale_percentiles", self.rescale_percentiles, 0, 100)
+        require(self.max_megapixels > 0, "data.max_megapixels must be above 0")
+        require(
             0 <= self.max_unreadable_fraction <= 1,
             f"data.max_unreadable_fraction is {self.max_unreadable_fraction}; write a share between 0 and 1",
         )
@@ -89,10 +89,10 @@ class ViewConfig:
     """Smallest and largest standard deviation of the blur, in pixels of the view."""
 
     def __post_init__(self) -> None:
-        check(self.size >= 16, f"views.size is {self.size}; write at least 16 pixels")
-        check_range("views.scale", self.scale, 1e-4, 1)
-        check_range("views.ratio", self.ratio, 0.05, 20)
-        check_range("views.blur_sigma", self.blur_sigma, 0.01, 50)
+        require(self.size >= 16, f"views.size is {self.size}; write at least 16 pixels")
+        require_range("views.scale", self.scale, 1e-4, 1)
+        require_range("views.ratio", self.ratio, 0.05, 20)
+        require_range("views.blur_sigma", self.blur_sigma, 0.01, 50)
         for name in (
             "flip_prob",
             "overlap",
@@ -104,9 +104,9 @@ class ViewConfig:
             "saturation",
         ):
             value = getattr(self, name)
-            check(0 <= value <= 1, f"views.{name} is {value}; write a number between 0 and 1")
-        check(0 <= self.hue <= 0.5, f"views.hue is {self.hue}; write a number between 0 and 0.5")
-        check(self.overlap_tries >= 1, "views.overlap_tries must be at least 1")
+            require(0 <= value <= 1, f"views.{name} is {value}; write a number between 0 and 1")
+        require(0 <= self.hue <= 0.5, f"views.hue is {self.hue}; write a number between 0 and 0.5")
+        require(self.overlap_tries >= 1, "views.overlap_tries must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -138,19 +138,19 @@ class RegionConfig:
     """Noise: share of the cells of the map that get the id of a random region."""
 
     def __post_init__(self) -> None:
-        check(self.grid >= 1, f"regions.grid is {self.grid}; write at least 1")
-        check(self.map_size >= 4, f"regions.map_size is {self.map_size}; write at least 4")
+        require(self.grid >= 1, f"regions.grid is {self.grid}; write at least 1")
+        require(self.map_size >= 4, f"regions.map_size is {self.map_size}; write at least 4")
         most = self.map_size**2
-        check(1 <= self.count <= most, f"regions.count is {self.count}; write 1 to {most} (map_size x map_size)")
-        check(self.scale > 0, f"regions.scale is {self.scale}; write a number above 0")
+        require(1 <= self.count <= most, f"regions.count is {self.count}; write 1 to {most} (map_size x map_size)")
+        require(self.scale > 0, f"regions.scale is {self.scale}; write a number above 0")
         for name in ("merge", "split", "jitter", "reassign"):
             value = getattr(self, name)
-            check(0 <= value <= 1, f"regions.{name} is {value}; write a number between 0 and 1")
+            require(0 <= value <= 1, f"regions.{name} is {value}; write a number between 0 and 1")
         named = self.source not in ("maps", "coco") or self.maps != ""
         wanted = "COCO file with the masks" if self.source == "coco" else "folder with the id maps"
-        check(named, f"regions.source is {self.source} but regions.maps is empty; name the {wanted}")
+        require(named, f"regions.source is {self.source} but regions.maps is empty; name the {wanted}")
         used = self.source in ("maps", "coco") or not self.maps
-        check(
+        require(
             used, f"regions.maps is {self.maps} but regions.source is {self.source}; write regions.source maps or coco"
         )
 
@@ -189,9 +189,11 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in ("stride", "contrast_hidden", "contrast_dim", "distill_hidden", "distill_dim", "bn_groups"):
-            check(getattr(self, name) >= 1, f"model.{name} is {getattr(self, name)}; write at least 1")
+            require(getattr(self, name) >= 1, f"model.{name} is {getattr(self, name)}; write at least 1")
         fits = ":" not in self.backbone or self.layer4_stride == 2
-        check(fits, "model.layer4_stride 1 is for torchvision ResNets; write 2, and a smaller model.stride if you like")
+        require(
+            fits, "model.layer4_stride 1 is for torchvision ResNets; write 2, and a smaller model.stride if you like"
+        )
 
 
 @dataclass(frozen=True)
@@ -234,16 +236,16 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         weights = (self.image_weight, self.point_weight, self.distill_weight)
-        check(min(weights) >= 0, "objectives.*_weight must not be negative")
-        check(sum(weights) > 0, "all three objectives.*_weight are 0: there is nothing to train; set one above 0")
+        require(min(weights) >= 0, "objectives.*_weight must not be negative")
+        require(sum(weights) > 0, "all three objectives.*_weight are 0: there is nothing to train; set one above 0")
         for name in ("image", "point", "student", "teacher"):
             value = getattr(self, f"{name}_temperature")
-            check(value > 0, f"objectives.{name}_temperature is {value}; write a number above 0")
-        check(self.teacher_temperature_start > 0, "objectives.teacher_temperature_start must be above 0")
-        check(0 <= self.temperature_warmup <= 1, "objectives.temperature_warmup is a share between 0 and 1")
+            require(value > 0, f"objectives.{name}_temperature is {value}; write a number above 0")
+        require(self.teacher_temperature_start > 0, "objectives.teacher_temperature_start must be above 0")
+        require(0 <= self.temperature_warmup <= 1, "objectives.temperature_warmup is a share between 0 and 1")
         for name in ("queue", "points", "distill_points"):
-            check(getattr(self, name) >= 1, f"objectives.{name} is {getattr(self, name)}; write at least 1")
-        check(
+            require(getattr(self, name) >= 1, f"objectives.{name} is {getattr(self, name)}; write at least 1")
+        require(
             self.reference_grid >= 0,
             f"objectives.reference_grid is {self.reference_grid}; write 0 (twice the feature lattice) or more",
         )
@@ -298,21 +300,21 @@ class OptimConfig:
     """Compile student and teacher with torch.compile."""
 
     def __post_init__(self) -> None:
-        check(self.lr > 0, f"optim.lr is {self.lr}; write a number above 0")
-        check(self.base_batch_size >= 1, "optim.base_batch_size must be at least 1")
-        check(0 <= self.momentum < 1, f"optim.momentum is {self.momentum}; write a number in [0, 1)")
-        check(self.weight_decay >= 0, "optim.weight_decay must not be negative")
-        check(self.batch_size >= 1, f"optim.batch_size is {self.batch_size}; write at least 1")
+        require(self.lr > 0, f"optim.lr is {self.lr}; write a number above 0")
+        require(self.base_batch_size >= 1, "optim.base_batch_size must be at least 1")
+        require(0 <= self.momentum < 1, f"optim.momentum is {self.momentum}; write a number in [0, 1)")
+        require(self.weight_decay >= 0, "optim.weight_decay must not be negative")
+        require(self.batch_size >= 1, f"optim.batch_size is {self.batch_size}; write at least 1")
         parts, batch = self.gradient_accumulation_steps, self.batch_size
         divides = parts >= 1 and batch % parts == 0
-        check(divides, f"optim.gradient_accumulation_steps is {parts}; it must divide optim.batch_size ({batch})")
-        check(self.steps >= 0, f"optim.steps is {self.steps}; write 0 (use epochs) or more")
-        check(self.steps > 0 or self.epochs > 0, "optim.epochs is 0 and optim.steps is 0; set one of them")
-        check(
+        require(divides, f"optim.gradient_accumulation_steps is {parts}; it must divide optim.batch_size ({batch})")
+        require(self.steps >= 0, f"optim.steps is {self.steps}; write 0 (use epochs) or more")
+        require(self.steps > 0 or self.epochs > 0, "optim.epochs is 0 and optim.steps is 0; set one of them")
+        require(
             self.warmup_epochs >= 0 and self.max_grad_norm >= 0,
             "optim.warmup_epochs and max_grad_norm must be 0 or more",
         )
-        check(0 <= self.teacher_momentum <= 1, "optim.teacher_momentum must be a share in [0, 1]")
+        require(0 <= self.teacher_momentum <= 1, "optim.teacher_momentum must be a share in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -354,12 +356,12 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for name in ("log_every_steps", "health_every_steps", "checkpoint_every_steps", "devices"):
-            check(getattr(self, name) >= 1, f"run.{name} is {getattr(self, name)}; write at least 1")
-        check(self.stall_seconds >= 5, f"run.stall_seconds is {self.stall_seconds}; write at least 5")
-        check(self.workers >= -1, f"run.workers is {self.workers}; write -1 (chosen), 0 (none) or more")
-        check(self.keep_checkpoints >= 0, "run.keep_checkpoints must be 0 (all) or more")
-        check(self.threads >= 0, "run.threads must be 0 (PyTorch's choice) or more")
-        check(self.report_every_minutes >= 0, "run.report_every_minutes must be 0 (none) or more")
+            require(getattr(self, name) >= 1, f"run.{name} is {getattr(self, name)}; write at least 1")
+        require(self.stall_seconds >= 5, f"run.stall_seconds is {self.stall_seconds}; write at least 5")
+        require(self.workers >= -1, f"run.workers is {self.workers}; write -1 (chosen), 0 (none) or more")
+        require(self.keep_checkpoints >= 0, "run.keep_checkpoints must be 0 (all) or more")
+        require(self.threads >= 0, "run.threads must be 0 (PyTorch's choice) or more")
+        require(self.report_every_minutes >= 0, "run.report_every_minutes must be 0 (none) or more")
 
 
 @dataclass(frozen=True)
@@ -381,4 +383,4 @@ class Config(Settings):
     """Fit defaults that do not suit little data or a small batch; every change is printed with its reason."""
 
     def __post_init__(self) -> None:
-        check(self.seed >= 0, f"seed is {self.seed}; write 0 or more")
+        require(self.seed >= 0, f"seed is {self.seed}; write 0 or more")

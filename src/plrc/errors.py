@@ -36,4 +36,12 @@ class ExportError(PlrcError):
 
 
 class MissingPackageError(PlrcError):
-    """An optional package that is needed for what was asked, and not installed."""
+    """An optional package that is needed and not installed.
+
+    Args:
+        purpose: What needs it, in the plural, such as "superpixels".
+        packages: Names under which pip installs what is missing.
+    """
+
+    def __init__(self, purpose: str, *packages: str) -> None:
+        super().__init__(f"{purpose} need {' and '.join(packages)}; install with: pip install {' '.join(packages)}")

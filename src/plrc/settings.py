@@ -28,14 +28,14 @@ else:  # pragma: no cover - Python 3.10 has no tomllib
 S = TypeVar("S", bound="Settings")
 
 
-def check(ok: bool, message: str) -> None:
+def require(ok: bool, message: str) -> None:
     if not ok:
         raise ConfigError(message)
 
 
-def check_range(name: str, value: tuple[float, float], low: float, high: float) -> None:
+def require_range(name: str, value: tuple[float, float], low: float, high: float) -> None:
     message = f"{name} is {value[0]} {value[1]}; write two numbers a b with {low} <= a <= b <= {high}"
-    check(low <= value[0] <= value[1] <= high, message)
+    require(low <= value[0] <= value[1] <= high, message)
 
 
 @dataclass(frozen=True)
@@ -122,16 +122,16 @@ def _typed(name: str, value: Any, known: Any, hint: Any) -> Any:
     """Bring a TOML value to the setting's type (2 -> 2.0, [a, b] -> (a, b)) or say what it must be."""
     if get_origin(hint) is Literal:
         fits = any(type(value) is type(choice) and value == choice for choice in get_args(hint))
-        check(fits, f"{name} is {value!r}; write one of {', '.join(map(str, get_args(hint)))}")
+        require(fits, f"{name} is {value!r}; write one of {', '.join(map(str, get_args(hint)))}")
         return value
     if isinstance(known, tuple):
         pair = isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_number, value))
-        check(pair, f"{name} is {value!r}; write two numbers [a, b]")
+        require(pair, f"{name} is {value!r}; write two numbers [a, b]")
         return (float(value[0]), float(value[1]))
     if isinstance(known, float):
-        check(_is_number(value), f"{name} is {value!r}; write a number")
+        require(_is_number(value), f"{name} is {value!r}; write a number")
         return float(value)
-    check(type(value) is type(known), f"{name} is {value!r}; write a value of type {type(known).__name__}")
+    require(type(value) is type(known), f"{name} is {value!r}; write a value of type {type(known).__name__}")
     return value
 
 

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("\nEach verb explains itself: plrc VERB --help")
             return 0
         if arguments[0] == "--version":
-            print(f"plrc {version('plrc')}")
+            print(f"plrc {version('plrc-pretrain')}")
             return 0
         if arguments[0] not in VERBS:
             raise PlrcError(f"there is no verb {arguments[0]!r}; did you mean plrc {nearest(arguments[0], VERBS)}?")

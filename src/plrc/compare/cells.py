@@ -23,7 +23,7 @@ from plrc.engine.checkpoint import newest_checkpoint
 from plrc.errors import PlrcError
 from plrc.files import parse_json
 from plrc.machine import cores
-from plrc.settings import check
+from plrc.settings import require
 from plrc.transfer.finetune import RESULT
 from plrc.transfer.protocols import TransferConfig
 from plrc.transfer.tasks import MAIN_METRIC
@@ -51,22 +51,22 @@ class Comparison:
 
     def __post_init__(self) -> None:
         base = self.base
-        check(next(iter(self.inits), "") == "random", "random weights must be the first of the initial weights")
-        check(len(self.inits) > 1, "nothing to compare random weights with; write --init RUN or --init FILE")
-        check(self.seeds >= 1, f"seeds is {self.seeds}; write at least 1")
-        check(self.processes >= 1, f"processes is {self.processes}; write at least 1")
+        require(next(iter(self.inits), "") == "random", "random weights must be the first of the initial weights")
+        require(len(self.inits) > 1, "nothing to compare random weights with; write --init RUN or --init FILE")
+        require(self.seeds >= 1, f"seeds is {self.seeds}; write at least 1")
+        require(self.processes >= 1, f"processes is {self.processes}; write at least 1")
         rising = self.lrs == tuple(sorted(set(self.lrs)))
-        check(rising and min(self.lrs, default=0) > 0, f"lrs are {self.lrs}; write rising numbers above 0")
-        check(bool(self.shots or self.fractions), "no number of labels named; write --fractions 0.1 1")
-        check(all(0 < share <= 1 for share in self.fractions), "fractions must be above 0 and at most 1")
-        check(all(n >= 1 for n in self.shots), "shots must be 1 or more")
+        require(rising and min(self.lrs, default=0) > 0, f"lrs are {self.lrs}; write rising numbers above 0")
+        require(bool(self.shots or self.fractions), "no number of labels named; write --fractions 0.1 1")
+        require(all(0 < share <= 1 for share in self.fractions), "fractions must be above 0 and at most 1")
+        require(all(n >= 1 for n in self.shots), "shots must be 1 or more")
         plain = base.data.fraction == 1 and not base.data.shots
-        check(plain, "data.fraction or data.shots is set; a comparison takes --fractions or --shots")
-        check(
+        require(plain, "data.fraction or data.shots is set; a comparison takes --fractions or --shots")
+        require(
             base.data.val != "none",
             "data.val is none, but learning rates are chosen on validation images; name a split",
         )
-        check(base.evaluations >= 1, "evaluations is 0, but learning rates are chosen by them; write at least 1")
+        require(base.evaluations >= 1, "evaluations is 0, but learning rates are chosen by them; write at least 1")
 
     @property
     def labels(self) -> dict[str, dict[str, Any]]:

@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 from plrc.config import Config, Method
 from plrc.presets import preset, with_method
-from plrc.settings import check, flatten, read_toml
+from plrc.settings import flatten, read_toml, require
 from plrc.text import nearest
 from plrc.transfer.protocols import LabelledConfig, TransferConfig, protocol
 
@@ -34,7 +34,7 @@ def _filled(value: Any, out: Path) -> Any:
     if not isinstance(value, str):
         return value
     text = os.path.expandvars(value.replace("{out}", str(out)))
-    check("$" not in text, f"{value} names an environment variable that is not set; set it")
+    require("$" not in text, f"{value} names an environment variable that is not set; set it")
     return text
 
 
@@ -81,9 +81,9 @@ class Study:
         """Read and check a study file. Raises ConfigError with one sentence for each mistake."""
         found = read_toml(path)
         unknown = sorted(set(found) - set(TABLES))
-        check(not unknown, f"{path} has an unknown table {next(iter(unknown), '')}; write {', '.join(TABLES)}")
+        require(not unknown, f"{path} has an unknown table {next(iter(unknown), '')}; write {', '.join(TABLES)}")
         grids = found.get("grid", [])
-        check(isinstance(grids, list) and bool(grids), f"{path} declares no runs; write a table [[grid]]")
+        require(isinstance(grids, list) and bool(grids), f"{path} declares no runs; write a table [[grid]]")
         study = cls(
             title=str(found.get("title", Path(path).stem)),
             metric=str(found.get("metric", "miou_8")),
@@ -94,8 +94,8 @@ class Study:
             probe=dict(found.get("probe", {})),
             transfer=flatten(found.get("transfer", {})),
         )
-        check(study.baseline in METHODS, f"there is no method {study.baseline!r}; write one of {', '.join(METHODS)}")
-        check(bool(study.probe or study.transfer), f"{path} measures nothing; write a table [probe] or [transfer]")
+        require(study.baseline in METHODS, f"there is no method {study.baseline!r}; write one of {', '.join(METHODS)}")
+        require(bool(study.probe or study.transfer), f"{path} measures nothing; write a table [probe] or [transfer]")
         for cell in study.cells():
             study.config(cell, Path("out"))
         study.labelled(Path("out"))
@@ -142,7 +142,7 @@ class Study:
         """The labelled data of the probe."""
         known = (*PROBE, *(field.name for field in dataclasses.fields(LabelledConfig)))
         for key in self.probe:
-            check(key in known, f"there is no setting probe.{key}; did you mean probe.{nearest(key, known)}?")
+            require(key in known, f"there is no setting probe.{key}; did you mean probe.{nearest(key, known)}?")
         named = {f"data.{key}": _filled(value, out) for key, value in self.probe.items() if key not in PROBE}
         return TransferConfig().with_values(named).data
 
@@ -158,10 +158,10 @@ class Study:
 
 def _values(axis: str, values: Any) -> tuple[Any, ...]:
     known = ("method", *Config().flat())
-    check(axis in known, f"there is no setting {axis} to vary; did you mean {nearest(axis, known)}?")
+    require(axis in known, f"there is no setting {axis} to vary; did you mean {nearest(axis, known)}?")
     found = tuple(values) if isinstance(values, list) else (values,)
-    check(bool(found), f"the axis {axis} has no values; write at least one")
+    require(bool(found), f"the axis {axis} has no values; write at least one")
     if axis == "method":
         for value in found:
-            check(value in METHODS, f"there is no method {value!r}; write some of {', '.join(METHODS)}")
+            require(value in METHODS, f"there is no method {value!r}; write some of {', '.join(METHODS)}")
     return found

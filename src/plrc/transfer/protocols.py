@@ -13,7 +13,7 @@ from typing import Annotated, Literal, get_args
 import tyro
 
 from plrc.errors import ConfigError
-from plrc.settings import Settings, check, check_range
+from plrc.settings import Settings, require, require_range
 
 Task = Literal["detection", "instances", "semantic"]
 Layout = Literal["auto", "voc", "coco", "folders", "cityscapes"]
@@ -44,9 +44,9 @@ class LabelledConfig:
     """Train on the objects that VOC marks as difficult, too. The score ignores them always."""
 
     def __post_init__(self) -> None:
-        check(0 < self.fraction <= 1, f"data.fraction is {self.fraction}; write a number above 0 and at most 1")
-        check(self.shots >= 0, f"data.shots is {self.shots}; write 0 (a share is used) or more")
-        check(self.fraction == 1 or not self.shots, "data.fraction and data.shots are both set; write one of them")
+        require(0 < self.fraction <= 1, f"data.fraction is {self.fraction}; write a number above 0 and at most 1")
+        require(self.shots >= 0, f"data.shots is {self.shots}; write 0 (a share is used) or more")
+        require(self.fraction == 1 or not self.shots, "data.fraction and data.shots are both set; write one of them")
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class InputConfig:
     """Share of training images that are mirrored."""
 
     def __post_init__(self) -> None:
-        check_range("input.train_size", self.train_size, 0.05, 10_000)
-        check(self.test_size > 0, f"input.test_size is {self.test_size}; write a number above 0")
-        check(0 <= self.flip_prob <= 1, f"input.flip_prob is {self.flip_prob}; write 0 to 1")
+        require_range("input.train_size", self.train_size, 0.05, 10_000)
+        require(self.test_size > 0, f"input.test_size is {self.test_size}; write a number above 0")
+        require(0 <= self.flip_prob <= 1, f"input.flip_prob is {self.flip_prob}; write 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,10 @@ class DetectorConfig:
     """Semantic: dilation of the FCN head's two 3 x 3 convolutions."""
 
     def __post_init__(self) -> None:
-        check(1 <= self.trainable_layers <= 5, "model.trainable_layers must be 1 (layer4) to 5 (all)")
+        require(1 <= self.trainable_layers <= 5, "model.trainable_layers must be 1 (layer4) to 5 (all)")
         for name in ("width", "hidden", "rois_per_image", "dilation"):
-            check(getattr(self, name) >= 1, f"model.{name} is {getattr(self, name)}; write at least 1")
-        check(self.anchors > 0, f"model.anchors is {self.anchors}; write a number above 0")
+            require(getattr(self, name) >= 1, f"model.{name} is {getattr(self, name)}; write at least 1")
+        require(self.anchors > 0, f"model.anchors is {self.anchors}; write a number above 0")
 
 
 @dataclass(frozen=True)
@@ -130,12 +130,12 @@ class OptimConfig:
     """Arithmetic of the forward pass (semantic only)."""
 
     def __post_init__(self) -> None:
-        check(self.lr > 0, f"optim.lr is {self.lr}; write a number above 0")
+        require(self.lr > 0, f"optim.lr is {self.lr}; write a number above 0")
         for name in ("batch_size", "steps"):
-            check(getattr(self, name) >= 1, f"optim.{name} is {getattr(self, name)}; write at least 1")
-        check_range("optim.lr_milestones", self.lr_milestones, 0, 1)
+            require(getattr(self, name) >= 1, f"optim.{name} is {getattr(self, name)}; write at least 1")
+        require_range("optim.lr_milestones", self.lr_milestones, 0, 1)
         for name in ("warmup_steps", "momentum", "weight_decay", "norm_decay", "max_grad_norm"):
-            check(getattr(self, name) >= 0, f"optim.{name} is {getattr(self, name)}; write 0 or more")
+            require(getattr(self, name) >= 0, f"optim.{name} is {getattr(self, name)}; write 0 or more")
 
     @property
     def total_steps(self) -> int:
@@ -166,9 +166,9 @@ class TransferRunConfig:
 
     def __post_init__(self) -> None:
         for name in ("workers", "threads"):
-            check(getattr(self, name) >= 0, f"run.{name} is {getattr(self, name)}; write 0 or more")
+            require(getattr(self, name) >= 0, f"run.{name} is {getattr(self, name)}; write 0 or more")
         for name in ("log_every_steps", "checkpoint_every_steps"):
-            check(getattr(self, name) >= 1, f"run.{name} is {getattr(self, name)}; write at least 1")
+            require(getattr(self, name) >= 1, f"run.{name} is {getattr(self, name)}; write at least 1")
 
 
 @dataclass(frozen=True)
@@ -192,29 +192,31 @@ class TransferConfig(Settings):
     preset: tyro.conf.Suppress[str] = "custom"
 
     def __post_init__(self) -> None:
-        check(self.seed >= 0, f"seed is {self.seed}; write 0 or more")
-        check(self.evaluations >= 0, f"evaluations is {self.evaluations}; write 0 (none) or more")
+        require(self.seed >= 0, f"seed is {self.seed}; write 0 or more")
+        require(self.evaluations >= 0, f"evaluations is {self.evaluations}; write 0 (none) or more")
         if self.task == "semantic":
-            check(
+            require(
                 self.input.train_size[1] <= 8 and self.input.test_size <= 8,
                 "input sizes are scales for semantic: 0.5 2",
             )
             uncropped = min(self.input.crop) < 32 and self.optim.batch_size > 1
-            check(
+            require(
                 not uncropped, "input.crop is below 32 pixels: images of a batch need one size; write a crop or batch 1"
             )
         else:
             smallest = min(self.input.train_size[0], self.input.test_size)
-            check(smallest >= 32, "input sizes are the shorter side in pixels: write 32 or more")
+            require(smallest >= 32, "input sizes are the shorter side in pixels: write 32 or more")
             largest = max(self.input.train_size[1], self.input.test_size)
-            check(self.input.max_size >= largest, "input.max_size is below the shorter side; write a larger one")
+            require(self.input.max_size >= largest, "input.max_size is below the shorter side; write a larger one")
             exact = self.optim.precision == "float32"
-            check(exact, "optim.precision bfloat16 would round boxes above 512 px by 4 px; write float32 for detectors")
+            require(
+                exact, "optim.precision bfloat16 would round boxes above 512 px by 4 px; write float32 for detectors"
+            )
 
     def check_named(self) -> None:
         """Raises ConfigError where labelled images or a folder for the result are not named."""
-        check(bool(self.data.source), "no labelled images named: write --data FOLDER")
-        check(bool(self.run.out), "no folder for the result named: write --out FOLDER")
+        require(bool(self.data.source), "no labelled images named: write --data FOLDER")
+        require(bool(self.run.out), "no folder for the result named: write --out FOLDER")
 
 
 SHORT = (640.0, 800.0)
