@@ -24,7 +24,7 @@ from plrc.errors import PlrcError
 from plrc.measures.grouping import grouping_auc
 from plrc.model import Backbone
 from plrc.scenes import Scene, render_scene, scene_names, write_scenes
-from plrc.transfer.probe import extract, probe
+from plrc.transfer.probe import extract_features, probe_backbone
 from plrc.visualize import save_affinities
 
 IMAGES, SIZE = 3000, 96
@@ -81,8 +81,8 @@ def run_demo(out: Path, steps: int, images: int = IMAGES) -> dict[str, dict[str,
     result = {}
     for name, network in networks.items():
         train, test = (pixels[:LABELLED], classes[:LABELLED]), (pixels[LABELLED:], classes[LABELLED:])
-        found = probe(network, train, test, config.model.stride, len(scene_names()) + 1)
-        auc = grouping_auc(extract(network, test[0], config.model.stride), objects[LABELLED:])
+        found = probe_backbone(network, train, test, config.model.stride, len(scene_names()) + 1)
+        auc = grouping_auc(extract_features(network, test[0], config.model.stride), objects[LABELLED:])
         result[name] = {"miou": found.miou, "accuracy": found.accuracy, "grouping_auc": auc}
     _picture(out / "affinity.png", scenes[-PICTURES:], networks, config.model.stride)
     (out / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -105,7 +105,7 @@ def _picture(path: Path, scenes: list[Scene], networks: dict[str, Backbone], str
     images = [scene.image for scene in scenes]
     points = [[_point_inside(scene.masks == i) for i in (1, 2)] for scene in scenes]
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-    maps = {name: extract(network, pixels, stride) for name, network in networks.items()}
+    maps = {name: extract_features(network, pixels, stride) for name, network in networks.items()}
     save_affinities(path, images, [{name: m[i] for name, m in maps.items()} for i in range(len(scenes))], points)
 
 

@@ -28,12 +28,14 @@ from plrc.engine.learner import Learner
 from plrc.errors import PlrcError
 from plrc.files import write_json
 from plrc.measures.grouping import grouping_auc
+from plrc.measures.linear_probe import evaluate_probe, fit_probe
+from plrc.measures.segmentation import IGNORED
 from plrc.rng import generator
 from plrc.transfer.initial import initial_backbone
 from plrc.transfer.labels.annotations import Labelled
 from plrc.transfer.labels.datasets import LabelledSet, Splits, choose, read_labelled
-from plrc.transfer.labels.label_maps import IGNORED, read_ids
-from plrc.transfer.probe import evaluate, extract, fit_probe
+from plrc.transfer.labels.label_maps import read_ids
+from plrc.transfer.probe import extract_features
 from plrc.transfer.protocols import LabelledConfig, Task
 
 LEVELS = (8, 16, 32)
@@ -96,9 +98,9 @@ def dense_probe(
     for init, (net, initial) in zip(inits, nets, strict=True):
         miou, accuracy, grouping = {}, {}, {}
         for stride in sorted(set(levels) & set(net.channels)):
-            fit = fit_probe(extract(net, fitted[0], stride), fitted[1], len(names), seed=seed)
-            features = extract(net, scored[0], stride)
-            found = evaluate(fit, features, scored[1])
+            fit = fit_probe(extract_features(net, fitted[0], stride), fitted[1], len(names), seed=seed)
+            features = extract_features(net, scored[0], stride)
+            found = evaluate_probe(fit, features, scored[1])
             miou[stride], accuracy[stride] = 100 * found.miou, 100 * found.accuracy
             grouping[stride] = grouping_auc(features, scored[2], seed=seed) if objects else np.nan
         results.append(
@@ -127,7 +129,9 @@ def grouping_curve(data: LabelledConfig, config: Config, size: int, images: int,
         stored, point = load_checkpoint(path), {"regions": given}
         for name, network in (("student", learner.student), ("teacher", learner.teacher)):
             network.load_state_dict(stored[name])
-            point[name] = grouping_auc(extract(network.backbone, pixels, config.model.stride), objects, seed=seed)
+            point[name] = grouping_auc(
+                extract_features(network.backbone, pixels, config.model.stride), objects, seed=seed
+            )
         curve.append({"step": float(stored["step"])} | point)
     return curve
 

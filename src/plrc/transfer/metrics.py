@@ -1,6 +1,6 @@
-"""Scores of detectors (COCO's and Pascal VOC's average precision) and of label maps (mean IoU), in percent.
+"""Scores of detectors (COCO's and Pascal VOC's average precision), in percent.
 
-Layer 5: imports config and this folder. A score that nothing defines (no object of that size, no pixel) is nan.
+A score that nothing defines (no object of that size, no pixel) is nan.
 
 Shapes: n objects of an image, K classes.
 """
@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from torchvision.ops import box_iou
 
 from plrc.data.masks import mask_functions
-from plrc.errors import PlrcError
+from plrc.errors import MissingPackageError
 from plrc.transfer.labels.datasets import Labelled, LabelledSet
-from plrc.transfer.labels.label_maps import IGNORED
 
 _THRESHOLDS = np.arange(50, 100, 5) / 100  # 0.5, 0.55 ... 0.95, each the double nearest to it
 _RECALLS = np.arange(11)  # tenths
@@ -47,14 +46,12 @@ def coco_metrics(
 
     The 100 surest predictions of a class in an image count. Ignored objects are COCO's crowds: predictions inside them
     are neither right nor wrong. kind: IoU of boxes or of masks. predictions: one for each image, in the set's order.
-    Raises PlrcError where faster-coco-eval is not installed.
+    Raises MissingPackageError if faster-coco-eval is not installed.
     """
     try:
         from faster_coco_eval import COCO, COCOeval_faster
     except ImportError as error:
-        raise PlrcError(
-            "COCO's scores need the package faster-coco-eval; pip install 'plrc-pretrain[transfer]'"
-        ) from error
+        raise MissingPackageError("COCO's scores", "faster-coco-eval") from error
     objects, found = [], []
     for index, (image, prediction) in enumerate(zip(truth.images, predictions, strict=True)):
         known = {"area": image.areas.tolist(), "iscrowd": image.ignored.astype(int).tolist()}
@@ -98,32 +95,6 @@ def voc_metrics(truth: LabelledSet, predictions: Sequence[Prediction], eleven_po
         table.append([_average_precision(right, int(totals[k]), eleven_points) for right in judged])
     by_threshold = np.array(table).reshape(-1, len(_THRESHOLDS))
     return {"AP": _percent(by_threshold), "AP50": _percent(by_threshold[:, 0]), "AP75": _percent(by_threshold[:, 5])}
-
-
-def confusion(labels: NDArray[Any], predicted: NDArray[Any], classes: int) -> NDArray[np.int64]:
-    """Pixels by class in `labels` (row) and in `predicted` (column), [K, K].
-
-    Both arguments: integers of one shape, 0 to classes - 1; pixels whose label is 255 are left out.
-    """
-    kept = labels != IGNORED
-    pairs = labels[kept].astype(np.int64) * classes + predicted[kept]
-    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
-
-
-def class_iou(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
-    """IoU of each class, 0 to 1, [K]; nan for one that occurs neither in the labels nor in the prediction."""
-    hits = confusion.diagonal()
-    union = confusion.sum(axis=0) + confusion.sum(axis=1) - hits
-    with np.errstate(invalid="ignore"):
-        return np.asarray(hits / union)  # 0 / 0 = nan
-
-
-def semantic_metrics(confusion: NDArray[np.int64]) -> dict[str, float]:
-    """mIoU: mean over the classes that occur in labels or prediction; accuracy: share of pixels that are right."""
-    iou = class_iou(confusion)
-    pixels = confusion.sum()
-    accuracy = 100 * float(confusion.trace() / pixels) if pixels else math.nan
-    return {"mIoU": _percent(iou[~np.isnan(iou)]), "accuracy": accuracy}
 
 
 def _coco_shapes(kind: str, boxes: NDArray[np.float32], masks: Sequence[Any]) -> dict[str, Sequence[Any]]:

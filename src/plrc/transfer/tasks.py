@@ -14,11 +14,11 @@ from torch.utils.data import Dataset
 
 from plrc.data.masks import encode_mask, mask_functions
 from plrc.data.photometric import normalize
+from plrc.measures.segmentation import IGNORED, confusion_matrix, semantic_metrics
 from plrc.model.backbone import Backbone
 from plrc.transfer.detectors import build_detector
 from plrc.transfer.labels.datasets import DetectionImages, LabelledSet, SemanticImages
-from plrc.transfer.labels.label_maps import IGNORED
-from plrc.transfer.metrics import Prediction, coco_metrics, confusion, semantic_metrics, voc_metrics
+from plrc.transfer.metrics import Prediction, coco_metrics, voc_metrics
 from plrc.transfer.protocols import TransferConfig
 from plrc.transfer.semantic import build_segmenter
 
@@ -126,7 +126,7 @@ class Semantic(Work):
             image, labels = images[i]
             logits = self.model(normalize(image[None].to(self.device))).float()
             predicted = F.interpolate(logits, labels.shape, mode="bilinear", align_corners=False).argmax(dim=1)[0]
-            counts += confusion(labels.numpy(), predicted.cpu().numpy(), self.classes)
+            counts += confusion_matrix(labels.numpy(), predicted.cpu().numpy(), self.classes)
         return semantic_metrics(counts)
 
     def nothing(self) -> dict[str, float]:

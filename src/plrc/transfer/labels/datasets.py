@@ -23,8 +23,9 @@ from plrc.data.decode import DecodeError, decode, read_bytes
 from plrc.data.masks import decode_masks
 from plrc.data.photometric import MEAN
 from plrc.errors import PlrcError
+from plrc.measures.segmentation import IGNORED
 from plrc.transfer.labels.annotations import Labelled, Notes, Picture, checked
-from plrc.transfer.labels.label_maps import IGNORED, look_up, read_ids
+from plrc.transfer.labels.label_maps import look_up, read_ids
 from plrc.transfer.labels.readers import Pictures, Reader, open_source
 from plrc.transfer.protocols import InputConfig, LabelledConfig, Task
 

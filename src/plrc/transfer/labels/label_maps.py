@@ -15,8 +15,8 @@ from PIL import Image
 
 from plrc.data.layouts import lines
 from plrc.errors import PlrcError
+from plrc.measures.segmentation import IGNORED
 
-IGNORED = 255
 MODES = ("L", "P", "1")
 """Pillow's modes of a map of ids: grey values, palette entries, bits."""
 

@@ -21,6 +21,7 @@ from plrc.data.decode import read_size
 from plrc.data.masks import encode_mask
 from plrc.errors import PlrcError
 from plrc.files import parse_json
+from plrc.measures.segmentation import IGNORED
 from plrc.transfer.labels import label_maps
 from plrc.transfer.labels.annotations import BOXLESS, FLAT, Notes, Picture, Thing, picture
 from plrc.transfer.protocols import Task
@@ -182,7 +183,7 @@ def coco(root: Path, task: Task, notes: Notes) -> Reader:
     def table(pictures: Pictures) -> Mapping[int, str]:
         first = next(iter(files.values()))
         categories = _coco_categories(_coco_table(first), first)
-        names = {i: name for i, name in categories.items() if i in range(1, label_maps.IGNORED)}
+        names = {i: name for i, name in categories.items() if i in range(1, IGNORED)}
         if central:
             return label_maps.found_table([p.labels for p in pictures], label_maps.COCO_STUFF | names, ignored=[0])
         return {0: "background"} | names
