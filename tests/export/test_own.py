@@ -87,7 +87,7 @@ def test_code_named_in_somebodys_run_is_not_imported(trained: tuple[plrc.Run, st
     exported = run.path / "exported" / "backbone.safetensors"
     script = f"""
 import plrc
-from plrc.export.check_in import check_in
+from plrc.export.detector_check import verify_detector
 from plrc.transfer.initial import initial_backbone
 from plrc.visualize.explorer import run_sources
 from pathlib import Path
@@ -102,7 +102,7 @@ for path in ({str(run.path)!r}, {str(exported)!r}):
             call(path)
         except plrc.PlrcError as error:
             print(error)
-    check_in(path, torch.nn.Linear(1, 1))
+    verify_detector(path, torch.nn.Linear(1, 1))
 """
     done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr

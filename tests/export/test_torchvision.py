@@ -23,7 +23,7 @@ from plrc.engine.checkpoint import FORMAT, save_checkpoint
 from plrc.errors import PlrcError
 from plrc.export import Receipt, export_backbone, load_backbone
 from plrc.export import torchvision as to_torchvision
-from plrc.export.verify import TOLERANCE, check_features, check_tensors, example_images
+from plrc.export.proof import TOLERANCE, check_features, check_tensors, example_images
 from plrc.model.backbone import Backbone, build_backbone
 
 State = dict[str, Tensor]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,12 +32,12 @@ def asked(arguments: Sequence[str]) -> bool:
 def check_in(arguments: Sequence[str], about: str) -> int:
     """0 if all weights are inside, else 1."""
     given = parse_plain("export", CheckIn, arguments, about)
-    from plrc.export.check_in import check_in
+    from plrc.export.detector_check import verify_detector
     from plrc.files import write_json
     from plrc.model.own import call
 
-    found = check_in(given.run, call(given.check_in))
-    print(found.table())
+    report = verify_detector(given.run, call(given.check_in))
+    print(report.table())
     if given.out:
-        write_json(given.out, dataclasses.asdict(found) | {"complete": found.complete})
-    return 0 if found.complete else NOT_INSIDE
+        write_json(given.out, report.to_json())
+    return 0 if report.complete else NOT_INSIDE

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from plrc.export.formats import read_torch, write_torch
 from plrc.export.pixels import pixels
+from plrc.export.proof import Proof, check_features, check_tensors, features_of
 from plrc.export.resnets import LEVELS, check_structure, find_resnet, rename
-from plrc.export.verify import Proof, check_features, check_tensors, features_of
 from plrc.model import naming
 from plrc.model.pickles import read_arrays, write_arrays
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from plrc.errors import PlrcError
 from plrc.export.formats import read_torch, write_torch
 from plrc.export.pixels import pixels
+from plrc.export.proof import Proof, check_features, check_tensors, features_of, installed
 from plrc.export.resnets import LEVELS, ResNet, check_structure, find_resnet
-from plrc.export.verify import Proof, check_features, check_tensors, features_of, installed
 from plrc.model import naming
 
 ENDINGS = (".pth",)

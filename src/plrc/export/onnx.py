@@ -14,7 +14,7 @@ from torch import Tensor
 
 from plrc.errors import PlrcError
 from plrc.export.pixels import pixels
-from plrc.export.verify import Proof, check_features, check_tensors, features_of, installed
+from plrc.export.proof import Proof, check_features, check_tensors, features_of, installed
 from plrc.model.backbone import RESNETS, build_backbone
 from plrc.model.naming import COUNTER
 from plrc.model.own import TRIAL, told

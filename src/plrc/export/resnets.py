@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from plrc.errors import PlrcError
-from plrc.export.verify import check_names
+from plrc.export.proof import check_names
 from plrc.model.naming import COUNTER, Naming, Place, torchvision
 
 LEVELS = (4, 8, 16, 32)  # strides of the features that all libraries give

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from plrc.export.formats import read_tensors, write_tensors
 from plrc.export.pixels import pixels
-from plrc.export.verify import SIZE, Proof, check_features, check_tensors, features_of
+from plrc.export.proof import SIZE, Proof, check_features, check_tensors, features_of
 from plrc.model.own import TRIAL, is_code
 
 ENDINGS = (".safetensors", ".pt")

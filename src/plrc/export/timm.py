@@ -17,8 +17,8 @@ from torch import Tensor
 from plrc.errors import PlrcError
 from plrc.export.formats import read_tensors, write_tensors
 from plrc.export.pixels import pixels
+from plrc.export.proof import Proof, check_features, check_tensors, features_of, installed
 from plrc.export.resnets import LEVELS, check_structure, find_resnet, resnet_name
-from plrc.export.verify import Proof, check_features, check_tensors, features_of, installed
 from plrc.model import naming
 
 ENDINGS = (".safetensors", ".pt")

@@ -16,8 +16,8 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from plrc.errors import PlrcError
 from plrc.export.formats import read_tensors, write_tensors
 from plrc.export.pixels import pixels
+from plrc.export.proof import Proof, check_features, check_tensors, features_of
 from plrc.export.resnets import LEVELS, find_resnet, resnet_name
-from plrc.export.verify import Proof, check_features, check_tensors, features_of
 
 ENDINGS = (".safetensors", ".pt")
 CLASSIFIER = ("fc.weight", "fc.bias")

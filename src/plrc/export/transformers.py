@@ -14,8 +14,8 @@ from torch import Tensor
 from plrc.errors import PlrcError
 from plrc.export.formats import read_tensors, write_tensors
 from plrc.export.pixels import pixels
+from plrc.export.proof import Features, Proof, check_features, check_tensors, features_of, installed
 from plrc.export.resnets import LEVELS, ResNet, check_structure, find_resnet, rename
-from plrc.export.verify import Features, Proof, check_features, check_tensors, features_of, installed
 from plrc.files import write_json
 from plrc.model import naming
 from plrc.model.naming import COUNTER

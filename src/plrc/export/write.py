@@ -23,8 +23,8 @@ from plrc.engine.checkpoint import checkpoint_of, load_checkpoint
 from plrc.errors import PlrcError
 from plrc.export import detectron2, mmdetection, onnx, safetensors, timm, torchvision, transformers
 from plrc.export.card import card_path, model_card
+from plrc.export.proof import Proof, content_hash
 from plrc.export.resnets import resnet_name
-from plrc.export.verify import Proof, content_hash
 from plrc.files import write_json, write_text
 from plrc.model.own import trusted
 from plrc.model.weights import refuse_non_finite

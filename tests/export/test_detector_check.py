@@ -20,7 +20,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from plrc.cli import main
 from plrc.errors import PlrcError
 from plrc.export import export_backbone
-from plrc.export.check_in import check_in
+from plrc.export.detector_check import verify_detector
 from plrc.model import Backbone, build_backbone
 
 TENSORS = 100  # of ResNet-18 without the classifier and the step counters
@@ -90,11 +90,11 @@ WRAPPED: dict[str, Callable[[nn.Module], Any]] = {
 @pytest.mark.parametrize("kind", WRAPPED)
 def test_weights_are_found_under_any_prefix(kind: str, run: Path, detector: nn.Module) -> None:
     file = "exported/backbone.safetensors" if kind == "as it is" else "."
-    found = check_in(run / file, WRAPPED[kind](detector))
-    assert (found.complete, len(found.found), found.total, found.reasons) == (True, TENSORS, TENSORS, ())
-    assert found.prefix is not None and found.prefix.endswith("backbone.body.")
-    assert set(dict(found.found.values()).values()) == {""}
-    assert f"{TENSORS} of {TENSORS} tensors of {run}" in found.table() and "are inside" in found.table()
+    report = verify_detector(run / file, WRAPPED[kind](detector))
+    assert (report.complete, len(report.matched), report.total, report.reasons) == (True, TENSORS, TENSORS, ())
+    assert report.prefix is not None and report.prefix.endswith("backbone.body.")
+    assert set(dict(report.matched.values()).values()) == {""}
+    assert f"{TENSORS} of {TENSORS} tensors of {run}" in report.table() and "are inside" in report.table()
 
 
 def folded(net: Backbone, flip: bool) -> nn.Module:
@@ -145,11 +145,11 @@ CHANGED: dict[str, tuple[Callable[[Backbone], nn.Module], str, int]] = {
 @pytest.mark.parametrize("kind", CHANGED)
 def test_what_detectors_change_on_purpose_is_recognised_and_said(kind: str, run: Path, net: Backbone) -> None:
     build, how, count = CHANGED[kind]
-    found = check_in(run, build(net))
-    assert found.complete, found.table()
-    assert [change for _, change in found.found.values()].count(how) == count
-    assert how in found.table()
-    assert ("right only where its images are BGR" in found.table()) == ("BGR" in kind)
+    report = verify_detector(run, build(net))
+    assert report.complete, report.table()
+    assert [change for _, change in report.matched.values()].count(how) == count
+    assert how in report.table()
+    assert ("right only where its images are BGR" in report.table()) == ("BGR" in kind)
 
 
 def test_fresh_vectors_are_found_where_their_module_is(tmp_path: Path) -> None:
@@ -158,11 +158,11 @@ def test_fresh_vectors_are_found_where_their_module_is(tmp_path: Path) -> None:
     fresh = build_backbone("resnet18")
     run = saved_run(tmp_path, names(fresh))
     renamed = Renamed(fresh.net.state_dict())
-    found = check_in(run, renamed)
-    assert found.complete and found.prefix is None
+    report = verify_detector(run, renamed)
+    assert report.complete and report.prefix is None
     renamed.get_buffer("part2.0.conv1.norm.bias").fill_(0.5)
-    found = check_in(run, renamed)
-    assert (len(found.found), len(found.absent)) == (96, 4)  # one of the untouched norms has no place left
+    report = verify_detector(run, renamed)
+    assert (len(report.matched), len(report.absent)) == (96, 4)  # one of the untouched norms has no place left
 
 
 def changed(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[nn.Module], None]:
@@ -219,39 +219,39 @@ def test_a_fault_is_counted_and_named_with_what_it_may_come_from(fault: str, run
     torch.manual_seed(0)
     change, count, told = FAULTS[fault]
     change(detector)
-    found = check_in(run, detector)
-    assert not found.complete
-    assert (len(found.found), found.total) == (count, TENSORS)
-    assert told in found.table()
-    assert f"{count} of {TENSORS} tensors" in found.table() and "NOT all inside" in found.table()
+    report = verify_detector(run, detector)
+    assert not report.complete
+    assert (len(report.matched), report.total) == (count, TENSORS)
+    assert told in report.table()
+    assert f"{count} of {TENSORS} tensors" in report.table() and "NOT all inside" in report.table()
 
 
 def test_the_largest_difference_is_said(run: Path, detector: nn.Module) -> None:
     changed("bn1.bias", lambda t: t + 0.25)(detector)
-    found = check_in(run, detector)
-    assert found.different.keys() == {"bn1.bias"}
-    where, what = found.different["bn1.bias"]
+    report = verify_detector(run, detector)
+    assert report.different.keys() == {"bn1.bias"}
+    where, what = report.different["bn1.bias"]
     assert where == "backbone.body.bn1.bias" and what.startswith("by up to 2.5e-01, its largest value is ")
 
 
 def test_other_networks_are_told_apart(run: Path) -> None:
-    other = check_in(run, torchvision.models.mobilenet_v3_small(weights=None))
-    assert "another architecture" in other.table() and other.found == {}
+    other = verify_detector(run, torchvision.models.mobilenet_v3_small(weights=None))
+    assert "another architecture" in other.table() and other.matched == {}
     random = Renamed(build_backbone("resnet18").net.state_dict())
     with torch.no_grad():
         for buffer in random.buffers():
             if buffer.is_floating_point():
                 buffer.normal_()
-    assert "the detector has other names: export for its library" in check_in(run, random).table()
+    assert "the detector has other names: export for its library" in verify_detector(run, random).table()
 
 
 def test_what_is_no_detector_is_refused(run: Path) -> None:
     with pytest.raises(PlrcError, match=r"the detector is a dict; return a torch\.nn\.Module or an object with it as"):
-        check_in(run, {})
+        verify_detector(run, {})
     with torch.device("meta"):
         empty = build_backbone("resnet18")
     with pytest.raises(PlrcError, match=r"no values yet, such as net\.conv1\.weight \(device meta\)"):
-        check_in(run, empty)
+        verify_detector(run, empty)
 
 
 DETECTOR = """
@@ -280,10 +280,10 @@ def fails():
 def test_the_command_says_so_by_its_status(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "my_detector.py"
     file.write_text(DETECTOR.format(file=str(run / "exported" / "backbone.safetensors")))
-    report = tmp_path / "found.json"
-    assert main(["export", str(run), "--check-in", f"{file}:right", "--out", str(report)]) == 0
+    written = tmp_path / "found.json"
+    assert main(["export", str(run), "--check-in", f"{file}:right", "--out", str(written)]) == 0
     assert "100 of 100 tensors" in capsys.readouterr().out
-    told = json.loads(report.read_text())
+    told = json.loads(written.read_text())
     assert told["complete"] is True and told["found"]["conv1.weight"] == ["body.conv1.weight", ""]
     assert main(["export", str(run), f"--check-in={file}:wrong"]) == 1
     out = capsys.readouterr().out

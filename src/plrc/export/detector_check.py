@@ -33,13 +33,13 @@ State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class CheckIn:
+class DetectorReport:
     """What became of each of the run's tensors in the detector."""
 
     source: str
     prefix: str | None
     """What stands before the backbone's names in the detector; None where it has other names."""
-    found: dict[str, tuple[str, str]]
+    matched: dict[str, tuple[str, str]]
     """Name in the run: (name in the detector, how it was changed; empty: not at all)."""
     different: dict[str, tuple[str, str]]
     """Name in the run: (name in the detector, what is different)."""
@@ -49,19 +49,33 @@ class CheckIn:
 
     @property
     def total(self) -> int:
-        return len(self.found) + len(self.different) + len(self.absent)
+        return len(self.matched) + len(self.different) + len(self.absent)
 
     @property
     def complete(self) -> bool:
         return not self.different and not self.absent
 
+    def to_json(self) -> dict[str, Any]:
+        """The report as the command writes it to a file."""
+        return {
+            "source": self.source,
+            "prefix": self.prefix,
+            "found": self.matched,
+            "different": self.different,
+            "absent": self.absent,
+            "reasons": self.reasons,
+            "complete": self.complete,
+        }
+
     def table(self) -> str:
         """For the screen: the count first, then what is wrong and what it may come from."""
         names = "other names" if self.prefix is None else f"its own names under {self.prefix!r}"
         verdict = "the weights are inside" if self.complete else "the weights are NOT all inside"
-        lines = [f"{len(self.found)} of {self.total} tensors of {self.source} are in the detector ({names}): {verdict}"]
+        lines = [
+            f"{len(self.matched)} of {self.total} tensors of {self.source} are in the detector ({names}): {verdict}"
+        ]
         changed: dict[str, list[str]] = {}
-        for name, (_, how) in self.found.items():
+        for name, (_, how) in self.matched.items():
             changed.setdefault(how, []).append(name)
         for how, these in changed.items():
             only = "; right only where its images are BGR" if REVERSED in how else ""
@@ -75,7 +89,7 @@ class CheckIn:
         return "\n".join([*lines, *(f"  perhaps: {reason}" for reason in self.reasons)])
 
 
-def check_in(run: str | Path, detector: Any) -> CheckIn:
+def verify_detector(run: str | Path, detector: Any) -> DetectorReport:
     """Look for the weights of a run folder, checkpoint or exported file in a detector.
 
     `detector`: a torch.nn.Module (wrapped in DistributedDataParallel, torch.compile or a LightningModule or not), or an
@@ -102,7 +116,7 @@ def check_in(run: str | Path, detector: Any) -> CheckIn:
     absent = tuple(name for name in ours if name not in found and name not in different)
     told = tuple(_reasons(ours, tensors, found, different, absent, keeps_names)) if different or absent else ()
     found = {name: (known.get(where, where), how) for name, (where, how) in found.items()}
-    return CheckIn(str(source), prefix if keeps_names else None, found, different, absent, told)
+    return DetectorReport(str(source), prefix if keeps_names else None, found, different, absent, told)
 
 
 def module_of(built: Any) -> nn.Module:
