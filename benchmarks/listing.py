@@ -97,7 +97,7 @@ def _config(folder: Path, batch: int, workers: int) -> Config:
 
 
 def _plan(config: Config) -> Plan:
-    plan = prepare(config, frozenset())
+    plan = prepare(config)
     read_manifest(plan.out / "manifest.json")  # as the loop does, for the digest that checkpoints carry
     return plan
 

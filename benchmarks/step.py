@@ -220,12 +220,16 @@ def _config(backbone: str, size: int, batch: int, bn_groups: int) -> Config:
         raise PlrcError(
             f"bn_groups is {bn_groups}; write 0 (chosen from the batch) or up to the batch's {batch} images"
         )
-    config = preset("paper_r50").with_values(
-        {"model.backbone": backbone, "views.size": size, "optim.batch_size": batch}
-        | ({"model.bn_groups": bn_groups} if bn_groups else {})
-    )
-    explicit = {"optim.batch_size", "objectives.queue"} | ({"model.bn_groups"} if bn_groups else set())
-    return adapt(config, explicit, images=100 * batch)[0]
+    config = preset("paper_r50")
+    values = {
+        "model.backbone": backbone,
+        "views.size": size,
+        "optim.batch_size": batch,
+        "objectives.queue": config.objectives.queue,
+    }
+    if bn_groups:
+        values["model.bn_groups"] = bn_groups
+    return adapt(config.with_values(values), images=100 * batch)[0]
 
 
 def _backward(features: list[Tensor]) -> None:

@@ -15,8 +15,8 @@ from plrc.presets import PRESETS, preset
 
 def test_options_lie_over_the_file_and_the_file_over_the_preset(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
-    file.write_text("seed = 4\n[optim]\nlr = 0.5\nepochs = 7\n[views]\nsize = 96\narea = [0.3, 1]\n")
-    config, explicit = parse_config(
+    file.write_text("seed = 4\n[optim]\nlr = 0.5\nepochs = 7\n[views]\nsize = 96\nscale = [0.3, 1]\n")
+    config = parse_config(
         [
             "--preset",
             "small_r18",
@@ -33,7 +33,7 @@ def test_options_lie_over_the_file_and_the_file_over_the_preset(tmp_path: Path) 
         {"seed": 4, "optim.lr": 0.25, "optim.epochs": 7.0, "views.size": 96, "views.scale": (0.3, 1.0),
          "views.flip_prob": 0.0, "data.source": "photos"}
     )  # fmt: skip
-    assert explicit == {
+    assert config.pinned == {
         "seed",
         "optim.lr",
         "optim.epochs",
@@ -47,9 +47,10 @@ def test_options_lie_over_the_file_and_the_file_over_the_preset(tmp_path: Path) 
 def test_a_file_can_name_preset_and_method(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('preset = "debug_cpu"\nmethod = "points"\n')
-    assert parse_config(["--config", str(file)]) == (preset("debug_cpu", "points"), frozenset())
-    assert parse_config(["--config", str(file), "--preset", "small_r18"])[0] == preset("small_r18", "points")
-    assert parse_config(["--config", str(file), "--method", "image"])[0] == preset("debug_cpu", "image")
+    config = parse_config(["--config", str(file)])
+    assert config == preset("debug_cpu", "points") and config.pinned == {"preset", "method"}
+    assert parse_config(["--config", str(file), "--preset", "small_r18"]) == preset("small_r18", "points")
+    assert parse_config(["--config", str(file), "--method", "image"]) == preset("debug_cpu", "image")
     file.write_text("preset = 3\n")
     with pytest.raises(PlrcError, match="there is no preset 3"):
         parse_config(["--config", str(file)])
@@ -58,8 +59,8 @@ def test_a_file_can_name_preset_and_method(tmp_path: Path) -> None:
 def test_a_file_alone_starts_from_the_defaults(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text("[optim]\nlr = 0.5\n")
-    assert parse_config(["--config", str(file)])[0] == Config().with_values({"optim.lr": 0.5})
-    alone = parse_config(["--config", str(file), "--method", "image"])[0]
+    assert parse_config(["--config", str(file)]) == Config().with_values({"optim.lr": 0.5})
+    alone = parse_config(["--config", str(file), "--method", "image"])
     assert (alone.objectives.image_weight, alone.objectives.point_weight, alone.objectives.distill_weight) == (1, 0, 0)
     file.write_text("[optim]\nlearning_rate = 0.5\n")
     with pytest.raises(PlrcError, match=r"unknown setting optim.learning_rate"):
@@ -69,7 +70,8 @@ def test_a_file_alone_starts_from_the_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("method", get_args(Method))
 def test_every_preset_and_method_arrives_unchanged(name: str, method: str) -> None:
-    assert parse_config(["--preset", name, "--method", method]) == (preset(name, method), frozenset())
+    config = parse_config(["--preset", name, "--method", method])
+    assert config == preset(name, method) and config.pinned == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -93,20 +95,20 @@ def test_every_preset_and_method_arrives_unchanged(name: str, method: str) -> No
     ],
 )
 def test_ways_to_write_an_option(written: str, name: str, value: object) -> None:
-    config, explicit = parse_config(["--preset", "paper_r50", *written.split()])
+    config = parse_config(["--preset", "paper_r50", *written.split()])
     assert config == preset("paper_r50").with_values({name: value})
-    assert explicit == {name}
+    assert config.pinned == {name}
 
 
 def test_resuming_without_a_preset_takes_the_stored_configuration(tmp_path: Path) -> None:
     stored = preset("small_r18", "points").with_values({"optim.lr": 0.125, "preset": "from_a_later_version"})
     stored.save(tmp_path / "config.toml")
-    config, explicit = parse_config(["--out", str(tmp_path), "--resume", "--run.threads", "3"])
+    config = parse_config(["--out", str(tmp_path), "--resume", "--run.threads", "3"])
     assert config == stored.with_values({"run.out": str(tmp_path), "run.resume": True, "run.threads": 3})
-    assert explicit == set(config.flat()) - {"preset", "method"}
-    other, _ = parse_config(["--out", str(tmp_path), "--resume", "--method", "image"])
+    assert config.pinned == set(config.flat())
+    other = parse_config(["--out", str(tmp_path), "--resume", "--method", "image"])
     assert other.method == "image"
     assert other.objectives.point_weight == 0
-    given, explicit = parse_config(["--out", str(tmp_path), "--resume", "--preset", "debug_cpu"])
+    given = parse_config(["--out", str(tmp_path), "--resume", "--preset", "debug_cpu"])
     assert given.optim == preset("debug_cpu").optim
-    assert explicit == {"run.out", "run.resume"}
+    assert given.pinned == {"run.out", "run.resume"}

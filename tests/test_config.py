@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from plrc.config import (
     ViewConfig,
 )
 from plrc.errors import ConfigError, PlrcError
-from plrc.settings import read_toml
+from plrc.presets import preset
+from plrc.settings import Settings, read_toml
+from plrc.transfer.protocols import TransferConfig
 
 SECTIONS: dict[str, type] = {
     "data": DataConfig,
@@ -242,6 +245,63 @@ def test_values_are_set_by_dotted_name() -> None:
         data=DataConfig(source="images"), optim=OptimConfig(lr=1.0), views=ViewConfig(scale=(0.1, 1.0)), seed=3
     )
     assert base == Config(data=DataConfig(source="images"))
+
+
+def test_chosen_values_are_pinned_and_derived_ones_are_not(tmp_path: Path) -> None:
+    chosen = Config().with_values({"optim.lr": Config().optim.lr, "seed": 3})
+    derived = chosen.with_values({"optim.batch_size": 8}, pin=False)
+    assert chosen.pinned == derived.pinned == {"optim.lr", "seed"} and derived.optim.batch_size == 8
+    assert replace(derived, optim=OptimConfig()).pinned == chosen.pinned
+    assert preset("small_r18", "points").pinned == frozenset()
+    chosen.save(tmp_path / "all.toml")
+    assert Config.load(tmp_path / "all.toml").pinned == chosen.flat().keys()
+    (tmp_path / "few.toml").write_text("adapt = false\n[views]\nsize = 64\n")
+    assert Config.load(tmp_path / "few.toml", chosen).pinned == chosen.pinned | {"adapt", "views.size"}
+
+
+def test_what_is_pinned_is_neither_compared_nor_stored() -> None:
+    pinned, plain = Config().with_values({"seed": 0}), Config()
+    assert pinned == plain and hash(pinned) == hash(plain) and repr(pinned) == repr(plain)
+    assert pinned.differences(plain) == [] and "pinned" not in {*pinned.flat(), *pinned.numbers(), *pinned.to_dict()}
+
+
+@pytest.mark.parametrize("settings", [Config, TransferConfig])
+def test_old_names_are_refused_with_the_new_ones(settings: type[Settings], tmp_path: Path) -> None:
+    known = settings().flat()
+    for old, new in settings.RENAMED.items():
+        assert old not in known and new in known
+        sentence = rf"^{re.escape(old)} is now called {re.escape(new)}$"
+        with pytest.raises(ConfigError, match=sentence):
+            settings().with_values({old: 1})
+        section, _, key = old.partition(".")
+        (tmp_path / "old.toml").write_text(f"[{section}]\n{key} = 1\n")
+        with pytest.raises(ConfigError, match=sentence):
+            settings.load(tmp_path / "old.toml")
+
+
+def test_every_setting_that_was_renamed_is_known() -> None:
+    assert " ".join(sorted(Config.RENAMED)) == (
+        "data.bad_limit data.percentiles objectives.lattice optim.accumulate optim.clip_norm optim.lr_batch "
+        "views.area views.aspect views.blur views.flip views.grey views.jitter"
+    )
+    assert " ".join(sorted(TransferConfig.RENAMED)) == (
+        "input.flip model.finest model.rois optim.clip_norm optim.drops optim.iterations optim.warmup "
+        "run.checkpoint_every run.log_every"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "choices"),
+    [
+        ("objectives.contrast", "regions", "points, region, pixel"),
+        ("objectives.contrast", "pixels", "points, region, pixel"),
+        ("optim.precision", "fp32", "auto, float32, bfloat16, float16"),
+        ("optim.precision", "bf16", "auto, float32, bfloat16, float16"),
+    ],
+)
+def test_old_values_are_refused_with_the_choices(name: str, old: str, choices: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{name} is '{old}'; write one of {choices}$"):
+        Config().with_values({name: old})
 
 
 @pytest.mark.parametrize("order", [1, -1])

@@ -19,10 +19,11 @@ from plrc.transfer.protocols import PROTOCOLS, protocol
 
 FLAGS = """
 --help --preset --method --config --seed --adapt --no-adapt --data --out --resume --no-resume --devices
---data.source --data.layout --data.split --data.exclude --data.held-out --data.rescale_percentiles --data.max-megapixels
+--data.source --data.layout --data.split --data.exclude --data.held-out --data.rescale-percentiles --data.max-megapixels
 --data.max-unreadable-fraction
 --views.size --views.scale --views.ratio --views.flip-prob --views.overlap --views.overlap-tries --views.jitter-prob
---views.brightness --views.contrast --views.saturation --views.hue --views.gray-prob --views.blur-prob --views.blur-sigma
+--views.brightness --views.contrast --views.saturation --views.hue --views.gray-prob --views.blur-prob
+--views.blur-sigma
 --regions.source --regions.grid --regions.count --regions.scale --regions.maps --regions.map-size --regions.merge
 --regions.split --regions.jitter --regions.reassign
 --model.backbone --model.stride --model.layer4-stride --model.init --model.contrast-hidden --model.contrast-dim
@@ -32,8 +33,10 @@ FLAGS = """
 --objectives.teacher-temperature-start --objectives.temperature-warmup --objectives.queue --objectives.negatives
 --objectives.contrast --objectives.points --objectives.distill-points --objectives.reference-grid --objectives.center
 --objectives.no-center
---optim.name --optim.lr --optim.base-batch-size --optim.momentum --optim.weight-decay --optim.batch-size --optim.gradient-accumulation-steps
---optim.epochs --optim.steps --optim.warmup-epochs --optim.max-grad-norm --optim.teacher-momentum --optim.teacher-schedule
+--optim.name --optim.lr --optim.base-batch-size --optim.momentum --optim.weight-decay --optim.batch-size
+--optim.gradient-accumulation-steps
+--optim.epochs --optim.steps --optim.warmup-epochs --optim.max-grad-norm --optim.teacher-momentum
+--optim.teacher-schedule
 --optim.precision --optim.channels-last --optim.no-channels-last --optim.compile --optim.no-compile
 --run.out --run.resume --run.no-resume --run.allow-changes --run.cache --run.no-allow-changes --run.device --run.devices
 --run.workers --run.threads --run.log-every-steps --run.health-every-steps --run.checkpoint-every-steps
@@ -49,8 +52,8 @@ TRANSFER = """
 --model.hidden --model.rois-per-image --model.anchors --model.dilation --model.layer4-dilation
 --optim.lr --optim.batch-size --optim.steps --optim.schedule --optim.lr-milestones --optim.warmup-steps --optim.momentum
 --optim.weight-decay --optim.norm-decay --optim.max-grad-norm --optim.precision
---run.out --run.resume --run.no-resume --run.device --run.workers --run.threads --run.log-every-steps --run.checkpoint-every-steps
---run.keep-model --run.no-keep-model
+--run.out --run.resume --run.no-resume --run.device --run.workers --run.threads --run.log-every-steps
+--run.checkpoint-every-steps --run.keep-model --run.no-keep-model
 """
 
 PAPER = {  # METHOD section 4, and the objectives' settings of section 3
@@ -94,7 +97,7 @@ REQUIRED = inspect.Parameter.empty
 
 
 def test_functions() -> None:
-    assert parameters(plrc.pretrain) == {"config": REQUIRED, "explicit": None}
+    assert parameters(plrc.pretrain) == {"config": REQUIRED}
     assert parameters(plrc.load_backbone) == {
         "path": REQUIRED, "layer4_stride": 2, "backbone": "", "normalize": False, "dtype": torch.float32,
         "device": "cpu", "channels_last": False,

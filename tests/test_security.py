@@ -145,7 +145,7 @@ def test_no_entrance_for_weights_runs_a_pickle(
     layer = torch.nn.Linear(1, 1)
     entrances: dict[str, Callable[[], object]] = {
         "--init": lambda: pretrain(tiny(model__init=str(file), run__out=str(tmp_path / "fresh"))),
-        "--resume": lambda: prepare(tiny(run__resume=True, run__out=str(run)), frozenset()),
+        "--resume": lambda: prepare(tiny(run__resume=True, run__out=str(run))),
         "checkpoint": lambda: load_checkpoint(file),
         "export": lambda: export_backbone(file),
         "export of a run": lambda: export_backbone(run),

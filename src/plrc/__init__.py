@@ -6,7 +6,7 @@ The public names, explicit. What needs PyTorch is imported when it is first used
 from __future__ import annotations
 
 import time
-from collections.abc import Set
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,23 +34,23 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'plrc' has no attribute {name!r}")
 
 
-def pretrain(config: Config, explicit: Set[str] | None = None) -> Run:
+def pretrain(config: Config) -> Run:
     """Pre-train a backbone as `config` says; the run folder keeps its newest weights exported and verified, and its
     report.html tells how the run is doing.
 
-    `explicit`: dotted names of settings (such as "optim.lr") that must not be adapted to the data; None: all whose
-    value is not that of `preset(config.preset, config.method)`. With `Config(adapt=False)` nothing is adapted. Bad
-    input raises PlrcError. A run that is stopped by SIGTERM or Ctrl-C saves and returns with `finished=False`; call
-    again with `run.resume` set.
+    Settings that the user chose are not adapted to the data: those that `Config.with_values` set or a file names, and
+    those whose value is not that of `preset(config.preset, config.method)`. With `Config(adapt=False)` nothing is
+    adapted. Bad input raises PlrcError. A run that is stopped by SIGTERM or Ctrl-C saves and returns with
+    `finished=False`; call again with `run.resume` set.
     """
     from plrc.engine.pretrain import pretrain
 
-    if explicit is None:
-        start = preset(config.preset if config.preset in PRESETS else "custom", config.method)
-        explicit = {name for name, _, _ in config.differences(start)}
+    start = preset(config.preset if config.preset in PRESETS else "custom", config.method)
+    changed = [name for name, _, _ in config.differences(start)]
+    config = replace(config, pinned=config.pinned.union(changed))
     report = _LiveReport(config.run.report_every_minutes)
     try:
-        return pretrain(config, explicit, on_checkpoint=(_export, report))
+        return pretrain(config, on_checkpoint=(_export, report))
     finally:
         report.finish()
 

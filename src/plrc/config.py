@@ -6,8 +6,9 @@ how many workers) and never changes a number. The text under each field is the h
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
@@ -93,7 +94,7 @@ class ViewConfig:
         require_range("views.scale", self.scale, 1e-4, 1)
         require_range("views.ratio", self.ratio, 0.05, 20)
         require_range("views.blur_sigma", self.blur_sigma, 0.01, 50)
-        for name in (
+        shares = (
             "flip_prob",
             "overlap",
             "jitter_prob",
@@ -102,7 +103,8 @@ class ViewConfig:
             "brightness",
             "contrast",
             "saturation",
-        ):
+        )
+        for name in shares:
             value = getattr(self, name)
             require(0 <= value <= 1, f"views.{name} is {value}; write a number between 0 and 1")
         require(0 <= self.hue <= 0.5, f"views.hue is {self.hue}; write a number between 0 and 0.5")
@@ -367,6 +369,21 @@ class RunConfig:
 @dataclass(frozen=True)
 class Config(Settings):
     """A whole pre-training run."""
+
+    RENAMED: ClassVar[Mapping[str, str]] = {
+        "data.bad_limit": "data.max_unreadable_fraction",
+        "data.percentiles": "data.rescale_percentiles",
+        "views.area": "views.scale",
+        "views.aspect": "views.ratio",
+        "views.blur": "views.blur_prob",
+        "views.flip": "views.flip_prob",
+        "views.grey": "views.gray_prob",
+        "views.jitter": "views.jitter_prob",
+        "objectives.lattice": "objectives.reference_grid",
+        "optim.accumulate": "optim.gradient_accumulation_steps",
+        "optim.clip_norm": "optim.max_grad_norm",
+        "optim.lr_batch": "optim.base_batch_size",
+    }
 
     data: DataConfig = field(default_factory=DataConfig)
     views: ViewConfig = field(default_factory=ViewConfig)

@@ -109,4 +109,5 @@ def with_method(config: Config, method: str) -> Config:
         "points": {"contrast": "points", "distill_weight": 0.0},
         "plrc": {"contrast": "points"},
     }
-    return config.with_values({"method": method, **{f"objectives.{name}": v for name, v in terms[method].items()}})
+    values = {"method": method} | {f"objectives.{name}": value for name, value in terms[method].items()}
+    return config.with_values(values, pin=False)

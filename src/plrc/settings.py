@@ -10,11 +10,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tomli_w
+import tyro
 
 from plrc.errors import ConfigError
 from plrc.files import write_text
@@ -40,27 +42,49 @@ def require_range(name: str, value: tuple[float, float], low: float, high: float
 
 @dataclass(frozen=True)
 class Settings:
-    """Base of a whole configuration: sections and values, addressed by dotted names."""
+    """Base of a whole configuration: sections and values, addressed by dotted names.
 
-    def with_values(self: S, values: dict[str, Any]) -> S:
-        """A copy with dotted names set, such as {"optim.lr": 0.06, "seed": 1}, in any order.
+    Attributes:
+        RENAMED: Settings that had another name in an earlier version: old dotted name -> new one.
+        pinned: Dotted names of the settings that the user chose. Nothing adapts them to the data. Not a setting itself:
+            it is neither compared nor stored.
+    """
 
-        Raises ConfigError for an unknown name, a wrong type, and a result that cannot be used.
+    RENAMED: ClassVar[Mapping[str, str]] = {}
+
+    pinned: tyro.conf.Suppress[frozenset[str]] = field(default=frozenset(), compare=False, repr=False, kw_only=True)
+
+    def with_values(self: S, values: Mapping[str, Any], *, pin: bool = True) -> S:
+        """Return a copy with other values.
+
+        Args:
+            values: Dotted name -> value, such as {"optim.lr": 0.06, "seed": 1}, in any order.
+            pin: Whether the user chose these values, so that nothing adapts them to the data. Write False for values
+                that a program derives.
+
+        Raises:
+            ConfigError: A name is unknown, a value has the wrong type, or the result is not usable.
         """
         known = self.flat()
-        changes: dict[str, dict[str, Any]] = {}
+        sections: dict[str, dict[str, Any]] = {}
         for name, value in values.items():
             if name not in known:
-                raise _unknown(name, known)
+                raise unknown_setting(name, known, self.RENAMED)
             section, _, key = name.rpartition(".")
             hints = get_type_hints(type(getattr(self, section) if section else self))
-            changes.setdefault(section, {})[key] = _typed(name, value, known[name], hints[key])
-        top = changes.pop("", {})
-        return replace(self, **top, **{name: replace(getattr(self, name), **new) for name, new in changes.items()})
+            sections.setdefault(section, {})[key] = _typed(name, value, known[name], hints[key])
+        changes = sections.pop("", {})
+        for section, new in sections.items():
+            changes[section] = replace(getattr(self, section), **new)
+        if pin:
+            changes["pinned"] = self.pinned.union(values)
+        return replace(self, **changes)
 
     def flat(self) -> dict[str, Any]:
-        """All settings by dotted name."""
-        return flatten(dataclasses.asdict(self))
+        """Return all settings by dotted name."""
+        values = dataclasses.asdict(self)
+        del values["pinned"]
+        return flatten(values)
 
     def numbers(self) -> dict[str, Any]:
         """Those of them that change numbers: all but the section `run`."""
@@ -76,12 +100,17 @@ class Settings:
         return {name: f"{name}: stored {old}, now {new}" for name, new, old in self.differences(stored)}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain nested dict of strings, numbers, booleans and lists (what TOML, JSON and checkpoints hold)."""
-        return dataclasses.asdict(self, dict_factory=lambda kv: {k: list(v) if type(v) is tuple else v for k, v in kv})
+        """Return a nested dict of strings, numbers, booleans and lists, as TOML, JSON and checkpoints hold it."""
+        values = dataclasses.asdict(self, dict_factory=_with_lists)
+        del values["pinned"]
+        return values
 
     @classmethod
     def from_dict(cls: type[S], values: dict[str, Any], base: S | None = None) -> S:
-        """The inverse of `to_dict`; settings that are not named keep the value of `base` (or the default)."""
+        """Build a configuration from nested tables, the inverse of `to_dict`.
+
+        Settings that are not named keep the value of `base` (or the default); those that are named are pinned.
+        """
         return (base or cls()).with_values(flatten(values))
 
     def save(self, path: str | Path) -> None:
@@ -90,7 +119,7 @@ class Settings:
 
     @classmethod
     def load(cls: type[S], path: str | Path, base: S | None = None) -> S:
-        """Read a TOML file written by hand or by `save`."""
+        """Read a TOML file written by hand or by `save`. The settings that it names are pinned."""
         return cls.from_dict(read_toml(path), base)
 
 
@@ -114,8 +143,21 @@ def flatten(values: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _unknown(name: str, known: dict[str, Any]) -> ConfigError:
+def unknown_setting(name: str, known: Iterable[str], renamed: Mapping[str, str]) -> ConfigError:
+    """Return the error for a name that is no setting, with the name that was probably meant.
+
+    Args:
+        name: Dotted name, as the user wrote it.
+        known: Dotted names of all settings.
+        renamed: Old dotted name -> new one (`Settings.RENAMED`).
+    """
+    if name in renamed:
+        return ConfigError(f"{name} is now called {renamed[name]}")
     return ConfigError(f"unknown setting {name}; did you mean {nearest(name, known)}?")
+
+
+def _with_lists(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in items}
 
 
 def _typed(name: str, value: Any, known: Any, hint: Any) -> Any:

@@ -81,6 +81,6 @@ def test_a_folder_that_cannot_be_written_is_one_sentence_at_the_start_and_no_end
     (tmp_path / "file").write_text("in the way")
     cache = str(tmp_path / "file" / "cache")
     with pytest.raises(PlrcError, match=r"cannot write to run\.cache .*file/cache \(Not a directory\); name another"):
-        prepare(tiny(run__cache=cache), frozenset())
+        prepare(tiny(run__cache=cache))
     assert not (tmp_path / "run").exists()
     assert torch.equal(cached(cache, str(path), (), lambda: decode(path)), decode(path))

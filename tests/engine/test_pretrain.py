@@ -212,7 +212,7 @@ def test_sigterm_in_a_real_process_saves_and_exits_75_and_resume_finishes(
     stored = Config.load(out / "config.toml").with_values(
         {"optim.steps": step + 2, "run.allow_changes": True, "run.resume": True}
     )
-    assert pretrain(stored, frozenset(stored.flat())).step == step + 2
+    assert pretrain(stored).step == step + 2
 
 
 def test_unreadable_images_are_named_and_replaced(tiny: Tiny, scenes: Path, tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_a_worker_that_is_killed_ends_the_run_in_one_sentence(tiny: Tiny) -> Non
 def test_unreadable_held_out_images_are_named_and_left_out(tiny: Tiny, scenes: Path, tmp_path: Path) -> None:
     shutil.copytree(scenes, tmp_path / "copy")
     config = tiny(data__source=str(tmp_path / "copy"), optim__steps=1)
-    images, _, held_out = images_of(read_manifest(prepare(config, frozenset()).out / "manifest.json"))
+    images, _, held_out = images_of(read_manifest(prepare(config).out / "manifest.json"))
     (tmp_path / "run" / "manifest.json").unlink()
     Path(images.path(held_out[0])).write_bytes(b"")
     run = pretrain(config.with_values({"run.resume": True}))

@@ -50,25 +50,25 @@ def test_a_preset_that_is_not_ours_is_compared_with_the_defaults(tiny: Tiny) -> 
 
 
 def test_resuming_adapts_nothing_twice(tiny: Tiny) -> None:
-    config = tiny(adapt=True, optim__steps=0, optim__epochs=1.0)
-    first = prepare(config, frozenset()).config
+    config = tiny(adapt=True).with_values({"optim.steps": 0, "optim.epochs": 1.0}, pin=False)
+    first = prepare(config).config
     assert {"optim.lr", "optim.epochs"} <= {name for name, _, _ in first.differences(config)}
     stored = Config.load(Path(config.run.out) / "config.toml")
     for given in (config, stored):
-        plan = prepare(given.with_values(RESUME), frozenset())
+        plan = prepare(given.with_values(RESUME))
         assert plan.config == first.with_values(RESUME) and not any("adapted" in remark for remark in plan.remarks)
     with pytest.raises(PlrcError, match=r"optim\.lr: stored 0\.0005, now 0\.25"):
-        prepare(stored.with_values(RESUME | {"optim.lr": 0.25}), {"optim.lr"})
+        prepare(stored.with_values(RESUME | {"optim.lr": 0.25}))
 
 
 def test_precision_is_settled_once_and_stored(tiny: Tiny) -> None:
     config = tiny()
-    assert config.optim.precision == "auto" and prepare(config, frozenset()).config.optim.precision == "float32"
+    assert config.optim.precision == "auto" and prepare(config).config.optim.precision == "float32"
     file = Path(config.run.out) / "config.toml"
     Config.load(file).with_values({"optim.precision": "bfloat16"}).save(file)
-    assert prepare(config.with_values(RESUME), frozenset()).config.optim.precision == "bfloat16"
+    assert prepare(config.with_values(RESUME)).config.optim.precision == "bfloat16"
     with pytest.raises(PlrcError, match=r"optim\.precision: stored bfloat16, now float32"):
-        prepare(config.with_values(RESUME | {"optim.precision": "float32"}), frozenset())
+        prepare(config.with_values(RESUME | {"optim.precision": "float32"}))
 
 
 # Images of a resumed run
@@ -77,46 +77,46 @@ def test_precision_is_settled_once_and_stored(tiny: Tiny) -> None:
 def test_scan_and_new_files_between_stop_and_resume_change_nothing(copied: Config) -> None:
     image = images(copied)[7]
     image.write_bytes(image.read_bytes()[:500])
-    before = prepare(copied, frozenset())
+    before = prepare(copied)
     shutil.copy(images(copied)[0], image.with_name("new.jpg"))
     assert scan(copied.data).unusable[0][0] == image.name
     manifest = (before.out / "manifest.json").read_bytes()
-    after = prepare(copied.with_values(RESUME), frozenset())
+    after = prepare(copied.with_values(RESUME))
     assert after.images == before.images and (before.out / "manifest.json").read_bytes() == manifest
     assert after.train.tolist() == before.train.tolist() and after.held_out.tolist() == before.held_out.tolist()
     changed = copied.with_values(RESUME | {"data.held_out": 2, "run.allow_changes": True})
-    anew = prepare(changed, frozenset())
+    anew = prepare(changed)
     assert "new.jpg" in anew.images.names and image.name not in anew.images.names
-    assert prepare(changed.with_values({"run.allow_changes": False}), frozenset()).images.names == anew.images.names
+    assert prepare(changed.with_values({"run.allow_changes": False})).images.names == anew.images.names
 
 
 def test_files_that_are_gone_are_left_to_the_loop_until_they_are_too_many(copied: Config) -> None:
-    before = prepare(copied, frozenset())
+    before = prepare(copied)
     first = before.images.path(int(before.train[0]))
     Path(first).unlink()
-    assert prepare(copied.with_values(RESUME), frozenset()).images == before.images
+    assert prepare(copied.with_values(RESUME)).images == before.images
     shutil.rmtree(copied.data.source)
     with pytest.raises(PlrcError, match=r"^44 of the 44 images of .*manifest\.json are gone from .*; put them back$"):
-        prepare(copied.with_values(RESUME), frozenset())
+        prepare(copied.with_values(RESUME))
 
 
 def test_a_changed_image_is_refused_by_name(copied: Config) -> None:
-    prepare(copied, frozenset())
+    prepare(copied)
     size = images(copied)[3].stat().st_size
     images(copied)[3].write_bytes(b"other")
     sentence = rf"{images(copied)[3].name} had {size} bytes in manifest\.json, now 5 \(1 images have changed\)"
     with pytest.raises(PlrcError, match=sentence):
-        prepare(copied.with_values(RESUME), frozenset())
-    allowed = prepare(copied.with_values(RESUME | {"run.allow_changes": True}), frozenset())
+        prepare(copied.with_values(RESUME))
+    allowed = prepare(copied.with_values(RESUME | {"run.allow_changes": True}))
     assert len(allowed.train) == 44
-    prepare(copied.with_values(RESUME), frozenset())
+    prepare(copied.with_values(RESUME))
 
 
 def test_other_images_are_refused(copied: Config, scenes: Path) -> None:
-    prepare(copied.with_values({"data.source": str(scenes)}), frozenset())
+    prepare(copied.with_values({"data.source": str(scenes)}))
     images(copied)[0].rename(images(copied)[0].with_stem("renamed"))
     with pytest.raises(PlrcError, match=r"data\.source: stored .*; the images are not those of manifest\.json"):
-        prepare(copied.with_values(RESUME), frozenset())
+        prepare(copied.with_values(RESUME))
 
 
 # Devices
@@ -154,7 +154,7 @@ def test_each_process_takes_its_own_gpu(
 
 def test_settings_of_regions_that_change_nothing_are_told(tiny: Callable[..., Config]) -> None:
     told = {
-        method: any("change nothing" in text for text in prepare(config, frozenset()).remarks)
+        method: any("change nothing" in text for text in prepare(config).remarks)
         for method in ("image", "pixel", "points")
         for config in [tiny(method, regions__grid=3, run__out=str(Path(tiny().run.out) / method))]
     }

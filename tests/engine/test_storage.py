@@ -286,7 +286,7 @@ def test_a_folder_that_is_gone_is_not_made_again_and_another_one_is_left_alone(t
 
     def replace() -> None:
         out.rename(tmp_path / "old")
-        prepare(config, frozenset(), FolderLock())
+        prepare(config, FolderLock())
 
     with after_steps(1, replace), pytest.raises(PlrcError, match=sentence):
         pretrain(config)
@@ -328,7 +328,7 @@ def test_of_two_that_start_at_once_one_is_refused(tiny: Tiny) -> None:
         shutil.rmtree(config.run.out, ignore_errors=True)
         late = Late()
         with pytest.raises(PlrcError, match=sentence):
-            prepare(config.with_values({"run.resume": resume}), frozenset(), late)
+            prepare(config.with_values({"run.resume": resume}), late)
         late.release()
 
 

@@ -55,12 +55,12 @@ def pretrain(arguments: Sequence[str]) -> int:
 
     presets:
     """
-    config, explicit = parse_config(arguments)
+    config = parse_config(arguments)
     if config.run.devices > 1 and "WORLD_SIZE" not in os.environ:
         return _launch(config, arguments)
     import plrc
 
-    run = plrc.pretrain(config, explicit)
+    run = plrc.pretrain(config)
     if not run.finished:
         return STOPPED
     if os.environ.get("RANK", "0") == "0":
@@ -70,8 +70,8 @@ def pretrain(arguments: Sequence[str]) -> int:
     return 0
 
 
-def parse_config(arguments: Sequence[str]) -> tuple[Config, frozenset[str]]:
-    """(configuration, dotted names that the user set) from the options of `plrc pretrain`.
+def parse_config(arguments: Sequence[str]) -> Config:
+    """The configuration that the options of `plrc pretrain` ask for; settings that the user wrote are pinned.
 
     Preset, then the TOML file, then the options. To resume without naming either, the run's own configuration is taken,
     all of it as if the user had set it.
@@ -90,10 +90,13 @@ def parse_config(arguments: Sequence[str]) -> tuple[Config, frozenset[str]]:
     start = preset(known, given.get("method") or table.get("method", "plrc"))
     chosen = ("method", "objectives.contrast")
     terms = {key: value for key, value in start.flat().items() if key in chosen or key.endswith("_weight")}
-    base = Config.from_dict(table, start).with_values({"preset": name} | (terms if "method" in given else {}))
+    base = Config.from_dict(table, start).with_values(
+        {"preset": name} | (terms if "method" in given else {}), pin=False
+    )
     config = parse("pretrain", Pretrain, arguments, _help(), default=Pretrain(settings=base)).settings
-    in_table = {f"{section}.{key}" for section, values in table.items() if isinstance(values, dict) for key in values}
-    return config, frozenset((given.keys() | table.keys() | in_table) & config.flat().keys() - {"preset", "method"})
+    flat = config.flat()
+    options = given.keys() & flat.keys() - {"preset", "method"}
+    return config.with_values({name: flat[name] for name in options})
 
 
 def _help() -> str:

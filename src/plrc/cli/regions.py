@@ -21,7 +21,7 @@ class Images(DataConfig):
     """Which images, as for plrc pretrain."""
 
     held_out: tyro.conf.Suppress[int] = 64
-    bad_limit: tyro.conf.Suppress[float] = 0.1
+    max_unreadable_fraction: tyro.conf.Suppress[float] = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,11 @@
 """Fit a preset's defaults to the data and the batch at hand; every change carries its reason.
 
-Layer 4. Pure: settings in, settings and reasons out. What the user set explicitly is never touched.
+Layer 4. Pure: settings in, settings and reasons out. Pinned settings are never touched.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,8 +39,8 @@ def total_steps(config: Config, images: int) -> int:
     return config.optim.steps or max(1, round(config.optim.epochs * per_epoch))
 
 
-def adapt(config: Config, explicit: Set[str], images: int, processes: int = 1) -> tuple[Config, list[Change]]:
-    """`images`: number of training images; `explicit`: dotted names that the user set. Batch sizes count all processes.
+def adapt(config: Config, images: int, processes: int = 1) -> tuple[Config, list[Change]]:
+    """Fit settings that are not pinned to `images` training images and `processes` that share a batch.
 
     Raises PlrcError where even adaptation cannot make a batch.
     """
@@ -50,8 +49,8 @@ def adapt(config: Config, explicit: Set[str], images: int, processes: int = 1) -
     def change(name: str, new: Any, reason: str) -> None:
         nonlocal config
         old = config.flat()[name]
-        if config.adapt and name not in explicit and new != old:
-            config = config.with_values({name: new})
+        if config.adapt and name not in config.pinned and new != old:
+            config = config.with_values({name: new}, pin=False)
             changes.append(Change(name, old, new, reason))
 
     if config.optim.batch_size > images // 2:

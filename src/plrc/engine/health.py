@@ -85,7 +85,7 @@ class HealthCheck:
         self.unreadable: dict[str, str] = {}
         with_match = {"objectives.distill_weight": 1.0, "objectives.distill_points": POINTS}
         dataset = ViewDataset(
-            images, held_out, config.with_values(with_match | {"regions.source": "grid", "regions.maps": ""})
+            images, held_out, config.with_values(with_match | {"regions.source": "grid", "regions.maps": ""}, pin=False)
         )
         samples, names = [], []
         for index in range(len(held_out)):

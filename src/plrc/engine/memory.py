@@ -54,7 +54,7 @@ def _fits(plan: Plan, images: int) -> bool:
 
 
 def _steps(plan: Plan, images: int) -> None:
-    config = plan.config.with_values({"optim.batch_size": images, "optim.gradient_accumulation_steps": 1})
+    config = plan.config.with_values({"optim.batch_size": images, "optim.gradient_accumulation_steps": 1}, pin=False)
     data = ViewDataset(plan.images, plan.train, config)
     batch = collate([data[0, i] for i in range(images)]).to(plan.device)
     state = TrainingState(config, plan.device)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,15 +41,15 @@ class Run:
     health: tuple[health.Health, ...]
 
 
-def pretrain(config: Config, explicit: Set[str] = frozenset(), on_checkpoint: Sequence[OnCheckpoint] = ()) -> Run:
-    """Pre-train as `config` says. `explicit`: dotted names of settings that must not be adapted.
+def pretrain(config: Config, on_checkpoint: Sequence[OnCheckpoint] = ()) -> Run:
+    """Pre-train as `config` says. Settings in `config.pinned` are not adapted to the data.
 
     Each of `on_checkpoint` is called with the run folder after every save, and where a finished run is started again,
     in the main process.
     """
     stop, lock, theirs = StopRequest(), FolderLock(), distributed.is_started()
     try:
-        plan = prepare(config, explicit, lock)
+        plan = prepare(config, lock)
         try:
             return _recovering(plan, lock, stop, on_checkpoint)
         except (RuntimeError, MemoryError, OSError) as error:

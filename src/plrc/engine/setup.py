@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +50,7 @@ class Plan:
     remarks: tuple[str, ...]
 
 
-def prepare(config: Config, explicit: Set[str], lock: FolderLock | None = None) -> Plan:
+def prepare(config: Config, lock: FolderLock | None = None) -> Plan:
     """Check everything that can be checked before training; writes config.toml and manifest.json of a fresh run.
 
     With `lock`, the main process takes it on the run folder before anything is written there.
@@ -70,7 +69,7 @@ def prepare(config: Config, explicit: Set[str], lock: FolderLock | None = None) 
     images, train, held_out = _images(config, stored, out / "manifest.json")
     if distributed.world_size() > 1:
         _check_alike(config, images)
-    config, changes = _fit(config, explicit, stored, len(train), device)
+    config, changes = _fit(config, stored, len(train), device)
     remarks = [
         f"{len(images.names)} images ({images.layout}): {len(train)} to train on, {len(held_out)} held out for health"
         + (f", {images.excluded} excluded" if images.excluded else "")
@@ -108,7 +107,8 @@ def prepare(config: Config, explicit: Set[str], lock: FolderLock | None = None) 
     if distributed.is_main():
         try:
             remarks += _own(config, out, stored is None, lock)
-            config.with_values({"run.resume": False, "run.allow_changes": False}).save(out / "config.toml")
+            fresh = {"run.resume": False, "run.allow_changes": False}
+            config.with_values(fresh, pin=False).save(out / "config.toml")
             if config.run.allow_changes or not (out / "manifest.json").exists():
                 write_manifest(out / "manifest.json", images, train.tolist(), held_out.tolist())
         except OSError as error:
@@ -173,17 +173,15 @@ def _images(config: Config, stored: Config | None, manifest: Path) -> tuple[Imag
     return images, *split_held_out(len(images), config.data.held_out, config.seed)
 
 
-def _fit(
-    config: Config, explicit: Set[str], stored: Config | None, images: int, device: torch.device
-) -> tuple[Config, list[Change]]:
+def _fit(config: Config, stored: Config | None, images: int, device: torch.device) -> tuple[Config, list[Change]]:
     """Adapted settings and the precision that `auto` stands for; a resumed run takes both as they are stored."""
-    _, changes = adapt(config, explicit, images, distributed.world_size())
+    _, changes = adapt(config, images, distributed.world_size())
     chosen = {change.name: change.new for change in changes}
     if config.optim.precision == "auto":
         chosen["optim.precision"] = str(choose_precision(config.optim.precision, device)).removeprefix("torch.")
     if stored:
         chosen, changes = {name: stored.flat()[name] for name in chosen}, []
-    config = config.with_values(chosen)
+    config = config.with_values(chosen, pin=False)
     check_batch(config, images, distributed.world_size())
     return config, changes
 

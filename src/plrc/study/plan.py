@@ -134,10 +134,6 @@ class Study:
         run = {"run.out": str(out / "runs" / cell.name / "pretrain"), "run.resume": True}
         return with_method(config, method).with_values(own | run)
 
-    def explicit(self, cell: Cell) -> frozenset[str]:
-        """Settings of pre-training that the file sets, so that nothing adapts them."""
-        return frozenset((self.pretrain.keys() | cell.axes.keys()) & Config().flat().keys())
-
     def labelled(self, out: Path) -> LabelledConfig:
         """The labelled data of the probe."""
         known = (*PROBE, *(field.name for field in dataclasses.fields(LabelledConfig)))

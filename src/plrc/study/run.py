@@ -120,7 +120,7 @@ def _run(study: Study, cell: Cell, out: Path) -> dict[str, Any] | None:
     init, seed = RANDOM, cell.axes["seed"]
     steps = 0
     if cell.axes["method"] != RANDOM:
-        run = pretrain(config, study.explicit(cell))
+        run = pretrain(config)
         if not run.finished:
             return None
         init, steps = config.run.out, run.step

@@ -6,9 +6,9 @@ inherits them by accident from a library's defaults.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 import tyro
 
@@ -174,6 +174,18 @@ class TransferRunConfig:
 @dataclass(frozen=True)
 class TransferConfig(Settings):
     """A whole transfer run: labels, a detector with given initial weights, and its score on test images."""
+
+    RENAMED: ClassVar[Mapping[str, str]] = {
+        "input.flip": "input.flip_prob",
+        "model.finest": "model.min_stride",
+        "model.rois": "model.rois_per_image",
+        "optim.clip_norm": "optim.max_grad_norm",
+        "optim.drops": "optim.lr_milestones",
+        "optim.iterations": "optim.steps",
+        "optim.warmup": "optim.warmup_steps",
+        "run.checkpoint_every": "run.checkpoint_every_steps",
+        "run.log_every": "run.log_every_steps",
+    }
 
     init: Annotated[str, tyro.conf.arg(metavar="random|torchvision|RUN|FILE")] = "random"
     """Initial weights of the backbone: random, torchvision's own (on disk), a run folder, or a file of tensors."""
