@@ -15,12 +15,11 @@ import time
 from collections.abc import Generator
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from plrc import rng
 from plrc.config import Config
@@ -33,12 +32,11 @@ from plrc.data.regions import Regions
 from plrc.data.sampler import Key, StepSampler
 from plrc.data.sources import ImageList
 from plrc.data.views import draw_views, render, shorter_side
-from plrc.data.workers import leave_signals_to_the_main_process, loading
+from plrc.data.workers import load_batches
 from plrc.errors import PlrcError
 from plrc.text import printable
 
 SUBSTITUTES = 100  # how many images are tried in place of one that cannot be read
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -115,13 +113,6 @@ class ViewDataset(Dataset[Batch]):
             "plrc scan DIR looks at every image"
         )
 
-    def __getitems__(self, keys: list[Key]) -> list[Batch] | PlrcError:
-        """What a worker loads. A mistake travels as a value: raised, it would arrive as the text of a traceback."""
-        try:
-            return [self[key] for key in keys]
-        except PlrcError as error:
-            return error
-
     def name(self, index: int, offset: int = 0) -> str:
         """The relative name of an image, or of its `offset`-th substitute."""
         return self.images.names[self._position(index, offset)]
@@ -189,32 +180,24 @@ class DeviceLoader:
     """
 
     def __init__(self, dataset: ViewDataset, sampler: StepSampler, workers: int, device: torch.device) -> None:
+        self.dataset = dataset
+        self.sampler = sampler
+        self.workers = workers
         self.device = device
         self.waited = 0.0  # seconds spent waiting for the workers, in all
-        self.loader: DataLoader[Batch | PlrcError] = DataLoader(
-            dataset,
-            batch_sampler=sampler,
-            num_workers=workers,
-            collate_fn=_collate_unless_wrong,
-            generator=torch.Generator(),  # its seeds are of no use; drawn from the global state, they would move it
-            pin_memory=device.type == "cuda",
-            prefetch_factor=3 if workers else None,
-            worker_init_fn=leave_signals_to_the_main_process,
-        )
 
     def __iter__(self) -> Generator[Batch, None, None]:
         return self._ahead() if self.device.type == "cuda" else self._timed()
 
     def _timed(self) -> Generator[Batch, None, None]:
-        with loading(self.loader) as iterator:
+        pin_memory = self.device.type == "cuda"
+        with load_batches(self.dataset, self.sampler, collate, self.workers, pin_memory) as batches:
             while True:
                 started = time.perf_counter()
-                batch = next(iterator, None)
+                batch = next(batches, None)
                 self.waited += time.perf_counter() - started
                 if batch is None:
                     return
-                if isinstance(batch, PlrcError):
-                    raise batch
                 yield batch
 
     def _ahead(self) -> Generator[Batch, None, None]:
@@ -232,7 +215,3 @@ class DeviceLoader:
                 current = upcoming
         if current is not None:
             yield current
-
-
-def _collate_unless_wrong(samples: list[Batch] | PlrcError) -> Batch | PlrcError:
-    return samples if isinstance(samples, PlrcError) else collate(samples)

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from plrc.config import Config
 from plrc.data.decode import DecodeError
@@ -21,7 +20,7 @@ from plrc.data.region_files import RegionError, map_path, save_regions
 from plrc.data.regions import Regions
 from plrc.data.scan import first_of
 from plrc.data.sources import ImageList
-from plrc.data.workers import leave_signals_to_the_main_process, loading
+from plrc.data.workers import load_batches
 from plrc.errors import PlrcError
 from plrc.files import parse_json, write_json
 from plrc.text import aligned
@@ -78,17 +77,9 @@ def precompute(
     regions = Regions(config, images)
     _claim(config, images, out)
 
-    loader: DataLoader[str | PlrcError] = DataLoader(
-        _Writer(regions, todo),
-        batch_size=None,
-        num_workers=min(workers, len(todo)),
-        generator=torch.Generator(),
-        worker_init_fn=leave_signals_to_the_main_process,
-    )
-    with loading(loader) as results:
-        for done, ((position, _), problem) in enumerate(zip(todo, results, strict=True), start=1):
-            if isinstance(problem, PlrcError):
-                raise problem
+    keys = [[number] for number in range(len(todo))]
+    with load_batches(_Writer(regions, todo), keys, list, min(workers, len(todo))) as results:
+        for done, ((position, _), (problem,)) in enumerate(zip(todo, results, strict=True), start=1):
             if problem:
                 unusable.append((images.names[position], problem))
             progress(done, len(todo))
@@ -98,8 +89,8 @@ def precompute(
     return Precomputed(len(images) - present - len(unusable), present, tuple(unusable))
 
 
-class _Writer(Dataset[str | PlrcError]):
-    """Number of a map to do -> why it cannot be made, or nothing once it is written. What ends the run is a value."""
+class _Writer(Dataset[str]):
+    """Number of a map to do -> why it cannot be made, or nothing once it is written."""
 
     def __init__(self, regions: Regions, todo: list[tuple[int, Path]]) -> None:
         self.regions, self.todo = regions, todo
@@ -107,16 +98,14 @@ class _Writer(Dataset[str | PlrcError]):
     def __len__(self) -> int:
         return len(self.todo)
 
-    def __getitem__(self, index: int) -> str | PlrcError:
+    def __getitem__(self, index: int) -> str:
         position, path = self.todo[index]
         try:
             save_regions(path, self.regions(position))
         except (RegionError, DecodeError) as error:
             return error.reason
-        except PlrcError as error:
-            return error
         except OSError as error:
-            return PlrcError(f"cannot write {path}: {error.strerror}")
+            raise PlrcError(f"cannot write {path}: {error.strerror}") from error
         return ""
 
 

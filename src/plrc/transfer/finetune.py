@@ -18,10 +18,9 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from plrc import rng
-from plrc.data.workers import leave_signals_to_the_main_process, loading
+from plrc.data.workers import load_batches
 from plrc.engine.runlog import RunLog
 from plrc.errors import PlrcError
 from plrc.files import parse_json, write_atomic, write_json
@@ -120,7 +119,8 @@ def _tune(
         log.say(f"{'resuming' if first else 'starting'} at step {first} of {steps}: {len(labelled.images)} images")
         times = config.evaluations if splits.val.images else 0
         evaluations = {round(steps * (i + 1) / times) for i in range(times)}
-        batches = ends.enter_context(loading(_loader(work, labelled, config, first)))
+        order = _Order(len(labelled.images), config, first)
+        batches = ends.enter_context(load_batches(work.training_images(labelled), order, list, config.run.workers))
         window: list[torch.Tensor] = []
         since = time.perf_counter()
         for step in range(first + 1, steps + 1):
@@ -129,8 +129,6 @@ def _tune(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config.optim, step - 1)
             batch = next(batches)
-            if isinstance(batch, PlrcError):
-                raise batch
             with torch.autocast(work.device.type, torch.bfloat16, enabled=config.optim.precision == "bfloat16"):
                 loss = work.loss(batch)
             optimizer.zero_grad()
@@ -245,32 +243,6 @@ class _Order(torch.utils.data.Sampler[list[tuple[int, int]]]):
                     order = rng.generator(self.config.seed, "order", epoch=epoch).permutation(self.images)
                 batch.append((epoch, int(order[position % self.images])))
             yield batch
-
-
-class _Told(torch.utils.data.Dataset[Any]):
-    """The items of `images`, batch by batch. A mistake travels as a value: raised, it would arrive as a traceback."""
-
-    def __init__(self, images: torch.utils.data.Dataset[Any]) -> None:
-        self.images = images
-
-    def __getitems__(self, keys: list[tuple[int, int]]) -> list[Any] | PlrcError:
-        try:
-            return [self.images[key] for key in keys]
-        except PlrcError as error:
-            return error
-
-
-def _unchanged(batch: list[Any] | PlrcError) -> list[Any] | PlrcError:
-    return batch
-
-
-def _loader(work: Work, labelled: LabelledSet, config: TransferConfig, first: int) -> DataLoader[Any]:
-    images = _Told(work.training_images(labelled))
-    order = _Order(len(labelled.images), config, first)
-    return DataLoader(
-        images, batch_sampler=order, num_workers=config.run.workers, collate_fn=_unchanged,
-        worker_init_fn=leave_signals_to_the_main_process,
-    )  # fmt: skip
 
 
 def _save(
