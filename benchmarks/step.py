@@ -36,7 +36,7 @@ from plrc.data.sources import find_images
 from plrc.data.views import MATCH, QUERY, REFERENCE
 from plrc.engine.adapt import adapt
 from plrc.engine.learner import Features
-from plrc.engine.metrics import MetricWindow, total_loss
+from plrc.engine.metrics import MetricWindow
 from plrc.engine.optim import finite_gradient, guarded_step
 from plrc.engine.state import TrainingState
 from plrc.errors import PlrcError
@@ -116,7 +116,7 @@ class Setting:
         self.config, self.batch, self.device = config, batch, device
         self.state = TrainingState(config, device)
         learner = self.learner = self.state.learner
-        self.window = MetricWindow(config, learner.key_counts())
+        self.window = MetricWindow(config.optim.batch_size, learner.key_counts())
         self.views = photometric.augment(batch.images.flatten(0, 1), batch.color.flatten(0, 1), config.views)
         self.views = self.views.contiguous(memory_format=learner.memory_format).unflatten(0, batch.images.shape[:2])
         self.order = torch.from_numpy(rng.generator(config.seed, "shuffle").permutation(batch.images.shape[1]))
@@ -127,7 +127,7 @@ class Setting:
         o = self.config.objectives
         self.state.guard.remember()
         outcome = self.learner.compute_terms(self.batch, self.learner.student, self.order, o.teacher_temperature)
-        self.state.scaler.scale(total_loss(outcome.terms, self.config)).backward()
+        self.state.scaler.scale(self.learner.total_loss(outcome.terms)).backward()
         self.window.add_terms(outcome.terms)
         self.window.add_step(*self.state.update([outcome], lr, self.config.optim.teacher_momentum))
 
@@ -153,7 +153,7 @@ class Setting:
         outcome = learner.compute_terms(self.batch, student, self.order, o.teacher_temperature)
         for hook in hooks:
             hook.remove()
-        loss = state.scaler.scale(total_loss(outcome.terms, self.config))
+        loss = state.scaler.scale(learner.total_loss(outcome.terms))
         laps("objectives")
         loss.backward()
         laps("backward")

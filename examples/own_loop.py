@@ -1,4 +1,4 @@
-"""The three objectives in a loop of your own: any network that gives a feature lattice will do.
+"""The three objectives in a loop of your own: any network that gives a grid of features will do.
 
     python examples/own_loop.py            # seconds on a CPU
 

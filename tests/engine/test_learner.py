@@ -12,6 +12,7 @@ from plrc.config import Config
 from plrc.engine.learner import Learner
 from plrc.geometry import lattice, sample
 from plrc.objectives import affinity_distillation, mean_affinity
+from plrc.objectives.reference import reference_keys
 
 CPU = torch.device("cpu")
 
@@ -19,7 +20,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("center", [False, True])
 @pytest.mark.parametrize(("width", "reduced"), [(8, False), (16, False), (17, True), (64, True)])
 @pytest.mark.parametrize("side", [0, 4, 9])
-def test_affinities_to_the_lattice_do_not_depend_on_the_basis(
+def test_affinities_to_the_reference_grid_do_not_depend_on_the_basis(
     tiny: Callable[..., Config], width: int, reduced: bool, side: int, center: bool
 ) -> None:
     """32 px at stride 8: 4 x 4 cells."""
@@ -28,7 +29,7 @@ def test_affinities_to_the_lattice_do_not_depend_on_the_basis(
     student, teacher = (F.normalize(torch.randn(3, 50, width), dim=-1).requires_grad_() for _ in range(2))
     points = lattice(learner.reference_side(), learner.reference_side())
     plain = F.normalize(sample(features, points.expand(3, -1, -1)), dim=-1)
-    keys, basis = learner._lattice_keys(features)
+    keys, basis = reference_keys(features, learner.reference_side(), learner.mixture)
     assert (basis is not None) == reduced
     mean = mean_affinity(teacher, plain)[0] if center else None
     results = []

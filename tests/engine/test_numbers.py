@@ -15,10 +15,9 @@ from tests.engine.runs import after_steps, assert_same_end, final, metrics, powe
 from torch import Tensor
 
 from plrc.config import Config
-from plrc.engine import pretrain as loop
 from plrc.engine import recovery
 from plrc.engine.checkpoint import checkpoints, load_checkpoint
-from plrc.engine.learner import StepOutput
+from plrc.engine.learner import Learner, StepOutput
 from plrc.engine.pretrain import pretrain
 from plrc.engine.recovery import LOWERED, non_finite
 from plrc.engine.state import TrainingState
@@ -63,8 +62,8 @@ def all_finite(out: str | Path) -> bool:
 
 def test_a_loss_that_is_not_finite_is_skipped_and_counted(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """At steps 2 to 4, each in another way."""
-    original, factors = loop.total_loss, iter([1.0, math.nan, math.inf, -math.inf, 1.0])
-    monkeypatch.setattr(loop, "total_loss", lambda *given: original(*given) * next(factors))
+    original, factors = Learner.total_loss, iter([1.0, math.nan, math.inf, -math.inf, 1.0])
+    monkeypatch.setattr(Learner, "total_loss", lambda *given: original(*given) * next(factors))
     run = pretrain(tiny(**SGD, optim__steps=5))
     lines = metrics(run.path)
     assert run.finished and [line["skipped_steps"] for line in lines] == [0, 1, 1, 1, 0]
@@ -125,8 +124,8 @@ def test_where_it_recurs_the_run_stops_with_the_last_good_state(
 
 
 def test_without_a_checkpoint_the_run_stops(tiny: Tiny, impatient: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = loop.total_loss
-    monkeypatch.setattr(loop, "total_loss", lambda *given: original(*given) * math.nan)
+    original = Learner.total_loss
+    monkeypatch.setattr(Learner, "total_loss", lambda *given: original(*given) * math.nan)
     config = tiny(**SGD, optim__steps=40)
     with pytest.raises(PlrcError, match=r"^stopped at step 4: the last 4 gradients were not finite; start again"):
         pretrain(config)

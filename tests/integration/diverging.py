@@ -14,8 +14,9 @@ from plrc import distributed
 from plrc.config import Config
 from plrc.engine import pretrain as loop
 from plrc.engine import recovery
-from plrc.engine.metrics import total_loss
+from plrc.engine.learner import Learner
 from plrc.engine.state import TrainingState
+from plrc.objectives import Term
 
 
 def main(settings: str) -> None:
@@ -23,19 +24,20 @@ def main(settings: str) -> None:
     config = Config.load(Path(settings))
     recovery.MOST_SKIPPED = 4
     state_of, states = TrainingState.begin, []
+    total_loss = Learner.total_loss
 
     def begin(self: TrainingState, *given: object) -> int:
         states.append(self)
         return state_of(self, *given)  # type: ignore[arg-type]
 
-    def poisoned(*given: object) -> torch.Tensor:
-        loss = total_loss(*given)  # type: ignore[arg-type]
+    def poisoned(self: Learner, terms: dict[str, Term]) -> torch.Tensor:
+        loss = total_loss(self, terms)
         rate = states[-1].optimizer.param_groups[0]["lr"]  # of the step before
         bad = distributed.rank() == 1 and 0.1 * config.optim.lr < rate < 0.9 * config.optim.lr
         return loss * float("nan") if bad else loss
 
     TrainingState.begin = begin  # type: ignore[method-assign]
-    loop.total_loss = poisoned
+    Learner.total_loss = poisoned  # type: ignore[method-assign]
     assert loop.pretrain(config).finished
 
 

@@ -22,7 +22,6 @@ from plrc.data.loader import DeviceLoader, ViewDataset
 from plrc.data.sampler import StepSampler
 from plrc.data.sources import find_images
 from plrc.engine import pretrain as loop
-from plrc.engine.metrics import total_loss
 from plrc.engine.pretrain import pretrain
 from plrc.engine.state import TrainingState
 from plrc.errors import PlrcError
@@ -68,7 +67,7 @@ def by_hand(job: dict[str, Any]) -> dict[str, Any]:
         order = loop._teacher_order(config, step)
         state.guard.remember()
         outcome = state.learner.compute_terms(next(batches), student, order, 0.05)
-        total_loss(outcome.terms, config).backward()
+        state.learner.total_loss(outcome.terms).backward()
         counts.append({name: float(term.count) for name, term in outcome.terms.items()})
         if step == 1:
             named = state.learner.student.named_parameters()

@@ -75,9 +75,9 @@ def region_term(backend: kernels.Backend, images: int, points: int, batched: boo
     return point_region_term(*inputs, 0.2, backend).mean
 
 
-def distillation_term(backend: kernels.Backend, points: int, lattice: int) -> Tensor:
-    student, teacher, reference = unit(1, points, 8).requires_grad_(), unit(1, points, 8), unit(1, lattice, 8, seed=1)
-    center, valid = torch.zeros(lattice), torch.ones(1, points, dtype=torch.bool)
+def distillation_term(backend: kernels.Backend, points: int, positions: int) -> Tensor:
+    student, teacher, reference = unit(1, points, 8).requires_grad_(), unit(1, points, 8), unit(1, positions, 8, seed=1)
+    center, valid = torch.zeros(positions), torch.ones(1, points, dtype=torch.bool)
     temperature = torch.tensor(0.05)
     return affinity_distillation_term(student, teacher, reference, 0.1, temperature, center, valid, backend).mean
 
@@ -85,8 +85,8 @@ def distillation_term(backend: kernels.Backend, points: int, lattice: int) -> Te
 @pytest.mark.parametrize("backend", ["fused", "chunked"])
 def test_memory_is_linear_in_the_points(backend: kernels.Backend) -> None:
     limit = kernels._TILE_ELEMENTS["cpu"]
-    points, lattice = 2048, 3136
-    assert watched(lambda: distillation_term(backend, points, lattice)).largest <= limit < points * lattice
+    points, positions = 2048, 3136
+    assert watched(lambda: distillation_term(backend, points, positions)).largest <= limit < points * positions
     assert watched(lambda: region_term(backend, 8, 256, False)).largest <= limit < (8 * 256) ** 2
 
 
@@ -237,6 +237,7 @@ def test_term_joins_by_sums() -> None:
 
 def test_public_names() -> None:
     assert objectives.__all__ == [
+        "TERMS",
         "Backend",
         "Term",
         "affinity_distillation",
@@ -248,6 +249,7 @@ def test_public_names() -> None:
         "point_region_contrast",
         "point_region_term",
         "region_features",
+        "total_loss",
     ]
 
 

@@ -146,9 +146,9 @@ def test_wrong_inputs_name_what_is_wrong() -> None:
         point_region_contrast(query, keys, ids[:4], ids.double())
     with pytest.raises(ValueError, match="at least one key"):
         point_region_contrast(query, keys[:0], ids[:4], ids[:0])
-    with pytest.raises(ValueError, match="above 0"):
+    with pytest.raises(ValueError, match="temperatures must be > 0, got 0"):
         point_region_contrast(query, keys, ids[:4], ids, temperature=0)
-    with pytest.raises(ValueError, match="write one of auto, fused, chunked, dense"):
+    with pytest.raises(ValueError, match="backend must be one of auto, fused, chunked, dense, got 'flash'"):
         point_region_contrast(query, keys, ids[:4], ids, backend="flash")  # type: ignore[arg-type]
 
 

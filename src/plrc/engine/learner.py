@@ -1,38 +1,33 @@
-"""What is trained: student, teacher, queue and centre, and the way from a batch to the named terms.
+"""Student, teacher, key queue and center, and the forward pass from a batch to the loss terms.
 
-Layer 4. Data flow: uint8 views -> augmented views -> teacher features of C and B, student features of A -> features at
-points -> objectives. The loop (pretrain.py) decides what happens with the terms.
+uint8 views -> augmented views -> student features of A, teacher features of C and B -> features at points -> terms.
+The loop (pretrain.py) decides what happens with the terms.
 
-Shapes: V views, B images, N points, P distillation points, M lattice positions, D feature width, h x w the lattice.
+Shapes: V views, B images, R processes, N points, M positions of the reference grid, D features, h x w feature cells.
 """
 
 from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plrc import distributed, rng
+from plrc import distributed, objectives, rng
 from plrc.config import Config
 from plrc.data import photometric
 from plrc.data.loader import Batch
-from plrc.data.points import contrast_points, match_points, pixel_points
+from plrc.data.points import ContrastPoints, contrast_points, match_points, pixel_points
 from plrc.data.views import MATCH, QUERY, REFERENCE
-from plrc.geometry import lattice, sample
+from plrc.geometry import sample
 from plrc.model import KeyQueue, Network, check_feature_side, feature_side, make_teacher
-from plrc.objectives import (
-    Term,
-    affinity_distillation_term,
-    image_term,
-    mean_affinity,
-    point_region_term,
-    region_features,
-)
+from plrc.objectives import TERMS, Term
+from plrc.objectives.reference import cell_mixture, reference_keys
+from plrc.objectives.terms import valid_counts
 from plrc.runtime import choose_precision
 
 CENTER_MOMENTUM = 0.9
@@ -41,180 +36,234 @@ Features = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class StepOutput:
-    """The terms of one part of a step, and what is to be stored once the step is known to count."""
+    """What the forward pass of a micro-batch gives.
+
+    Attributes:
+        terms: The loss terms by name.
+        keys: [R * B, D] image keys of all processes, for the queue; None without image contrast.
+        affinity: Mean over queries of the teacher's affinities [M] and the number of queries; None without a center.
+    """
 
     terms: dict[str, Term]
-    keys: Tensor | None  # [R * B, D] image keys of all processes, for the queue
-    affinity: tuple[Tensor, Tensor] | None  # mean over queries of the teacher's affinities [M], their number
+    keys: Tensor | None
+    affinity: tuple[Tensor, Tensor] | None
 
 
 class Learner:
-    """Owns the state that learning changes, apart from the optimiser's."""
+    """Student, teacher, key queue and center, and the forward pass from a batch to the loss terms.
+
+    Attributes:
+        student: The network that is trained.
+        teacher: Its momentum copy.
+        queue: Past image keys; None without image contrast.
+        center: [M] running mean of the teacher's affinities; None if it is not used.
+        weights: The weight of each term that is computed.
+        precision: The dtype of networks; objectives are always float32 or wider.
+        memory_format: The memory layout of images and networks.
+    """
 
     def __init__(self, config: Config, device: torch.device) -> None:
-        self.config, self.device = config, device
-        self.side = feature_side(config.model, config.views.size)
-        o = config.objectives
-        self.contrast, self.distill = o.image_weight + o.point_weight > 0, o.distill_weight > 0
-        torch.manual_seed(rng.torch_seed(config.seed, "weights"))
-        memory_format = torch.channels_last if config.optim.channels_last else torch.contiguous_format
-        student = Network(config.model, self.contrast, self.distill)
-        check_feature_side(student, config.model, config.views.size)
-        self.student: Network = student.to(device, memory_format=memory_format)  # type: ignore[call-overload]
-        self.teacher = make_teacher(self.student)
-        self.memory_format = memory_format
-        generator = torch.Generator().manual_seed(rng.torch_seed(config.seed, "weights", index=1))
-        self.queue = KeyQueue(o.queue, config.model.contrast_dim, generator).to(device) if o.image_weight > 0 else None
-        self.center = torch.zeros(self.reference_side() ** 2, device=device) if self.distill and o.center else None
+        self.config = config
+        self.device = device
+        self.feature_side = feature_side(config.model, config.views.size)
+        all_weights = {name: float(getattr(config.objectives, term.weight)) for name, term in TERMS.items()}
+        self.weights = {name: weight for name, weight in all_weights.items() if weight > 0}
+        self.uses_contrast_head = "image" in self.weights or "point" in self.weights
+        self.uses_distill_head = "distill" in self.weights
+        self.needs_reference = self.uses_distill_head or "image" in self.weights or not config.objectives.pixels
         self.precision = choose_precision(config.optim.precision, device)
-        self.needs_reference = self.distill or o.image_weight > 0 or not o.pixels
-        self.mixture = self._mixture() if self.distill and self.side**2 < config.model.distill_dim else None
+        self.memory_format = torch.channels_last if config.optim.channels_last else torch.contiguous_format
+
+        torch.manual_seed(rng.torch_seed(config.seed, "weights"))
+        student = Network(config.model, self.uses_contrast_head, self.uses_distill_head)
+        check_feature_side(student, config.model, config.views.size)
+        self.student: Network = student.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.teacher = make_teacher(self.student)
+        self.queue: KeyQueue | None = None
+        if "image" in self.weights:
+            generator = torch.Generator().manual_seed(rng.torch_seed(config.seed, "weights", index=1))
+            self.queue = KeyQueue(config.objectives.queue, config.model.contrast_dim, generator).to(device)
+        self.center: Tensor | None = None
+        if self.uses_distill_head and config.objectives.center:
+            self.center = torch.zeros(self.reference_side() ** 2, device=device)
+        self.mixture: Tensor | None = None  # of `reference_keys`, which is cheaper with fewer cells than features
+        if self.uses_distill_head and self.feature_side**2 < config.model.distill_dim:
+            self.mixture = cell_mixture(self.feature_side, self.reference_side(), device)
 
     def compute_terms(
         self, batch: Batch, student: Callable[..., Features], order: Tensor, teacher_temperature: float
     ) -> StepOutput:
-        """`student`: how to call the student (it may be wrapped or compiled); `order`: a permutation of the joined
-        batch [R * B] by which the teacher's BatchNorm groups differ from the student's."""
-        o, groups = self.config.objectives, self.config.model.bn_groups
+        """Run student and teacher on a micro-batch and compute the loss terms.
+
+        Args:
+            batch: The views of B images.
+            student: How to call the student, which may be wrapped or compiled.
+            order: [R * B] a permutation of the images of all processes, by which the teacher's BatchNorm groups differ
+                from the student's.
+            teacher_temperature: The temperature of the teacher's affinities at this step.
+        """
+        settings = self.config.objectives
         views = self._augment(batch)
+        reference: Features = {}
+        match: Features = {}
         with self._autocast():
             with torch.no_grad():
-                reference = (
-                    self._teacher_forward(views[REFERENCE], order, self.contrast) if self.needs_reference else {}
-                )
-                match = self._teacher_forward(views[MATCH], order, o.pixels) if o.match_view else {}
-            query = student(views[QUERY], groups, self.contrast, self.distill)
+                if self.needs_reference:
+                    reference = self._teacher_forward(views[REFERENCE], order, self.uses_contrast_head)
+                if settings.match_view:
+                    match = self._teacher_forward(views[MATCH], order, settings.pixels)
+            query = student(views[QUERY], self.config.model.bn_groups, self.uses_contrast_head, self.uses_distill_head)
+
         terms: dict[str, Term] = {}
-        keys, affinity = None, None
+        image_keys: Tensor | None = None
+        affinity: tuple[Tensor, Tensor] | None = None
         if self.queue is not None:
-            key = _image_feature(reference["contrast"])
-            terms["image"] = image_term(_image_feature(query["contrast"]), key, self.queue.keys, o.image_temperature)
-            keys = distributed.gather(key)
-        if o.point_weight > 0:
-            keys_of = match if o.pixels else reference
-            terms["point"] = self._point_term(batch, query["contrast"], keys_of["contrast"])
-        if self.distill:
-            points = match_points(batch.maps[QUERY], batch.maps[MATCH], batch.match, o.distill_points)
-            learned = _unit(sample(query["distill"], points.student))
-            taught = _unit(sample(match["distill"], points.teacher))
-            keys_at, basis = self._lattice_keys(reference["distill"])
-            if basis is not None:
-                learned, taught = learned @ basis, taught @ basis
-            terms["distill"] = affinity_distillation_term(
-                learned, taught, keys_at, o.student_temperature, teacher_temperature, self.center, points.valid
+            image_key = _image_feature(reference["contrast"])
+            image_query = _image_feature(query["contrast"])
+            terms["image"] = objectives.image_term(image_query, image_key, self.queue.keys, settings.image_temperature)
+            image_keys = distributed.gather(image_key)
+        if "point" in self.weights:
+            other_view = match if settings.pixels else reference
+            terms["point"] = self._point_term(batch, query["contrast"], other_view["contrast"])
+        if "distill" in self.weights:
+            terms["distill"], affinity = self._distill_term(
+                batch, query["distill"], match["distill"], reference["distill"], teacher_temperature
             )
-            if self.center is not None:
-                affinity = mean_affinity(taught, keys_at, points.valid)
-        return StepOutput(terms, keys, affinity)
+        return StepOutput(terms, image_keys, affinity)
+
+    def total_loss(self, terms: dict[str, Term]) -> Tensor:
+        """Add up the terms by their weights: a scalar whose gradients DDP may average over processes."""
+        counts = distributed.sum_over_processes(valid_counts(terms))
+        return objectives.total_loss(terms, self.weights, counts) * distributed.world_size()
+
+    def update_queue_and_center(self, outputs: Sequence[StepOutput], keep: Tensor) -> None:
+        """Push the image keys of a step and move the center.
+
+        Args:
+            outputs: The outputs of the step's micro-batches.
+            keep: 0-dim bool; False leaves everything as it is, without waiting for the device.
+        """
+        if self.queue is not None:
+            keys = [output.keys for output in outputs if output.keys is not None]
+            self.queue.push(torch.cat(keys), keep)
+        if self.center is not None:
+            affinities = [output.affinity for output in outputs if output.affinity is not None]
+            total = torch.stack([mean * count for mean, count in affinities]).sum(dim=0)
+            count = torch.stack([count for _, count in affinities]).sum()
+            mean = distributed.sum_over_processes(total) / distributed.sum_over_processes(count).clamp(min=1)
+            self.center.copy_(torch.where(keep, self.center.lerp(mean, 1 - CENTER_MOMENTUM), self.center))
 
     def wrapped_student(self) -> nn.Module:
-        """How the loop calls the student: compiled if asked for, synchronised over processes if there are several."""
+        """Return the student as the loop calls it: compiled if configured, synchronized over several processes."""
         if self.config.optim.compile:
             self.student.compile()
             self.teacher.compile()
         if distributed.world_size() == 1:
             return self.student
-        if self.config.model.sync_bn:  # replaces the modules in place; their parameters and buffers stay the same ones
+        if self.config.model.sync_bn:  # replaces modules in place, and keeps their parameters and buffers
             nn.SyncBatchNorm.convert_sync_batchnorm(self.student)
             nn.SyncBatchNorm.convert_sync_batchnorm(self.teacher)
-        once = self.config.optim.gradient_accumulation_steps == 1
-        idle_layers = (
-            self.config.model.stride < max(self.student.backbone.channels) or ":" in self.config.model.backbone
-        )
-        unused = idle_layers and not once
+        single_backward = self.config.optim.gradient_accumulation_steps == 1
+        stops_early = self.config.model.stride < max(self.student.backbone.channels)
+        may_skip_layers = stops_early or ":" in self.config.model.backbone
         with warnings.catch_warnings():  # newer releases of PyTorch advise a name that older ones do not have
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             return nn.parallel.DistributedDataParallel(
-                self.student, broadcast_buffers=False, static_graph=once, find_unused_parameters=unused
+                self.student,
+                broadcast_buffers=False,
+                static_graph=single_backward,
+                find_unused_parameters=may_skip_layers and not single_backward,
             )
 
     def key_counts(self) -> dict[str, int]:
-        """How many keys each query of a term is compared with."""
-        o = self.config.objectives
-        images = (
-            self.config.optim.batch_size // self.config.optim.gradient_accumulation_steps
-            if o.negatives == "batch"
-            else 1
-        )
-        points = self.side**2 if o.pixels else o.points
-        return {"image": o.queue + 1, "point": points * images, "distill": self.reference_side() ** 2}
+        """Return the number of keys that each query of a term is compared with."""
+        settings = self.config.objectives
+        images = 1
+        if settings.negatives == "batch":
+            images = self.config.optim.batch_size // self.config.optim.gradient_accumulation_steps
+        points = self.feature_side**2 if settings.pixels else settings.points
+        return {"image": settings.queue + 1, "point": points * images, "distill": self.reference_side() ** 2}
 
     def modules(self) -> dict[str, nn.Module]:
-        """The parts that a checkpoint holds, by name."""
+        """Return the modules that a checkpoint holds, by name."""
         parts = {"student": self.student, "teacher": self.teacher, "queue": self.queue}
         return {name: module for name, module in parts.items() if module is not None}
 
-    def update_queue_and_center(self, outcomes: list[StepOutput], keep: Tensor) -> None:
-        """Push image keys and move the centre, unless `keep` is False."""
-        if self.queue is not None:
-            self.queue.push(torch.cat([o.keys for o in outcomes if o.keys is not None]), keep)
-        if self.center is not None:
-            found = [o.affinity for o in outcomes if o.affinity is not None]
-            total = distributed.sum_over_processes(torch.stack([mean * count for mean, count in found]).sum(dim=0))
-            count = distributed.sum_over_processes(torch.stack([count for _, count in found]).sum())
-            mean = total / count.clamp(min=1)
-            self.center.copy_(torch.where(keep, self.center.lerp(mean, 1 - CENTER_MOMENTUM), self.center))
+    def reference_side(self) -> int:
+        """Return the positions per side of the reference grid of affinity distillation."""
+        return self.config.objectives.reference_grid or 2 * self.feature_side
 
     def _augment(self, batch: Batch) -> Tensor:
-        """uint8 [V, B, 3, S, S] -> normalized float views of the same shape."""
-        views, size = batch.images.shape[:2], batch.images.shape[2:]
-        images = photometric.augment(batch.images.reshape(-1, *size), batch.color.flatten(0, 1), self.config.views)
-        separate: Tensor = images.contiguous(memory_format=self.memory_format).unflatten(0, views)
-        return separate
+        """Augment uint8 views [V, B, 3, S, S] into normalized float views of the same shape."""
+        joined = batch.images.flatten(0, 1)
+        images = photometric.augment(joined, batch.color.flatten(0, 1), self.config.views)
+        views: Tensor = images.contiguous(memory_format=self.memory_format).unflatten(0, batch.images.shape[:2])
+        return views
 
     def _teacher_forward(self, images: Tensor, order: Tensor, contrast: bool) -> Features:
-        """The teacher's features of a view; its samples meet other company in BatchNorm than the student's do."""
+        """Run the teacher on a view, in BatchNorm groups other than the student's."""
         groups = self.config.model.bn_groups
         if distributed.world_size() == 1 and groups == 1:
-            features: Features = self.teacher(images, 1, contrast, self.distill)
+            features: Features = self.teacher(images, 1, contrast, self.uses_distill_head)
             return features
         shuffled = distributed.shuffle(images, order).contiguous(memory_format=self.memory_format)
-        features = self.teacher(shuffled, groups, contrast, self.distill)
+        features = self.teacher(shuffled, groups, contrast, self.uses_distill_head)
         return {name: distributed.unshuffle(value, order) for name, value in features.items()}
 
-    def _point_term(self, batch: Batch, query: Tensor, key: Tensor) -> Term:
-        """Contrast of A's features with those of C or, for pixels, of B: both [B, D, h, w]."""
-        o, maps = self.config.objectives, batch.maps
-        if o.pixels:
-            count = self.side**2
-            points = pixel_points(maps[QUERY], maps[MATCH], self.side)
-        else:
-            count = batch.regions.shape[1] * batch.regions.shape[2]
-            points = contrast_points(batch.regions, count, maps[QUERY], maps[REFERENCE], batch.contrast, o.points)
-        q, k, ids, key_ids = sample(query, points.query), sample(key, points.key), *points[2:]
-        if o.contrast == "region":
-            q, k = region_features(q, ids), region_features(k, key_ids)
-        q, k = _unit(q), _unit(k)
-        if o.negatives == "image":
-            return point_region_term(q, k, ids, key_ids, o.point_temperature)
-        first = distributed.rank() * len(ids)
-        offset = (torch.arange(first, first + len(ids), device=ids.device) * count)[:, None]
-        ids, key_ids = (torch.where(x >= 0, x + offset, -1).flatten() for x in (ids, key_ids))
-        keys, key_ids = distributed.gather(k.flatten(0, 1)), distributed.gather(key_ids)
-        return point_region_term(q.flatten(0, 1), keys, ids, key_ids, o.point_temperature)
+    def _point_term(self, batch: Batch, query_features: Tensor, key_features: Tensor) -> Term:
+        """Contrast points of A with points of another view: features [B, D, h, w] of each."""
+        settings = self.config.objectives
+        points, count_ids = self._contrast_points(batch)
+        query = sample(query_features, points.query)
+        key = sample(key_features, points.key)
+        if settings.contrast == "region":
+            query = objectives.region_features(query, points.query_regions)
+            key = objectives.region_features(key, points.key_regions)
+        query = _unit(query)
+        key = _unit(key)
+        if settings.negatives == "image":
+            return objectives.point_region_term(
+                query, key, points.query_regions, points.key_regions, settings.point_temperature
+            )
+        query_ids = _ids_of_all_images(points.query_regions, count_ids)
+        key_ids = _ids_of_all_images(points.key_regions, count_ids)
+        all_keys = distributed.gather(key.flatten(0, 1))
+        all_key_ids = distributed.gather(key_ids)
+        return objectives.point_region_term(
+            query.flatten(0, 1), all_keys, query_ids, all_key_ids, settings.point_temperature
+        )
 
-    def _lattice_keys(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Features [B, D, h, w] of C -> unit keys at the dense lattice, and the basis to bring queries into, if any.
+    def _contrast_points(self, batch: Batch) -> tuple[ContrastPoints, int]:
+        """Choose the points to contrast; also how many ids an image can have."""
+        maps = batch.maps
+        if self.config.objectives.pixels:
+            return pixel_points(maps[QUERY], maps[MATCH], self.feature_side), self.feature_side**2
+        count_ids = batch.regions.shape[1] * batch.regions.shape[2]
+        count_points = self.config.objectives.points
+        points = contrast_points(batch.regions, count_ids, maps[QUERY], maps[REFERENCE], batch.contrast, count_points)
+        return points, count_ids
 
-        A key is a mixture of the h w cells, so its affinities follow from a query's products with the cells. Where
-        these are fewer than the features, keys [B, M, h w] are given in that basis [B, D, h w]: affinities are the same
-        and cost h w / D of the arithmetic. Otherwise keys are [B, M, D].
+    def _distill_term(
+        self, batch: Batch, query: Tensor, match: Tensor, reference: Tensor, teacher_temperature: float
+    ) -> tuple[Term, tuple[Tensor, Tensor] | None]:
+        """Distill affinities: features [B, D, h, w] of A by the student, of B and C by the teacher.
+
+        Also what the center follows, if there is one.
         """
-        if self.mixture is None:
-            points = lattice(self.reference_side(), self.reference_side(), self.device)
-            return _unit(sample(features, points.expand(len(features), -1, -1))), None
-        cells = features.float().flatten(2)
-        squares = (self.mixture @ (cells.mT @ cells) * self.mixture).sum(dim=-1, keepdim=True)
-        return self.mixture / squares.clamp(min=1e-24).sqrt(), cells
-
-    def _mixture(self) -> Tensor:
-        """How the positions of the dense lattice mix the cells of the feature lattice: [M, h w]."""
-        cells = torch.eye(self.side**2, device=self.device).unflatten(1, (self.side, self.side))
-        return sample(cells[None], lattice(self.reference_side(), self.reference_side(), self.device)[None])[0]
-
-    def reference_side(self) -> int:
-        """Positions per side of the reference lattice of affinity distillation."""
-        return self.config.objectives.reference_grid or 2 * self.side
+        settings = self.config.objectives
+        points = match_points(batch.maps[QUERY], batch.maps[MATCH], batch.match, settings.distill_points)
+        student = _unit(sample(query, points.student))
+        teacher = _unit(sample(match, points.teacher))
+        keys, basis = reference_keys(reference, self.reference_side(), self.mixture)
+        if basis is not None:
+            student = student @ basis
+            teacher = teacher @ basis
+        term = objectives.affinity_distillation_term(
+            student, teacher, keys, settings.student_temperature, teacher_temperature, self.center, points.valid
+        )
+        if self.center is None:
+            return term, None
+        return term, objectives.mean_affinity(teacher, keys, points.valid)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.precision == torch.float32:
@@ -227,5 +276,12 @@ def _unit(features: Tensor) -> Tensor:
 
 
 def _image_feature(features: Tensor) -> Tensor:
-    """[B, D, h, w] -> unit [B, D]: mean over positions, then normalized (METHOD section 3)."""
+    """Average over positions, then normalize (METHOD section 3): [B, D, h, w] -> [B, D]."""
     return _unit(features.float().mean(dim=(2, 3)))
+
+
+def _ids_of_all_images(ids: Tensor, count_ids: int) -> Tensor:
+    """Make ids [B, N], which are unique per image, unique over the images of all processes: [B * N]; -1 stays."""
+    first_image = distributed.rank() * len(ids)
+    image = torch.arange(first_image, first_image + len(ids), device=ids.device)
+    return torch.where(ids >= 0, ids + (image * count_ids)[:, None], -1).flatten()

@@ -6,7 +6,6 @@ import torch
 
 from plrc import distributed
 from plrc.data.loader import ViewDataset, collate
-from plrc.engine.metrics import total_loss
 from plrc.engine.setup import Plan
 from plrc.engine.state import TrainingState
 from plrc.machine import return_freed_memory
@@ -64,5 +63,5 @@ def _steps(plan: Plan, images: int) -> None:
         outcome = state.learner.compute_terms(
             batch, state.learner.student, order, config.objectives.teacher_temperature
         )
-        state.scaler.scale(total_loss(outcome.terms, config)).backward()
+        state.scaler.scale(state.learner.total_loss(outcome.terms)).backward()
         state.update([outcome], config.optim.lr, config.optim.teacher_momentum)

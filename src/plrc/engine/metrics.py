@@ -1,73 +1,79 @@
-"""From terms to a loss, and the running means between two log lines, kept on the device.
-
-Layer 4. Each term is the global sum over valid queries divided by their global number (METHOD section 3, *Normaliser*),
-so that N processes equal one.
-"""
+"""Running means of losses and speeds between two log lines, kept on the device."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from plrc import distributed
-from plrc.config import Config
 from plrc.objectives import Term
 
 
-def total_loss(terms: dict[str, Term], config: Config) -> Tensor:
-    """The weighted sum of the terms as a 0-dim tensor whose gradients DDP may average over processes."""
-    o = config.objectives
-    weights = {"image": o.image_weight, "point": o.point_weight, "distill": o.distill_weight}
-    counts = distributed.sum_over_processes(torch.stack([term.count for term in terms.values()])).clamp(min=1)
-    shares = [weights[name] * term.total / count for (name, term), count in zip(terms.items(), counts, strict=True)]
-    return torch.stack(shares).sum() * distributed.world_size()
-
-
 class MetricWindow:
-    """Sums since the last log line; `read` gives plain numbers (the one host synchronisation) and starts anew."""
+    """Sums since the last log line.
 
-    def __init__(self, config: Config, keys: dict[str, int]) -> None:
-        """`keys`: how many keys each query of a term is compared with (gives its chance level)."""
-        self.keys = keys
-        self.batch_size = config.optim.batch_size
+    Args:
+        batch_size: Images per step, over all processes.
+        key_counts: The number of keys that each query of a term is compared with, which gives its chance level.
+    """
+
+    def __init__(self, batch_size: int, key_counts: Mapping[str, int]) -> None:
+        self.batch_size = batch_size
+        self.key_counts = key_counts
         self.sums: dict[str, Tensor] = {}
-        self.pending: dict[str, Tensor] = {}  # terms of the step that is under way
+        self.current: dict[str, Tensor] = {}  # of the step that is not finished
         self.steps = 0
-        self.started, self.waited_before = time.perf_counter(), 0.0
+        self.started = time.perf_counter()
+        self.waited_before = 0.0
 
-    def add_terms(self, terms: dict[str, Term]) -> None:
+    def add_terms(self, terms: Mapping[str, Term]) -> None:
+        """Add the terms of a micro-batch to the current step."""
         for name, term in terms.items():
             values = torch.stack([term.total.detach(), term.entropy, term.count]).double()
-            self.pending[name] = self.pending.get(name, 0) + values
+            self.current[name] = self.current.get(name, 0) + values
 
     def add_step(self, norm: Tensor, keep: Tensor) -> None:
-        """End a step: its terms and its gradient norm count only if the step was kept."""
-        self.pending["step"] = torch.stack([norm.detach(), torch.ones_like(norm)]).double()
-        for name, values in self.pending.items():
+        """Finish the current step, which is counted only if it was kept.
+
+        Args:
+            norm: 0-dim, the gradient norm.
+            keep: 0-dim bool, whether the gradient was finite.
+        """
+        self.current["step"] = torch.stack([norm.detach(), torch.ones_like(norm)]).double()
+        for name, values in self.current.items():
             self.sums[name] = self.sums.get(name, 0) + torch.where(keep, values, 0.0)
-        self.pending = {}
+        self.current = {}
         self.steps += 1
 
     def read(self, waited: float) -> dict[str, float]:
-        """`waited`: seconds spent waiting for data since the start. Losses are means over valid queries and steps, nan
-        where there was none; NAME_kl is NAME_loss minus the target's entropy, NAME_chance what NAME_kl is for uniform
-        affinities."""
-        norm, kept = self.sums.pop("step").tolist()
+        """Return the means and start a new window; this is the only wait for the device.
+
+        Args:
+            waited: Seconds spent waiting for data since the start of the process.
+
+        Returns:
+            NAME_loss (mean over valid queries and steps; nan if there is none), NAME_kl (the loss minus the entropy of
+            the target) and NAME_chance (NAME_kl for uniform affinities) of each term, and the measures of steps.
+        """
+        norm, kept_steps = self.sums.pop("step").tolist()
         values: dict[str, float] = {}
-        for name, total in self.sums.items():
-            loss, entropy, count = distributed.sum_over_processes(total).tolist()
+        for name, sums in self.sums.items():
+            loss, entropy, count = distributed.sum_over_processes(sums).tolist()
             count = count or math.nan
             values[f"{name}_loss"] = loss / count
             values[f"{name}_kl"] = (loss - entropy) / count
-            values[f"{name}_chance"] = math.log(self.keys[name]) - entropy / count
+            values[f"{name}_chance"] = math.log(self.key_counts[name]) - entropy / count
         seconds = time.perf_counter() - self.started
-        values["gradient_norm"] = norm / (kept or math.nan)
-        values["skipped_steps"] = self.steps - kept
+        values["gradient_norm"] = norm / (kept_steps or math.nan)
+        values["skipped_steps"] = self.steps - kept_steps
         values["images_per_second"] = self.steps * self.batch_size / seconds
         values["data_wait_share"] = (waited - self.waited_before) / seconds
-        self.sums, self.steps = {}, 0
-        self.started, self.waited_before = time.perf_counter(), waited
+        self.sums = {}
+        self.steps = 0
+        self.started = time.perf_counter()
+        self.waited_before = waited
         return values

@@ -19,7 +19,7 @@ from plrc.config import Config
 from plrc.data.loader import DeviceLoader, ViewDataset
 from plrc.data.sampler import StepSampler
 from plrc.engine import health, memory, recovery, schedule
-from plrc.engine.metrics import MetricWindow, total_loss
+from plrc.engine.metrics import MetricWindow
 from plrc.engine.monitor import Monitor, OnCheckpoint
 from plrc.engine.runlog import RunLog, provenance
 from plrc.engine.setup import Plan, prepare
@@ -111,7 +111,7 @@ def _train(plan: Plan, lock: FolderLock, stop: StopRequest, on_checkpoint: Seque
         batches = ends.enter_context(contextlib.closing(iter(loader)))
         watch = Monitor(plan, lock, state, log, on_checkpoint)
         learner, student = state.learner, state.learner.wrapped_student()
-        window = MetricWindow(config, learner.key_counts())
+        window = MetricWindow(config.optim.batch_size, learner.key_counts())
 
         if not state.history:
             watch.check(first)
@@ -130,7 +130,7 @@ def _train(plan: Plan, lock: FolderLock, stop: StopRequest, on_checkpoint: Seque
                 watch.failures.update(batch.failures)
                 with _sync_if(part == parts - 1, student):
                     outcome = learner.compute_terms(batch, student, order, temperature)
-                    state.scaler.scale(total_loss(outcome.terms, config) / parts).backward()
+                    state.scaler.scale(learner.total_loss(outcome.terms) / parts).backward()
                 window.add_terms(outcome.terms)
                 outcomes.append(outcome)
             norm, keep = state.update(outcomes, lr, momentum)

@@ -1,7 +1,7 @@
 """The objectives: image contrast, point-level region contrast, point affinity distillation (METHOD section 3).
 
-Layer 3. Functions that end in `_term` return a Term (sums and a count, for a loop that joins processes); the others
-return the mean.
+They need tensors only, so they also serve in a training loop of your own (examples/own_loop.py). A function that ends
+in `_term` returns a `Term` (sums and a count, for a loop that joins processes); the others return the mean.
 """
 
 from plrc.objectives.affinity import Term
@@ -9,8 +9,10 @@ from plrc.objectives.distillation import affinity_distillation, affinity_distill
 from plrc.objectives.image import image_contrast, image_term
 from plrc.objectives.kernels import Backend, available_backends
 from plrc.objectives.points import point_region_contrast, point_region_term, region_features
+from plrc.objectives.terms import TERMS, total_loss
 
 __all__ = [
+    "TERMS",
     "Backend",
     "Term",
     "affinity_distillation",
@@ -22,4 +24,5 @@ __all__ = [
     "point_region_contrast",
     "point_region_term",
     "region_features",
+    "total_loss",
 ]

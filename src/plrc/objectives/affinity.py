@@ -1,11 +1,11 @@
-"""Affinity cross-entropy (ACE, METHOD section 3): the one primitive of all objectives, and the Term they return.
+"""Affinity cross-entropy (ACE, METHOD section 3): the common primitive of all objectives, and the Term they return.
 
-Layer 3: tensors in, terms out; knows no data set, process group or step number. The arithmetic is in `kernels.py`.
+The arithmetic is in `kernels.py`.
 
     ACE(q; K, T, tau) = logsumexp_j(q . k_j / tau)  -  q . (sum_j T_j k_j) / tau
     d ACE / d q       = (sum_j softmax_j(q . K / tau) k_j  -  sum_j T_j k_j) / tau
 
-Both read-outs come out of the forward pass, so no attention backward is ever run, and keys carry no gradient.
+The forward pass yields both read-outs, so no attention backward is needed, and keys carry no gradient.
 
 Shapes: B images, N queries, M keys, D features.
 """
@@ -27,18 +27,21 @@ BACKENDS = ("auto", "fused", "chunked", "dense")
 
 @dataclass(frozen=True)
 class Term:
-    """Sums over the valid queries, as 0-dim tensors, so that several processes can join them before they divide."""
+    """Sums over the valid queries, so that several processes can join them before they divide.
+
+    Attributes:
+        total: 0-dim, the sum of the affinity cross-entropy; carries the gradient.
+        count: 0-dim, the number of valid queries, as a floating point number.
+        entropy: 0-dim, the sum of the targets' entropies; no gradient.
+    """
 
     total: Tensor
-    """Sum of the affinity cross-entropy. Carries the gradient."""
     count: Tensor
-    """Number of valid queries, as a floating point number."""
     entropy: Tensor
-    """Sum of the targets' entropy. No gradient."""
 
     @property
     def mean(self) -> Tensor:
-        """Mean cross-entropy; 0 with zero gradient where no query is valid."""
+        """Mean cross-entropy; 0 with zero gradient if no query is valid."""
         return self.total / self.count.clamp(min=1)
 
     @property
@@ -48,15 +51,29 @@ class Term:
 
 
 def sum_valid(loss: Tensor, entropy: Tensor, valid: Tensor) -> Term:
-    """The Term of per-query losses and entropies, all three of one shape; what is not valid counts for nothing."""
-    total, entropies = (torch.where(valid, x, 0).sum() for x in (loss, entropy.detach()))
+    """Sum losses and entropies of queries into a Term.
+
+    Args:
+        loss: [...] cross-entropy of each query.
+        entropy: [...] entropy of each query's target.
+        valid: [...] bool; other queries are not counted.
+    """
+    total = torch.where(valid, loss, 0).sum()
+    entropies = torch.where(valid, entropy.detach(), 0).sum()
     return Term(total, valid.sum().to(total.dtype), entropies)
 
 
 def log_sum_exp(query: Tensor, keys: Tensor, temperature: float, backend: Backend = "auto") -> Tensor:
-    """logsumexp_j(q . k_j / temperature): query [B, N, D], keys [B, M, D] -> [B, N]; memory linear in N and M.
+    """Compute logsumexp_j(q . k_j / temperature) with memory linear in N and M.
 
-    Only the query receives gradient. Without keys the result is -inf.
+    Args:
+        query: [B, N, D]; it alone receives gradient.
+        keys: [B, M, D]; M may be 0.
+        temperature: Affinities are divided by it.
+        backend: Which kernel computes it.
+
+    Returns:
+        [B, N] in float32 or wider; -inf if there are no keys.
     """
     keys = keys.detach()
     if keys.shape[1] == 0:
@@ -69,11 +86,20 @@ def log_sum_exp(query: Tensor, keys: Tensor, temperature: float, backend: Backen
 def cross_entropy_to_affinities(
     query: Tensor, keys: Tensor, target_query: Tensor, target_keys: Tensor, temperature: float, backend: Backend
 ) -> tuple[Tensor, Tensor]:
-    """ACE to the target T = softmax(target_query target_keys^T), which is never formed; memory linear in N and M.
+    """Compute ACE to the target T = softmax(target_query target_keys^T), which is never formed.
 
-    query [B, N, D], keys [B, M, D], target_query [B, N, E], target_keys [B, M, E]; the first D of the E features of
-    target_keys are those of keys, and target_query is divided by its temperature already.
-    Returns (cross-entropy [B, N], entropy of T [B, N]). Only the query receives gradient.
+    Memory is linear in N and M.
+
+    Args:
+        query: [B, N, D]; it alone receives gradient.
+        keys: [B, M, D].
+        target_query: [B, N, E] with E >= D, already divided by the target's temperature.
+        target_keys: [B, M, E], of which the first D features are those of `keys`.
+        temperature: Affinities of query and keys are divided by it.
+        backend: Which kernel computes it.
+
+    Returns:
+        (cross-entropy [B, N], entropy of T [B, N]).
     """
     query, keys, target_query, target_keys = same_dtype(query, keys, target_query, target_keys)
     both: tuple[Tensor, Tensor] = _CompareAffinities.apply(
@@ -83,12 +109,12 @@ def cross_entropy_to_affinities(
 
 
 def dense_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """ACE in its first form: - sum_j T_j log softmax_j(logits), both [B, N, M] -> [B, N]. The reference in tests."""
+    """Compute ACE in its first form, - sum_j T_j log softmax_j(logits): both [B, N, M] -> [B, N]. The reference."""
     return -(targets * logits.log_softmax(-1)).sum(-1)
 
 
 def same_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in the widest of their dtypes."""
+    """Convert tensors to the widest of their dtypes."""
     dtype = tensors[0].dtype
     for tensor in tensors[1:]:
         dtype = torch.promote_types(dtype, tensor.dtype)
@@ -96,20 +122,20 @@ def same_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def without_autocast(device: torch.device) -> torch.autocast:
-    """Objectives choose their own precision: a context in which mixed precision is off."""
+    """Return a context in which mixed precision is off: objectives choose their own precision."""
     return torch.autocast(device.type, enabled=False)
 
 
 def check(ok: bool, message: str) -> None:
-    """ValueError with `message` unless `ok`."""
+    """Raise ValueError with `message` unless `ok`."""
     if not ok:
         raise ValueError(message)
 
 
 def check_options(backend: str, *temperatures: float) -> None:
-    """ValueError for an unknown backend or a temperature that is not above 0."""
-    check(backend in BACKENDS, f"backend is {backend!r}; write one of {', '.join(BACKENDS)}")
-    check(min(temperatures) > 0, f"a temperature is {min(temperatures)}; write a number above 0")
+    """Raise ValueError for an unknown backend or a temperature that is not above 0."""
+    check(backend in BACKENDS, f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    check(min(temperatures) > 0, f"temperatures must be > 0, got {min(temperatures)}")
 
 
 class _LogSumExp(torch.autograd.Function):

@@ -1,8 +1,8 @@
-"""Point affinity distillation: the student's affinities to a lattice of the image learn from the teacher's own.
+"""Point affinity distillation: the student's affinities to a grid of the image learn from those of the teacher.
 
-Layer 3: tensors in, a term out; the centre's running mean belongs to the engine.
+The running mean of the center belongs to the engine.
 
-Shapes: B images, N points, M lattice positions, D features.
+Shapes: B images, N points, M positions of the reference grid, D features.
 """
 
 from __future__ import annotations
@@ -33,19 +33,40 @@ def affinity_distillation(
     valid: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
-    """Mean affinity cross-entropy to the teacher's affinities (METHOD section 3; Bai et al., CVPR 2022):
+    """Compute the mean cross-entropy from the teacher's affinities to the student's:
 
         T_i = softmax_j((t_i . k_j - c_j) / teacher_temperature), against softmax_j(s_i . k_j / student_temperature)
 
-    student s [B, N, D], teacher t [B, N, D] (the same physical points), reference k [B, M, D] (a lattice of the same
-    image, by the teacher), all of unit length: the caller sees to that. center c [M] or None (no centring), valid
-    [B, N] bool or None (all): other points are left out of the mean. teacher_temperature may be a 0-dim tensor.
-    backend: "dense" forms the full matrices (the reference), "fused" needs memory linear in the points, "auto" is
-    fused, "chunked" is fused without private operators of PyTorch. Where all features are half precision, a GPU uses
-    its half kernel: the gradient is then a difference of rounded read-outs, too coarse for a student that is close to
-    its teacher; pass float32 features to avoid that.
-    Returns a scalar in float32 or wider; only the student receives gradient. Raises ValueError where shapes do not
-    match.
+    This is the affinity distillation of Bai et al., "Point-Level Region Contrast for Object Detection Pre-Training",
+    CVPR 2022, section 3.2 (METHOD section 3).
+
+    Args:
+        student: s, [B, N, D] the student's features at points, of unit length.
+        teacher: t, [B, N, D] the teacher's features at the same physical points in another view, of unit length.
+        reference: k, [B, M, D] the teacher's features on a grid of the same image, of unit length.
+        student_temperature: The student's affinities are divided by it.
+        teacher_temperature: The teacher's affinities are divided by it; a number or a 0-dim tensor.
+        center: c, [M] is subtracted from the teacher's affinities; None: nothing is.
+        valid: [B, N] bool; other points are left out of the mean. None: all are valid.
+        backend: "dense" forms the full matrices (the reference), "fused" needs memory linear in the number of points,
+            "auto" is fused, "chunked" is fused without private operators of PyTorch. If all features are half
+            precision, a GPU uses its half kernel. The gradient is then a difference of rounded read-outs, which is too
+            coarse for a student that is close to its teacher; pass float32 features to avoid that.
+
+    Returns:
+        A scalar in float32 or wider; 0 with zero gradient if no point is valid. Only the student receives gradient.
+
+    Raises:
+        ValueError: If shapes do not match, the backend is unknown or a temperature is not above 0.
+
+    Example:
+        >>> import torch
+        >>> from plrc.objectives import affinity_distillation
+        >>> teacher = torch.eye(4)[None]  # one image, four points, and a grid of four positions
+        >>> same = affinity_distillation(teacher, teacher, teacher, 1.0, 1.0)
+        >>> other = affinity_distillation(teacher.flip(1), teacher, teacher, 1.0, 1.0)
+        >>> print(f"{same:.4f} {other:.4f}")  # the entropy of the target, and a larger cross-entropy
+        1.2683 1.5688
     """
     return affinity_distillation_term(
         student, teacher, reference, student_temperature, teacher_temperature, center, valid, backend
@@ -62,30 +83,43 @@ def affinity_distillation_term(
     valid: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Term:
-    """`affinity_distillation` as a Term. Never waits for the device."""
-    # The value of a tensor is not looked at: that would wait for the device.
-    check_options(backend, *(t for t in (student_temperature, teacher_temperature) if not isinstance(t, Tensor)))
+    """Compute `affinity_distillation` as a Term, without waiting for the device."""
+    check_options(backend, student_temperature)
+    if not isinstance(teacher_temperature, Tensor):  # to look at the value of a tensor is to wait for the device
+        check_options(backend, teacher_temperature)
     _check_shapes(student, teacher, reference, center, valid)
     if valid is None:
         valid = student.new_ones(student.shape[:2], dtype=torch.bool)
     with without_autocast(student.device):
         student, teacher, reference = same_dtype(student, teacher.detach(), reference.detach())
-        scaled, lattice = _centred(teacher, reference, teacher_temperature, center)
+        target_query, target_keys = _centered(teacher, reference, teacher_temperature, center)
         if backend == "dense":
             logits = wide(student) @ wide(reference).mT / student_temperature
-            log_targets = (wide(scaled) @ wide(lattice).mT).log_softmax(-1)
+            log_targets = (wide(target_query) @ wide(target_keys).mT).log_softmax(-1)
             targets = log_targets.exp()
             return sum_valid(dense_cross_entropy(logits, targets), -(targets * log_targets).sum(-1), valid)
-        loss, entropy = cross_entropy_to_affinities(student, reference, scaled, lattice, student_temperature, backend)
+        loss, entropy = cross_entropy_to_affinities(
+            student, reference, target_query, target_keys, student_temperature, backend
+        )
         return sum_valid(loss, entropy, valid)
 
 
 @torch.no_grad()
 def mean_affinity(teacher: Tensor, reference: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """What the centre follows: (mean over the valid queries of t . k_j [M], number of valid queries, 0-dim).
+    """Compute the mean of the teacher's affinities over queries, which the center follows.
 
-    teacher [B, N, D], reference [B, M, D], valid [B, N] bool or None (all). The mean is 0 where no query is valid;
-    processes join theirs by sum(mean * number) / sum(number). Raises ValueError where shapes do not match.
+    Several processes join their means by sum(mean * number) / sum(number).
+
+    Args:
+        teacher: t, [B, N, D] features at points, of unit length.
+        reference: k, [B, M, D] features on a grid of the same image, of unit length.
+        valid: [B, N] bool; None: all are valid.
+
+    Returns:
+        (mean of t . k_j over the valid queries [M], number of valid queries, 0-dim); both 0 if no query is valid.
+
+    Raises:
+        ValueError: If shapes do not match.
     """
     _check_shapes(teacher, teacher, reference, None, valid)
     if valid is None:
@@ -97,10 +131,10 @@ def mean_affinity(teacher: Tensor, reference: Tensor, valid: Tensor | None = Non
         return torch.einsum("bmd,bd->m", reference, sums) / count.clamp(min=1), count
 
 
-def _centred(
+def _centered(
     teacher: Tensor, reference: Tensor, temperature: float | Tensor, center: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Queries and keys whose plain product is (t . k_j - c_j) / temperature: the centre becomes one more feature."""
+    """Build queries and keys whose plain product is (t . k_j - c_j) / temperature: the center is one more feature."""
     query = wide(teacher)
     if center is not None:
         query = torch.cat([query, query.new_full((*query.shape[:2], 1), -1)], dim=-1)
@@ -124,7 +158,7 @@ def _check_shapes(
     if center is not None:
         check(
             center.shape == reference.shape[1:2],
-            f"center must be [{reference.shape[1]}], one number a lattice position; it is {list(center.shape)}",
+            f"center must be [{reference.shape[1]}], one number per reference; it is {list(center.shape)}",
         )
     if valid is not None:
         check(

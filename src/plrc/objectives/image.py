@@ -1,6 +1,4 @@
-"""Image contrast (MoCo v2): an image's query against its own key and a queue of past keys.
-
-Layer 3: tensors in, a term out; keeps no state (the queue belongs to `plrc.model`).
+"""Image contrast (MoCo v2): the query of an image against its own key and a queue of past keys.
 
 Shapes: B images, K keys in the queue, D features.
 """
@@ -15,17 +13,36 @@ from plrc.objectives.kernels import wide
 
 
 def image_contrast(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.2) -> Tensor:
-    """Mean affinity cross-entropy with a one-hot target on the own image's key (METHOD section 3; He et al., MoCo).
+    """Compute the mean cross-entropy of each image's affinities, with its own key as the only positive.
 
-    query [B, D], key [B, D] (row b: the own key of query b), queue [K, D] with K >= 0, all of unit length: the caller
-    sees to that. Returns a scalar in float32 or wider; only the query receives gradient. Raises ValueError where
-    shapes do not match.
+    This is InfoNCE as in He et al., "Momentum Contrast", CVPR 2020, equation 1 (METHOD section 3).
+
+    Args:
+        query: [B, D] the student's image features, of unit length.
+        key: [B, D] the teacher's image features, of unit length; row b belongs to query b.
+        queue: [K, D] keys of other images, of unit length; K may be 0.
+        temperature: Affinities are divided by it.
+
+    Returns:
+        A scalar in float32 or wider. Only the query receives gradient.
+
+    Raises:
+        ValueError: If shapes do not match or the temperature is not above 0.
+
+    Example:
+        >>> import torch
+        >>> from plrc.objectives import image_contrast
+        >>> query = torch.eye(2, 8)
+        >>> queue = torch.eye(8)[2:]  # six keys, all orthogonal to both queries
+        >>> loss = image_contrast(query, key=query, queue=queue, temperature=1.0)
+        >>> print(f"{loss:.4f}")  # log(e + 6) - 1
+        1.1654
     """
     return image_term(query, key, queue, temperature).mean
 
 
 def image_term(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.2) -> Term:
-    """`image_contrast` as a Term; every query is valid and the target's entropy is 0."""
+    """Compute `image_contrast` as a Term: every query is valid, and the entropy of the target is 0."""
     check_options("auto", temperature)
     check(
         query.ndim == 2 and query.shape == key.shape,

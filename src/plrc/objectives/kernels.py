@@ -1,13 +1,13 @@
 """Attention kernels that also return the log-sum-exp: the heavy arithmetic below `affinity.py`, without gradients.
 
-Layer 3. Touches PyTorch only. No kernel ever holds a matrix of N x M: memory is linear in the number of points.
+No kernel holds a matrix of N x M: memory is linear in the number of points.
 
 Shapes: B images, N queries, M keys, D features.
 
-Private operators of PyTorch return the log-sum-exp. Each is tried once per device on a small problem, when it is first
-wanted, before it is trusted; the chunked form in plain PyTorch replaces what is missing or wrong. On an idle CPU the
-chunked form compares student and teacher about 15 % faster (three matrix products instead of four), but its many small
-parallel steps make it several times slower wherever something else, such as loader workers, uses a core.
+Only private operators of PyTorch return the log-sum-exp. Each is tested once per device on a small problem before its
+first use; the chunked form in plain PyTorch replaces an operator that is missing or wrong. The chunked form is not the
+default on a CPU, because its many small parallel steps are slow when other processes, such as loader workers, share the
+cores.
 """
 
 from __future__ import annotations
@@ -25,19 +25,26 @@ WORKS = "works"
 _HALF = (torch.float16, torch.bfloat16)
 _LEAST_ROWS = 128  # fewer rows make matrix products slow
 _TILE_ELEMENTS = {"cpu": 2**20, "cuda": 2**24}  # logits held at once
-_FEW_QUERIES = 32  # the CPU's flash kernel would leave them to one thread
+_FEW_QUERIES = 32  # the CPU's flash kernel would compute them in one thread
 _FLASH_WIDTH = 256  # the widest features that the flash kernel takes
 
 
 def wide(x: Tensor) -> Tensor:
-    """`x` in float32, or in float64 where it is so already."""
+    """Convert half precision to float32; float32 and float64 stay as they are."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def attend(query: Tensor, keys: Tensor, scale: float, backend: Backend) -> tuple[Tensor, Tensor]:
-    """Read-out softmax(scale q k^T) k [B, N, D] and log-sum-exp [B, N] of query [B, N, D] over keys [B, M, D].
+    """Compute the read-out softmax(scale q k^T) k and the log-sum-exp of its logits.
 
-    Both inputs have one dtype. The log-sum-exp is float32 or wider.
+    Args:
+        query: [B, N, D].
+        keys: [B, M, D], of the same dtype.
+        scale: Factor of the logits.
+        backend: Which kernel computes it.
+
+    Returns:
+        (read-out [B, N, D], log-sum-exp [B, N] in float32 or wider).
     """
     return _kernel(query, keys.shape[-1], backend)(query, keys, scale)
 
@@ -45,10 +52,18 @@ def attend(query: Tensor, keys: Tensor, scale: float, backend: Backend) -> tuple
 def compare(
     query: Tensor, keys: Tensor, target_query: Tensor, target_keys: Tensor, scale: float, backend: Backend
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross-entropy from T = softmax(target_query target_keys^T) to P = softmax(scale query keys^T).
+    """Compute the cross-entropy from T = softmax(target_query target_keys^T) to P = softmax(scale query keys^T).
 
-    query [B, N, D], keys [B, M, D], target_query [B, N, E], target_keys [B, M, E] with E >= D, of which the first D
-    features are those of `keys`. Returns (cross-entropy [B, N], entropy of T [B, N], read-out (P - T) keys [B, N, D]).
+    Args:
+        query: [B, N, D].
+        keys: [B, M, D].
+        target_query: [B, N, E] with E >= D.
+        target_keys: [B, M, E], of which the first D features are those of `keys`.
+        scale: Factor of the logits of P.
+        backend: Which kernel computes it.
+
+    Returns:
+        (cross-entropy [B, N], entropy of T [B, N], read-out (P - T) keys [B, N, D]).
     """
     kernel = _kernel(query, target_keys.shape[-1], backend)
     if kernel is chunked:
@@ -63,7 +78,7 @@ def compare(
 
 
 def chunked(query: Tensor, keys: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """`attend` in plain PyTorch, one tile of queries at a time. Runs anywhere; half inputs are computed in float32."""
+    """Compute `attend` in plain PyTorch, one tile of queries at a time; half inputs are computed in float32."""
     query, keys = wide(query) * scale, wide(keys)
     readout, lse = torch.empty_like(query), query.new_empty(query.shape[:2])
     shape = _tile(query, keys)
@@ -79,7 +94,7 @@ def chunked(query: Tensor, keys: Tensor, scale: float) -> tuple[Tensor, Tensor]:
 def _chunked_compare(
     query: Tensor, keys: Tensor, target_query: Tensor, target_keys: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`compare` with one read-out of P - T instead of two: a product fewer, and no difference of rounded read-outs."""
+    """Compute `compare` with one read-out of P - T: one product fewer, and no difference of rounded read-outs."""
     query, keys, target_query, target_keys = wide(query) * scale, wide(keys), wide(target_query), wide(target_keys)
     readout = torch.empty_like(query)
     loss, entropy = query.new_empty(query.shape[:2]), query.new_empty(query.shape[:2])
@@ -97,14 +112,14 @@ def _chunked_compare(
 
 
 def _softmax(query: Tensor, keys: Tensor, logits: Tensor, weights: Tensor) -> Tensor:
-    """Fill logits = query keys^T and weights = softmax(logits), both [B, N, M]; returns the log-sum-exp [B, N]."""
+    """Fill logits = query keys^T and weights = softmax(logits), both [B, N, M]; return the log-sum-exp [B, N]."""
     torch.bmm(query, keys.mT, out=logits)
     torch.softmax(logits, -1, out=weights)
     return logits.amax(-1) - weights.amax(-1).log()
 
 
 def _tile(query: Tensor, keys: Tensor) -> tuple[int, int, int]:
-    """Images, queries and keys in one tile: whole images where they are small, else some queries of one image."""
+    """Choose images, queries and keys of a tile: whole images if they are small, else some queries of one image."""
     (images, points), size = query.shape[:2], keys.shape[1]
     budget = _TILE_ELEMENTS.get(query.device.type, _TILE_ELEMENTS["cpu"])
     rows = max(min(points, max(budget // size, _LEAST_ROWS)), 1)
@@ -119,39 +134,39 @@ def _tiles(query: Tensor, shape: tuple[int, int, int]) -> Iterator[tuple[slice, 
 
 
 def _flash_cpu(query: Tensor, keys: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """`attend` by the CPU's flash kernel, in float32 or float64."""
+    """Compute `attend` by the CPU's flash kernel, in float32 or float64."""
     q, k = _heads(wide(query), 1), _heads(wide(keys), 1)
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, k, scale=scale)
     return _cut(out, lse, query)
 
 
 def _flash(query: Tensor, keys: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """`attend` by the flash kernel: half precision, D <= 256."""
+    """Compute `attend` by the flash kernel: half precision, D <= 256."""
     q, k = _heads(query, 8), _heads(keys, 8)
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention(q, k, k, scale=scale)[:2]
     return _cut(out, lse, query)
 
 
 def _efficient(query: Tensor, keys: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """`attend` by the memory-efficient kernel, in float32."""
+    """Compute `attend` by the memory-efficient kernel, in float32."""
     q, k = _heads(query.float(), 4), _heads(keys.float(), 4)
     out, lse = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, k, None, True, scale=scale)[:2]
     return _cut(out, lse, query)
 
 
 def _heads(x: Tensor, multiple: int) -> Tensor:
-    """[B, N, D] -> [B, 1, N, D'], zeros added up to a D' that the kernel takes."""
+    """Add a head dimension, and zeros up to a width that the kernel takes: [B, N, D] -> [B, 1, N, D']."""
     extra = -x.shape[-1] % multiple
     return (torch.nn.functional.pad(x, (0, extra)) if extra else x).contiguous()[:, None]
 
 
 def _cut(out: Tensor, lse: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-    """Drop the head dimension and what a kernel added to rows and features."""
+    """Drop the head dimension and the padding of rows and features."""
     return out[:, 0, :, : query.shape[2]], lse[:, 0, : query.shape[1]]
 
 
 def _kernel(query: Tensor, width: int, backend: Backend) -> Attend:
-    """The fastest kernel that works for this device, dtype and width."""
+    """Choose the fastest kernel that works for this device, dtype and width."""
     device, dtype = query.device, query.dtype
     if backend == "chunked" or (device.type == "cpu" and query.shape[:2].numel() <= _FEW_QUERIES):
         return chunked
@@ -168,8 +183,8 @@ def _kernel(query: Tensor, width: int, backend: Backend) -> Attend:
 
 @cache
 def _verdict(kernel: Attend, device: torch.device, dtype: torch.dtype) -> str:
-    """ "works", or why not: the kernel against the formula in float64 on a small problem with awkward sizes."""
-    # Drawn on the CPU by a generator of its own, so that a first call does not move anyone's random state.
+    """Compare a kernel with the formula in float64 on a small problem with awkward sizes: WORKS, or why it does not."""
+    # A generator of its own, on the CPU, so that the first call does not change the global random state.
     draw = torch.Generator().manual_seed(0)
     query, keys = (torch.randn(2, n, 20, generator=draw).to(device, dtype) for n in (40, 70))
     try:
@@ -188,7 +203,7 @@ def _verdict(kernel: Attend, device: torch.device, dtype: torch.dtype) -> str:
 
 
 def available_backends() -> dict[str, str]:
-    """Kernel by device -> "works", or why it is not used. Tries each of them once; this initialises CUDA."""
+    """Test every kernel once on every device (this initializes CUDA): name -> "works", or why it is not used."""
     kernels: list[tuple[str, Attend]] = [("chunked", chunked), ("flash", _flash_cpu)]
     report = {f"{name} on cpu": _verdict(kernel, torch.device("cpu"), torch.float32) for name, kernel in kernels}
     private: list[tuple[str, Attend, torch.dtype]] = [

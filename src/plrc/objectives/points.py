@@ -1,6 +1,4 @@
-"""Point-level region contrast: points of one view against points of another, positives given by shared regions.
-
-Layer 3: tensors in, a term out.
+"""Point-level region contrast: points of one view against points of another; points of one region are positives.
 
 Shapes: B images (1 where keys are shared by all queries), N queries, M keys, D features.
 """
@@ -9,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from plrc.objectives.affinity import (
     Term,
@@ -31,16 +30,36 @@ def point_region_contrast(
     temperature: float = 0.2,
     backend: Backend = "auto",
 ) -> Tensor:
-    """Mean affinity cross-entropy with a target uniform over the keys of the same region (METHOD section 3;
-    Bai et al., CVPR 2022).
+    """Compute the mean cross-entropy of each point's affinities to a uniform target over the keys of its region.
 
-    query [N, D], keys [M, D], query_regions [N] and key_regions [M] integer ids, unique over the batch. Or all four
-    with a leading B: then only keys of the same image are positives or negatives. Features are of unit length: the
-    caller sees to that. Id -1 is never a positive; queries of id -1, or without a key of their id, are left out of the
-    mean (0 with zero gradient where none is left).
-    backend: "dense" forms the full matrices (the reference), "fused" needs memory linear in the points, "auto" is
-    fused, "chunked" is fused without private operators of PyTorch.
-    Returns a scalar in float32 or wider; only the query receives gradient. Raises ValueError where shapes do not match.
+    This is the point-level contrast of Bai et al., "Point-Level Region Contrast for Object Detection Pre-Training",
+    CVPR 2022, section 3.1 (METHOD section 3).
+
+    Args:
+        query: [N, D] the student's features at points, of unit length; or [B, N, D], to compare points with keys of
+            their own image only.
+        keys: [M, D] or [B, M, D] the teacher's features at points of another view, of unit length.
+        query_regions: [N] or [B, N] integer region ids. Without a leading B they must be unique over the batch. A query
+            of id -1, or without a key of its id, is left out of the mean.
+        key_regions: [M] or [B, M] integer region ids. A key of id -1 is a negative of every query.
+        temperature: Affinities are divided by it.
+        backend: "dense" forms the full matrices (the reference), "fused" needs memory linear in the number of points,
+            "auto" is fused, "chunked" is fused without private operators of PyTorch.
+
+    Returns:
+        A scalar in float32 or wider; 0 with zero gradient if no query is valid. Only the query receives gradient.
+
+    Raises:
+        ValueError: If shapes do not match, the backend is unknown or the temperature is not above 0.
+
+    Example:
+        >>> import torch
+        >>> from plrc.objectives import point_region_contrast
+        >>> features = torch.eye(4, 8)  # four points with orthogonal features
+        >>> regions = torch.tensor([0, 0, 1, -1])
+        >>> loss = point_region_contrast(features, features, regions, regions, temperature=1.0)
+        >>> print(f"{loss:.4f}")  # the mean of log(e + 3) - 1/2, twice, and log(e + 3) - 1
+        1.0770
     """
     return point_region_term(query, keys, query_regions, key_regions, temperature, backend).mean
 
@@ -53,7 +72,7 @@ def point_region_term(
     temperature: float = 0.2,
     backend: Backend = "auto",
 ) -> Term:
-    """`point_region_contrast` as a Term. Never waits for the device."""
+    """Compute `point_region_contrast` as a Term, without waiting for the device."""
     check_options(backend, temperature)
     _check_shapes(query, keys, query_regions, key_regions)
     if query.ndim == 2:
@@ -63,16 +82,24 @@ def point_region_term(
         if backend == "dense":
             return _dense(wide(query), wide(keys), query_regions, key_regions, temperature)
         target, positives = _region_means(wide(keys), query_regions, key_regions)
-        own = (wide(query) * target).sum(-1) / temperature
-        loss = log_sum_exp(query, keys, temperature, backend) - own
+        target_affinity = (wide(query) * target).sum(-1) / temperature
+        loss = log_sum_exp(query, keys, temperature, backend) - target_affinity
         return sum_valid(loss, positives.clamp(min=1).log(), positives > 0)
 
 
 def region_features(features: Tensor, regions: Tensor) -> Tensor:
-    """Each point's feature replaced by the mean of all points of its region: features [B, N, D] as the head gives them
-    (not normalized), regions [B, N]; a point of id -1 keeps its own. Normalized and passed to `point_region_contrast`
-    this contrasts whole regions, each counted as often as it has points (METHOD section 5, `region`). Gradient flows to
-    all points of a region."""
+    """Replace the feature of each point by the mean over all points of its region.
+
+    Normalized and passed to `point_region_contrast`, this contrasts whole regions, each counted as often as it has
+    points (METHOD section 5, `region`).
+
+    Args:
+        features: [B, N, D] as the head gives them, not normalized.
+        regions: [B, N] integer region ids; a point of id -1 keeps its own feature.
+
+    Returns:
+        [B, N, D] in float32 or wider. Gradient flows to all points of a region.
+    """
     means, sizes = _region_means(wide(features), regions, regions)
     return torch.where(sizes[..., None] > 0, means, wide(features))
 
@@ -85,25 +112,27 @@ def _dense(query: Tensor, keys: Tensor, query_regions: Tensor, key_regions: Tens
 
 
 def _region_means(keys: Tensor, query_regions: Tensor, key_regions: Tensor) -> tuple[Tensor, Tensor]:
-    """The uniform target's read-out: mean [B, N, D] and number [B, N] of the keys [B, M, D] of each query's region.
+    """Compute the read-out of the uniform target: mean [B, N, D] and number [B, N] of the keys of each query's region.
 
-    Keys are grouped by sorting their ids; number and mean are 0 for queries without positives. Every size is known
-    beforehand, so the device is never waited for; every mean is a sum of its own keys alone, so nothing cancels.
+    Keys [B, M, D] are grouped by sorting their ids; number and mean are 0 for queries without positives. All sizes are
+    known in advance, so nothing waits for the device; each mean sums its own keys only, so nothing cancels.
     """
     images, size, width = keys.shape
-    ordered, order = key_regions.sort(dim=1)
-    starts = torch.nn.functional.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0))
-    offset = torch.arange(images, device=keys.device)[:, None] * size
-    group = starts.cumsum(dim=1) + offset
-    sums = keys.new_zeros(images * size, width).index_add_(
-        0, torch.empty_like(group).scatter_(1, order, group).flatten(), keys.flatten(0, 1)
-    )
-    sizes = keys.new_zeros(images * size).index_add_(0, group.flatten(), keys.new_ones(images * size))
-    place = torch.searchsorted(ordered, query_regions.contiguous()).clamp(max=size - 1)
-    found = (ordered.gather(1, place) == query_regions) & (query_regions != -1)
-    group = group.gather(1, place)
-    numbers = torch.where(found, sizes[group], 0)
-    return torch.where(found[..., None], sums[group] / sizes[group].clamp(min=1)[..., None], 0), numbers
+    # Keys of one region are neighbors in sorted order; all keys of a group get the same row of the sums.
+    sorted_ids, order = key_regions.sort(dim=1)
+    starts_group = F.pad(sorted_ids[:, 1:] != sorted_ids[:, :-1], (1, 0))
+    first_row = torch.arange(images, device=keys.device)[:, None] * size
+    sorted_rows = starts_group.cumsum(dim=1) + first_row
+    rows = torch.empty_like(sorted_rows).scatter_(1, order, sorted_rows)
+    sums = keys.new_zeros(images * size, width).index_add_(0, rows.flatten(), keys.flatten(0, 1))
+    sizes = keys.new_zeros(images * size).index_add_(0, sorted_rows.flatten(), keys.new_ones(images * size))
+    # Each query takes the group of the first key with its id, if there is one.
+    place = torch.searchsorted(sorted_ids, query_regions.contiguous()).clamp(max=size - 1)
+    has_positives = (sorted_ids.gather(1, place) == query_regions) & (query_regions != -1)
+    query_rows = sorted_rows.gather(1, place)
+    means = sums[query_rows] / sizes[query_rows].clamp(min=1)[..., None]
+    numbers = torch.where(has_positives, sizes[query_rows], 0)
+    return torch.where(has_positives[..., None], means, 0), numbers
 
 
 def _check_shapes(query: Tensor, keys: Tensor, query_regions: Tensor, key_regions: Tensor) -> None:

@@ -25,10 +25,11 @@ from plrc.engine.adapt import total_steps
 from plrc.engine.checkpoint import checkpoints
 from plrc.engine.health import COLLAPSED_RANK, COLLAPSED_STD
 from plrc.files import parse_json, write_text
+from plrc.objectives import TERMS
 from plrc.presets import PRESETS, preset
 from plrc.visualize import charts
 from plrc.visualize.page import render
-from plrc.visualize.verdict import TERMS, Records, last_step, of_kind, standing, verdict
+from plrc.visualize.verdict import Records, last_step, of_kind, standing, verdict
 
 LOG_LINES = 40  # of log.txt, the last ones
 FEW = 30  # values that are shown as points
@@ -139,7 +140,10 @@ def _groups(records: Records, o: ObjectiveConfig, since: int | None) -> list[dic
             "Losses and their chance levels",
             "Divergence: the loss less what no network could avoid, which is the entropy of its target.",
             [
-                *(_plot(lines, f"{t}_kl", name.capitalize(), "chance", f"{t}_chance") for t, name in TERMS.items()),
+                *(
+                    _plot(lines, f"{t}_kl", term.title.capitalize(), "chance", f"{t}_chance")
+                    for t, term in TERMS.items()
+                ),
             ],
         ),
         *group(

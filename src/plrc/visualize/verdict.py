@@ -11,8 +11,8 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal
 
 from plrc.engine.health import COLLAPSE_ADVICE, Health, warnings
+from plrc.objectives import TERMS
 
-TERMS = {"image": "image contrast", "point": "point contrast", "distill": "affinity distillation"}
 SHORT_STEPS, SHORT_LINES, FEW_CHECKS = 50, 5, 3
 LEFT = 0.05  # a term has left its chance level once its divergence lies this share below it
 LATE = 0.2  # share of the lines, the last ones, over which divergences are averaged
@@ -136,7 +136,7 @@ def _judged(line: Mapping[str, Any], name: str, filling: int) -> bool:
 
 def _about(name: str, share: float, now: float, chance: float) -> str:
     where = f"{share:.0%} below" if share >= LEFT else "at" if share > -LEFT else f"{-share:.0%} above"
-    return f"{TERMS[name]}: {where} chance level (divergence {now:.3g}, chance {chance:.3g})"
+    return f"{TERMS[name].title}: {where} chance level (divergence {now:.3g}, chance {chance:.3g})"
 
 
 def _about_health(checks: Sequence[Health]) -> Iterator[str]:
