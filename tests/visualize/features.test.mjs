@@ -34,7 +34,7 @@ test("softmax sums to one, keeps the order, and sharpens as the temperature fall
   assert.ok(cold[1] > 0.999999 && !cold.some(Number.isNaN));
 });
 
-test("colours run from the table's first to its last, and clamp", () => {
+test("colors run from the table's first to its last, and clamp", () => {
   const table = Uint8Array.from({ length: 768 }, (_, i) => Math.floor(i / 3));
   const pixels = f.paint(Float32Array.of(-1, 0, 0.5, 1, 2), 0, 1, table);
   assert.deepEqual([...pixels.filter((_, i) => i % 4 === 0)], [0, 0, 128, 255, 255]);

@@ -73,7 +73,7 @@ def run_section(run: str | Path) -> dict[str, Any]:
         "origin": _origin(run, manifest, records),
         "log": _log(run),
         "written": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "by": f"plrc {version('plrc')}",
+        "by": f"plrc {version('plrc-pretrain')}",
     }
 
 

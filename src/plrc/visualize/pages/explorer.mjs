@@ -82,10 +82,10 @@ const panels = data.panels.map((panel) => {
 const temperature = () => 10 ** Number(byId("temperature").value);
 const mode = () => byId("mode").value;
 
-/** Where the colours of cosines begin and end. */
+/** Where the colors of cosines begin and end. */
 const ends = (cosines) => (byId("common").checked ? [0, 1] : range(cosines));
 
-/** What a panel's heat map shows: values, and the ends of its colours. */
+/** What a panel's heat map shows: values, and the ends of its colors. */
 function heat(map, dim, place) {
   const cosines = affinity(map, featureAt(map, dim, place), place);
   if (mode() === "softmax") {
@@ -110,15 +110,15 @@ function draw() {
   document.documentElement.style.setProperty("--heat", byId("opacity").value);
   for (const panel of panels) {
     const network = networkOf(panel);
-    const { dim, colour } = data.networks[network];
+    const { dim, color } = data.networks[network];
     const map = features(state.image, network);
     show(panel, state.image, pictureOf(state.image));
     ringAt(panel.ring, state.place, image);
     panel.ring.classList.toggle("pinned", state.pinned);
     panel.caption.textContent = panel.members.length > 1 ? `${panel.label}, step ${data.steps[state.step]}` : panel.label;
     if (!map) continue;
-    if (mode() === "colours") {
-      put(panel.canvas, shades(map, dim, colour), columns, rows);
+    if (mode() === "colors") {
+      put(panel.canvas, shades(map, dim, color), columns, rows);
       panel.range.textContent = "first three principal components";
     } else {
       const found = heat(map, dim, state.place);
@@ -155,7 +155,7 @@ function drawOthers() {
     const one = tile();
     show(one, image, thumbnailOf(image));
     const map = features(image, network);
-    if (mode() === "colours") put(one.canvas, shades(map, dim, data.networks[network].colour), columns, rows);
+    if (mode() === "colors") put(one.canvas, shades(map, dim, data.networks[network].color), columns, rows);
     else put(one.canvas, paint(affinity(map, query), low, high, table), columns, rows);
     ringAt(one.ring, place, data.images[image]);
     const caption = element("span", { textContent: `${number(value)} ${name}` });

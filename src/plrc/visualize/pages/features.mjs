@@ -63,7 +63,7 @@ export function peak(values) {
   return { place, value: values[place] };
 }
 
-/** Values -> pixels RGBA by a table of 256 colours RGB; `low` and below is the first, `high` and above the last. */
+/** Values -> pixels RGBA by a table of 256 colors RGB; `low` and below is the first, `high` and above the last. */
 export function paint(values, low, high, table) {
   const out = new Uint8ClampedArray(4 * values.length);
   const span = high - low;
@@ -78,14 +78,14 @@ export function paint(values, low, high, table) {
   return out;
 }
 
-/** Features -> pixels RGBA; `colour` holds three rows of dim weights and an addend, for shades from 0 to 1. */
-export function shades(features, dim, colour) {
+/** Features -> pixels RGBA; `color` holds three rows of dim weights and an addend, for shades from 0 to 1. */
+export function shades(features, dim, color) {
   const out = new Uint8ClampedArray(4 * (features.length / dim));
   for (let place = 0; 4 * place < out.length; place++) {
     for (let channel = 0; channel < 3; channel++) {
       const row = channel * (dim + 1);
-      let sum = colour[row + dim];
-      for (let d = 0; d < dim; d++) sum += colour[row + d] * features[place * dim + d];
+      let sum = color[row + dim];
+      for (let d = 0; d < dim; d++) sum += color[row + d] * features[place * dim + d];
       out[4 * place + channel] = 255 * sum;
     }
     out[4 * place + 3] = 255;
