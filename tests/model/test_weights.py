@@ -73,7 +73,7 @@ def test_any_prefix_is_found_and_stripped(prefix: str, state: State, target: Bac
     assert report.prefix == prefix
     assert report.matched == tuple(state)
     assert report.complete
-    assert report.left_aside == ()
+    assert report.ignored == ()
 
 
 @pytest.mark.parametrize("outer", ["state_dict", "model", "student", "backbone"])
@@ -83,7 +83,7 @@ def test_a_nested_state_is_found(outer: str, state: State, target: Backbone, tmp
     report = load_into(target, weights)
     assert equal(target, state)
     assert report.prefix == f"{outer}.module."
-    assert report.left_aside == ("optimizer.state.0.avg",)
+    assert report.ignored == ("optimizer.state.0.avg",)
     assert weights.metadata == {"epoch": 3}
 
 
@@ -122,7 +122,7 @@ def test_the_prefix_is_the_one_with_the_most_names(state: State) -> None:
 def test_what_lies_outside_the_backbone_is_left_aside(name: str, prefix: str, state: State, target: Backbone) -> None:
     content = prefixed(prefix, state) | {prefix + name: torch.ones(3), "elsewhere.weight": torch.ones(2)}
     report = load_into(target, Weights(content, "memory", {}))
-    assert report.left_aside == (prefix + name, "elsewhere.weight")
+    assert report.ignored == (prefix + name, "elsewhere.weight")
     assert report.complete
     assert equal(target, state)
 
@@ -144,7 +144,7 @@ def without(state: State, name: str) -> State:
         (lambda s: without(s, "layer3.0.bn1.bias"), "missing           1  layer3.0.bn1.bias"),
         (
             lambda s: without(s, "conv1.weight") | {"conv_1.weight": s["conv1.weight"]},
-            "left aside        1  conv_1.weight",
+            "ignored           1  conv_1.weight",
         ),
         (
             lambda s: without(s, "layer1.0.conv1.weight") | {"layer1.0.conv_1.weight": s["layer1.0.conv1.weight"]},

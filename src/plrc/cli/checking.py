@@ -34,9 +34,9 @@ def check_in(arguments: Sequence[str], about: str) -> int:
     given = parse_plain("export", CheckIn, arguments, about)
     from plrc.export.detector_check import verify_detector
     from plrc.files import write_json
-    from plrc.model.own import call
+    from plrc.model.user_code import call_function
 
-    report = verify_detector(given.run, call(given.check_in))
+    report = verify_detector(given.run, call_function(given.check_in))
     print(report.table())
     if given.out:
         write_json(given.out, report.to_json())

@@ -123,12 +123,12 @@ def _others(given: Sequence[str], config: Config, named: str) -> list[Source]:
 
 def _network(init: str, config: Config, named: str) -> tuple[Backbone, int]:
     """A network and its level: those of its own run where `init` is one, else those of the run that is shown."""
-    from plrc.model.own import is_code, trusted
+    from plrc.model.user_code import is_user_code, trusted_backbone
     from plrc.transfer.initial import initial_backbone
 
     own = Path(init) / "config.toml"
     model = Config.load(own).model if own.exists() else config.model
-    own_code = own.exists() and is_code(model.backbone)
-    name = trusted(model.backbone, named, "--backbone {}") if init == "random" or own_code else ""
+    own_code = own.exists() and is_user_code(model.backbone)
+    name = trusted_backbone(model.backbone, named, "--backbone {}") if init == "random" or own_code else ""
     backbone, _ = initial_backbone(init, name, layer4_stride=model.layer4_stride, seed=config.seed)
     return backbone, model.stride

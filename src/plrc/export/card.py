@@ -20,7 +20,7 @@ import torchvision
 from plrc.config import Config
 from plrc.data.manifest import read_manifest
 from plrc.errors import PlrcError
-from plrc.model.own import is_code
+from plrc.model.user_code import is_user_code
 from plrc.presets import PRESETS, preset
 
 PATHS = ("data.source", "data.exclude", "regions.maps", "model.init", "model.backbone")  # settings that may name a path
@@ -155,7 +155,7 @@ def _results(saved: Mapping[str, Any], run: Path) -> str:
 def _limits(config: Config, receipt: Mapping[str, Any]) -> str:
     lines = [LIMITS]
     if config.model.stride < 32:
-        known = "" if not is_code(config.model.backbone) else ", where the network has any,"
+        known = "" if not is_user_code(config.model.backbone) else ", where the network has any,"
         lines.append(f"- Layers after stride {config.model.stride}{known} were not trained.")
     if int(receipt["step"]) < int(receipt["steps"]):
         lines.append("- The run was not finished when this was exported.")
@@ -165,7 +165,7 @@ def _limits(config: Config, receipt: Mapping[str, Any]) -> str:
 def _licence(config: Config) -> str:
     own = "Your images' licence and your own terms apply to these weights; plrc itself is Apache-2.0 and claims none."
     chain = [link if link == RANDOM else Path(link).name for link in start_of(config.model.init)]
-    if chain == [RANDOM] and is_code(config.model.backbone):
+    if chain == [RANDOM] and is_user_code(config.model.backbone):
         code = _plain("model.backbone", config.model.backbone)
         return (
             f"The network is built by its owner's code ({code}). plrc cannot tell whether that code loads weights: "

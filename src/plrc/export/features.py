@@ -18,7 +18,7 @@ from plrc.data.photometric import MEAN, STD
 from plrc.engine.checkpoint import checkpoint_of
 from plrc.errors import ConfigError, PlrcError
 from plrc.model.backbone import RESNETS, Backbone, build_backbone
-from plrc.model.own import trusted
+from plrc.model.user_code import trusted_backbone
 from plrc.model.weights import load_into, read_weights, stored_code, stored_name
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -122,7 +122,7 @@ def load_backbone(
     path = Path(path)
     weights = read_weights(checkpoint_of(path))
     stored, code = stored_name(weights.metadata), stored_code(weights.metadata)
-    name = trusted(code, backbone, "backbone={!r}") if code else stored or backbone
+    name = trusted_backbone(code, backbone, "backbone={!r}") if code else stored or backbone
     if not name:
         raise PlrcError(f"{path} does not say which backbone it holds; name it, such as backbone='resnet50'")
     if backbone not in ("", name):

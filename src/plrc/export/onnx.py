@@ -17,12 +17,12 @@ from plrc.export.pixels import pixels
 from plrc.export.proof import Proof, check_features, check_tensors, features_of, installed
 from plrc.model.backbone import RESNETS, build_backbone
 from plrc.model.naming import COUNTER
-from plrc.model.own import TRIAL, told
+from plrc.model.user_code import TEST_SIZE, describe_error
 
 ENDINGS = (".onnx",)
 TOLERANCE = 1e-4  # of the largest feature: the runtime joins convolutions with what follows them
 SIZES = ((96, 96), (65, 130))  # of ResNets: B, H and W are free, other sizes than the one that is traced
-OTHERS = (TRIAL, (192, 320))  # of other networks, which may ask that their coarsest stride divides both sides
+OTHERS = (TEST_SIZE, (192, 320))  # of other networks, which may ask that their coarsest stride divides both sides
 
 
 def version() -> str:
@@ -49,7 +49,7 @@ def write(path: Path, name: str, student: dict[str, Tensor], metadata: dict[str,
     try:
         program: Any = torch.onnx.export(
             net.eval(),
-            (torch.zeros(2, 3, *((64, 96) if name in RESNETS else TRIAL)),),
+            (torch.zeros(2, 3, *((64, 96) if name in RESNETS else TEST_SIZE)),),
             input_names=["images"],
             output_names=[f"stride{stride}" for stride in net.channels],
             dynamic_shapes={"images": {0: free, 2: free, 3: free}},
@@ -58,7 +58,7 @@ def write(path: Path, name: str, student: dict[str, Tensor], metadata: dict[str,
             verbose=False,
         )
     except Exception as error:  # of many kinds, for what a network may do and ONNX cannot
-        raise PlrcError(f"PyTorch cannot write {name} as ONNX: {told(error)}") from error
+        raise PlrcError(f"PyTorch cannot write {name} as ONNX: {describe_error(error)}") from error
     program.model.metadata_props.update(metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
     program.save(path, external_data=False)

@@ -17,7 +17,7 @@ from torch import Tensor
 from plrc.errors import PlrcError
 from plrc.model.backbone import build_backbone
 from plrc.model.naming import COUNTER
-from plrc.model.own import told
+from plrc.model.user_code import describe_error
 from plrc.text import some
 
 TOLERANCE = 1e-5  # of the largest feature: the same float32 operations, in whatever order the library runs them
@@ -83,7 +83,9 @@ def check_features(
             images = example_images(size)
             a, b = theirs(images), ours(images)
     except Exception as error:  # networks of other libraries and of the user's own may raise anything
-        raise PlrcError(f"features of images [2, 3, {size[0]}, {size[1]}] cannot be compared: {told(error)}") from error
+        raise PlrcError(
+            f"features of images [2, 3, {size[0]}, {size[1]}] cannot be compared: {describe_error(error)}"
+        ) from error
     if {s: f.shape for s, f in a.items()} != {s: f.shape for s, f in b.items()}:
         raise PlrcError("the exported network has features of other levels or shapes than the run's")
     for stride, features in b.items():

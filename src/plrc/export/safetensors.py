@@ -14,7 +14,7 @@ from torch import Tensor
 from plrc.export.formats import read_tensors, write_tensors
 from plrc.export.pixels import pixels
 from plrc.export.proof import SIZE, Proof, check_features, check_tensors, features_of
-from plrc.model.own import TRIAL, is_code
+from plrc.model.user_code import TEST_SIZE, is_user_code
 
 ENDINGS = (".safetensors", ".pt")
 
@@ -36,7 +36,7 @@ def prove(path: Path, name: str, student: dict[str, Tensor]) -> Proof:
     """Load the file into a second backbone of the same name, and compare it with the run's student."""
     state = read_tensors(path)
     check_tensors(state, student, "the file")
-    size = TRIAL if is_code(name) else SIZE
+    size = TEST_SIZE if is_user_code(name) else SIZE
     difference = check_features(features_of(name, state), features_of(name, student), size=size)
     return Proof(len(state), difference, networks=(name,))
 

@@ -26,7 +26,7 @@ from plrc.export.card import card_path, model_card
 from plrc.export.proof import Proof, content_hash
 from plrc.export.resnets import resnet_name
 from plrc.files import write_json, write_text
-from plrc.model.own import trusted
+from plrc.model.user_code import trusted_backbone
 from plrc.model.weights import refuse_non_finite
 
 BACKBONE = "backbone.net."  # what stands before the library's names in a checkpoint's student
@@ -144,7 +144,7 @@ def export_backbone(
     checkpoint = checkpoint_of(Path(run))
     saved = load_checkpoint(checkpoint)
     config = Config.from_dict(saved["config"])
-    name = trusted(config.model.backbone, backbone, "--backbone {}")
+    name = trusted_backbone(config.model.backbone, backbone, "--backbone {}")
     if backbone not in ("", name):
         raise PlrcError(f"{run} holds a {name}, not a {backbone}; leave --backbone out")
     student = {

@@ -1,7 +1,7 @@
 """Backbones: an image in, a dictionary {stride: feature map} out.
 
 Layer 2. `Backbone.net` carries the tensor names of the library it came from (torchvision, timm, or the user's own code:
-own.py), so that weights move between plrc and that library without renaming.
+user_code.py), so that weights move between plrc and that library without renaming.
 
 Shapes: B images, H x W pixels, C channels.
 """
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet
 
 from plrc.errors import ConfigError
-from plrc.model.own import by_stride, is_code, own_backbone
+from plrc.model.user_code import backbone_from_function, features_by_stride, is_user_code
 
 RESNETS = tuple(n for n in torchvision.models.list_models(module=torchvision.models) if "resne" in n)
 
@@ -54,8 +54,8 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor, deepest: int | None = None) -> dict[int, Tensor]:
         """`deepest`: the largest stride that is wanted; a torchvision ResNet then skips the layers after it."""
         wanted = [s for s in self.channels if deepest is None or s <= deepest]
-        if is_code(self.name):
-            found = by_stride(self.net, self.net(images))
+        if is_user_code(self.name):
+            found = features_by_stride(self.net, self.net(images))
             return {stride: found[stride] for stride in wanted}
         levels = self.net(images, len(wanted)) if isinstance(self.net, ResNetLevels) else self.net(images)
         return dict(zip(wanted, levels, strict=False))
@@ -63,9 +63,9 @@ class Backbone(nn.Module):
 
 def build_backbone(name: str, layer4_stride: int = 2) -> Backbone:
     """A backbone with random weights: a torchvision ResNet by its name, `timm:NAME` (a model with features_only), or
-    the user's own function (own.py), which is imported and called."""
-    if is_code(name):
-        return Backbone(name, *own_backbone(name))
+    the user's own function (user_code.py), which is imported and called."""
+    if is_user_code(name):
+        return Backbone(name, *backbone_from_function(name))
     if name.startswith("timm:"):
         return _timm_backbone(name)
     if name not in RESNETS:

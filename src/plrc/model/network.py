@@ -12,7 +12,7 @@ from plrc.config import ModelConfig
 from plrc.errors import ConfigError
 from plrc.model.backbone import build_backbone
 from plrc.model.heads import contrast_head, distill_head
-from plrc.model.own import is_code, refuse_frozen
+from plrc.model.user_code import is_user_code, refuse_frozen
 
 
 def feature_side(config: ModelConfig, size: int) -> int:
@@ -50,7 +50,7 @@ class Network(nn.Module):
     def __init__(self, config: ModelConfig, contrast: bool = True, distill: bool = True) -> None:
         super().__init__()
         self.backbone = build_backbone(config.backbone, config.layer4_stride)
-        if is_code(config.backbone):
+        if is_user_code(config.backbone):
             refuse_frozen(self.backbone.net, config.backbone)
         self.stride = config.stride
         channels = self.backbone.channels.get(config.stride)

@@ -25,8 +25,8 @@ from plrc.errors import PlrcError
 from plrc.files import damage
 from plrc.model.backbone import RESNETS, Backbone
 from plrc.model.naming import COUNTER, torchvision_names
-from plrc.model.own import is_code
 from plrc.model.pickles import read_arrays
+from plrc.model.user_code import is_user_code
 from plrc.text import some
 
 FOLLOWERS = frozenset({"teacher", "k", "momentum", "ema", "target"})  # words that name an averaged copy of a network
@@ -52,7 +52,7 @@ class LoadReport:
     unexpected: tuple[str, ...]
     """Names inside the backbone's own modules that it does not have: the file holds another network."""
     shape_mismatch: tuple[str, ...]
-    left_aside: tuple[str, ...]
+    ignored: tuple[str, ...]
     """Classifiers, heads, optimiser state and the like: harmless."""
 
     @property
@@ -66,7 +66,7 @@ class LoadReport:
             "missing": self.missing,
             "another shape": self.shape_mismatch,
             "unexpected": self.unexpected,
-            "left aside": self.left_aside,
+            "ignored": self.ignored,
         }
         head = f"prefix in the file: {self.prefix or '(none)'}"
         return "\n".join(
@@ -149,7 +149,7 @@ def stored_name(metadata: dict[str, Any]) -> str:
 def stored_code(metadata: dict[str, Any]) -> str:
     """The code of somebody's own that built the backbone, as the metadata name it; it is for the user to name again."""
     name = _named(metadata)
-    return name if is_code(name) else ""
+    return name if is_user_code(name) else ""
 
 
 def _named(metadata: dict[str, Any]) -> str:
@@ -182,7 +182,7 @@ def _compare(state: Mapping[str, Tensor], target: Mapping[str, Tensor], prefix: 
             for name in both
             if name in mismatch
         ),
-        left_aside=tuple(name for name in foreign if name not in inside),
+        ignored=tuple(name for name in foreign if name not in inside),
     )
 
 

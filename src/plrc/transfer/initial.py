@@ -18,7 +18,7 @@ from plrc.engine.checkpoint import checkpoint_of
 from plrc.errors import PlrcError
 from plrc.model.backbone import RESNETS, Backbone, build_backbone
 from plrc.model.naming import COUNTER
-from plrc.model.own import is_code
+from plrc.model.user_code import is_user_code
 from plrc.model.weights import LoadReport, Weights, find_prefix, load_into, read_weights, stored_code, stored_name
 from plrc.text import note, some
 
@@ -39,7 +39,7 @@ class Initial:
         """What to tell the user: counts, and the names of what does not fit."""
         if self.report is None:
             return [f"{self.backbone}, random weights"]
-        matched, aside = len(self.report.matched), len(self.report.left_aside)
+        matched, aside = len(self.report.matched), len(self.report.ignored)
         return [
             f"{self.backbone} with the weights of {self.source}: {matched} tensors match, {aside} are left aside",
             *note("tensors that the file lacks", self.report.missing),
@@ -71,7 +71,7 @@ def initial_backbone(
         )
     if weights and not (found or name):
         found = _architecture(weights)
-    if weights and found and name and found != name and not is_code(name):
+    if weights and found and name and found != name and not is_user_code(name):
         raise _other(weights.source, found, name)
     chosen = name or found or USUAL
     with torch.random.fork_rng(devices=[]):

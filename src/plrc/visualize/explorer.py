@@ -28,7 +28,7 @@ from plrc.data.sources import ImageList, find_images
 from plrc.engine.checkpoint import checkpoints, load_checkpoint
 from plrc.errors import PlrcError
 from plrc.model import Backbone, build_backbone
-from plrc.model.own import trusted
+from plrc.model.user_code import trusted_backbone
 from plrc.model.weights import Weights, load_into
 from plrc.text import printable
 from plrc.visualize.dense_features import STRIDES, Codes, dense_features, fitted_size, own_stride, reduce
@@ -134,7 +134,7 @@ def _member(path: Path, role: str, named: str) -> Source:
     def load() -> tuple[Backbone, int]:
         state = load_checkpoint(path)
         model = Config.from_dict(state["config"]).model
-        backbone = build_backbone(trusted(model.backbone, named, "--backbone {}"), model.layer4_stride)
+        backbone = build_backbone(trusted_backbone(model.backbone, named, "--backbone {}"), model.layer4_stride)
         load_into(backbone, Weights(state[role], f"{path} ({role})", {}))
         return backbone, model.stride
 

@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 from tests.export.test_torchvision import names, saved_run
-from tests.model.test_own import write
+from tests.model.test_user_code import write
 
 import plrc
 from plrc.cli import main
@@ -23,7 +23,7 @@ from plrc.export import BACKBONE, export_backbone, library_of
 from plrc.export import safetensors as to_safetensors
 from plrc.export.formats import read_tensors, write_tensors
 from plrc.model import build_backbone
-from plrc.model.own import call
+from plrc.model.user_code import call_function
 from plrc.transfer.initial import initial_backbone, verify_inside
 
 State = dict[str, torch.Tensor]
@@ -39,7 +39,7 @@ def trained(tiny: Callable[..., Config], tmp_path: Path) -> tuple[plrc.Run, str]
 def test_a_run_hands_itself_over_under_the_modules_own_names(trained: tuple[plrc.Run, str]) -> None:
     run, name = trained
     file = run.path / "exported" / "backbone.safetensors"
-    net = call(name)
+    net = call_function(name)
     net.load_state_dict(safetensors.torch.load_file(file))
     newest = newest_checkpoint(run.path)
     assert newest is not None
@@ -182,7 +182,7 @@ FAULTS: dict[str, tuple[Callable[[State], State], str]] = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_in_the_file_is_caught_and_named(fault: str, tmp_path: Path) -> None:
     name = write(tmp_path, "return Stages()")
-    student = call(name).state_dict()
+    student = call_function(name).state_dict()
     change, sentence = FAULTS[fault]
     file = tmp_path / "file.pt"
     torch.save(change(student), file)
@@ -207,6 +207,6 @@ def test_a_function_that_builds_another_network_than_the_run_trained_is_caught(
 def test_tied_tensors_are_written_under_each_of_their_names(tmp_path: Path) -> None:
     body = "net = Stages()\n    net.again = nn.BatchNorm2d(8)\n    net.again.weight = net.norm.weight\n    return net"
     name = write(tmp_path, body, "tied.py")
-    write_tensors(tmp_path / "tied.safetensors", call(name).state_dict(), {})
+    write_tensors(tmp_path / "tied.safetensors", call_function(name).state_dict(), {})
     assert {"norm.weight", "again.weight"} <= read_tensors(tmp_path / "tied.safetensors").keys()
     assert library_of(name) == "safetensors"

@@ -12,7 +12,7 @@ from torch import nn
 from plrc.config import ModelConfig
 from plrc.errors import ConfigError
 from plrc.model import Network, build_backbone, check_feature_side
-from plrc.model.own import call, is_code
+from plrc.model.user_code import call_function, is_user_code
 
 NET = '''
 from collections import OrderedDict
@@ -147,9 +147,9 @@ def test_code_that_cannot_be_imported_is_told_in_one_sentence(tmp_path: Path, mo
     }
     for name, sentence in expected.items():
         with pytest.raises(ConfigError, match=sentence) as caught:
-            call(name)
+            call_function(name)
         assert "\n" not in str(caught.value)
-    assert is_code("near_by:build") and not is_code("timm:resnet10t") and not is_code("resnet18")
+    assert is_user_code("near_by:build") and not is_user_code("timm:resnet10t") and not is_user_code("resnet18")
 
 
 def settings(backbone: str, **changes: object) -> ModelConfig:

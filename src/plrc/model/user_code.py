@@ -31,33 +31,33 @@ from plrc.text import nearest
 HOW = "write package.module:function or path/to/file.py:function"
 CONTRACT = "return {stride: features}, or set `strides` on the module and return the feature maps in that order"
 ANYTHING = (Exception, SystemExit)  # that code of the user's own may raise; its exit would end plrc with its status
-TRIAL = (128, 192)  # pixels; not square, so that swapped sides are found
+TEST_SIZE = (128, 192)  # pixels; not square, so that swapped sides are found
 
 
-def is_code(name: str) -> bool:
+def is_user_code(name: str) -> bool:
     """Whether a backbone's name names code of the user's own."""
     return ":" in name and not name.startswith("timm:")
 
 
-def trusted(stored: str, named: str, how: str) -> str:
+def trusted_backbone(stored: str, named: str, how: str) -> str:
     """The backbone to build for a run that stored its name; code is taken only from what the user names in this call.
 
     A run folder may be somebody else's, so code that it names is shown and not followed: ConfigError. What the user
     names may differ from it, such as a file that has moved: whether it is the same network, its tensors decide.
     """
-    if not is_code(stored):
+    if not is_user_code(stored):
         return stored
     if not named:
         raise ConfigError(
             f"this backbone is a network of somebody's own code ({stored}), which is imported only where you name it; "
             f"if you trust it, add {how.format(stored)}"
         )
-    if not is_code(named):
+    if not is_user_code(named):
         raise ConfigError(f"this backbone is a network of somebody's own code ({stored}), not a {named}")
     return named
 
 
-def call(name: str) -> Any:
+def call_function(name: str) -> Any:
     """What the function named `name` returns. Raises ConfigError, in one sentence, for whatever goes wrong in it."""
     place, _, attribute = name.rpartition(":")
     if not place or not attribute:
@@ -72,12 +72,12 @@ def call(name: str) -> Any:
         try:
             return function()
         except ANYTHING as error:
-            raise ConfigError(f"{name} raised {told(error)}") from error
+            raise ConfigError(f"{name} raised {describe_error(error)}") from error
 
 
-def own_backbone(name: str) -> tuple[nn.Module, dict[int, int]]:
+def backbone_from_function(name: str) -> tuple[nn.Module, dict[int, int]]:
     """(network, {stride: channels} from fine to coarse) of a function; ConfigError where it breaks the contract."""
-    net = call(name)
+    net = call_function(name)
     if not isinstance(net, nn.Module):
         raise ConfigError(f"{name} returned a {type(net).__name__}; return a torch.nn.Module that gives features")
     kinds = {str(p.dtype) for p in net.parameters()} - {"torch.float32"}
@@ -88,12 +88,14 @@ def own_backbone(name: str) -> tuple[nn.Module, dict[int, int]]:
     training = net.training
     try:
         with torch.no_grad():
-            found = net.eval()(torch.zeros(1, 3, *TRIAL))
+            found = net.eval()(torch.zeros(1, 3, *TEST_SIZE))
     except Exception as error:
-        size = f"an image [1, 3, {TRIAL[0]}, {TRIAL[1]}]"
-        raise ConfigError(f"the network of {name} does not take {size}: its forward raised {told(error)}") from error
+        size = f"an image [1, 3, {TEST_SIZE[0]}, {TEST_SIZE[1]}]"
+        raise ConfigError(
+            f"the network of {name} does not take {size}: its forward raised {describe_error(error)}"
+        ) from error
     net.train(training)
-    levels = by_stride(net, found)
+    levels = features_by_stride(net, found)
     if not levels:
         raise ConfigError(f"the network of {name} gives {_kind(found)}; {CONTRACT}")
     for stride, features in levels.items():
@@ -101,7 +103,7 @@ def own_backbone(name: str) -> tuple[nn.Module, dict[int, int]]:
     return net, {stride: features.shape[1] for stride, features in levels.items()}
 
 
-def by_stride(net: nn.Module, found: Any) -> dict[int, Any]:
+def features_by_stride(net: nn.Module, found: Any) -> dict[int, Any]:
     """What a network gave, as {stride: features} from fine to coarse; empty where it does not say the strides."""
     if isinstance(found, Mapping) and found and all(type(key) is int for key in found):
         return {stride: found[stride] for stride in sorted(found)}
@@ -124,7 +126,7 @@ def refuse_frozen(net: nn.Module, name: str) -> None:
         )
 
 
-def told(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """An exception in one line: its kind, what it says, and where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
@@ -134,12 +136,13 @@ def told(error: BaseException) -> str:
 def _check_level(name: str, stride: int, features: Any) -> None:
     if not isinstance(features, Tensor) or features.ndim != 4 or len(features) != 1:
         raise ConfigError(f"level {stride} of {name} is {_kind(features)}; return feature maps [B, C, H / s, W / s]")
-    sides = tuple(-(-side // stride) for side in TRIAL) if stride > 0 else (0, 0)
+    sides = tuple(-(-side // stride) for side in TEST_SIZE) if stride > 0 else (0, 0)
     if tuple(features.shape[2:]) != sides:
         height, width = features.shape[2:]
         raise ConfigError(
-            f"level {stride} of {name} has {height} x {width} positions for an image of {TRIAL[0]} x {TRIAL[1]} pixels "
-            f"instead of {sides[0]} x {sides[1]}: its stride is about {TRIAL[0] / max(height, 1):.3g}"
+            f"level {stride} of {name} has {height} x {width} positions for an image of {TEST_SIZE[0]} x "
+            f"{TEST_SIZE[1]} pixels "
+            f"instead of {sides[0]} x {sides[1]}: its stride is about {TEST_SIZE[0] / max(height, 1):.3g}"
         )
 
 
@@ -160,9 +163,9 @@ def _module(place: str) -> ModuleType:
                 file = f"{place.replace('.', '/')}.py"
                 hint = f"write {file}:..." if Path(file).is_file() else "a file is named as path/to/file.py:function"
                 raise ConfigError(f"cannot import {place}: it is not installed here; {hint}") from error
-            raise ConfigError(f"importing {place} raised {told(error)}") from error
+            raise ConfigError(f"importing {place} raised {describe_error(error)}") from error
         except ANYTHING as error:
-            raise ConfigError(f"importing {place} raised {told(error)}") from error
+            raise ConfigError(f"importing {place} raised {describe_error(error)}") from error
     path = Path(place).resolve()
     if not path.is_file():
         raise ConfigError(f"there is no file {place}; {HOW}")
@@ -175,7 +178,7 @@ def _module(place: str) -> ModuleType:
             spec.loader.exec_module(module)
         except ANYTHING as error:
             del sys.modules[key]
-            raise ConfigError(f"importing {place} raised {told(error)}") from error
+            raise ConfigError(f"importing {place} raised {describe_error(error)}") from error
     return sys.modules[key]
 
 
