@@ -54,7 +54,7 @@ def masks(tmp_path: Path) -> Path:
 
 def plain(tiny: Tiny, source: Path) -> Config:
     """Views without color changes."""
-    off = {f"views__{name}": 0.0 for name in ("jitter", "grey", "blur")}
+    off = {f"views__{name}": 0.0 for name in ("jitter_prob", "gray_prob", "blur_prob")}
     return tiny(data__source=str(source), views__size=64, **off)
 
 
@@ -66,7 +66,7 @@ def check_of(config: Config) -> HealthCheck:
 def test_objects_lie_where_the_view_shows_them(tiny: Tiny, masks: Path) -> None:
     check = check_of(plain(tiny, masks))
     assert check.objects is not None
-    for shown, ids in zip(check.parts[0].images[QUERY][:5], check.objects[:5], strict=True):
+    for shown, ids in zip(check.batches[0].images[QUERY][:5], check.objects[:5], strict=True):
         expected = (shown[0] > 128) * 1 + (shown[1] > 128) * 2
         assert (ids == expected).float().mean() > 0.9  # all but the edges
     assert (check.objects[5] <= 0).all()

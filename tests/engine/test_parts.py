@@ -15,9 +15,10 @@ from plrc.config import Config, Method
 from plrc.data.sampler import StepSampler, split_held_out
 from plrc.engine import schedule
 from plrc.engine.adapt import MIN_STEPS, adapt, total_steps
-from plrc.engine.health import Health, should_stop, spread, warnings
+from plrc.engine.health import Health, alarms, should_stop
 from plrc.engine.runlog import cut_lines
 from plrc.errors import PlrcError
+from plrc.measures.features import feature_statistics
 from plrc.model import KeyQueue
 from plrc.presets import PRESETS, preset
 
@@ -106,24 +107,24 @@ def test_queue_wraps_around_and_keeps_the_newest(size: int, batch: int) -> None:
     assert sorted(queue.keys[:, 0].tolist()) == sorted(newest[:, 0].tolist())
 
 
-def test_spread_in_closed_cases() -> None:
+def test_feature_statistics_in_closed_cases() -> None:
     same = F.normalize(torch.ones(50, 8), dim=1)
-    assert spread(same)[0] == pytest.approx(0, abs=1e-5)
+    assert feature_statistics(same)[0] == pytest.approx(0, abs=1e-5)
     line = F.normalize(torch.tensor([[1.0, 0, 0, 0]] * 10 + [[-1.0, 0, 0, 0]] * 10), dim=1)
-    assert spread(line)[1] == pytest.approx(1, abs=1e-3)
+    assert feature_statistics(line)[1] == pytest.approx(1, abs=1e-3)
     random = F.normalize(torch.randn(4000, 16, generator=torch.Generator().manual_seed(0)), dim=1)
-    std, rank = spread(random)
+    std, rank = feature_statistics(random)
     assert std == pytest.approx(1, abs=0.02) and rank == pytest.approx(16, abs=0.3)
 
 
 def test_health_alarms_speak_only_when_they_must() -> None:
     good = [Health(s, 0.5, 20, 0.4, 0.04) for s in (0, 1, 2)]
-    assert warnings(good) == [] and not should_stop(good)
+    assert alarms(good) == [] and not should_stop(good)
     bad = Health(3, 0.001, 1.1, 0.04, 0.04)
-    assert any("collapsed" in w for w in warnings([*good, bad])) and not should_stop([*good, bad])
+    assert any("collapsed" in w for w in alarms([*good, bad])) and not should_stop([*good, bad])
     assert should_stop([*good, bad, bad])
-    assert any("chance level" in w for w in warnings([*good, Health(3, 0.5, 20, 0.05, 0.04)]))
-    assert any("effective rank fell" in w for w in warnings([*good, Health(3, 0.5, 3, 0.4, 0.04)]))
+    assert any("chance level" in w for w in alarms([*good, Health(3, 0.5, 20, 0.05, 0.04)]))
+    assert any("effective rank fell" in w for w in alarms([*good, Health(3, 0.5, 3, 0.4, 0.04)]))
 
 
 def test_metrics_after_the_restored_step_are_cut(tmp_path: Path) -> None:

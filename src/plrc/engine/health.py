@@ -1,18 +1,17 @@
-"""Label-free health of dense features on held-out images, and the plain-language alarms that follow from it.
+"""Label-free health of dense features on held-out images, and the alarms that follow from it.
 
-Layer 4. Measured on the student's backbone features (what is exported), not on the heads. Where the images come with
-COCO masks, how well the features group objects is measured too; nothing is trained on the masks.
+Health is measured on the student's backbone features (what is exported), not on the heads. If the images come with COCO
+masks, it also measures how well the features group objects; nothing is trained on the masks.
 
-Shapes: B images, N points per image, C channels.
+Shapes: B images, N points per image, C channels, h x w feature cells, S x S places of a view.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,10 +27,11 @@ from plrc.data.sources import ImageList
 from plrc.data.views import MATCH, QUERY
 from plrc.errors import PlrcError
 from plrc.geometry import lattice, look_up, sample, to_image
+from plrc.measures.features import feature_statistics
 from plrc.measures.grouping import grouping_auc
 
-POINTS = 32  # points per held-out image
-PART = 16  # images that pass at once
+POINTS = 32  # per held-out image
+BATCH_SIZE = 16
 MASK_SIDE = 64  # places per side of a view at which its objects are known
 COLLAPSED_STD = 0.01
 COLLAPSED_RANK = 1.5
@@ -42,13 +42,16 @@ COLLAPSE_ADVICE = (
 
 @dataclass(frozen=True)
 class Health:
-    """One check.
+    """The result of a health check.
 
-    feature_std: standard deviation of unit features over points, times sqrt(C); 1 if spread evenly, 0 if all equal.
-    effective_rank: exp of the entropy of the covariance's normalized eigenvalues; 1 if features lie on a line.
-    point_match: share of points whose nearest feature in another view of the image is the same physical point.
-    point_match_chance: the same by guessing.
-    grouping_auc: `grouping.grouping_auc` of the held-out images, 0.5 by chance; None without masks.
+    Attributes:
+        step: The step after which it was made.
+        feature_std: Standard deviation of unit features over points, times sqrt(C): 1 if they are spread evenly, 0 if
+            all are equal.
+        effective_rank: exp of the entropy of the covariance's normalized eigenvalues: 1 if features lie on a line.
+        point_match: Share of points whose nearest feature in another view of the image is the same physical point.
+        point_match_chance: The same for random features.
+        grouping_auc: `measures.grouping.grouping_auc` of the held-out images, 0.5 by chance; None without masks.
     """
 
     step: int
@@ -60,137 +63,166 @@ class Health:
 
     @property
     def collapsed(self) -> bool:
-        return not (self.feature_std >= COLLAPSED_STD and self.effective_rank >= COLLAPSED_RANK)  # nan is collapsed
+        """Whether the features have collapsed; a measure that is nan counts as collapsed."""
+        return not (self.feature_std >= COLLAPSED_STD and self.effective_rank >= COLLAPSED_RANK)
 
     def __str__(self) -> str:
-        grouping = "" if self.grouping_auc is None else f", grouping AUC {self.grouping_auc:.3f} (chance 0.5)"
-        return (
+        sentence = (
             f"health at step {self.step}: feature std {self.feature_std:.3f}, "
             f"effective rank {self.effective_rank:.1f}, "
-            f"point match {self.point_match:.3f} (chance {self.point_match_chance:.3f}){grouping}"
+            f"point match {self.point_match:.3f} (chance {self.point_match_chance:.3f})"
         )
+        if self.grouping_auc is not None:
+            sentence += f", grouping AUC {self.grouping_auc:.3f} (chance 0.5)"
+        return sentence
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the fields as metrics.jsonl and checkpoints hold them."""
         return asdict(self)
 
 
-class HealthCheck:
-    """Holds two overlapping, augmented views of each held-out image, the same ones for the whole run.
+class ViewFeatures(NamedTuple):
+    """Features of two views of the same images."""
 
-    `unreadable`: name and reason of the held-out images that are left out.
+    first: Tensor  # [B, N, C], of unit length, at points of the first view
+    second: Tensor  # [B, N, C], of unit length, at the same physical points of the second view
+    valid: Tensor  # bool [B, N], whether the second view shows the point
+    level: Tensor  # [B, C, h, w], all features of the first view
+
+
+class HealthCheck:
+    """Two overlapping, augmented views of each held-out image, the same ones for the whole run.
+
+    Attributes:
+        batches: The views.
+        objects: [B, S, S] the ids of objects in the first views of all images; None without masks.
+        unreadable: Name -> reason for the held-out images that cannot be read.
     """
 
     def __init__(self, config: Config, images: ImageList, held_out: np.ndarray, device: torch.device) -> None:
-        self.config, self.device = config, device
+        self.config = config
+        self.device = device
         self.unreadable: dict[str, str] = {}
-        with_match = {"objectives.distill_weight": 1.0, "objectives.distill_points": POINTS}
-        dataset = ViewDataset(
-            images, held_out, config.with_values(with_match | {"regions.source": "grid", "regions.maps": ""}, pin=False)
-        )
-        samples, names = [], []
+        needs_match_view = {"objectives.distill_weight": 1.0, "objectives.distill_points": POINTS}
+        needs_no_regions = {"regions.source": "grid", "regions.maps": ""}
+        dataset = ViewDataset(images, held_out, config.with_values(needs_match_view | needs_no_regions))
+        samples: list[Batch] = []
+        names: list[str] = []
         for index in range(len(held_out)):
-            found = dataset.attempt(0, index)
-            if isinstance(found, Batch):
-                samples.append(found)
+            sample_or_reason = dataset.attempt(0, index)
+            if isinstance(sample_or_reason, Batch):
+                samples.append(sample_or_reason)
                 names.append(dataset.name(index))
             else:
-                self.unreadable[dataset.name(index)] = found
-        self.parts = [collate(samples[i : i + PART]) for i in range(0, len(samples), PART)]
-        self.objects = _objects(config, images, names, self.parts)
+                self.unreadable[dataset.name(index)] = sample_or_reason
+        starts = range(0, len(samples), BATCH_SIZE)
+        self.batches = [collate(samples[start : start + BATCH_SIZE]) for start in starts]
+        self.objects = _objects(config, images, names, self.batches)
 
     @torch.no_grad()
     def measure(self, backbone: nn.Module, stride: int, step: int) -> Health | None:
-        """Check the features of level `stride`; None where no image is held out. Leaves the backbone as it was."""
-        if not self.parts:
+        """Measure the health of features.
+
+        Args:
+            backbone: Images -> {stride: features}; it is left in the mode that it was in.
+            stride: The feature level to measure.
+            step: The step after which this is.
+
+        Returns:
+            None if there is no held-out image.
+        """
+        if not self.batches:
             return None
         training = backbone.training
         backbone.eval()
-        features, levels, right, chance, count = [], [], 0.0, 0.0, 0
-        for part in self.parts:
-            a, b, valid, level = self._point_features(backbone, stride, part.to(self.device))
-            levels += [level] if self.objects is not None else []
-            features += [a[valid], b[valid]]
-            affinity = (a @ b.transpose(1, 2)).masked_fill(~valid[:, None, :], -2.0)
-            hit = affinity.argmax(dim=2) == torch.arange(POINTS, device=self.device)
-            right += float((hit & valid).sum())
-            rivals = valid.sum(dim=1)
-            chance += float((rivals > 0).sum())  # each image: rivals queries, each right with probability 1 / rivals
-            count += int(rivals.sum())
+        features: list[Tensor] = []
+        levels: list[Tensor] = []
+        matched = 0.0
+        matched_by_chance = 0.0
+        points = 0
+        for batch in self.batches:
+            views = self._view_features(backbone, stride, batch.to(self.device))
+            features += [views.first[views.valid], views.second[views.valid]]
+            if self.objects is not None:
+                levels.append(views.level)
+            affinity = (views.first @ views.second.transpose(1, 2)).masked_fill(~views.valid[:, None, :], -2.0)
+            is_match = affinity.argmax(dim=2) == torch.arange(POINTS, device=self.device)
+            matched += float((is_match & views.valid).sum())
+            valid_points = views.valid.sum(dim=1)  # a guess among n points of an image is right once in n times
+            matched_by_chance += float((valid_points > 0).sum())
+            points += int(valid_points.sum())
         backbone.train(training)
-        std, rank = spread(torch.cat(features))
-        grouping = self._grouping(torch.cat(levels)) if levels else None
-        return Health(step, std, rank, right / max(count, 1), chance / max(count, 1), grouping)
+        feature_std, effective_rank = feature_statistics(torch.cat(features))
+        return Health(
+            step,
+            feature_std,
+            effective_rank,
+            point_match=matched / max(points, 1),
+            point_match_chance=matched_by_chance / max(points, 1),
+            grouping_auc=self._grouping(torch.cat(levels)) if levels else None,
+        )
 
     def _grouping(self, features: Tensor) -> float | None:
-        """Of the first views [B, C, h, w]; None where they show no two points to tell apart."""
+        """Measure grouping in the first views [B, C, h, w]; None if they show no two objects to tell apart."""
         assert self.objects is not None
-        shown = (self.objects > 0).flatten(1).any(dim=1)
+        has_objects = (self.objects > 0).flatten(1).any(dim=1)
         with contextlib.suppress(PlrcError):
-            return grouping_auc(features[shown.to(features.device)], self.objects[shown], points=2 * POINTS)
+            return grouping_auc(features[has_objects.to(features.device)], self.objects[has_objects], points=2 * POINTS)
         return None
 
-    def _point_features(self, backbone: nn.Module, stride: int, part: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Unit features [B, N, C] of the same physical points in two views, which points both views show [B, N], and
-        all features of the first view [B, C, h, w]."""
-        points = match_points(part.maps[QUERY], part.maps[MATCH], part.match[:, : match_draws(POINTS)], POINTS)
-        both, levels = [], []
-        for view, where in ((QUERY, points.student), (MATCH, points.teacher)):
-            images = photometric.augment(part.images[view], part.color[view], self.config.views)
-            levels.append(backbone(images, stride)[stride])
-            both.append(F.normalize(sample(levels[-1], where), dim=-1))
-        return both[0], both[1], points.valid, levels[0]
+    def _view_features(self, backbone: nn.Module, stride: int, batch: Batch) -> ViewFeatures:
+        draws = batch.match[:, : match_draws(POINTS)]
+        points = match_points(batch.maps[QUERY], batch.maps[MATCH], draws, POINTS)
+        first_images = photometric.augment(batch.images[QUERY], batch.color[QUERY], self.config.views)
+        first_level = backbone(first_images, stride)[stride]
+        second_images = photometric.augment(batch.images[MATCH], batch.color[MATCH], self.config.views)
+        second_level = backbone(second_images, stride)[stride]
+        first = F.normalize(sample(first_level, points.student), dim=-1)
+        second = F.normalize(sample(second_level, points.teacher), dim=-1)
+        return ViewFeatures(first, second, points.valid, first_level)
 
 
-def _objects(config: Config, images: ImageList, names: Sequence[str], parts: Sequence[Batch]) -> Tensor | None:
-    """The objects in the first views of the named images, [B, S, S] as `grouping_auc` takes them; None where the images
-    come without masks."""
+def alarms(history: Sequence[Health]) -> list[str]:
+    """Describe what is wrong with the features at the newest check.
+
+    Args:
+        history: All checks so far; the first was made at the start of the run.
+    """
+    first = history[0]
+    now = history[-1]
+    sentences: list[str] = []
+    if now.collapsed:
+        measured = f"feature std {now.feature_std:.3f}, effective rank {now.effective_rank:.1f}"
+        sentences.append(f"{measured}: {COLLAPSE_ADVICE}")
+    elif now.effective_rank < 0.25 * first.effective_rank:
+        change = f"from {first.effective_rank:.1f} to {now.effective_rank:.1f}"
+        sentences.append(f"the effective rank fell {change}: collapse may be near")
+    if len(history) > 2 and now.point_match < 1.5 * now.point_match_chance:
+        measured = f"{now.point_match:.3f}, chance {now.point_match_chance:.3f}"
+        sentences.append(
+            f"points are matched between views at chance level ({measured}): the features carry no position"
+        )
+    return sentences
+
+
+def should_stop(history: Sequence[Health]) -> bool:
+    """Tell whether the last two checks in a row show collapsed features."""
+    return len(history) >= 2 and history[-1].collapsed and history[-2].collapsed
+
+
+def _objects(config: Config, images: ImageList, names: Sequence[str], batches: Sequence[Batch]) -> Tensor | None:
+    """Find the objects in the first views of the named images, [B, S, S] as `grouping_auc` takes them."""
+    has_masks = config.regions.source == "coco" or images.layout == "coco"
+    if not batches or not has_masks:
+        return None
     file = config.regions.maps if config.regions.source == "coco" else config.data.source
-    if not parts or (config.regions.source != "coco" and images.layout != "coco"):
-        return None
     try:
         masks = read_masks(file, ImageList(images.root, tuple(names), images.layout))
-    except PlrcError:  # boxes alone, or no package for masks: this measure is left out
+    except PlrcError:  # the file has only boxes, or the package for masks is missing: grouping is not measured
         return None
-    nothing = np.full((MASK_SIDE, MASK_SIDE), -1, dtype=np.int32)
-    maps = [masks.objects(name, MASK_SIDE) if name in masks.entries else nothing for name in names]
-    places = torch.cat([part.maps[QUERY] for part in parts])
-    points = to_image(lattice(MASK_SIDE, MASK_SIDE).expand(len(names), -1, -1), places)
-    return look_up(torch.from_numpy(np.stack(maps)), points).reshape(len(names), MASK_SIDE, MASK_SIDE)
-
-
-def spread(features: Tensor) -> tuple[float, float]:
-    """(feature_std, effective_rank) of unit-length features [N, C], as in `Health`; nan where one is not finite."""
-    if len(features) < 2:
-        return 0.0, 1.0
-    if not bool(features.isfinite().all()):
-        return math.nan, math.nan
-    std = float(features.std(dim=0, correction=0).square().mean().sqrt() * features.shape[1] ** 0.5)
-    centred = (features - features.mean(dim=0)).double()
-    tall = features.shape[1] <= len(features)
-    eigenvalues = torch.linalg.eigvalsh(centred.T @ centred if tall else centred @ centred.T).clamp(min=0)
-    share = eigenvalues / eigenvalues.sum().clamp(min=1e-30)
-    entropy = -(share * share.clamp(min=1e-30).log()).sum()
-    return std, float(entropy.exp())
-
-
-def warnings(history: list[Health]) -> list[str]:
-    """Plain sentences about the newest check, given all checks so far (the first one is the start of the run)."""
-    first, now = history[0], history[-1]
-    found = []
-    if now.collapsed:
-        found.append(f"feature std {now.feature_std:.3f}, effective rank {now.effective_rank:.1f}: {COLLAPSE_ADVICE}")
-    elif now.effective_rank < 0.25 * first.effective_rank:
-        found.append(
-            f"the effective rank fell from {first.effective_rank:.1f} to {now.effective_rank:.1f}: collapse may be near"
-        )
-    if len(history) > 2 and now.point_match < 1.5 * now.point_match_chance:
-        found.append(
-            f"points are matched between views at chance level ({now.point_match:.3f}, chance "
-            f"{now.point_match_chance:.3f}): the features carry no position"
-        )
-    return found
-
-
-def should_stop(history: list[Health]) -> bool:
-    """Two checks in a row find collapsed features."""
-    return len(history) >= 2 and history[-1].collapsed and history[-2].collapsed
+    unlabelled = np.full((MASK_SIDE, MASK_SIDE), -1, dtype=np.int32)
+    object_maps = [masks.objects(name, MASK_SIDE) if name in masks.entries else unlabelled for name in names]
+    view_maps = torch.cat([batch.maps[QUERY] for batch in batches])
+    places = to_image(lattice(MASK_SIDE, MASK_SIDE).expand(len(names), -1, -1), view_maps)
+    ids = look_up(torch.from_numpy(np.stack(object_maps)), places)
+    return ids.reshape(len(names), MASK_SIDE, MASK_SIDE)

@@ -52,7 +52,7 @@ class Monitor:
                 history.append(found)
                 took = {"seconds": time.perf_counter() - began}
                 self.log.record(step, "health", found.to_dict() | self.state.drift() | took)
-                for sentence in (str(found), *(f"warning: {w}" for w in health.warnings(history))):
+                for sentence in (str(found), *(f"warning: {w}" for w in health.alarms(history))):
                     self.log.say(sentence)
         stop = distributed.is_main() and self.plan.config.run.stop_on_collapse and health.should_stop(history)
         if distributed.any_process(stop):

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal
 
-from plrc.engine.health import COLLAPSE_ADVICE, Health, warnings
+from plrc.engine.health import COLLAPSE_ADVICE, Health, alarms
 from plrc.objectives import TERMS
 
 SHORT_STEPS, SHORT_LINES, FEW_CHECKS = 50, 5, 3
@@ -51,9 +51,9 @@ def verdict(records: Records, steps: int, filling: int = 0) -> Verdict:
     if all(share < LEFT for share, _, _ in judged.values()):
         advice = "the learning rate may be too low, or the run too short: the terms should fall below chance early on"
         return Verdict("bad", "Has not left chance level", (*reasons, advice))
-    alarms = warnings(checks) if checks else []
-    if alarms:
-        return Verdict("open", "Learning, but look at the features", (*alarms, *reasons), checks[-1].step)
+    raised = alarms(checks) if checks else []
+    if raised:
+        return Verdict("open", "Learning, but look at the features", (*raised, *reasons), checks[-1].step)
     return Verdict("good", "Healthy" if done >= steps else "Healthy so far", tuple(reasons))
 
 
