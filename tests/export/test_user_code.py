@@ -89,14 +89,14 @@ def test_code_named_in_somebodys_run_is_not_imported(trained: tuple[plrc.Run, st
 import plrc
 from plrc.export.detector_check import verify_detector
 from plrc.transfer.initial import initial_backbone
-from plrc.visualize.explorer import run_sources
+from plrc.visualize.explorer import run_networks
 from pathlib import Path
 import torch
 for path in ({str(run.path)!r}, {str(exported)!r}):
     calls = [plrc.load_backbone, initial_backbone]
     if path == {str(run.path)!r}:
         calls += [plrc.export_backbone, lambda path: plrc.export_backbone(path, "safetensors")]
-        calls += [lambda path: run_sources(Path(path), 1)[0].load()]
+        calls += [lambda path: run_networks(Path(path), 1)[0].load()]
     for call in calls:
         try:
             call(path)

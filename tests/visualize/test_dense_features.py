@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from plrc.data.photometric import MEAN, STD, normalize
 from plrc.errors import PlrcError
 from plrc.model import Backbone, build_backbone
-from plrc.visualize.dense_features import Codes, dense_features, fitted_size, own_stride, reduce
+from plrc.visualize.dense_features import CompressedFeatures, compress, dense_features, fitted_size, native_stride
 
 
 class Means(nn.Module):
@@ -51,8 +51,8 @@ def test_at_its_own_stride_a_network_gives_what_it_gives_for_the_mirrored_image(
     torch.manual_seed(0)
     backbone = build_backbone("resnet18", 1).eval()
     image = torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8)
-    assert own_stride(backbone, 32) == 16  # layer4 with stride 1
-    assert own_stride(backbone, 8) == 8
+    assert native_stride(backbone, 32) == 16  # layer4 with stride 1
+    assert native_stride(backbone, 8) == 8
     mirrored = F.pad(normalize(image[None]), (32, 32, 32, 32), mode="reflect")
     with torch.no_grad():
         expected = F.normalize(backbone(mirrored)[32][0, :, 2:-2, 2:-2], dim=0)
@@ -63,14 +63,14 @@ def test_at_its_own_stride_a_network_gives_what_it_gives_for_the_mirrored_image(
 def test_images_smaller_than_the_network_sees_have_features(shape: tuple[int, int]) -> None:
     backbone = build_backbone("resnet18").eval()
     image = torch.randint(0, 256, (3, *shape), dtype=torch.uint8)
-    found = dense_features(backbone, 32, own_stride(backbone, 32), image, 8)
+    found = dense_features(backbone, 32, native_stride(backbone, 32), image, 8)
     assert found.shape == (512, shape[0] // 8, shape[1] // 8)
     assert bool(torch.isfinite(found).all())
 
 
 def test_a_level_that_is_not_there_is_named() -> None:
     with pytest.raises(PlrcError, match="no features of stride 64; its levels are 4, 8, 16, 32"):
-        own_stride(build_backbone("resnet18"), 64)
+        native_stride(build_backbone("resnet18"), 64)
 
 
 def test_sizes_are_multiples_of_the_stride() -> None:
@@ -84,7 +84,7 @@ def cosines(features: torch.Tensor) -> torch.Tensor:
     return flat.T @ flat
 
 
-def shown(codes: Codes, image: int) -> torch.Tensor:
+def shown(codes: CompressedFeatures, image: int) -> torch.Tensor:
     h, w = codes.codes[image].shape[:2]
     return torch.stack([codes.affinity(image, row, column).flatten() for row in range(h) for column in range(w)])
 
@@ -97,7 +97,7 @@ def test_a_byte_a_component_keeps_the_cosines_and_tells_the_error(common: float)
     for m in maps:
         m[0] += common
     maps = [F.normalize(m, dim=0) for m in maps]
-    codes = reduce([m.half() for m in maps], 40)
+    codes = compress([m.half() for m in maps], 40)
     assert [c.shape for c in codes.codes] == [(6, 9, 40)] * 3
     exact = [cosines(m) for m in maps]
     error = torch.stack([(shown(codes, i) - exact[i]).abs() for i in range(3)])
@@ -114,19 +114,19 @@ def test_fewer_components_lose_the_least_possible() -> None:
     generator = torch.Generator().manual_seed(2)
     basis = torch.randn(64, 5, generator=generator)
     maps = [F.normalize((basis @ torch.randn(5, 30, generator=generator)).unflatten(1, (5, 6)), dim=0) for _ in "ab"]
-    assert reduce([m.half() for m in maps], 5).error_max < 0.02
-    assert reduce([m.half() for m in maps], 2).error_max > 0.1
+    assert compress([m.half() for m in maps], 5).error_max < 0.02
+    assert compress([m.half() for m in maps], 2).error_max > 0.1
     spread = [F.normalize(torch.randn(64, 20, 20, generator=generator), dim=0) for _ in "ab"]
-    assert reduce([m.half() for m in spread], 32).error_rms < 1.1 * (32 / 64**2) ** 0.5
+    assert compress([m.half() for m in spread], 32).error_rms < 1.1 * (32 / 64**2) ** 0.5
 
 
 def test_colours_use_their_range_and_resemble_those_they_are_compared_with() -> None:
     generator = torch.Generator().manual_seed(3)
     maps = [F.normalize(torch.randn(16, 12, 12, generator=generator), dim=0) for _ in "ab"]
-    first = reduce([m.half() for m in maps], 16)
+    first = compress([m.half() for m in maps], 16)
     shades = np.stack([first.colors(i) for i in range(2)]).reshape(-1, 3)
     assert (shades.max(axis=0) == 255).all() and (shades.min(axis=0) == 0).all()
     opposite = [255 - first.colors(i) for i in range(2)]
-    turned = reduce([m.half() for m in maps], 16, opposite)
+    turned = compress([m.half() for m in maps], 16, opposite)
     agreement = [np.corrcoef(turned.colors(0)[..., c].ravel(), opposite[0][..., c].ravel())[0, 1] for c in range(3)]
     assert min(agreement) > 0.99

@@ -25,7 +25,7 @@ from plrc.data.sources import find_images
 from plrc.engine.learner import Learner
 from plrc.visualize import explorer as exploring
 from plrc.visualize.affinity import colour_table
-from plrc.visualize.dense_features import dense_features, own_stride
+from plrc.visualize.dense_features import dense_features, native_stride
 
 STRIDE, SIZE = 4, 64
 SIDE = SIZE // STRIDE
@@ -50,15 +50,15 @@ def made(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exact(trained: Trained) -> dict[str, dict[str, NDArray[np.float32]]]:
     """{network and step: {image: unit features [h, w, C]}} in full precision."""
     images, positions = exploring.named_images([str(trained.images)], 50)
-    budget = exploring.Budget(SIZE, STRIDE)
+    budget = exploring.ExplorerConfig(SIZE, STRIDE)
     pictures = [exploring._picture(images, i, DataConfig(), budget) for i in positions]
     out: dict[str, dict[str, NDArray[np.float32]]] = {}
-    for source in exploring.run_sources(trained.run, 5):
+    for source in exploring.run_networks(trained.run, 5):
         backbone, level = source.load()
-        own = own_stride(backbone.eval(), level)
+        own = native_stride(backbone.eval(), level)
         found = out[f"{source.label} {source.step}"] = {}
         for picture in pictures:
-            assert isinstance(picture, exploring.Picture)
+            assert isinstance(picture, exploring.ExplorerImage)
             features = dense_features(backbone, level, own, picture.pixels, STRIDE)
             found[picture.name] = features.permute(1, 2, 0).numpy()
     return out

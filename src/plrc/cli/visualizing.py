@@ -17,7 +17,7 @@ from plrc.errors import PlrcError
 
 if TYPE_CHECKING:
     from plrc.model import Backbone
-    from plrc.visualize.explorer import Source
+    from plrc.visualize.explorer import ExplorerNetwork
 
 
 @dataclass(frozen=True)
@@ -80,42 +80,44 @@ def visualize(arguments: Sequence[str]) -> int:
     config = Config.load(given.run / "config.toml")
     from plrc.runtime import choose_device
     from plrc.visualize import explorer as exploring
-    from plrc.visualize.explorer_page import write_page
+    from plrc.visualize.explorer_page import write_explorer_page
     from plrc.visualize.samples import run_samples
 
-    budget = exploring.Budget(
+    budget = exploring.ExplorerConfig(
         given.size or 2 * config.views.size, given.stride, given.width, given.steps, given.megabytes
     )
-    sources = exploring.run_sources(given.run, given.steps, given.backbone)
+    sources = exploring.run_networks(given.run, given.steps, given.backbone)
     sources += _others(given.others, config, given.backbone)
     images, positions = exploring.named_images(given.images, given.limit)
     if len(positions) < len(images):
         print(f"{len(positions)} of {len(images)} images, evenly spread (--limit)")
     with progress("images x networks") as tell:
-        found = exploring.look(images, positions, config.data, sources, budget, choose_device(given.device), tell)
+        found = exploring.build_explorer(
+            images, positions, config.data, sources, budget, choose_device(given.device), tell
+        )
     for note in found.notes:
         print(note)
     samples = run_samples(given.run, config, given.samples)
     if samples.note:
         print(samples.note)
-    size = write_page(given.out, found, given.run, samples)
-    print(f"{len(found.pictures)} images, {len(found.sources)} networks, {size / 1e6:.1f} MB: {given.out}")
+    size = write_explorer_page(given.out, found, given.run, samples)
+    print(f"{len(found.images)} images, {len(found.networks)} networks, {size / 1e6:.1f} MB: {given.out}")
     if given.png:
-        from plrc.visualize.pictures import save_pictures
+        from plrc.visualize.explorer_figures import save_explorer_figures
 
-        print(f"{save_pictures(given.png, found, samples, given.points)} pictures: {given.png}")
+        print(f"{save_explorer_figures(given.png, found, samples, given.points)} pictures: {given.png}")
     return 0
 
 
-def _others(given: Sequence[str], config: Config, named: str) -> list[Source]:
+def _others(given: Sequence[str], config: Config, named: str) -> list[ExplorerNetwork]:
     """The networks of --with, loaded once now so that a mistake is told before anything is computed."""
-    from plrc.visualize.explorer import Source
+    from plrc.visualize.explorer import ExplorerNetwork
 
     sources = []
     for init in given:
         loaded = _network(init, config, named)
         label = init if len(init) <= 40 else f"…{init[-39:]}"
-        sources.append(Source(label, None, partial(lambda network: network, loaded)))
+        sources.append(ExplorerNetwork(label, None, partial(lambda network: network, loaded)))
     if twice := {one for one in given if given.count(one) > 1}:
         raise PlrcError(f"--with names {min(twice)} twice; name each network once")
     return sources

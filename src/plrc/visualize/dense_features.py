@@ -29,7 +29,7 @@ _TAILS = (0.01, 0.99)  # quantiles that become the darkest and the lightest shad
 
 
 @dataclass(frozen=True)
-class Codes:
+class CompressedFeatures:
     """Reduced features of all images by one network: component d of a place is offset[d] + scale[d] * code.
 
     The product of two places' reduced features stands for their cosine; of a place with itself that is 1 by definition.
@@ -64,7 +64,7 @@ def fitted_size(height: int, width: int, longest: int, stride: int) -> tuple[int
 
 
 @torch.no_grad()
-def own_stride(backbone: Backbone, level: int) -> int:
+def native_stride(backbone: Backbone, level: int) -> int:
     """The stride of what `backbone` gives as `level`: with layer4_stride 1, level 32 has stride 16."""
     if level not in backbone.channels:
         levels = ", ".join(map(str, backbone.channels))
@@ -82,8 +82,8 @@ def own_stride(backbone: Backbone, level: int) -> int:
 def dense_features(backbone: Backbone, level: int, own: int, image: Tensor, stride: int) -> Tensor:
     """Unit features [C, H / t, W / t] of uint8 [3, H, W]; place (i, j) lies at pixel ((j + 0.5) t, (i + 0.5) t).
 
-    H and W are multiples of t = `stride`, `own` is s (see `own_stride`); both of STRIDES. The network is in evaluation
-    mode. Where t is finer than the network's own stride s, the image is seen (s / t)^2
+    H and W are multiples of t = `stride`, `own` is s (see `native_stride`); both of STRIDES. The network is in
+    evaluation mode. Where t is finer than the network's own stride s, the image is seen (s / t)^2
     times, shifted by multiples of t, and the lattices are interleaved: every feature is one that the network computes,
     at the scale that it computes it, none is interpolated. Where t is coarser, neighbours are averaged. The image
     is mirrored beyond its border, two of the network's strides wide: without, features near the border resemble each
@@ -112,8 +112,10 @@ def dense_features(backbone: Backbone, level: int, own: int, image: Tensor, stri
     return F.normalize(lattice[:, :height, :width], dim=0).cpu()
 
 
-def reduce(features: Sequence[Tensor], width: int, like: Sequence[NDArray[np.uint8]] | None = None) -> Codes:
-    """Unit features [C, h, w] of all images by one network -> `Codes` with D = min(width, C) components.
+def compress(
+    features: Sequence[Tensor], width: int, like: Sequence[NDArray[np.uint8]] | None = None
+) -> CompressedFeatures:
+    """Unit features [C, h, w] of all images by one network -> `CompressedFeatures` with D = min(width, C) components.
 
     The basis are the first D eigenvectors of the second moment over all images: a principal component analysis without
     centring, which of all bases loses least of the products. Reduced features are not brought to length 1 again: what a
@@ -137,11 +139,11 @@ def reduce(features: Sequence[Tensor], width: int, like: Sequence[NDArray[np.uin
     values = [_decoded(part, offset, scale) for part in split]
     maps = [part.reshape(*f.shape[1:], -1) for part, f in zip(split, features, strict=True)]
     wanted = None if like is None else np.concatenate([c.reshape(-1, 3) for c in like]).astype(np.float32)
-    return Codes(maps, offset, scale, _colour(np.concatenate(values), wanted), *_error(flat, values))
+    return CompressedFeatures(maps, offset, scale, _colour(np.concatenate(values), wanted), *_error(flat, values))
 
 
 def _decoded(codes: NDArray[np.int8], offset: NDArray[np.float32], scale: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Codes [..., D] -> reduced features [..., D]."""
+    """CompressedFeatures [..., D] -> reduced features [..., D]."""
     return np.asarray(offset + scale * codes.astype(np.float32), dtype=np.float32)
 
 

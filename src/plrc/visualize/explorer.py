@@ -31,7 +31,14 @@ from plrc.model import Backbone, build_backbone
 from plrc.model.user_code import trusted_backbone
 from plrc.model.weights import Weights, load_into
 from plrc.text import printable
-from plrc.visualize.dense_features import STRIDES, Codes, dense_features, fitted_size, own_stride, reduce
+from plrc.visualize.dense_features import (
+    STRIDES,
+    CompressedFeatures,
+    compress,
+    dense_features,
+    fitted_size,
+    native_stride,
+)
 
 ROLES = ("student", "teacher")
 _SHOWN, _THUMBNAIL = 512, 72  # longer side of the pictures in the page, in pixels
@@ -44,7 +51,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Source:
+class ExplorerNetwork:
     """A network to look at. label: the name of its panel; step: its place on the slider, None for one of no step.
 
     load: the network, and which of its levels to show.
@@ -60,7 +67,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Picture:
+class ExplorerImage:
     """An image of the page. pixels: uint8 [3, H, W] as the networks see it; jpeg, thumbnail: files for the reader."""
 
     name: str
@@ -70,7 +77,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Budget:
+class ExplorerConfig:
     """How fine the features are. size: the longer side of an image as the networks see it, in pixels; stride: t;
     width: D; steps: how many of the run's checkpoints; megabytes: of the page."""
 
@@ -93,10 +100,10 @@ class Budget:
 class Explorer:
     """All that is looked at: `codes` has one entry a source. `notes`: what was left out or made smaller, and why."""
 
-    pictures: list[Picture]
-    sources: list[Source]
-    codes: list[Codes]
-    budget: Budget
+    images: list[ExplorerImage]
+    networks: list[ExplorerNetwork]
+    codes: list[CompressedFeatures]
+    config: ExplorerConfig
     notes: list[str]
 
 
@@ -118,7 +125,7 @@ def named_images(given: Sequence[str], limit: int) -> tuple[ImageList, list[int]
     return found, found.spread(limit)
 
 
-def run_sources(run: Path, steps: int, backbone: str = "") -> list[Source]:
+def run_networks(run: Path, steps: int, backbone: str = "") -> list[ExplorerNetwork]:
     """Student and teacher of at most `steps` checkpoints, evenly spread, the newest among them; oldest first.
 
     `backbone`: the function of a backbone of your own; the one that the run names is not imported for that alone.
@@ -130,7 +137,7 @@ def run_sources(run: Path, steps: int, backbone: str = "") -> list[Source]:
     return [_member(path, role, backbone) for path in _spread(found, steps) for role in ROLES]
 
 
-def _member(path: Path, role: str, named: str) -> Source:
+def _member(path: Path, role: str, named: str) -> ExplorerNetwork:
     def load() -> tuple[Backbone, int]:
         state = load_checkpoint(path)
         model = Config.from_dict(state["config"]).model
@@ -138,13 +145,18 @@ def _member(path: Path, role: str, named: str) -> Source:
         load_into(backbone, Weights(state[role], f"{path} ({role})", {}))
         return backbone, model.stride
 
-    return Source(role, int(path.stem.removeprefix("step_")), load)
+    return ExplorerNetwork(role, int(path.stem.removeprefix("step_")), load)
 
 
-def look(
-    images: ImageList, positions: Sequence[int], data: DataConfig, sources: Sequence[Source], budget: Budget,
-    device: torch.device, progress: Progress,
-) -> Explorer:  # fmt: skip
+def build_explorer(
+    images: ImageList,
+    positions: Sequence[int],
+    data: DataConfig,
+    sources: Sequence[ExplorerNetwork],
+    budget: ExplorerConfig,
+    device: torch.device,
+    progress: Progress,
+) -> Explorer:
     """Read the images and compute their features by every source; progress(done, total) counts images times networks.
 
     `data`: how the run decodes images (`percentiles`, `max_megapixels`), so that its networks see what they know.
@@ -152,7 +164,7 @@ def look(
     be used, and where the page would be too large whatever is made smaller.
     """
     read = [_picture(images, position, data, budget) for position in positions]
-    pictures = [one for one in read if isinstance(one, Picture)]
+    pictures = [one for one in read if isinstance(one, ExplorerImage)]
     notes = [one for one in read if isinstance(one, str)]
     if not pictures:
         raise PlrcError(f"none of the {len(positions)} images can be read; {notes[0].removeprefix('left out ')}")
@@ -164,24 +176,24 @@ def look(
         )
     if fitted.stride != budget.stride:  # the lattice's sides follow from the stride
         pictures = [replace(p, pixels=_scaled(p.pixels, fitted)) for p in pictures]
-    codes: dict[int, Codes] = {}
+    codes: dict[int, CompressedFeatures] = {}
     newest = max((i for i, s in enumerate(kept) if s.step is not None), key=lambda i: kept[i].step or 0, default=0)
     order = [newest, *(i for i in range(len(kept)) if i != newest)]
     like = None
     for done, i in enumerate(order):
         backbone, level = kept[i].load()
         backbone = backbone.to(device).eval()
-        own = own_stride(backbone, level)
+        own = native_stride(backbone, level)
         features = []
         for number, picture in enumerate(pictures):
             features.append(dense_features(backbone, level, own, picture.pixels, fitted.stride).half())
             progress(done * len(pictures) + number + 1, len(kept) * len(pictures))
-        codes[i] = reduce(features, fitted.width, like)
+        codes[i] = compress(features, fitted.width, like)
         like = like or [codes[i].colors(image) for image in range(len(pictures))]
     return Explorer(pictures, kept, [codes[i] for i in range(len(kept))], fitted, notes)
 
 
-def _picture(images: ImageList, position: int, data: DataConfig, budget: Budget) -> Picture | str:
+def _picture(images: ImageList, position: int, data: DataConfig, budget: ExplorerConfig) -> ExplorerImage | str:
     """The image, or the sentence that says why it is left out."""
     name, least = printable(images.names[position]), max(_SHOWN, budget.size)
     try:
@@ -189,10 +201,10 @@ def _picture(images: ImageList, position: int, data: DataConfig, budget: Budget)
     except DecodeError as error:
         return f"left out {name}: {error.reason}"
     shown = Image.fromarray(image.permute(1, 2, 0).numpy())
-    return Picture(name, _scaled(image, budget), _jpeg(shown, _SHOWN), _jpeg(shown, _THUMBNAIL))
+    return ExplorerImage(name, _scaled(image, budget), _jpeg(shown, _SHOWN), _jpeg(shown, _THUMBNAIL))
 
 
-def _scaled(image: Tensor, budget: Budget) -> Tensor:
+def _scaled(image: Tensor, budget: ExplorerConfig) -> Tensor:
     size = fitted_size(image.shape[1], image.shape[2], budget.size, budget.stride)
     return F.interpolate(image[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
 
@@ -204,7 +216,9 @@ def _jpeg(image: Image.Image, longest: int) -> bytes:
     return file.getvalue()
 
 
-def _fit(budget: Budget, pictures: Sequence[Picture], sources: Sequence[Source]) -> tuple[Budget, list[Source]]:
+def _fit(
+    budget: ExplorerConfig, pictures: Sequence[ExplorerImage], sources: Sequence[ExplorerNetwork]
+) -> tuple[ExplorerConfig, list[ExplorerNetwork]]:
     """The finest features that fit. A coarser lattice is the largest loss, fewer components or checkpoints less."""
     steps = sorted({source.step for source in sources if source.step is not None})
     strides = [t for t in STRIDES if budget.stride <= t <= max(budget.size // 2, budget.stride)]
@@ -231,14 +245,14 @@ def _spread(found: Sequence[T], number: int) -> list[T]:
     return [found[len(found) - 1 - i * len(found) // number] for i in reversed(range(number))]
 
 
-def _bytes(budget: Budget, pictures: Sequence[Picture], sources: int) -> float:
+def _bytes(budget: ExplorerConfig, pictures: Sequence[ExplorerImage], sources: int) -> float:
     """Size of the page: base64 needs four characters for three bytes."""
     places = sum((p.pixels.shape[1] // budget.stride) * (p.pixels.shape[2] // budget.stride) for p in pictures)
     files = sum(len(p.jpeg) + len(p.thumbnail) for p in pictures)
     return (places * budget.width * sources + files) * 4 / 3 + _PAGE
 
 
-def _difference(asked: Budget, fitted: Budget) -> str:
+def _difference(asked: ExplorerConfig, fitted: ExplorerConfig) -> str:
     changes = []
     if fitted.stride != asked.stride:
         changes.append(f"one place every {fitted.stride} pixels instead of every {asked.stride}")

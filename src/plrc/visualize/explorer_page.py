@@ -22,7 +22,7 @@ from PIL import Image
 from plrc.errors import PlrcError
 from plrc.files import write_text
 from plrc.visualize.affinity import colour_table
-from plrc.visualize.dense_features import Codes
+from plrc.visualize.dense_features import CompressedFeatures
 from plrc.visualize.explorer import Explorer, sides
 from plrc.visualize.page import render
 from plrc.visualize.report import run_section
@@ -32,7 +32,7 @@ SCRIPTS = ("features.mjs", "explorer.mjs")
 _QUALITY = 85  # of the samples' pictures
 
 
-def write_page(path: Path, explorer: Explorer, run: Path, samples: Samples) -> int:
+def write_explorer_page(path: Path, explorer: Explorer, run: Path, samples: Samples) -> int:
     """Write the page, which appears whole or not at all; returns its size in bytes."""
     write_text(path, explorer_page(explorer, run, samples))
     return path.stat().st_size
@@ -52,7 +52,7 @@ def explorer_page(explorer: Explorer, run: Path, samples: Samples) -> str:
     return render(
         "explorer.html", name=run.resolve().name, run=section, missing=missing, script=Markup(script),
         script_hash=Markup(f"'sha256-{digest}'"), data=content, blocks=_blocks(explorer),
-        images=len(explorer.pictures), steps=len(content["steps"]), budget=explorer.budget, notes=explorer.notes,
+        images=len(explorer.images), steps=len(content["steps"]), budget=explorer.config, notes=explorer.notes,
         key=_data_uri(Image.fromarray(colour_table()[None])), networks=_errors(explorer), regions=samples.regions,
         match=samples.match, samples_note=samples.note, batch=_data_uri(samples.batch, "WEBP") if samples.batch else "",
         samples=[{"name": name, "source": _data_uri(picture, "WEBP")} for name, picture in samples.pictures],
@@ -70,12 +70,12 @@ def _script() -> str:
 
 def _content(explorer: Explorer) -> dict[str, Any]:
     """What explorer.mjs reads: images, networks, and the panels, one a network or one for all steps of a role."""
-    steps = sorted({source.step for source in explorer.sources if source.step is not None})
+    steps = sorted({source.step for source in explorer.networks if source.step is not None})
     panels: dict[tuple[str, int], list[int]] = {}
-    for i, source in enumerate(explorer.sources):
+    for i, source in enumerate(explorer.networks):
         panels.setdefault((source.label, -1 if source.step is not None else i), []).append(i)
     images = []
-    for picture, (rows, columns) in zip(explorer.pictures, sides(explorer), strict=True):
+    for picture, (rows, columns) in zip(explorer.images, sides(explorer), strict=True):
         height, width = picture.pixels.shape[1:]
         one = {"name": picture.name, "width": width, "height": height, "columns": columns, "rows": rows}
         images.append(one | {"thumbnail": base64.b64encode(picture.thumbnail).decode()})
@@ -88,7 +88,7 @@ def _content(explorer: Explorer) -> dict[str, Any]:
     }
 
 
-def _network(codes: Codes) -> dict[str, Any]:
+def _network(codes: CompressedFeatures) -> dict[str, Any]:
     return {
         "dim": len(codes.offset), "offset": _numbers(codes.offset), "scale": _numbers(codes.scale),
         "color": _numbers(codes.color),
@@ -101,7 +101,7 @@ def _numbers(values: NDArray[np.float32]) -> list[float]:
 
 def _blocks(explorer: Explorer) -> Iterator[dict[str, Any]]:
     """The heavy part of each image, as base64."""
-    for i, picture in enumerate(explorer.pictures):
+    for i, picture in enumerate(explorer.images):
         features = [base64.b64encode(codes.codes[i].tobytes()).decode() for codes in explorer.codes]
         yield {"picture": base64.b64encode(picture.jpeg).decode(), "features": features}
 
@@ -111,7 +111,7 @@ def _errors(explorer: Explorer) -> list[dict[str, Any]]:
         {
             "label": source.title, "dim": len(codes.offset), "rms": codes.error_rms, "most": codes.error_max,
         }
-        for source, codes in zip(explorer.sources, explorer.codes, strict=True)
+        for source, codes in zip(explorer.networks, explorer.codes, strict=True)
     ]  # fmt: skip
 
 

@@ -20,18 +20,18 @@ from plrc.visualize.samples import Samples
 _SIDE = 256  # longer side of a picture of colors, in pixels
 
 
-def save_pictures(folder: Path, explorer: Explorer, samples: Samples, points: Sequence[Point]) -> int:
+def save_explorer_figures(folder: Path, explorer: Explorer, samples: Samples, points: Sequence[Point]) -> int:
     """Write NAME.affinity.png and NAME.colors.png of each image, views-N.png of the samples, and batch.png.
 
     A row of NAME.affinity.png is one of the points, a column a network; so are the columns of NAME.colors.png, after
     the image. Returns how many files were written.
     """
     written: dict[str, Image.Image] = {}
-    for i, picture in enumerate(explorer.pictures):
+    for i, picture in enumerate(explorer.images):
         name = _file(picture.name, written)
         h, w = explorer.codes[0].codes[i].shape[:2]
         places = [(min(int(y * h), h - 1), min(int(x * w), w - 1)) for x, y in points]
-        named = zip(explorer.sources, explorer.codes, strict=True)
+        named = zip(explorer.networks, explorer.codes, strict=True)
         heat = {source.title: [codes.affinity(i, *place) for place in places] for source, codes in named}
         image = np.ascontiguousarray(picture.pixels.permute(1, 2, 0).numpy())
         written[f"{name}.affinity.png"] = heat_picture(image, heat, points)
@@ -47,9 +47,9 @@ def save_pictures(folder: Path, explorer: Explorer, samples: Samples, points: Se
 
 def _colours(explorer: Explorer, image: int) -> Image.Image:
     """The image, and its first three components by each network."""
-    height, width = explorer.pictures[image].pixels.shape[1:]
+    height, width = explorer.images[image].pixels.shape[1:]
     size = max(width * _SIDE // max(height, width), 1), max(height * _SIDE // max(height, width), 1)
-    shown = [explorer.pictures[image].pixels.permute(1, 2, 0).numpy(), *(c.colors(image) for c in explorer.codes)]
+    shown = [explorer.images[image].pixels.permute(1, 2, 0).numpy(), *(c.colors(image) for c in explorer.codes)]
     page = Image.new("RGB", (len(shown) * (size[0] + 8) - 8, size[1]), (255, 255, 255))
     for x, pixels in enumerate(shown):
         drawn = Image.fromarray(np.ascontiguousarray(pixels)).resize(size, Image.Resampling.BICUBIC)
