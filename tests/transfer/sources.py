@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from plrc.transfer.labels.datasets import LabelledSet, Splits, read_labelled
+from plrc.transfer.labels.splits import LabelledSet, Splits, read_labelled
 from plrc.transfer.protocols import LabelledConfig, Task
 
 Box = tuple[str, float, float, float, float]

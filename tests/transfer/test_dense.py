@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.transfer.sources import voc_image, voc_list
 
-from plrc.errors import PlrcError
+from plrc.errors import DataError, PlrcError
 from plrc.model.backbone import build_backbone
 from plrc.scenes import write_scenes
 from plrc.transfer.dense import dense_probe
@@ -52,3 +53,22 @@ def test_a_measure_that_nothing_defines_is_null_in_the_file(tmp_path: Path) -> N
 def test_sizes_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(PlrcError, match="--size 64 or more and --images 1 or more"):
         dense_probe(LabelledConfig(source=str(tmp_path)), ["random"], "", 32, 1, 0)
+
+
+def test_a_voc_folder_without_a_test_split_names_the_option(tmp_path: Path) -> None:
+    """VOC has boxes alone; the probe must not advise another task."""
+    root = tmp_path / "VOC2012"
+    for i in range(4):
+        voc_image(root, f"{i}", ("dog", 1, 1, 10, 10), ("cat", 15, 6, 30, 20))
+    voc_list(root, "train", "0", "1")
+    with pytest.raises(DataError) as error:
+        dense_probe(LabelledConfig(source=str(root)), ["random"], "resnet18", 64, 10, 0)
+    assert str(error.value) == (
+        f"{root} has no split to test on (splits: train; train is trained on); "
+        "name one with --data.test (plrc transfer probe: --test)"
+    )
+    voc_list(root, "mine", "2", "3")
+    (result,) = dense_probe(
+        LabelledConfig(source=str(root), test="mine"), ["random"], "resnet18", 64, 10, 0, levels=(32,)
+    )
+    assert (result.classes, result.test_images) == (("background", "cat", "dog"), 2)

@@ -15,7 +15,8 @@ from tests.reference.voc_ap import Detection, Object, average_precision
 
 from plrc.data.masks import decode_masks, encode_mask
 from plrc.errors import MissingPackageError
-from plrc.transfer.labels.datasets import Labelled, LabelledSet, read_labelled
+from plrc.transfer.labels.annotations import LabelledImage
+from plrc.transfer.labels.splits import LabelledSet, read_labelled
 from plrc.transfer.metrics import Prediction, coco_metrics, voc_metrics
 from plrc.transfer.protocols import LabelledConfig
 
@@ -26,7 +27,7 @@ SIDE = 200
 def labelled(boxes, classes=None, ignored=None, areas=None, segments=()):
     boxes = np.array(boxes, dtype=np.float32).reshape(-1, 4)
     count = len(boxes)
-    return Labelled(
+    return LabelledImage(
         "x.jpg", "x.jpg", SIDE, SIDE, boxes,
         np.array(classes if classes is not None else [0] * count, dtype=np.int64),
         np.array(ignored if ignored is not None else [False] * count, dtype=np.bool_),

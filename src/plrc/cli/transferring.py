@@ -129,6 +129,10 @@ class Probe:
     """torchvision ResNet. Empty: the one that the weights are of, else resnet50."""
     layout: Literal["auto", "voc", "coco", "folders", "cityscapes"] = "auto"
     """How to read the folder; auto looks at it."""
+    train: str = ""
+    """Split that the probe is fitted on. Empty: chosen by name."""
+    test: str = ""
+    """Split that it is scored on. Empty: chosen by name (test, else val)."""
     fraction: float = 1.0
     """Share of the training images whose labels are used."""
     size: int = 224
@@ -245,7 +249,9 @@ def _probe(arguments: Sequence[str]) -> int:
       plrc transfer probe --data voc/ --init random --backbone resnet18
     """
     given = parse_plain("transfer probe", Probe, arguments, about(_probe))
-    data = LabelledConfig(source=given.data, layout=given.layout, fraction=given.fraction)
+    data = LabelledConfig(
+        source=given.data, layout=given.layout, train=given.train, test=given.test, fraction=given.fraction
+    )
     from plrc.transfer.dense import dense_probe
 
     inits = [given.init] if given.init == "random" else [given.init, "random"]

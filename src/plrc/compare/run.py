@@ -35,7 +35,7 @@ from plrc.machine import cores, processor
 from plrc.runtime import StopRequest
 from plrc.transfer.finetune import transfer
 from plrc.transfer.initial import initial_backbone
-from plrc.transfer.labels.datasets import LabelledSet, read_labelled
+from plrc.transfer.labels.splits import LabelledSet, read_labelled
 from plrc.transfer.protocols import TransferConfig
 
 __all__ = ["Comparison", "comparison_of", "run_comparison", "table"]

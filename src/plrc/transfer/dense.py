@@ -25,16 +25,15 @@ from plrc.data.regions import Regions
 from plrc.data.sources import ImageList
 from plrc.engine.checkpoint import checkpoints, load_checkpoint
 from plrc.engine.learner import Learner
-from plrc.errors import PlrcError
+from plrc.errors import ConfigError, LayoutError
 from plrc.files import write_json
 from plrc.measures.grouping import grouping_auc
 from plrc.measures.linear_probe import evaluate_probe, fit_probe
 from plrc.measures.segmentation import IGNORED
 from plrc.rng import generator
 from plrc.transfer.initial import initial_backbone
-from plrc.transfer.labels.annotations import Labelled
-from plrc.transfer.labels.datasets import LabelledSet, Splits, choose, read_labelled
-from plrc.transfer.labels.label_maps import read_ids
+from plrc.transfer.labels.annotations import LabelledImage
+from plrc.transfer.labels.splits import LabelledSet, Splits, labelled_subset, read_labelled
 from plrc.transfer.probe import extract_features
 from plrc.transfer.protocols import LabelledConfig, Task
 
@@ -81,17 +80,17 @@ def dense_probe(
     come from masks, or from boxes (0 is then the background; smaller objects lie on larger ones).
     """
     if size < 64 or images < 1:
-        raise PlrcError("write --size 64 or more and --images 1 or more")
+        raise ConfigError("write --size 64 or more and --images 1 or more")
     nets = []
     for init in inits:
         nets.append(initial_backbone(init, backbone, partial=False, layer4_stride=1, seed=seed))
         backbone = nets[-1][1].backbone
     splits, task = _read(data)
-    train = _at_most(choose(splits.train, data.fraction, data.shots, seed, task), images, seed)
+    train = _at_most(labelled_subset(splits.train, data.fraction, data.shots, seed, task), images, seed)
     test = _at_most(splits.test, images, seed)
     names = splits.train.classes if task == "semantic" else ("background", *splits.train.classes)
     if len(names) > IGNORED:
-        raise PlrcError(f"{len(names)} classes are more than the probe takes ({IGNORED}); merge some of them")
+        raise ConfigError(f"{len(names)} classes are more than the probe takes ({IGNORED}); merge some of them")
     fitted, scored = _maps(train, size), _maps(test, size)
     objects = task != "semantic" and bool((scored[2] > 0).any())
     results: list[DenseResult] = []
@@ -164,7 +163,7 @@ def _read(data: LabelledConfig) -> tuple[Splits, Task]:
     """Masks of objects where there are any, else boxes, else maps of classes."""
     tasks: tuple[Task, ...] = ("instances", "detection")
     for task in tasks:
-        with contextlib.suppress(PlrcError):
+        with contextlib.suppress(LayoutError):
             return read_labelled(data, task), task
     return read_labelled(data, "semantic"), "semantic"
 
@@ -196,10 +195,10 @@ def _maps(labelled: LabelledSet, size: int) -> tuple[Tensor, Tensor, Tensor]:
     return images, classes, objects
 
 
-def _paint(item: Labelled, labelled: LabelledSet) -> tuple[np.ndarray, np.ndarray]:
+def _paint(item: LabelledImage, labelled: LabelledSet) -> tuple[np.ndarray, np.ndarray]:
     """(class of each pixel, object of each pixel), [H, W]; the largest objects first, so that none is hidden."""
-    if labelled.label_map is not None:
-        found = labelled.label_map[read_ids(item.labels)]
+    if labelled.class_of_id is not None:
+        found = labelled.read_classes(item)
         return found, np.full(found.shape, -1)
     classes = np.zeros((item.height, item.width), dtype=np.int32)
     objects = np.zeros((item.height, item.width), dtype=np.int32)

@@ -27,7 +27,7 @@ from plrc.files import parse_json, write_atomic, write_json
 from plrc.machine import versions
 from plrc.runtime import StopRequest, choose_device
 from plrc.transfer.initial import Initial, initial_backbone, verify_inside
-from plrc.transfer.labels.datasets import LabelledSet, Splits, choose, read_labelled
+from plrc.transfer.labels.splits import LabelledSet, Splits, labelled_subset, read_labelled
 from plrc.transfer.protocols import OptimConfig, TransferConfig
 from plrc.transfer.tasks import TASKS, Work
 
@@ -86,7 +86,7 @@ def transfer(config: TransferConfig) -> Result | None:
         config.init, config.model.backbone, config.partial, layer4_stride, seed=config.seed
     )
     splits = read_labelled(config.data, config.task)
-    labelled = choose(splits.train, config.data.fraction, config.data.shots, config.seed, config.task)
+    labelled = labelled_subset(splits.train, config.data.fraction, config.data.shots, config.seed, config.task)
     work = TASKS[config.task](config, backbone, len(splits.train.classes), device)
     out.mkdir(parents=True, exist_ok=True)
     config.with_values({"run.resume": False}).save(out / "config.toml")

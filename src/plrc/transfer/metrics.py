@@ -19,7 +19,8 @@ from torchvision.ops import box_iou
 
 from plrc.data.masks import mask_functions
 from plrc.errors import MissingPackageError
-from plrc.transfer.labels.datasets import Labelled, LabelledSet
+from plrc.transfer.labels.annotations import LabelledImage
+from plrc.transfer.labels.splits import LabelledSet
 
 _THRESHOLDS = np.arange(50, 100, 5) / 100  # 0.5, 0.55 ... 0.95, each the double nearest to it
 _RECALLS = np.arange(11)  # tenths
@@ -112,7 +113,9 @@ def _coco_rows(image: int, classes: NDArray[np.int64], columns: Mapping[str, Seq
     return [dict(zip(("image_id", "category_id", *columns), (image, *row), strict=True)) for row in rows]
 
 
-def _nearest(image: Labelled, prediction: Prediction, offset: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _nearest(
+    image: LabelledImage, prediction: Prediction, offset: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """For each prediction [n] the object of its class with the highest IoU, counted over all images, and that IoU.
 
     Boxes that are exclusive at the end have the widths that the devkit computes from inclusive pixels with + 1.

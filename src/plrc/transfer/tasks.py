@@ -17,7 +17,8 @@ from plrc.data.photometric import normalize
 from plrc.measures.segmentation import IGNORED, confusion_matrix, semantic_metrics
 from plrc.model.backbone import Backbone
 from plrc.transfer.detectors import build_detector
-from plrc.transfer.labels.datasets import DetectionImages, LabelledSet, SemanticImages
+from plrc.transfer.labels.datasets import DetectionImages, SemanticImages
+from plrc.transfer.labels.splits import LabelledSet
 from plrc.transfer.metrics import Prediction, coco_metrics, voc_metrics
 from plrc.transfer.protocols import TransferConfig
 from plrc.transfer.semantic import build_segmenter

@@ -1,15 +1,12 @@
-"""One annotated image: as a file says it (`Picture`), and checked, as arrays (`Labelled`).
-
-Layer 5: imports config and data. Whatever is dropped or mended is counted by reason in `Notes`.
-"""
+"""The annotations of an image: as its source states them, and checked and stacked into arrays."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,138 +16,203 @@ from plrc.data.decode import DecodeError, decode, read_header
 from plrc.data.masks import encode_segment
 from plrc.text import note
 
-BOXLESS = "objects without a box of four numbers, dropped"
-FLAT = "boxes without width or height, dropped"
+NO_BOX = "objects without a box of four numbers, dropped"
+EMPTY_BOX = "boxes without width or height, dropped"
 _TOLERANCE = 0.1  # pixels that a box may lie outside by rounding
-_ORIENTATION = 0x0112  # EXIF tag; 5 to 8: height and width change places
-_ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
-_TAIL = 64  # bytes in which a file's end is looked for
+_ORIENTATION = 0x0112  # EXIF tag; with 5 to 8, height and width are exchanged
+_FILE_ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
+_TAIL = 64  # bytes in which the end of a file is looked for
 
 
-class Thing(NamedTuple):
-    """One object. box: x0 y0 x1 y1 in pixels, not clipped. area: None for the box's. segment: COCO's `segmentation`.
-    ignored, difficult: COCO's crowd, and VOC's difficult, which may be trained on."""
+@dataclass(frozen=True)
+class ObjectAnnotation:
+    """An object as its source states it.
 
-    kind: str
+    Attributes:
+        class_name: Name of its class.
+        box: (x0, y0, x1, y1) in pixels, x1 and y1 exclusive; not clipped to the image.
+        location: Where it is annotated, such as "000012.xml object 3".
+        ignored: A crowd of COCO: neither trained on nor scored.
+        area: Area in square pixels; None: that of the box.
+        segmentation: COCO's `segmentation`, if the source has masks.
+        difficult: Marked as difficult by VOC: not scored; trained on if the configuration asks for it.
+    """
+
+    class_name: str
     box: tuple[float, float, float, float]
-    where: str
+    location: str
     ignored: bool = False
     area: float | None = None
-    segment: Any = None
+    segmentation: Any = None
     difficult: bool = False
 
 
-class Picture(NamedTuple):
-    """One image. name: relative to the source. labels: path of its id map, if it has one."""
+@dataclass(frozen=True)
+class ImageAnnotation:
+    """An image and its objects as the source states them.
+
+    Attributes:
+        name: Path of the image relative to the source.
+        path: Path of the image.
+        height: In pixels.
+        width: In pixels.
+        objects: Filled by the reader of the layout.
+        id_map: Path of its map of class ids; empty if it has none.
+    """
 
     name: str
     path: str
     height: int
     width: int
-    things: list[Thing]
-    labels: str = ""
+    objects: list[ObjectAnnotation] = field(default_factory=list)
+    id_map: str = ""
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """One image with its labels: n objects, sizes in pixels."""
+class LabelledImage:
+    """An image with n checked objects.
+
+    Attributes:
+        name: Path relative to the source; unique in its set.
+        path: Path of the image.
+        height: In pixels.
+        width: In pixels.
+        boxes: [n, 4], x0 y0 x1 y1 in pixels, x1 and y1 exclusive, inside the image, never empty.
+        classes: [n], from 0.
+        ignored: [n], objects that are neither trained on nor scored (crowds of COCO, difficult objects of VOC).
+        areas: [n], in square pixels, by which COCO's scores sort objects into sizes.
+        segments: n masks as compressed COCO run lengths; empty if only boxes are read.
+        id_map: Path of its map of class ids (semantic), to be read through `LabelledSet.class_of_id`.
+    """
 
     name: str
-    """Relative to the source; unique in the set."""
     path: str
     height: int
     width: int
     boxes: NDArray[np.float32]
-    """[n, 4]: x0 y0 x1 y1, x1 and y1 exclusive, inside the image, never empty."""
     classes: NDArray[np.int64]
-    """[n], from 0."""
     ignored: NDArray[np.bool_]
-    """[n]: COCO's crowd, VOC's difficult. Not trained on, not counted against a detector."""
     areas: NDArray[np.float64]
-    """[n] square pixels, as COCO's sizes use them: the annotation's own, else the box's."""
     segments: tuple[Any, ...] = ()
-    """[n] masks as compressed COCO run lengths; () where only boxes are read."""
-    labels: str = ""
-    """Semantic: path of the id map, to be read through `LabelledSet.label_map`."""
+    id_map: str = ""
 
 
 class Notes:
-    """What the reader has to say: sentences, and what it dropped or mended, counted by reason."""
+    """What a user should know about a source: sentences, and what was dropped or clipped, counted by reason."""
 
     def __init__(self) -> None:
-        self.sentences: list[str] = []
-        self.found: dict[str, dict[str, None]] = {}
+        self._sentences: list[str] = []
+        self._locations: dict[str, dict[str, None]] = {}  # reason -> where, in order
 
-    def say(self, *sentences: str) -> None:
-        self.sentences += sentences
+    def add(self, *sentences: str) -> None:
+        self._sentences += sentences
 
-    def count(self, reason: str, where: str) -> None:
-        """One more for a reason; a place that two splits share counts once."""
-        self.found.setdefault(reason, {})[where] = None
+    def count(self, reason: str, location: str) -> None:
+        """Count one more case of a reason; a location that two splits share counts once."""
+        self._locations.setdefault(reason, {})[location] = None
 
-    def all(self) -> tuple[str, ...]:
-        """The sentences, then "reason: count (first three places)"."""
-        counted = [line for reason, places in self.found.items() for line in note(reason, places)]
-        return tuple(dict.fromkeys([*self.sentences, *counted]))
+    def lines(self) -> tuple[str, ...]:
+        """Return the sentences, then "reason: count (first three locations)"."""
+        lines = list(self._sentences)
+        for reason, locations in self._locations.items():
+            lines += note(reason, locations)
+        return tuple(dict.fromkeys(lines))
 
 
-def picture(root: Path, path: Path, notes: Notes, stated: tuple[int, int] | None = None) -> Picture | None:
-    """An image file of the source `root` -> Picture without objects, its size from its header; None if unreadable.
+def annotate_image(
+    root: Path, path: Path, notes: Notes, stated_size: tuple[int, int] | None = None
+) -> ImageAnnotation | None:
+    """Start the annotation of an image file, its size taken from its header.
 
-    stated: the height and width that the annotation gives (0: unknown); None too where the file has others.
+    Args:
+        root: The source; the image is named relative to it.
+        path: The image file.
+        notes: Counts images that cannot be used.
+        stated_size: Height and width according to the source; 0 is unknown.
+
+    Returns:
+        An annotation without objects; None if the image cannot be read or has another size than stated.
     """
     name = os.path.relpath(path, root).replace(os.sep, "/")
     try:
-        size = _size_of_whole(path)
+        height, width = _size_of_whole_image(path)
     except DecodeError:
-        state = "cannot be read" if path.exists() else "are missing"
-        notes.count(f"image files that {state}, dropped", name)
+        problem = "cannot be read" if path.exists() else "are missing"
+        notes.count(f"image files that {problem}, dropped", name)
         return None
-    if stated is not None and min(stated) > 0 and stated != size:
+    if stated_size is not None and min(stated_size) > 0 and stated_size != (height, width):
         notes.count("images of another size than their annotation says, dropped", name)
         return None
-    return Picture(name, str(path), *size, [])
+    return ImageAnnotation(name, str(path), height, width)
 
 
-def checked(found: Picture, classes: Mapping[str, int], masks: bool, difficult: bool, notes: Notes) -> Labelled:
-    """Check the objects and stack them. Boxes partly outside are clipped; what has no class, no box inside the image
-    or (with `masks`) no mask is dropped. Difficult objects are ignored, unless `difficult`."""
-    boxes, kinds, ignored, areas, segments = [], [], [], [], []
-    border = (found.width, found.height) * 2
-    for thing in found.things:
-        box = np.clip(thing.box, 0, border).astype(np.float32)
-        inside = bool(box[2] > box[0] and box[3] > box[1])
-        if thing.kind not in classes:
-            notes.count("objects of an unknown class, dropped", f"{thing.where} {thing.kind}")
+def check_annotation(
+    annotation: ImageAnnotation, classes: Mapping[str, int], masks: bool, train_on_difficult: bool, notes: Notes
+) -> LabelledImage:
+    """Check the objects of an image and stack them into arrays.
+
+    Boxes partly outside of the image are clipped. Objects of an unknown class, without a box inside the image or (with
+    `masks`) without a usable mask are dropped.
+
+    Args:
+        annotation: The image.
+        classes: Name of a class -> its number.
+        masks: Whether objects need masks.
+        train_on_difficult: Whether objects marked as difficult are kept as ordinary ones.
+        notes: Counts what is dropped or clipped.
+    """
+    border = np.array([annotation.width, annotation.height] * 2)
+    boxes: list[NDArray[np.float32]] = []
+    numbers: list[int] = []
+    ignored: list[bool] = []
+    areas: list[float] = []
+    segments: list[Any] = []
+    for item in annotation.objects:
+        x0, y0, x1, y1 = item.box
+        if item.class_name not in classes:
+            notes.count("objects of an unknown class, dropped", f"{item.location} {item.class_name}")
             continue
-        if not (thing.box[2] > thing.box[0] and thing.box[3] > thing.box[1]):
-            notes.count(FLAT, thing.where)
+        if not (x1 > x0 and y1 > y0):
+            notes.count(EMPTY_BOX, item.location)
             continue
-        if not inside:
-            notes.count("boxes outside of the image, dropped", thing.where)
+        box = np.clip(item.box, 0, border).astype(np.float32)
+        if not (box[2] > box[0] and box[3] > box[1]):
+            notes.count("boxes outside of the image, dropped", item.location)
             continue
-        segment = encode_segment(thing.segment, found.height, found.width) if masks else None
-        if masks and segment is None:
-            notes.count("objects without a usable mask, dropped", thing.where)
-            continue
-        if np.abs(box - np.array(thing.box)).max() > _TOLERANCE:
-            notes.count("boxes partly outside of the image, clipped", thing.where)
+        if masks:
+            segment = encode_segment(item.segmentation, annotation.height, annotation.width)
+            if segment is None:
+                notes.count("objects without a usable mask, dropped", item.location)
+                continue
+            segments.append(segment)
+        if np.abs(box - np.array(item.box)).max() > _TOLERANCE:
+            notes.count("boxes partly outside of the image, clipped", item.location)
         boxes.append(box)
-        kinds.append(classes[thing.kind])
-        ignored.append(thing.ignored or (thing.difficult and not difficult))
-        areas.append(float((box[2] - box[0]) * (box[3] - box[1])) if thing.area is None else thing.area)
-        segments.append(segment)
-    return Labelled(
-        found.name, found.path, found.height, found.width,
-        np.array(boxes, dtype=np.float32).reshape(-1, 4), np.array(kinds, dtype=np.int64),
-        np.array(ignored, dtype=np.bool_), np.array(areas, dtype=np.float64),
-        tuple(segments) if masks else (), found.labels,
-    )  # fmt: skip
+        numbers.append(classes[item.class_name])
+        ignored.append(item.ignored or (item.difficult and not train_on_difficult))
+        area = item.area
+        if area is None:
+            area = float((box[2] - box[0]) * (box[3] - box[1]))
+        areas.append(area)
+    return LabelledImage(
+        name=annotation.name,
+        path=annotation.path,
+        height=annotation.height,
+        width=annotation.width,
+        boxes=np.array(boxes, dtype=np.float32).reshape(-1, 4),
+        classes=np.array(numbers, dtype=np.int64),
+        ignored=np.array(ignored, dtype=np.bool_),
+        areas=np.array(areas, dtype=np.float64),
+        segments=tuple(segments),
+        id_map=annotation.id_map,
+    )
 
 
-def _size_of_whole(path: Path) -> tuple[int, int]:
-    """(height, width) as `decode` gives them, from the header alone; a JPEG or PNG whose last bytes are not the usual
-    ones is decoded. Raises DecodeError."""
+def _size_of_whole_image(path: Path) -> tuple[int, int]:
+    """(height, width) as `decode` gives them, from the header; a JPEG or PNG whose last bytes are unusual is decoded.
+
+    Raises DecodeError.
+    """
     try:
         with open(path, "rb") as file:
             header = read_header(file)
@@ -160,6 +222,6 @@ def _size_of_whole(path: Path) -> tuple[int, int]:
             tail = file.read()
     except (OSError, Image.DecompressionBombError) as error:
         raise DecodeError(str(error), str(path)) from error
-    if _ENDS.get(header.format, b"") not in tail:
+    if _FILE_ENDS.get(header.format, b"") not in tail:
         decode(path)
     return (header.width, header.height) if turned else (header.height, header.width)

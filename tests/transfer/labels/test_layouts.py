@@ -1,8 +1,9 @@
-"""Each layout: what is read from it, what is dropped and said, what is refused."""
+"""Each layout: what is read from it, what is dropped and noted, what is refused."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -23,10 +24,11 @@ from tests.transfer.sources import (
 )
 
 from plrc.data.masks import decode_masks, encode_mask
-from plrc.errors import PlrcError
+from plrc.errors import ConfigError, DataError, LayoutError, PlrcError
 from plrc.scenes import encode_rle
 from plrc.transfer.labels.datasets import DetectionImages, SemanticImages
-from plrc.transfer.protocols import InputConfig
+from plrc.transfer.labels.layouts import LAYOUTS
+from plrc.transfer.protocols import InputConfig, Layout, Task
 
 # Pascal VOC
 
@@ -280,8 +282,8 @@ def test_folders_with_ids_that_occur(tmp_path: Path) -> None:
     assert splits.train.classes == ("class 0", "class 3", "class 5")
     assert (len(splits.train.images), len(splits.val.images)) == (4, 1)
     assert names(splits.test) == [f"val{i}" for i in range(5)]
-    assert splits.train.label_map is not None
-    assert splits.train.label_map[[0, 3, 5, 4, 255]].tolist() == [0, 1, 2, 255, 255]
+    assert splits.train.class_of_id is not None
+    assert splits.train.class_of_id[[0, 3, 5, 4, 255]].tolist() == [0, 1, 2, 255, 255]
 
 
 def test_folders_with_a_list_of_classes(tmp_path: Path) -> None:
@@ -289,15 +291,15 @@ def test_folders_with_a_list_of_classes(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("sky\nroad\nVoid\ncar\n")
     splits = read(tmp_path, "semantic")
     assert splits.train.classes == ("sky", "road", "car")
-    assert splits.train.label_map is not None
-    assert splits.train.label_map[:5].tolist() == [0, 1, 255, 2, 255]
+    assert splits.train.class_of_id is not None
+    assert splits.train.class_of_id[:5].tolist() == [0, 1, 255, 2, 255]
     assert names(splits.val) == [f"val{i}" for i in range(5)]
 
 
 def test_camvid_is_known_by_its_file_names(tmp_path: Path) -> None:
     splits = read(mask_folders(tmp_path, "train", "test", ids=((0, 10, 11, 255),), prefix="Seq05VD_"), "semantic")
     assert len(splits.train.classes) == 11 and splits.train.classes[10] == "bicyclist"
-    assert splits.train.label_map is not None and splits.train.label_map[11] == 255
+    assert splits.train.class_of_id is not None and splits.train.class_of_id[11] == 255
     assert "named as CamVid's" in splits.notes[0]
 
 
@@ -355,11 +357,11 @@ def spoil(path: Path) -> str:
 def test_unreadable_annotations_name_the_file(tmp_path: Path) -> None:
     voc_years(tmp_path / "voc")
     name = spoil(tmp_path / "voc" / "VOC2007" / "Annotations" / "07_1.xml")
-    with pytest.raises(PlrcError, match=f"{name} is not XML that can be read"):
+    with pytest.raises(PlrcError, match=f"{name} is not readable XML"):
         read(tmp_path / "voc")
     coco_source(tmp_path / "coco", [])
     name = spoil(tmp_path / "coco" / "annotations" / "instances_val2017.json")
-    with pytest.raises(PlrcError, match=f"{name} is not JSON that can be read"):
+    with pytest.raises(PlrcError, match=f"{name} is not readable JSON"):
         read(tmp_path / "coco")
     (tmp_path / "coco" / "annotations" / "instances_val2017.json").write_text('{"images": [3], "categories": []}')
     with pytest.raises(PlrcError, match="is not a COCO file of instances"):
@@ -374,7 +376,7 @@ def test_unreadable_annotations_name_the_file(tmp_path: Path) -> None:
         ({"train": "test07", "test": "test"}, "the splits test07 and test share 2 images"),
         ({"train": "nothing"}, "no list nothing in ImageSets/Main; write one of: test, train, trainval, val"),
         ({"train": "trainval07+12", "test": "test12"}, "test.txt is not a file"),
-        ({"layout": "coco"}, "no split to train on"),
+        ({"layout": "coco"}, "no COCO annotations (looked for annotations/*.json and */annotations.json)"),
     ],
 )
 def test_splits_that_cannot_be_used(tmp_path: Path, config: dict[str, str], sentence: str) -> None:
@@ -386,24 +388,44 @@ def test_splits_that_cannot_be_used(tmp_path: Path, config: dict[str, str], sent
 
 
 def test_tasks_and_folders_that_do_not_fit(tmp_path: Path) -> None:
-    with pytest.raises(PlrcError, match="no labels in a layout that is known"):
+    with pytest.raises(LayoutError, match="no labels in a known layout"):
         read(tmp_path)
-    with pytest.raises(PlrcError, match="is not a folder"):
+    with pytest.raises(DataError, match="is not a folder"):
         read(tmp_path / "absent")
-    with pytest.raises(PlrcError, match="boxes without masks"):
+    with pytest.raises(LayoutError, match="boxes without masks"):
         read(voc_years(tmp_path / "voc"), "instances")
-    with pytest.raises(PlrcError, match=r"boxes, but no label maps .*; choose the task detection"):
+    with pytest.raises(LayoutError, match=r"boxes, but no label maps .*; choose the task detection"):
         read(tmp_path / "voc", "semantic")
-    with pytest.raises(PlrcError, match=r"boxes, but no label maps .*; choose the task detection, or instances"):
+    with pytest.raises(LayoutError, match=r"instances_train2017.json has boxes without masks"):
+        read(coco_source(tmp_path / "no masks", [thing(1)]), "instances")
+    with pytest.raises(LayoutError, match=r"boxes, but no label maps .*; choose the task detection, or instances"):
         read(coco_source(tmp_path / "boxes", []), "semantic")
     mask_folders(tmp_path / "maps", "train")
-    with pytest.raises(PlrcError, match="no split left to test on"):
+    with pytest.raises(DataError, match=r"no split to test on \(splits: train; train is trained on\)"):
         read(tmp_path / "maps", "semantic")
-    with pytest.raises(PlrcError, match="no boxes; choose the task semantic"):
+    with pytest.raises(LayoutError, match="no boxes; choose the task semantic"):
         read(tmp_path / "maps", "detection")
     mask_folders(tmp_path / "maps", "val")
     blank(tmp_path / "maps" / "labels" / "val" / "val3.png", 1, 4)
-    with pytest.raises(PlrcError, match=r"val3.png holds RGB pixels, not ids"):
+    with pytest.raises(DataError, match=r"val3.png contains RGB pixels, not ids"):
         read(tmp_path / "maps", "semantic")
-    with pytest.raises(PlrcError, match="no usable label"):
+    with pytest.raises(DataError, match="no usable label"):
         read(coco_source(tmp_path / "coco", []))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("task", get_args(Task))
+def test_a_folder_of_another_layout_is_a_layout_error(layout: str, task: Task, tmp_path: Path) -> None:
+    (tmp_path / "diary").mkdir()
+    with pytest.raises(LayoutError):
+        read(tmp_path, task, layout=layout)
+
+
+def test_the_settings_name_every_layout() -> None:
+    assert set(get_args(Layout)) == {"auto", *LAYOUTS}
+
+
+def test_a_split_that_does_not_exist_is_a_setting_that_cannot_be_used(tmp_path: Path) -> None:
+    for root, task in ((voc_years(tmp_path / "voc"), "detection"), (mask_folders(tmp_path / "maps", "a"), "semantic")):
+        with pytest.raises(ConfigError, match="write one of: "):
+            read(root, task, train="nothing", test="nothing")

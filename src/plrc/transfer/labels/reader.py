@@ -1,0 +1,111 @@
+"""What the reader of a label layout provides, and the steps that several layouts share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from plrc.data import layouts
+from plrc.data.decode import read_size
+from plrc.transfer.labels.annotations import ImageAnnotation, Notes, annotate_image
+from plrc.transfer.labels.label_maps import MODES, check_mode
+
+ROLES = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class SplitAnnotations:
+    """The content of a split.
+
+    Attributes:
+        images: Its images.
+        classes: Names of the classes of its objects; empty for semantic segmentation.
+    """
+
+    images: list[ImageAnnotation]
+    classes: tuple[str, ...] = ()
+
+
+class LabelReader(Protocol):
+    """A source in a certain layout, opened for a task.
+
+    Attributes:
+        splits: Names of all splits of the source.
+        roles: The splits for "train", "val" and "test", as far as the source has them.
+    """
+
+    splits: list[str]
+    roles: dict[str, str]
+
+    def read(self, split: str) -> SplitAnnotations:
+        """Read a split. Raises ConfigError for an unknown split, DataError for files that cannot be read."""
+        ...
+
+    def class_ids(self, images: Sequence[ImageAnnotation]) -> Mapping[int, str]:
+        """The table id in the id maps -> class name (semantic), given all images of the source that are used."""
+        ...
+
+
+def split_for_each_role(splits: Sequence[str]) -> dict[str, str]:
+    """Choose splits by name: train2017 is for training, and so on; the first in alphabetical order."""
+    roles = {}
+    for role in ROLES:
+        candidates = sorted(split for split in splits if split.startswith(role))
+        if candidates:
+            roles[role] = candidates[0]
+    return roles
+
+
+def files_by_stem(folder: Path, notes: Notes) -> dict[str, Path]:
+    """List the images below a folder by their relative path without its ending.
+
+    Raises:
+        DataError: There are none.
+    """
+    listing = layouts.folder(str(folder))
+    notes.add(*listing.notes)
+    return {os.path.splitext(name)[0]: folder / name for name in sorted(listing.names)}
+
+
+def pair_with_id_maps(
+    root: Path,
+    images: Mapping[str, Path | None],
+    id_maps: Mapping[str, Path],
+    notes: Notes,
+    modes: tuple[str, ...] = MODES,
+) -> list[ImageAnnotation]:
+    """Pair images with their id maps by common key; drop what has no partner or a partner of another size.
+
+    Args:
+        root: The source; images are named relative to it.
+        images: Image files by key.
+        id_maps: Files of id maps by key.
+        notes: Counts what is dropped.
+        modes: Pillow's modes that an id map may have.
+
+    Raises:
+        DataError: An id map has another mode.
+    """
+    annotations = []
+    for key in sorted({*images, *id_maps}):
+        image = images.get(key)
+        id_map = id_maps.get(key)
+        if image is None:
+            notes.count("label maps without an image, dropped", key)
+            continue
+        if id_map is None or not id_map.is_file():
+            notes.count("images without a label map, dropped", key)
+            continue
+        annotation = annotate_image(root, image, notes)
+        if annotation is None:
+            continue
+        height, width, mode = read_size(id_map)
+        check_mode(id_map, mode, modes)
+        if (height, width) == (annotation.height, annotation.width):
+            annotations.append(replace(annotation, id_map=str(id_map)))
+        else:
+            notes.count("label maps of another size than the image, dropped", key)
+    return annotations

@@ -1,0 +1,247 @@
+"""The training, validation and test images of a labelled source, and nested subsets of their labels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plrc import rng
+from plrc.data.decode import read_bytes
+from plrc.errors import ConfigError, DataError
+from plrc.measures.segmentation import IGNORED
+from plrc.transfer.labels.annotations import ImageAnnotation, LabelledImage, Notes, check_annotation
+from plrc.transfer.labels.label_maps import index_classes, read_ids
+from plrc.transfer.labels.layouts import open_labels
+from plrc.transfer.labels.reader import LabelReader, SplitAnnotations
+from plrc.transfer.protocols import LabelledConfig, Task
+
+_VAL_DIVISOR = 5  # a fifth of the training images is held out if there is no validation split
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """Labelled images of one split.
+
+    Attributes:
+        images: In the order of their names.
+        classes: Names of the classes, by number.
+        class_of_id: Semantic: [256], id in an id map -> class, 255 if it is ignored.
+    """
+
+    images: tuple[LabelledImage, ...]
+    classes: tuple[str, ...]
+    class_of_id: NDArray[np.uint8] | None = None
+
+    def read_classes(self, image: LabelledImage) -> NDArray[np.uint8]:
+        """Read the class of each pixel of an image, [H, W]; 255 is ignored."""
+        if self.class_of_id is None:
+            raise ValueError("the labels were not read for the task semantic")
+        return self.class_of_id[read_ids(image.id_map)]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The images of a run. No image of train is in val or test.
+
+    Attributes:
+        train: To train on.
+        val: To choose settings and to draw curves; may be empty.
+        test: To score the result.
+        notes: Which split is which, and what was dropped or clipped, counted by reason, with the first locations.
+    """
+
+    train: LabelledSet
+    val: LabelledSet
+    test: LabelledSet
+    notes: tuple[str, ...]
+
+    def digest(self) -> str:
+        """Compute the SHA-256 of the labels: classes, and names, sizes, objects and id maps of the images.
+
+        Pixels of the images are not part of it.
+        """
+        digest = hashlib.sha256()
+        for part in (self.train, self.val, self.test):
+            table = b"" if part.class_of_id is None else part.class_of_id.tobytes()
+            digest.update(repr((part.classes, table, len(part.images))).encode())
+            for image in part.images:
+                head = (image.name, image.height, image.width, len(image.classes), image.segments)
+                digest.update(repr(head).encode())
+                for array in (image.boxes, image.classes, image.ignored, image.areas):
+                    digest.update(array.tobytes())
+                if image.id_map:
+                    digest.update(hashlib.sha256(read_bytes(image.id_map)).digest())
+        return digest.hexdigest()
+
+
+def read_labelled(config: LabelledConfig, task: Task) -> Splits:
+    """Read the splits of `config.source`.
+
+    Splits that the configuration does not name are chosen by their names; without a test split, val serves as test. If
+    no val split is named, and none is present that shares no image with train and test, a fifth of train is taken out
+    of it, the same for every seed; with "none" val is empty. Classes are those of the training split. `fraction` and
+    `shots` are left to `labelled_subset`.
+
+    Args:
+        config: Which labelled images.
+        task: What the labels are for.
+
+    Raises:
+        LayoutError: The source has no labels for the task.
+        DataError: Labels that cannot be read, or splits that share images.
+        ConfigError: A split that does not exist.
+    """
+    if config.merge_classes and task == "semantic":
+        raise ConfigError("data.merge_classes is for objects; leave it out for the task semantic")
+    root = Path(config.source)
+    notes = Notes()
+    reader = open_labels(root, config.layout, task, notes)
+    names = _choose_splits(config, reader, root)
+    train_split = _read(reader, names["train"], "train", notes)
+    train = train_split.images
+    test = _read(reader, names["test"], "test", notes).images
+    val: list[ImageAnnotation] = []
+    if names["val"]:
+        val = _read(reader, names["val"], "val", notes).images
+    _require_disjoint(train, test, names["train"], names["test"])
+    if config.val not in ("", "none"):
+        _require_disjoint(train, val, names["train"], names["val"])
+        _require_disjoint(val, test, names["val"], names["test"])
+
+    origins = {role: f"split {name}" for role, name in names.items()}
+    if config.val == "none":
+        origins["val"] = "none"
+    elif not config.val and (not val or _shared_names(val, train + test)):
+        train, val = _hold_out(train, names["train"])
+        origins["val"] = f"a fifth of {names['train']}, left out of train, the same for every seed"
+
+    classes = train_split.classes
+    class_of_id = None
+    if task == "semantic":
+        classes, class_of_id = index_classes(reader.class_ids(train + val + test))
+    number_of = {name: number for number, name in enumerate(classes)}
+    if config.merge_classes:
+        classes = ("object",)
+        number_of = dict.fromkeys(number_of, 0)
+    sets = {}
+    for role, content in {"train": train, "val": val, "test": test}.items():
+        difficult = config.difficult and role == "train"
+        images = [check_annotation(image, number_of, task == "instances", difficult, notes) for image in content]
+        sets[role] = LabelledSet(tuple(images), classes, class_of_id)
+        count = f"{len(images)} images"
+        if task != "semantic":
+            count += f", {sum(len(image.classes) for image in images)} objects"
+        notes.add(f"{role}: {origins[role]}; {count}")
+    labelled = task == "semantic" or any(len(image.classes) for image in sets["train"].images)
+    if not classes or not labelled:
+        raise DataError(f"no usable label in the split {names['train']} of {root}: {'; '.join(notes.lines())}")
+    return Splits(sets["train"], sets["val"], sets["test"], notes.lines())
+
+
+def labelled_subset(labelled: LabelledSet, fraction: float, shots: int, seed: int, task: Task) -> LabelledSet:
+    """Choose the labelled images of a seed: a share of the images, or a number of images of each class.
+
+    Images are ranked once per seed, so a smaller share, or fewer shots, is part of a larger one. With shots, an image
+    counts for every class in it, and all of its labels are used.
+
+    Args:
+        labelled: The images to choose from.
+        fraction: Share of the images; at least 1 image is chosen.
+        shots: Images of each class; 0: `fraction` decides.
+        seed: Seed of the ranking.
+        task: Decides which classes are in an image.
+    """
+    order = rng.generator(seed, "labels").permutation(len(labelled.images)).tolist()
+    chosen = order[: max(1, round(fraction * len(order)))]
+    if shots:
+        chosen = []
+        counts = Counter[int]()
+        for i in order:
+            wanted = [k for k in _classes_in(labelled, labelled.images[i], task) if counts[k] < shots]
+            if wanted:
+                chosen.append(i)
+                counts.update(wanted)
+            if len(counts) == len(labelled.classes) and min(counts.values()) == shots:
+                break
+    return replace(labelled, images=tuple(labelled.images[i] for i in sorted(chosen)))
+
+
+def _choose_splits(config: LabelledConfig, reader: LabelReader, root: Path) -> dict[str, str]:
+    """The split for each role; val may be empty."""
+    roles = reader.roles
+    present = ", ".join(reader.splits) or "none"
+    train = config.train or roles.get("train", "")
+    if not train:
+        raise DataError(
+            f"{root} has no split to train on (splits: {present}); name one with --data.train "
+            "(plrc transfer probe: --train)"
+        )
+    test = config.test
+    if not test:
+        rest = [roles[role] for role in ("test", "val") if role in roles and roles[role] not in (train, config.val)]
+        if not rest:
+            raise DataError(
+                f"{root} has no split to test on (splits: {present}; {train} is trained on); name one with "
+                "--data.test (plrc transfer probe: --test)"
+            )
+        test = rest[0]
+    val = config.val
+    if val == "none":
+        val = ""
+    elif not val and roles.get("val", "") not in (train, test):
+        val = roles.get("val", "")
+    return {"train": train, "val": val, "test": test}
+
+
+def _read(reader: LabelReader, split: str, role: str, notes: Notes) -> SplitAnnotations:
+    """The images of a split in the order of their names, each once."""
+    content = reader.read(split)
+    if not content.images:
+        reasons = "; ".join(notes.lines())
+        raise DataError(f"the split {split}, read for {role}, has no usable image: {reasons}")
+    unique: dict[str, ImageAnnotation] = {}
+    for image in content.images:
+        if image.name in unique:
+            notes.count("images that a split lists again, dropped", image.name)
+        else:
+            unique[image.name] = image
+    return SplitAnnotations([unique[name] for name in sorted(unique)], content.classes)
+
+
+def _shared_names(first: list[ImageAnnotation], second: list[ImageAnnotation]) -> list[str]:
+    return sorted({image.name for image in first} & {image.name for image in second})
+
+
+def _require_disjoint(
+    first: list[ImageAnnotation], second: list[ImageAnnotation], first_split: str, second_split: str
+) -> None:
+    shared = _shared_names(first, second)
+    if shared:
+        raise DataError(
+            f"the splits {first_split} and {second_split} share {len(shared)} images, such as {shared[0]}; "
+            "remove them from one of the two"
+        )
+
+
+def _hold_out(images: list[ImageAnnotation], split: str) -> tuple[list[ImageAnnotation], list[ImageAnnotation]]:
+    """Four fifths and one fifth of the images, by a draw that depends on their number alone."""
+    if len(images) < 2:
+        raise DataError(
+            f"the split {split} has 1 image, too few to hold out any for validation; name one with data.val"
+        )
+    order = rng.generator(0, "held_out").permutation(len(images))
+    held_out = set(order[: max(1, len(images) // _VAL_DIVISOR)].tolist())
+    rest = [image for i, image in enumerate(images) if i not in held_out]
+    return rest, [image for i, image in enumerate(images) if i in held_out]
+
+
+def _classes_in(labelled: LabelledSet, image: LabelledImage, task: Task) -> set[int]:
+    """The classes in an image that count."""
+    if task == "semantic":
+        return set(np.unique(labelled.read_classes(image)).tolist()) - {IGNORED}
+    return set(image.classes[~image.ignored].tolist())
