@@ -79,7 +79,7 @@ UNNAMED = (
             "--optim.name cannot be 'adam'; write one of sgd, adamw; see",
         ),
         ("pretrain --preset debug_cpu --views.scale 0.5", "'--views.scale'. Expected 2 values"),
-        ("pretrain --preset debug_cpu --views.size 8", "views.size is 8; write at least 16 pixels"),
+        ("pretrain --preset debug_cpu --views.size 8", "views.size must be >= 16, got 8"),
         ("pretrain --preset debug_cpu --resume=yes", "Unrecognized options: yes"),
         ("pretrain --preset debug_cpu photos", "Unrecognized options: photos; see: plrc pretrain --help"),
         ("pretrain --config absent.toml", "cannot read the configuration absent.toml"),

@@ -41,7 +41,7 @@ def told(capsys: Capture, *arguments: object) -> str:
         ),
         ("precompute --out maps --workers -1", "--workers is -1; write 0 or more"),
         ("precompute --out maps --data.held-out 3", "unknown option --data.held-out"),
-        ("precompute --out maps --regions.reassign 2", "regions.reassign is 2.0; write a number between 0 and 1"),
+        ("precompute --out maps --regions.reassign 2", "regions.reassign must be between 0 and 1, got 2.0"),
     ],
 )
 def test_a_mistake_is_one_sentence(

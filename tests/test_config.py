@@ -82,7 +82,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         for name in ("stride", "contrast_hidden", "contrast_dim", "distill_hidden", "distill_dim", "bn_groups")
     ],
     ("model", {"backbone": "timm:resnet18", "layer4_stride": 1}, "model.layer4_stride"),
-    ("objectives", {"point_weight": -0.1}, "objectives.*_weight"),
+    ("objectives", {"point_weight": -0.1}, "objectives.point_weight"),
     ("objectives", {"image_weight": 0.0, "point_weight": 0.0, "distill_weight": 0.0}, "objectives.*_weight"),
     *[
         ("objectives", {f"{name}_temperature": 0.0}, f"objectives.{name}_temperature")
@@ -127,7 +127,7 @@ def test_a_setting_that_cannot_be_used_is_refused_by_its_name(section: str, valu
 
 
 def test_a_negative_seed_is_refused() -> None:
-    with pytest.raises(ConfigError, match="seed is -1"):
+    with pytest.raises(ConfigError, match="seed must be >= 0, got -1"):
         Config(seed=-1)
 
 
@@ -211,31 +211,30 @@ def test_an_unknown_setting_suggests_the_nearest_name(unknown: dict[str, Any], s
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "expected"),
     [
-        ("optim.lr", "0.1", "write a number"),
-        ("optim.lr", True, "write a number"),
-        ("optim.lr", math.inf, "write a number"),
-        ("optim.batch_size", 2.0, "write a value of type int"),
-        ("optim.batch_size", True, "write a value of type int"),
-        ("optim.channels_last", 1, "write a value of type bool"),
-        ("data.source", 3, "write a value of type str"),
-        ("optim.precision", "fp16", "write one of auto, float32, bfloat16, float16"),
-        ("model.layer4_stride", 3, "write one of 1, 2"),
-        ("model.layer4_stride", True, "write one of 1, 2"),
-        ("regions.source", ["grid"], "write one of grid, voronoi, boxes, slic, felzenszwalb, maps, coco"),
-        ("method", "dino", "write one of image"),
-        ("views.scale", 0.2, "write two numbers"),
-        ("views.scale", [0.2], "write two numbers"),
-        ("views.scale", [0.2, "1"], "write two numbers"),
-        ("views.scale", [False, True], "write two numbers"),
+        ("optim.lr", "0.1", "a number"),
+        ("optim.lr", True, "a number"),
+        ("optim.lr", math.inf, "a number"),
+        ("optim.batch_size", 2.0, "an integer"),
+        ("optim.batch_size", True, "an integer"),
+        ("optim.channels_last", 1, "true or false"),
+        ("data.source", 3, "a string"),
+        ("optim.precision", "fp16", "one of auto, float32, bfloat16, float16"),
+        ("model.layer4_stride", 3, "one of 1, 2"),
+        ("model.layer4_stride", True, "one of 1, 2"),
+        ("regions.source", ["grid"], "one of grid, voronoi, boxes, slic, felzenszwalb, maps, coco, shards"),
+        ("method", "dino", "one of image, pixel, region, points, plrc"),
+        ("views.scale", 0.2, "two numbers [a, b]"),
+        ("views.scale", [0.2], "two numbers [a, b]"),
+        ("views.scale", [0.2, "1"], "two numbers [a, b]"),
+        ("views.scale", [False, True], "two numbers [a, b]"),
     ],
 )
-def test_a_value_of_the_wrong_type_is_refused(name: str, value: object, told: str) -> None:
+def test_a_value_of_the_wrong_type_is_refused(name: str, value: object, expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Config().with_values({name: value})
-    assert f"{name} is {value!r}" in str(caught.value)
-    assert told in str(caught.value)
+    assert str(caught.value) == f"{name} must be {expected}, got {value!r}"
 
 
 def test_values_are_set_by_dotted_name() -> None:
@@ -300,7 +299,7 @@ def test_every_setting_that_was_renamed_is_known() -> None:
     ],
 )
 def test_old_values_are_refused_with_the_choices(name: str, old: str, choices: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^{name} is '{old}'; write one of {choices}$"):
+    with pytest.raises(ConfigError, match=rf"^{name} must be one of {choices}, got '{old}'$"):
         Config().with_values({name: old})
 
 
@@ -318,7 +317,7 @@ def test_settings_that_need_each_other_may_come_in_any_order(order: int) -> None
 
 
 def test_a_refused_value_is_refused_by_with_values_too() -> None:
-    with pytest.raises(ConfigError, match=r"optim\.lr is -1"):
+    with pytest.raises(ConfigError, match=r"optim\.lr must be > 0, got -1"):
         Config().with_values({"optim.lr": -1})
 
 

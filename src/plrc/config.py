@@ -1,7 +1,7 @@
-"""Every setting of a pre-training run: frozen dataclasses, validated on construction, round-trip to TOML.
+"""Every setting of a pre-training run, as frozen dataclasses that are validated when they are built.
 
-Layer 0: imports settings. Sections say *what* is computed; the `run` section alone says *how* (where to write,
-how many workers) and never changes a number. The text under each field is the help that the command line prints.
+All sections but `run` define what is computed; `run` defines where results are written and on which hardware. The text
+under each field is the help text of the command line.
 """
 
 from __future__ import annotations
@@ -12,202 +12,182 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from plrc.errors import ConfigError, PlrcError
-from plrc.settings import Settings, require, require_range
-
-__all__ = [
-    "Config", "ConfigError", "DataConfig", "Method", "ModelConfig", "ObjectiveConfig", "OptimConfig", "PlrcError",
-    "RegionConfig", "RunConfig", "ViewConfig",
-]  # fmt: skip
+from plrc.settings import Settings, require, require_at_least, require_between, require_positive, require_range
 
 Method = Literal["image", "pixel", "region", "points", "plrc"]
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images are trained on."""
+    """Which images to train on."""
 
     source: Annotated[str, tyro.conf.arg(aliases=("--data",))] = ""
-    """Folder (nested), glob, .txt list, COCO .json, or Pascal VOC folder with the images to train on; or tar shards: a
-    folder from plrc shard, a pattern such as x-{000..099}.tar, or an address (s3://, gs://, https://) of either."""
+    """Images to train on: a folder (with subfolders), a glob, a .txt list, a COCO .json or a Pascal VOC folder; or tar
+    shards: a folder written by plrc shard, a pattern such as x-{000..099}.tar, or a URL (s3://, gs://, https://) of
+    either."""
     layout: Literal["auto", "folder", "glob", "list", "coco", "voc", "shards"] = "auto"
-    """How to read `source`; auto looks at it."""
+    """Layout of `source`. auto: detect it."""
     split: str = ""
-    """VOC only: the list in ImageSets/Main to use (such as trainval). Empty: all images."""
+    """VOC only: name of the list in ImageSets/Main, such as trainval. Empty: all images."""
     exclude: str = ""
-    """Images that must not be trained on: a list file (one path or file name a line), a COCO .json, or a folder or glob
-    of images."""
+    """Images to leave out of training: a text file with one path or file name per line, a COCO .json, or a folder or
+    glob of images."""
     held_out: int = 64
-    """Images kept out of training for the label-free health report (at most a tenth of the images)."""
+    """Number of images held out of training for the health checks, at most a tenth of all images. 0: none."""
     rescale_percentiles: tuple[float, float] = (0.5, 99.5)
-    """16-bit images: grey values at these percentiles of the image become 0 and 255."""
+    """16-bit images: the gray values at these two percentiles of an image become 0 and 255."""
     max_megapixels: float = 200.0
-    """Larger images are refused as unreadable (protects against decompression bombs)."""
+    """Larger images, in megapixels, count as unreadable; protects against decompression bombs."""
     max_unreadable_fraction: float = 0.1
-    """The run stops when more than this share of the images, or of their region maps, cannot be read."""
+    """Stop the run when a larger fraction of the images, or of their region maps, cannot be read."""
 
     def __post_init__(self) -> None:
-        require(self.held_out >= 0, f"data.held_out is {self.held_out}; write 0 (none) or more")
+        require_at_least("data.held_out", self.held_out, 0)
         require_range("data.rescale_percentiles", self.rescale_percentiles, 0, 100)
-        require(self.max_megapixels > 0, "data.max_megapixels must be above 0")
-        require(
-            0 <= self.max_unreadable_fraction <= 1,
-            f"data.max_unreadable_fraction is {self.max_unreadable_fraction}; write a share between 0 and 1",
-        )
+        require_positive("data.max_megapixels", self.max_megapixels)
+        require_between("data.max_unreadable_fraction", self.max_unreadable_fraction, 0, 1)
 
 
 @dataclass(frozen=True)
 class ViewConfig:
-    """Crops and colors of the three views (METHOD section 2; He et al. MoCo v2 settings)."""
+    """Crops and color augmentation of the three views (METHOD section 2; defaults of MoCo v2)."""
 
     size: int = 224
-    """Side of a view in pixels."""
+    """Width and height of a view, in pixels."""
     scale: tuple[float, float] = (0.2, 1.0)
-    """Smallest and largest share of the image that a crop covers."""
+    """Smallest and largest area of a crop, as a fraction of the image's area."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Smallest and largest width / height of a crop."""
+    """Smallest and largest aspect ratio of a crop (width / height)."""
     flip_prob: float = 0.5
     """Probability of a horizontal flip."""
     overlap: float = 0.5
-    """View B must have area(A and B) / max(area A, area B) of at least this."""
+    """Smallest overlap of views A and B: area of their intersection / area of the larger one."""
     overlap_tries: int = 100
-    """Draws of B before it falls back to A's crop."""
+    """Number of crops drawn for view B until one overlaps enough; after that, B takes the crop of A."""
     jitter_prob: float = 0.8
-    """Probability of colour jitter."""
+    """Probability of color jitter."""
     brightness: float = 0.4
-    """Largest change of brightness, as a share."""
+    """Largest relative change of brightness."""
     contrast: float = 0.4
-    """Largest change of contrast, as a share."""
+    """Largest relative change of contrast."""
     saturation: float = 0.4
-    """Largest change of saturation, as a share."""
+    """Largest relative change of saturation."""
     hue: float = 0.1
-    """Largest hue shift, as a share of the colour circle."""
+    """Largest shift of the hue, as a fraction of the color circle."""
     gray_prob: float = 0.2
-    """Probability of a grey view."""
+    """Probability of a grayscale view."""
     blur_prob: float = 0.5
     """Probability of Gaussian blur."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
-    """Smallest and largest standard deviation of the blur, in pixels of the view."""
+    """Smallest and largest standard deviation of the blur, in pixels."""
 
     def __post_init__(self) -> None:
-        require(self.size >= 16, f"views.size is {self.size}; write at least 16 pixels")
+        require_at_least("views.size", self.size, 16)
         require_range("views.scale", self.scale, 1e-4, 1)
         require_range("views.ratio", self.ratio, 0.05, 20)
         require_range("views.blur_sigma", self.blur_sigma, 0.01, 50)
-        shares = (
-            "flip_prob",
-            "overlap",
-            "jitter_prob",
-            "gray_prob",
-            "blur_prob",
-            "brightness",
-            "contrast",
-            "saturation",
-        )
-        for name in shares:
-            value = getattr(self, name)
-            require(0 <= value <= 1, f"views.{name} is {value}; write a number between 0 and 1")
-        require(0 <= self.hue <= 0.5, f"views.hue is {self.hue}; write a number between 0 and 0.5")
-        require(self.overlap_tries >= 1, "views.overlap_tries must be at least 1")
+        for name in ("overlap", "flip_prob", "jitter_prob", "gray_prob", "blur_prob"):
+            require_between(f"views.{name}", getattr(self, name), 0, 1)
+        for name in ("brightness", "contrast", "saturation"):
+            require_between(f"views.{name}", getattr(self, name), 0, 1)
+        require_between("views.hue", self.hue, 0, 0.5)
+        require_at_least("views.overlap_tries", self.overlap_tries, 1)
 
 
 @dataclass(frozen=True)
 class RegionConfig:
-    """Which points of an image belong together."""
+    """The regions of an image: points in the same region are positives of each other."""
 
     source: Literal["grid", "voronoi", "boxes", "slic", "felzenszwalb", "maps", "coco", "shards"] = "grid"
-    """grid: n x n equal cells. voronoi, boxes: random ones. slic, felzenszwalb: superpixels (extra regions). maps: one
-    id map per image (PNG or npz) from the folder `maps`. coco: the masks of the COCO file `maps`.
-    shards: the id maps that plrc shard laid beside the images."""
+    """grid: equal cells. voronoi, boxes: random cells or boxes. slic, felzenszwalb: superpixels (need scikit-image).
+    maps: one id map per image (PNG or npz) in the folder `maps`. coco: the masks in the COCO file `maps`. shards: the
+    id maps that plrc shard stored with the images."""
     grid: int = 4
-    """Cells per side of the regular grid (paper: 4, that is 16 regions)."""
+    """grid: cells per side (paper: 4, which gives 16 regions)."""
     count: int = 16
-    """voronoi, boxes, slic: regions of an image (slic: about as many)."""
+    """voronoi, boxes, slic: number of regions per image (slic: approximately)."""
     scale: float = 200.0
-    """felzenszwalb: larger gives fewer and larger segments."""
+    """felzenszwalb: a larger scale gives fewer and larger segments."""
     maps: str = ""
-    """Folder with id maps, laid out and named as the images (a/b.jpg -> a/b.png); value 0 is unlabelled in PNG. coco:
-    the JSON file."""
+    """maps: folder of id maps with the same relative names as the images (a/b.jpg -> a/b.png); in a PNG, 0 means
+    unlabelled. coco: the JSON file with the masks."""
     map_size: int = 64
-    """Cells per side of an id map (files are reduced to it, nearest). The plain grid needs none."""
+    """Cells per side of an id map; maps from files are reduced to it. Not used by grid without noise."""
     merge: float = 0.0
     """Noise: probability that a region is merged into a neighbour."""
     split: float = 0.0
-    """Noise: probability that a region is cut in halves."""
+    """Noise: probability that a region is split into two halves."""
     jitter: float = 0.0
-    """Noise: how far boundaries are displaced (standard deviation, a share of the image's sides)."""
+    """Noise: standard deviation of the displacement of boundaries, as a fraction of the image's sides."""
     reassign: float = 0.0
-    """Noise: share of the cells of the map that get the id of a random region."""
+    """Noise: fraction of the cells of an id map that get the id of a random region."""
 
     def __post_init__(self) -> None:
-        require(self.grid >= 1, f"regions.grid is {self.grid}; write at least 1")
-        require(self.map_size >= 4, f"regions.map_size is {self.map_size}; write at least 4")
-        most = self.map_size**2
-        require(1 <= self.count <= most, f"regions.count is {self.count}; write 1 to {most} (map_size x map_size)")
-        require(self.scale > 0, f"regions.scale is {self.scale}; write a number above 0")
+        require_at_least("regions.grid", self.grid, 1)
+        require_at_least("regions.map_size", self.map_size, 4)
+        require_between("regions.count", self.count, 1, self.map_size**2)
+        require_positive("regions.scale", self.scale)
         for name in ("merge", "split", "jitter", "reassign"):
-            value = getattr(self, name)
-            require(0 <= value <= 1, f"regions.{name} is {value}; write a number between 0 and 1")
-        named = self.source not in ("maps", "coco") or self.maps != ""
-        wanted = "COCO file with the masks" if self.source == "coco" else "folder with the id maps"
-        require(named, f"regions.source is {self.source} but regions.maps is empty; name the {wanted}")
-        used = self.source in ("maps", "coco") or not self.maps
-        require(
-            used, f"regions.maps is {self.maps} but regions.source is {self.source}; write regions.source maps or coco"
-        )
+            require_between(f"regions.{name}", getattr(self, name), 0, 1)
+        if self.source == "maps":
+            require(self.maps != "", "regions.source maps needs regions.maps: the folder with the id maps")
+        elif self.source == "coco":
+            require(self.maps != "", "regions.source coco needs regions.maps: the COCO file with the masks")
+        else:
+            require(self.maps == "", f"regions.maps needs regions.source maps or coco, got {self.source}")
 
     @property
     def noisy(self) -> bool:
-        """Whether any noise is asked for."""
+        """Whether any kind of noise is on."""
         return max(self.merge, self.split, self.jitter, self.reassign) > 0
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Backbone and heads."""
+    """Backbone and projection heads."""
 
     backbone: str = "resnet50"
-    """A torchvision ResNet (resnet18, resnet50, ...), timm:NAME (extra timm), or a function of your own that returns a
+    """A torchvision ResNet (resnet18, resnet50, ...), timm:NAME (needs timm), or your own function that returns a
     network: package.module:function or path/to/file.py:function (docs/HANDOVER.md)."""
     stride: int = 32
-    """The feature level that is trained, by its stride in the unchanged backbone. Layers after it stay as they are."""
+    """The feature level to train, given as its stride in the unchanged backbone. Later layers are not trained."""
     layer4_stride: Literal[1, 2] = 2
-    """torchvision ResNets: stride of layer4 while pre-training. 1 doubles the lattice, with the same weight tensors."""
+    """torchvision ResNets: stride of layer4 during pre-training. 1 doubles the resolution of the feature grid; the
+    weight tensors keep their shapes."""
     init: str = ""
-    """Start from these weights (a plrc run or export, or a state-dict file). Empty: random."""
+    """Initial weights of the backbone: a plrc run, an export, or a state-dict file. Empty: random."""
     contrast_hidden: int = 2048
-    """Width inside the head of the image and point terms."""
+    """Hidden width of the head for the image and point terms."""
     contrast_dim: int = 128
-    """Width of the features that the image and point terms compare."""
+    """Output width of the head for the image and point terms."""
     distill_hidden: int = 2048
-    """Width inside the head of affinity distillation."""
+    """Hidden width of the head for affinity distillation."""
     distill_dim: int = 256
-    """Width of the features that affinity distillation compares."""
+    """Output width of the head for affinity distillation."""
     bn_groups: int = 8
-    """One process: BatchNorm statistics are taken over this many groups of the batch, so that a sample cannot be
-    recognised by the company it keeps (a leak). Several processes: the batch is shuffled over them instead."""
+    """Single process: the batch is split into this many groups with separate BatchNorm statistics, so that batch
+    statistics do not leak information between samples. Several processes: the batch is shuffled over the processes
+    instead."""
     sync_bn: bool = False
-    """Several processes, on GPUs: share BatchNorm statistics over them (group by group, with bn_groups above 1)."""
+    """Several processes on GPUs: share BatchNorm statistics over the processes (per group if bn_groups > 1)."""
 
     def __post_init__(self) -> None:
         for name in ("stride", "contrast_hidden", "contrast_dim", "distill_hidden", "distill_dim", "bn_groups"):
-            require(getattr(self, name) >= 1, f"model.{name} is {getattr(self, name)}; write at least 1")
-        fits = ":" not in self.backbone or self.layer4_stride == 2
-        require(
-            fits, "model.layer4_stride 1 is for torchvision ResNets; write 2, and a smaller model.stride if you like"
-        )
+            require_at_least(f"model.{name}", getattr(self, name), 1)
+        if ":" in self.backbone:
+            require(self.layer4_stride == 2, "model.layer4_stride 1 works with torchvision ResNets only; write 2")
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """Weights and temperatures of the three terms (METHOD section 3)."""
+    """Weights and settings of the three loss terms (METHOD section 3)."""
 
     image_weight: float = 0.7
-    """Weight of image contrast. 0: not computed."""
+    """Weight of image contrast. 0: the term is not computed."""
     point_weight: float = 0.3
-    """Weight of point-level region contrast. 0: not computed."""
+    """Weight of point-level region contrast. 0: the term is not computed."""
     distill_weight: float = 0.3
-    """Weight of point affinity distillation. 0: not computed."""
+    """Weight of point affinity distillation. 0: the term is not computed."""
     image_temperature: float = 0.2
     """Temperature of image contrast."""
     point_temperature: float = 0.2
@@ -219,42 +199,40 @@ class ObjectiveConfig:
     teacher_temperature_start: float = 0.04
     """Temperature of the teacher's affinities at the start."""
     temperature_warmup: float = 0.3
-    """Share of the run over which the teacher's temperature rises linearly."""
+    """Fraction of the run over which the teacher's temperature rises linearly."""
     queue: int = 65536
-    """Past image keys that serve as negatives of image contrast."""
+    """Length of the queue of past image keys, the negatives of image contrast."""
     contrast: Literal["points", "region", "pixel"] = "points"
-    """What the point term contrasts: points of shared regions; those regions as a whole (the mean of their points); or
-    lattice positions of overlapping views, whose positives lie at the same place (baselines, METHOD section 5)."""
+    """What the point term contrasts. points: points of shared regions. region: shared regions, each the mean of its
+    points. pixel: positions of the feature grid, positive where the views show the same place. The last two are
+    baselines (METHOD section 5)."""
     negatives: Literal["batch", "image"] = "batch"
-    """Point contrast: negatives from all images of the global batch, or from the same image only."""
+    """Point term: negatives from all images of the global batch, or from the same image only."""
     points: int = 256
-    """Points per view of point-level region contrast (paper: 16 regions x 16 points)."""
+    """Points per view for the point term (paper: 16 regions x 16 points)."""
     distill_points: int = 256
-    """Points per image of affinity distillation."""
+    """Points per image for affinity distillation."""
     reference_grid: int = 56
-    """Positions per side of the reference lattice of affinity distillation. 0: twice the feature lattice."""
+    """Positions per side of the reference grid of affinity distillation. 0: twice the side of the feature grid."""
     center: bool = False
-    """Centre the teacher's affinities by a running mean (momentum 0.9)."""
+    """Subtract a running mean (momentum 0.9) from the teacher's affinities."""
 
     def __post_init__(self) -> None:
         weights = (self.image_weight, self.point_weight, self.distill_weight)
-        require(min(weights) >= 0, "objectives.*_weight must not be negative")
-        require(sum(weights) > 0, "all three objectives.*_weight are 0: there is nothing to train; set one above 0")
+        for name in ("image_weight", "point_weight", "distill_weight"):
+            require_at_least(f"objectives.{name}", getattr(self, name), 0)
+        require(sum(weights) > 0, "at least one of objectives.*_weight must be > 0; all are 0, so nothing would train")
         for name in ("image", "point", "student", "teacher"):
-            value = getattr(self, f"{name}_temperature")
-            require(value > 0, f"objectives.{name}_temperature is {value}; write a number above 0")
-        require(self.teacher_temperature_start > 0, "objectives.teacher_temperature_start must be above 0")
-        require(0 <= self.temperature_warmup <= 1, "objectives.temperature_warmup is a share between 0 and 1")
+            require_positive(f"objectives.{name}_temperature", getattr(self, f"{name}_temperature"))
+        require_positive("objectives.teacher_temperature_start", self.teacher_temperature_start)
+        require_between("objectives.temperature_warmup", self.temperature_warmup, 0, 1)
         for name in ("queue", "points", "distill_points"):
-            require(getattr(self, name) >= 1, f"objectives.{name} is {getattr(self, name)}; write at least 1")
-        require(
-            self.reference_grid >= 0,
-            f"objectives.reference_grid is {self.reference_grid}; write 0 (twice the feature lattice) or more",
-        )
+            require_at_least(f"objectives.{name}", getattr(self, name), 1)
+        require_at_least("objectives.reference_grid", self.reference_grid, 0)
 
     @property
     def pixels(self) -> bool:
-        """Whether lattice positions of A and B are contrasted."""
+        """Whether the point term contrasts positions of the feature grids of views A and B."""
         return self.point_weight > 0 and self.contrast == "pixel"
 
     @property
@@ -265,110 +243,126 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Optimiser, schedule and numerics."""
+    """Optimizer, schedule and numerics."""
 
     name: Literal["sgd", "adamw"] = "sgd"
-    """The optimiser."""
+    """Optimizer."""
     lr: float = 0.03
     """Peak learning rate."""
     base_batch_size: int = 256
-    """The batch size that `lr` is meant for. Another batch size scales an `lr` that you did not set (SGD: linearly)."""
+    """Batch size that the default `lr` belongs to. For another batch size, an `lr` that you did not set is scaled (SGD:
+    linearly, AdamW: by the square root)."""
     momentum: float = 0.9
-    """SGD momentum."""
+    """Momentum of SGD."""
     weight_decay: float = 1e-4
-    """Weight decay. AdamW leaves biases and norms out; SGD, as in the paper, does not."""
+    """Weight decay. With AdamW not applied to biases and normalization layers; with SGD applied to all, as in the
+    paper."""
     batch_size: int = 256
-    """Images per optimiser step, over all processes and accumulated parts."""
+    """Images per optimizer step, over all processes and micro-batches."""
     gradient_accumulation_steps: int = 1
-    """Parts that a batch is computed in, to save memory. Negatives then come from one part only."""
+    """Number of micro-batches per optimizer step, to save memory. Negatives come from the same micro-batch only."""
     epochs: float = 100.0
-    """Passes over the images. Ignored where `steps` is set."""
+    """Passes over the training images. Ignored if `steps` is set."""
     steps: int = 0
-    """Optimiser steps. 0: use `epochs`."""
+    """Optimizer steps. 0: use `epochs`."""
     warmup_epochs: float = 0.0
-    """Linear warm-up of the learning rate before the cosine to 0."""
+    """Epochs of linear warm-up of the learning rate, followed by a cosine schedule to 0."""
     max_grad_norm: float = 0.0
-    """Largest gradient norm. 0: no clipping."""
+    """Gradients with a larger norm are scaled down to it. 0: no clipping."""
     teacher_momentum: float = 0.999
-    """The teacher moves by 1 - this towards the student after each step."""
+    """Momentum of the exponential moving average that makes the teacher from the student."""
     teacher_schedule: Literal["constant", "cosine"] = "constant"
-    """cosine: the teacher's momentum rises to 1 over the run."""
+    """constant, or cosine: the teacher's momentum rises to 1 over the run."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """auto: bfloat16 on a GPU that has it, float16 with loss scaling on an older one, float32 on a CPU; settled at the
-    start and stored."""
+    """auto: bfloat16 on GPUs that support it, float16 with loss scaling on older GPUs, float32 on a CPU; chosen at the
+    start of the run and stored."""
     channels_last: bool = True
-    """Memory layout NHWC, the faster one for convolutions."""
+    """Use the memory layout NHWC, in which convolutions are faster."""
     compile: bool = False
-    """Compile student and teacher with torch.compile."""
+    """Compile the student and the teacher with torch.compile."""
 
     def __post_init__(self) -> None:
-        require(self.lr > 0, f"optim.lr is {self.lr}; write a number above 0")
-        require(self.base_batch_size >= 1, "optim.base_batch_size must be at least 1")
-        require(0 <= self.momentum < 1, f"optim.momentum is {self.momentum}; write a number in [0, 1)")
-        require(self.weight_decay >= 0, "optim.weight_decay must not be negative")
-        require(self.batch_size >= 1, f"optim.batch_size is {self.batch_size}; write at least 1")
-        parts, batch = self.gradient_accumulation_steps, self.batch_size
-        divides = parts >= 1 and batch % parts == 0
-        require(divides, f"optim.gradient_accumulation_steps is {parts}; it must divide optim.batch_size ({batch})")
-        require(self.steps >= 0, f"optim.steps is {self.steps}; write 0 (use epochs) or more")
-        require(self.steps > 0 or self.epochs > 0, "optim.epochs is 0 and optim.steps is 0; set one of them")
+        require_positive("optim.lr", self.lr)
+        require(0 <= self.momentum < 1, f"optim.momentum must be >= 0 and < 1, got {self.momentum}")
+        for name in ("base_batch_size", "batch_size", "gradient_accumulation_steps"):
+            require_at_least(f"optim.{name}", getattr(self, name), 1)
         require(
-            self.warmup_epochs >= 0 and self.max_grad_norm >= 0,
-            "optim.warmup_epochs and max_grad_norm must be 0 or more",
+            self.batch_size % self.gradient_accumulation_steps == 0,
+            f"optim.gradient_accumulation_steps must divide optim.batch_size ({self.batch_size}), "
+            f"got {self.gradient_accumulation_steps}",
         )
-        require(0 <= self.teacher_momentum <= 1, "optim.teacher_momentum must be a share in [0, 1]")
+        for name in ("weight_decay", "steps", "warmup_epochs", "max_grad_norm"):
+            require_at_least(f"optim.{name}", getattr(self, name), 0)
+        require(self.steps > 0 or self.epochs > 0, "optim.epochs or optim.steps must be > 0")
+        require_between("optim.teacher_momentum", self.teacher_momentum, 0, 1)
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where and how the run is carried out. Nothing here changes a number, but that several processes are as many
-    BatchNorm groups and that the device decides what `optim.precision` auto means."""
+    """Where results are written, and on which hardware. Nothing here changes a result, with two exceptions: each of
+    several processes is a BatchNorm group, and the device decides what `optim.precision` auto means."""
 
     out: Annotated[str, tyro.conf.arg(aliases=("--out",))] = ""
-    """Run folder. Must be empty or absent unless resuming."""
+    """Run folder. It must be empty or absent, unless you resume a run."""
     resume: Annotated[bool, tyro.conf.arg(aliases=("--resume",))] = False
-    """Go on from the newest checkpoint in the run folder; starts the run where there is none."""
+    """Resume from the newest checkpoint in the run folder. Starts a new run if the folder holds none."""
     allow_changes: bool = False
-    """Resume although the configuration differs from the stored one."""
+    """Resume even if the configuration differs from the stored one."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     devices: Annotated[int, tyro.conf.arg(aliases=("--devices",))] = 1
-    """Processes to start on this machine, one a device."""
+    """Number of processes to start on this machine, one per device."""
     workers: int = -1
-    """Loader processes per device. -1: chosen from the number of cores."""
+    """Data loader processes per device. -1: chosen from the number of CPU cores."""
     threads: int = 0
     """CPU threads of the training process. 0: PyTorch's choice."""
     cache: str = ""
-    """Folder for decoded images (3 bytes a pixel), read instead of the files from the second epoch on. Empty: none."""
+    """Folder for decoded images (3 bytes per pixel); from the second epoch on they are read instead of the image
+    files. Empty: no cache."""
     log_every_steps: int = 10
-    """Steps between lines of metrics.jsonl and of the output."""
+    """Steps between two lines of metrics.jsonl and of the log."""
     health_every_steps: int = 200
-    """Steps between health checks on the held-out images."""
+    """Steps between two health checks on the held-out images."""
     checkpoint_every_steps: int = 500
-    """Steps between checkpoints; one more at the end."""
+    """Steps between two checkpoints. The last step is always saved."""
     keep_checkpoints: int = 3
-    """Newest checkpoints kept. 0: all."""
+    """Number of checkpoints to keep, the newest ones. 0: all."""
     stop_on_collapse: bool = True
-    """Stop the run when two health checks in a row find collapsed features."""
+    """Stop the run when two consecutive health checks report collapsed features."""
     report_every_minutes: float = 10.0
-    """Minutes between two writings of report.html in the run folder, each at a checkpoint; one more at the end.
-    0: none."""
+    """Minimum time between two updates of report.html in the run folder, in minutes. Updates happen at checkpoints and
+    at the end. 0: no report."""
     stall_seconds: int = 600
-    """Several processes: how long they wait for one that does not answer before they name it and end."""
+    """Several processes: seconds to wait for a process that does not answer before the run ends with an error."""
 
     def __post_init__(self) -> None:
         for name in ("log_every_steps", "health_every_steps", "checkpoint_every_steps", "devices"):
-            require(getattr(self, name) >= 1, f"run.{name} is {getattr(self, name)}; write at least 1")
-        require(self.stall_seconds >= 5, f"run.stall_seconds is {self.stall_seconds}; write at least 5")
-        require(self.workers >= -1, f"run.workers is {self.workers}; write -1 (chosen), 0 (none) or more")
-        require(self.keep_checkpoints >= 0, "run.keep_checkpoints must be 0 (all) or more")
-        require(self.threads >= 0, "run.threads must be 0 (PyTorch's choice) or more")
-        require(self.report_every_minutes >= 0, "run.report_every_minutes must be 0 (none) or more")
+            require_at_least(f"run.{name}", getattr(self, name), 1)
+        for name in ("threads", "keep_checkpoints", "report_every_minutes"):
+            require_at_least(f"run.{name}", getattr(self, name), 0)
+        require_at_least("run.workers", self.workers, -1)
+        require_at_least("run.stall_seconds", self.stall_seconds, 5)
 
 
 @dataclass(frozen=True)
 class Config(Settings):
-    """A whole pre-training run."""
+    """All settings of a pre-training run.
+
+    Build it with `plrc.preset` and `with_values`, or pass sections to the constructor; see also `save` and `load`.
+
+    Attributes:
+        preset: Name of the preset that the configuration started from, or "custom".
+        method: Which loss terms are trained; set by `plrc.preset`.
+
+    Example:
+        >>> import plrc
+        >>> config = plrc.preset("small_r18").with_values({"data.source": "photos/", "optim.lr": 5e-4})
+        >>> config.optim.lr
+        0.0005
+        >>> config.save("mine.toml")
+        >>> plrc.Config.load("mine.toml") == config
+        True
+    """
 
     RENAMED: ClassVar[Mapping[str, str]] = {
         "data.bad_limit": "data.max_unreadable_fraction",
@@ -393,11 +387,12 @@ class Config(Settings):
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
     seed: int = 0
-    """Every random draw of the run follows from this number."""
+    """Seed of all random numbers of the run."""
     preset: tyro.conf.Suppress[str] = "custom"
     method: tyro.conf.Suppress[Method] = "plrc"
     adapt: bool = True
-    """Fit defaults that do not suit little data or a small batch; every change is printed with its reason."""
+    """Fit defaults to the number of images and to the batch size. Every change is logged with its reason; settings that
+    you set are not changed."""
 
     def __post_init__(self) -> None:
-        require(self.seed >= 0, f"seed is {self.seed}; write 0 or more")
+        require_at_least("seed", self.seed, 0)

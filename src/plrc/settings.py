@@ -1,8 +1,7 @@
-"""What every configuration of ours is: nested frozen dataclasses, to and from TOML, with one sentence for each mistake.
+"""The base of all configurations: nested frozen dataclasses that are addressed by dotted names and stored as TOML.
 
-Layer 0: imports files alone. A configuration has sections (dataclasses) and plain values; "optim.lr" is the value
-`lr` of the section `optim`. The section `run` says *how* (where to write, how many workers) and is left out where two
-configurations are compared.
+A configuration has sections (dataclasses) and plain values: "optim.lr" is the value `lr` of the section `optim`. The
+section `run` does not change what is computed, so it is left out when two configurations are compared.
 """
 
 from __future__ import annotations
@@ -27,17 +26,37 @@ if sys.version_info >= (3, 11):
 else:  # pragma: no cover - Python 3.10 has no tomllib
     import tomli as tomllib
 
+TYPE_NAMES = {bool: "true or false", int: "an integer", str: "a string"}
+
 S = TypeVar("S", bound="Settings")
 
 
-def require(ok: bool, message: str) -> None:
-    if not ok:
+def require(condition: bool, message: str) -> None:
+    """Raise ConfigError with `message` if the condition does not hold."""
+    if not condition:
         raise ConfigError(message)
 
 
+def require_positive(name: str, value: float) -> None:
+    """Raise ConfigError unless the setting `name` has a value above 0."""
+    require(value > 0, f"{name} must be > 0, got {value}")
+
+
+def require_at_least(name: str, value: float, low: float) -> None:
+    """Raise ConfigError unless the setting `name` has a value of at least `low`."""
+    require(value >= low, f"{name} must be >= {low}, got {value}")
+
+
+def require_between(name: str, value: float, low: float, high: float) -> None:
+    """Raise ConfigError unless the setting `name` has a value between `low` and `high`."""
+    require(low <= value <= high, f"{name} must be between {low} and {high}, got {value}")
+
+
 def require_range(name: str, value: tuple[float, float], low: float, high: float) -> None:
-    message = f"{name} is {value[0]} {value[1]}; write two numbers a b with {low} <= a <= b <= {high}"
-    require(low <= value[0] <= value[1] <= high, message)
+    """Raise ConfigError unless the setting `name` has two values in ascending order between `low` and `high`."""
+    smaller, larger = value
+    ordered = low <= smaller <= larger <= high
+    require(ordered, f"{name} must be two numbers a b with {low} <= a <= b <= {high}, got {smaller} {larger}")
 
 
 @dataclass(frozen=True)
@@ -87,16 +106,16 @@ class Settings:
         return flatten(values)
 
     def numbers(self) -> dict[str, Any]:
-        """Those of them that change numbers: all but the section `run`."""
+        """Return the settings that affect results, by dotted name: all but the section `run`."""
         return {name: value for name, value in self.flat().items() if not name.startswith("run.")}
 
     def differences(self, other: Settings) -> list[tuple[str, Any, Any]]:
-        """(name, mine, other's) of every setting that changes numbers."""
-        mine, theirs = self.numbers(), other.numbers()
-        return [(k, mine[k], theirs[k]) for k in mine if mine[k] != theirs[k]]
+        """Return (dotted name, own value, other's value) of all settings that affect results and differ."""
+        theirs = other.numbers()
+        return [(name, value, theirs[name]) for name, value in self.numbers().items() if value != theirs[name]]
 
     def changes(self, stored: Settings) -> dict[str, str]:
-        """`differences` in words, by the setting's name, where `stored` is what a run was started with."""
+        """Describe the differences from `stored`, the settings that a run was started with, by dotted name."""
         return {name: f"{name}: stored {old}, now {new}" for name, new, old in self.differences(stored)}
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,33 +133,47 @@ class Settings:
         return (base or cls()).with_values(flatten(values))
 
     def save(self, path: str | Path) -> None:
-        """Write as TOML; the file appears whole or not at all."""
+        """Write the settings to a TOML file, atomically."""
         write_text(Path(path), tomli_w.dumps(self.to_dict()))
 
     @classmethod
     def load(cls: type[S], path: str | Path, base: S | None = None) -> S:
-        """Read a TOML file written by hand or by `save`. The settings that it names are pinned."""
+        """Read a TOML file, written by hand or by `save`.
+
+        Args:
+            path: The file.
+            base: Where settings that the file does not name come from; None: the defaults.
+
+        Returns:
+            The configuration. The settings that the file names are pinned.
+
+        Raises:
+            ConfigError: The file cannot be read, or a name or value in it is invalid.
+        """
         return cls.from_dict(read_toml(path), base)
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """The tables of a TOML file, or one clear ConfigError."""
+    """Return the tables of a TOML file. Raises ConfigError if it cannot be read."""
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
     except RecursionError as error:
-        raise ConfigError(f"{path} is nested too deeply to be a configuration") from error
+        raise ConfigError(f"cannot read the configuration {path}: it is nested too deeply") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
 
 def flatten(values: dict[str, Any]) -> dict[str, Any]:
-    """{"optim": {"lr": 1}} -> {"optim.lr": 1}."""
-    out: dict[str, Any] = {}
+    """Return nested tables by dotted names: {"optim": {"lr": 1}} -> {"optim.lr": 1}."""
+    flat: dict[str, Any] = {}
     for name, value in values.items():
-        out |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
-    return out
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
+        else:
+            flat[name] = value
+    return flat
 
 
 def unknown_setting(name: str, known: Iterable[str], renamed: Mapping[str, str]) -> ConfigError:
@@ -160,20 +193,23 @@ def _with_lists(items: list[tuple[str, Any]]) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in items}
 
 
-def _typed(name: str, value: Any, known: Any, hint: Any) -> Any:
-    """Bring a TOML value to the setting's type (2 -> 2.0, [a, b] -> (a, b)) or say what it must be."""
+def _typed(name: str, value: Any, current: Any, hint: Any) -> Any:
+    """Convert a value from TOML to the type of its setting (2 -> 2.0, [a, b] -> (a, b)), or raise ConfigError."""
     if get_origin(hint) is Literal:
-        fits = any(type(value) is type(choice) and value == choice for choice in get_args(hint))
-        require(fits, f"{name} is {value!r}; write one of {', '.join(map(str, get_args(hint)))}")
+        choices = get_args(hint)
+        # 1 == True, so types are compared as well
+        matches = any(type(value) is type(choice) and value == choice for choice in choices)
+        require(matches, f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
         return value
-    if isinstance(known, tuple):
-        pair = isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_number, value))
-        require(pair, f"{name} is {value!r}; write two numbers [a, b]")
+    if isinstance(current, tuple):
+        is_pair = isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_number, value))
+        require(is_pair, f"{name} must be two numbers [a, b], got {value!r}")
         return (float(value[0]), float(value[1]))
-    if isinstance(known, float):
-        require(_is_number(value), f"{name} is {value!r}; write a number")
+    if isinstance(current, float):
+        require(_is_number(value), f"{name} must be a number, got {value!r}")
         return float(value)
-    require(type(value) is type(known), f"{name} is {value!r}; write a value of type {type(known).__name__}")
+    expected = type(current)
+    require(type(value) is expected, f"{name} must be {TYPE_NAMES[expected]}, got {value!r}")
     return value
 
 
