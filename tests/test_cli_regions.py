@@ -37,7 +37,7 @@ def told(capsys: Capture, *arguments: object) -> str:
         ("quality --data x", "plrc regions quality needs --truth STR; see"),
         (
             "quality --truth x --regions.source coco",
-            "regions.source is coco but regions.maps is empty; name the COCO file",
+            "regions.source coco needs regions.maps: the COCO file with the masks",
         ),
         ("precompute --out maps --workers -1", "--workers is -1; write 0 or more"),
         ("precompute --out maps --data.held-out 3", "unknown option --data.held-out"),
@@ -59,7 +59,7 @@ def test_a_mistake_is_one_sentence(
 @pytest.mark.parametrize("task", ["preview", "quality", "precompute"])
 def test_each_task_explains_itself(task: str, capsys: Capture) -> None:
     out = told(capsys, task, "--help")
-    assert "Cells per side of the regular grid" in out
+    assert "cells per side (paper: 4" in out
     assert "--data STR" in out
     assert "held" not in out
 

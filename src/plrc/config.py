@@ -175,7 +175,7 @@ class ModelConfig:
         for name in ("stride", "contrast_hidden", "contrast_dim", "distill_hidden", "distill_dim", "bn_groups"):
             require_at_least(f"model.{name}", getattr(self, name), 1)
         if ":" in self.backbone:
-            require(self.layer4_stride == 2, "model.layer4_stride 1 works with torchvision ResNets only; write 2")
+            require(self.layer4_stride == 2, "model.layer4_stride 1 is for torchvision ResNets only; write 2")
 
 
 @dataclass(frozen=True)

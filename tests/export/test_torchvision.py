@@ -180,7 +180,7 @@ def test_a_file_without_a_backbones_name_asks_for_it(run: Path) -> None:
 def test_load_backbone_refuses_contradictions(run: Path) -> None:
     with pytest.raises(PlrcError, match="holds a resnet18, not a resnet50"):
         load_backbone(run, backbone="resnet50")
-    with pytest.raises(PlrcError, match=r"layer4_stride is 3; write one of 1, 2"):
+    with pytest.raises(PlrcError, match=r"layer4_stride must be one of 1, 2, got 3"):
         load_backbone(run, layer4_stride=3)
 
 
