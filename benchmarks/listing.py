@@ -18,7 +18,7 @@ from benchmarks.photographs import photograph
 from benchmarks.report import Bench
 from plrc.config import Config
 from plrc.data import layouts
-from plrc.data.index import Index, prepare_index, write_index
+from plrc.data.index import Index, create_index_file, write_index
 from plrc.data.loader import Batch, DeviceLoader, ViewDataset
 from plrc.data.manifest import read_manifest
 from plrc.data.sampler import StepSampler
@@ -51,8 +51,8 @@ def run(*, files: int = 100_000, batch: int = 64, workers: int = 1) -> Bench:
         source = config.data.source
         print(f"listing: making {files} files in {source}", file=sys.stderr)
         _make(Path(source), files)
-        place = prepare_index(source)
-        listing = timed("first", "walk", lambda: layouts.folder(source))
+        place = create_index_file(source)
+        listing = timed("first", "walk", lambda: layouts.list_folder(source))
         index = Index("folder", listing.folders, listing.names, listing.notes)
         if not timed("first", "write index", lambda: place is not None and write_index(place, index)):
             raise PlrcError(f"cannot write the index of {source}; set TMPDIR to a folder with more room")

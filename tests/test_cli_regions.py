@@ -100,7 +100,7 @@ def test_the_measures(scenes: Path, capsys: Capture) -> None:
     assert "mean best IoU  1.000" in perfect
     assert "same object    1.000 of the pairs of one region" in perfect
     grid = told(capsys, "quality", *arguments, "--regions.grid", "2")
-    assert re.search(r"^regions +4\.0 an image$", grid, re.MULTILINE)
+    assert re.search(r"^regions +4\.0 per image$", grid, re.MULTILINE)
     assert float(re.findall(r"mean best IoU +(\S+)", grid)[0]) < 0.5
 
 

@@ -20,8 +20,9 @@ from tests.test_layers import FILES, SOURCE, names_used
 from plrc import load_backbone
 from plrc.cli import main
 from plrc.config import Config
-from plrc.data.region_files import RegionError, load_regions, map_path, read_masks
-from plrc.data.region_maps import precompute
+from plrc.data.id_maps import RegionError, load_regions, map_path
+from plrc.data.masks import read_coco_masks
+from plrc.data.region_precompute import precompute_regions
 from plrc.data.sources import ImageList, find_images
 from plrc.engine.checkpoint import KEYS, load_checkpoint
 from plrc.engine.pretrain import pretrain
@@ -44,7 +45,10 @@ FORBIDDEN = frozenset(
 )
 BUILTINS = frozenset({"eval", "exec", "compile", "__import__"})
 ALLOWED = {  # what a file may do beside this, and why
-    ("data/shards.py", "tarfile.open"),  # the headers alone: nothing is unpacked, names that leave a folder are refused
+    (
+        "data/shard_index.py",
+        "tarfile.open",
+    ),  # the headers alone: nothing is unpacked, names that leave a folder are refused
     ("model/pickles.py", "pickle.Unpickler"),  # whose find_class knows arrays and nothing else, see below
     ("data/cache.py", "numpy.load"),  # our own files, in a folder that the user names; allow_pickle is False
 }
@@ -201,7 +205,7 @@ def test_no_id_map_is_written_through_a_link(scenes: Path, tiny: Callable[..., C
         (images / name).write_bytes(next(scenes.iterdir()).read_bytes())
     config = tiny(data__source=str(images), regions__source="voronoi")
     listed = find_images(config.data)
-    precompute(config, listed, maps, 0, lambda done, total: None)
+    precompute_regions(config, listed, maps, 0, lambda done, total: None)
     (maps / "a" / "0.png").unlink()
     (maps / "a").rmdir()
     (maps / "a").symlink_to(elsewhere)
@@ -209,7 +213,7 @@ def test_no_id_map_is_written_through_a_link(scenes: Path, tiny: Callable[..., C
     (elsewhere / "kept.png").write_bytes(b"kept")
     (maps / "1.png").symlink_to(elsewhere / "kept.png")
     with pytest.raises(PlrcError, match=r"leads out of .*maps"):
-        precompute(config, listed, maps, 0, lambda done, total: None)
+        precompute_regions(config, listed, maps, 0, lambda done, total: None)
     assert os.listdir(elsewhere) == ["kept.png"] and (elsewhere / "kept.png").read_bytes() == b"kept"
 
 
@@ -245,7 +249,7 @@ def test_a_coco_file_cannot_claim_any_size(height: int, width: int, tmp_path: Pa
     table = {"images": [{"id": 1, "file_name": "a.jpg", "height": height, "width": width}], "annotations": [note]}
     (tmp_path / "a.json").write_text(json.dumps(table))
     with pytest.raises(PlrcError, match="pixels; 1 to 200000000 can be used"):
-        read_masks(tmp_path / "a.json", ImageList(str(tmp_path), ("a.jpg",), "folder"))
+        read_coco_masks(tmp_path / "a.json", ImageList(str(tmp_path), ("a.jpg",), "folder"))
 
 
 # --- text ------------------------------------------------------------------------------------------------------------

@@ -81,7 +81,8 @@ def _fault_of_decoder(name: str) -> str:
     """Encode and decode a small red picture; why that fails, or nothing."""
     from PIL import Image
 
-    from plrc.data.decode import DecodeError, decode_bytes
+    from plrc.data.decode import decode_bytes
+    from plrc.data.image_files import DecodeError
 
     try:
         file = io.BytesIO()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 
 def printable(text: str) -> str:
@@ -27,6 +27,14 @@ def some(names: Iterable[str], shown: int = 5) -> str:
     """The first of many names, and how many more there are."""
     names = list(names)
     return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+
+
+def list_failures(failures: Sequence[tuple[str, str]], shown: int = 10) -> list[str]:
+    """List the first (name, reason) pairs, one per line, and how many more there are."""
+    lines = [f"{printable(name)}: {reason}" for name, reason in failures[:shown]]
+    if len(failures) > shown:
+        lines.append(f"and {len(failures) - shown} more")
+    return lines
 
 
 def aligned(rows: Iterable[tuple[str, str]], width: int = 12) -> str:

@@ -16,7 +16,7 @@ from plrc.data.sources import find_images
 
 def test_the_second_start_uses_the_index(monkeypatch: pytest.MonkeyPatch) -> None:
     walks: list[int] = []
-    walk = layouts.folder
+    walk = layouts.list_folder
 
     def counted(source: str) -> layouts.Listing:
         found = walk(source)

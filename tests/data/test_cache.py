@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from plrc.config import Config
-from plrc.data.cache import cached
+from plrc.data.cache import load_cached
 from plrc.data.decode import decode
 from plrc.data.loader import Batch, ViewDataset
 from plrc.data.sources import find_images
@@ -58,7 +58,7 @@ def test_a_changed_file_and_a_damaged_copy_are_read_again(folder: Path, tmp_path
     path, cache = next(folder.glob("*.jpg")), tmp_path / "cache"
 
     def read() -> torch.Tensor:
-        return cached(str(cache), str(path), (), lambda: decode(path))
+        return load_cached(str(cache), str(path), (), lambda: decode(path))
 
     expected = read()
     (copy,) = cache.rglob("*.npy")
@@ -83,4 +83,4 @@ def test_a_folder_that_cannot_be_written_is_one_sentence_at_the_start_and_no_end
     with pytest.raises(PlrcError, match=r"cannot write to run\.cache .*file/cache \(Not a directory\); name another"):
         prepare(tiny(run__cache=cache))
     assert not (tmp_path / "run").exists()
-    assert torch.equal(cached(cache, str(path), (), lambda: decode(path)), decode(path))
+    assert torch.equal(load_cached(cache, str(path), (), lambda: decode(path)), decode(path))

@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 
 from plrc.data import decode as module
-from plrc.data.decode import DecodeError, decode, decode_bytes, read_size, stretch
+from plrc.data.decode import decode, decode_bytes, rescale
+from plrc.data.image_files import DecodeError, read_size
 
 HEIGHT, WIDTH = 40, 64
 
@@ -212,15 +213,15 @@ def deep_png(values: np.ndarray) -> bytes:
 
 @pytest.mark.parametrize("value", [0.0, 7.0, np.nan, np.inf])
 def test_constant_and_empty_valued_images_are_black(value: float) -> None:
-    assert not stretch(np.full((4, 4), value, np.float32), (0.5, 99.5)).any()
+    assert not rescale(np.full((4, 4), value, np.float32), (0.5, 99.5)).any()
 
 
 def test_stretch_of_extreme_values() -> None:
     values = np.array([-3e38, 0, 3e38, np.inf, -np.inf, np.nan], np.float32)
-    assert stretch(values, (0, 100)).tolist() == [0, 128, 255, 255, 0, 0]
+    assert rescale(values, (0, 100)).tolist() == [0, 128, 255, 255, 0, 0]
     mask = np.zeros(1000, np.uint16)
     mask[0] = 9  # both percentiles are 0
-    assert stretch(mask, (0.5, 99.5))[:2].tolist() == [255, 0]
+    assert rescale(mask, (0.5, 99.5))[:2].tolist() == [255, 0]
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF", "PNG"])
@@ -238,7 +239,7 @@ def test_size_limit_is_read_from_the_header(kind: str, monkeypatch: pytest.Monke
         raise AssertionError("decoded")
 
     data = encoded(np.zeros((100, 300, 3), np.uint8), kind)
-    monkeypatch.setattr(module, "_fast", fail)
+    monkeypatch.setattr(module, "_decode_by_torchvision", fail)
     found = reason(data, max_megapixels=0.02)
     assert found == "300 x 100 = 0.03 megapixels is more than data.max_megapixels = 0.02"
 
@@ -379,14 +380,14 @@ def test_a_jpeg_is_decoded_at_the_smallest_scale_that_keeps_enough_pixels(
     data = encoded(smooth, "JPEG", quality=95, exif=exif)
     whole = pixels(data)
     expected = whole.reshape(whole.shape[0] // factor, factor, whole.shape[1] // factor, factor, 3).mean((1, 3))
-    assert difference(pixels(data, least=least), expected.round()) <= 4
+    assert difference(pixels(data, min_side=least), expected.round()) <= 4
 
 
 def test_only_jpegs_can_be_decoded_at_a_smaller_scale() -> None:
-    assert pixels(encoded(coordinates(), "PNG"), least=4).shape == (HEIGHT, WIDTH, 3)
-    assert pixels(encoded(coordinates(), "JPEG"), least=10).shape == (HEIGHT // 4, WIDTH // 4, 3)
+    assert pixels(encoded(coordinates(), "PNG"), min_side=4).shape == (HEIGHT, WIDTH, 3)
+    assert pixels(encoded(coordinates(), "JPEG"), min_side=10).shape == (HEIGHT // 4, WIDTH // 4, 3)
 
 
 def test_a_truncated_jpeg_is_named_at_every_scale() -> None:
     data = encoded(np.tile(coordinates(), (10, 10, 1)), "JPEG")
-    assert reason(data[: len(data) // 2], least=20) == reason(data[: len(data) // 2]) == "the file is truncated"
+    assert reason(data[: len(data) // 2], min_side=20) == reason(data[: len(data) // 2]) == "the file is truncated"

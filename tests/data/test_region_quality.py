@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from plrc.config import Config, DataConfig, RegionConfig
-from plrc.data.region_quality import Quality, mean_best_iou, measure, same_object_share
+from plrc.data.region_quality import QualityReport, mean_best_iou, measure_quality, same_object_share
 from plrc.data.sources import ImageList, find_images
 from plrc.errors import PlrcError
 from plrc.scenes import render_scene
@@ -64,14 +64,16 @@ def test_perfect_and_useless_regions() -> None:
 
 
 def test_maps_of_two_shapes_are_refused() -> None:
-    with pytest.raises(PlrcError, match="differ in shape"):
+    with pytest.raises(ValueError, match="must have the same shape"):
         mean_best_iou(np.zeros((4, 4), dtype=int), np.zeros((4, 5), dtype=int))
 
 
-def quality(scenes: Path, truth: Path | None = None, **regions: object) -> Quality:
+def quality(scenes: Path, truth: Path | None = None, **regions: object) -> QualityReport:
     config = Config(data=DataConfig(source=str(scenes)), regions=RegionConfig(**regions))  # type: ignore[arg-type]
     images = find_images(config.data)
-    return measure(config, images, str(truth or scenes.parent / "annotations.json"), images.spread(24), lambda *_: None)
+    return measure_quality(
+        config, images, str(truth or scenes.parent / "annotations.json"), images.evenly_spaced(24), lambda *_: None
+    )
 
 
 @pytest.mark.parametrize("source", ["coco", "slic"])
@@ -149,7 +151,7 @@ def test_crowds_count_as_unlabelled(tmp_path: Path) -> None:
     (tmp_path / "maps").mkdir()
     (tmp_path / "a.npy").rename(tmp_path / "maps" / "a.npy")
     images = ImageList(str(tmp_path), ("a.png",), "folder")
-    found = measure(config, images, str(tmp_path / "truth.json"), [0], lambda *_: None)
+    found = measure_quality(config, images, str(tmp_path / "truth.json"), [0], lambda *_: None)
     assert (found.best_iou, found.same_object) == (1, 1)
 
 

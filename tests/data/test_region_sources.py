@@ -14,8 +14,9 @@ import torch
 from PIL import Image, ImageDraw
 
 from plrc.config import Config, DataConfig, RegionConfig
+from plrc.data.id_maps import RegionError
 from plrc.data.loader import DeviceLoader, ViewDataset
-from plrc.data.region_files import RegionError, read_masks
+from plrc.data.masks import read_coco_masks
 from plrc.data.regions import Regions, box_regions, grid_regions, voronoi_regions
 from plrc.data.sampler import StepSampler
 from plrc.data.sources import ImageList, find_images
@@ -73,7 +74,7 @@ def test_real_photos(real_data: Path, source: str) -> None:
     images = find_images(DataConfig(source=maps))
     made = Regions(Config(regions=regions), images)
     counts = []
-    for position in images.spread(12):
+    for position in images.evenly_spaced(12):
         check_ids(made(position))
         counts.append(int(made(position).max()) + 1)
     assert len(images) == 100
@@ -182,7 +183,7 @@ def test_a_larger_scale_gives_fewer_segments(scenes: Path, id_maps: Path) -> Non
 def test_without_scikit_image(scenes: Path, id_maps: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "skimage.segmentation", None)
     monkeypatch.setitem(sys.modules, "skimage", None)
-    with pytest.raises(PlrcError, match=r"^superpixels need the package scikit-image; pip install 'plrc\[regions\]'$"):
+    with pytest.raises(PlrcError, match=r"^superpixels need scikit-image; install with: pip install scikit-image$"):
         regions_of(configured(scenes, id_maps, source))
 
 
@@ -222,7 +223,7 @@ def test_small_masks_lie_on_large_ones_and_all_on_crowds(tmp_path: Path) -> None
         {"segmentation": run_lengths, "iscrowd": 1}, {"segmentation": box(70, 0, 10, 40)},
         {"segmentation": [[1, 2, 3]]}, {"segmentation": []}, {},
     )  # fmt: skip
-    objects = read_masks(path, listed("a.jpg")).objects("a.jpg", 8)
+    objects = read_coco_masks(path, listed("a.jpg")).objects("a.jpg", 8)
     assert objects.tolist() == [[2, 2, 1, 2, 0, 0, -1, 4]] * 4 + [[2, 2, 2, 2, 0, 0, -1, 4]] * 4
     config = Config(regions=RegionConfig(source="coco", maps=str(path), map_size=8))
     ids = Regions(config, listed("a.jpg"))(0)
@@ -236,7 +237,7 @@ def test_masks_are_those_of_the_scene(scenes: Path, id_maps: Path) -> None:
 
 def test_an_entry_belongs_to_the_image_with_whose_path_it_ends(tmp_path: Path) -> None:
     path = coco(tmp_path / "a.json", ["photos/a.jpg", "./b/a.jpg", "a.jpg", "c.jpg"], {"segmentation": box(0, 0, 9, 9)})
-    masks = read_masks(path, listed("a.jpg", "b/a.jpg", "deep/er/a.jpg", "dc.jpg"))
+    masks = read_coco_masks(path, listed("a.jpg", "b/a.jpg", "deep/er/a.jpg", "dc.jpg"))
     found = {name: json.loads(entry)[2] != [] for name, entry in masks.entries.items()}
     assert found == {"a.jpg": True, "b/a.jpg": False, "deep/er/a.jpg": False}
     with pytest.raises(RegionError, match=r"a\.json does not list image dc\.jpg; add it there, or leave it out"):
@@ -265,13 +266,13 @@ def test_a_file_that_cannot_be_used(tmp_path: Path, content: str | None, sentenc
 def test_a_file_of_other_images(tmp_path: Path) -> None:
     path = coco(tmp_path / "a.json", ["a.jpg"], {"segmentation": box(0, 0, 9, 9)})
     with pytest.raises(PlrcError, match=r"lists none of the 2 images, such as b\.jpg; name its images"):
-        read_masks(path, listed("b.jpg", "c.jpg"))
+        read_coco_masks(path, listed("b.jpg", "c.jpg"))
     with pytest.raises(PlrcError, match=r"lists a\.jpg once, but test/a\.jpg and train/a\.jpg both fit"):
-        read_masks(path, listed("test/a.jpg", "train/a.jpg"))
+        read_coco_masks(path, listed("test/a.jpg", "train/a.jpg"))
 
 
 def test_masks_without_their_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = coco(tmp_path / "a.json", ["a.jpg"], {"segmentation": box(0, 0, 9, 9)})
     monkeypatch.setitem(sys.modules, "faster_coco_eval.core", None)
-    with pytest.raises(PlrcError, match=r"'plrc\[transfer\]' \(or 'plrc\[regions\]'\)"):
-        read_masks(path, listed("a.jpg"))
+    with pytest.raises(PlrcError, match=r"^masks need faster-coco-eval; install with: pip install faster-coco-eval$"):
+        read_coco_masks(path, listed("a.jpg"))

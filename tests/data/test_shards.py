@@ -28,11 +28,11 @@ from tests.engine.runs import after_steps
 
 from plrc.config import Config, DataConfig
 from plrc.data import shards
-from plrc.data.decode import DecodeError
+from plrc.data.image_files import DecodeError
 from plrc.data.loader import ViewDataset
 from plrc.data.sampler import StepSampler, epoch_order
 from plrc.data.scan import scan
-from plrc.data.sharding import Sharded, write_shards
+from plrc.data.shard_writer import ShardReport, write_shards
 from plrc.data.sources import ImageList, find_images
 from plrc.engine.checkpoint import load_checkpoint, newest_checkpoint
 from plrc.engine.pretrain import pretrain
@@ -43,14 +43,14 @@ webdataset = pytest.importorskip("webdataset", reason="the extra shards is not i
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "WAITS", (0.01, 0.01))
+    monkeypatch.setattr(shards, "RETRY_WAITS", (0.01, 0.01))
 
 
 def listed(source: str | Path, **settings: Any) -> ImageList:
     return find_images(DataConfig(source=str(source), **settings))
 
 
-def shard(source: str | Path, out: Path, maps: str = "", megabytes: float = 0.008) -> Sharded:
+def shard(source: str | Path, out: Path, maps: str = "", megabytes: float = 0.008) -> ShardReport:
     return write_shards(listed(source), out, maps, megabytes, lambda done, total: None)
 
 
@@ -121,7 +121,7 @@ def test_killed_while_writing_it_goes_on_with_what_is_whole(scenes: Path, packed
     out = tmp_path / "out"
     code = (
         "import os, signal, sys; from pathlib import Path; from plrc.config import DataConfig\n"
-        "from plrc.data.sharding import write_shards; from plrc.data.sources import find_images\n"
+        "from plrc.data.shard_writer import write_shards; from plrc.data.sources import find_images\n"
         "stop = lambda done, total: os.kill(os.getpid(), signal.SIGKILL) if done == 4 else None\n"
         "write_shards(find_images(DataConfig(source=sys.argv[1])), Path(sys.argv[2]), '', 0.008, stop)"
     )
@@ -354,9 +354,9 @@ def test_the_images_of_an_overwritten_shard_are_named_one_by_one(
     struck.write_bytes(bytes(struck.stat().st_size))
     data = ViewDataset(listed(tmp_path), np.arange(48), tiny(data__source=str(tmp_path)))
     for i, name in enumerate(data.images.names):
-        found = data.attempt(0, i)
+        found = data.load_sample(0, i)
         assert (found if isinstance(found, str) else "").startswith("not an image") == name.startswith(struck.name)
-        assert data.culprit(i) == name
+        assert data.failed_name(i) == name
 
 
 def test_a_store_that_fails_now_and_then_is_asked_again(packed: Path, tmp_path: Path) -> None:

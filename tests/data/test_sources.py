@@ -292,7 +292,7 @@ def test_a_fresh_index_saves_the_walk_and_leaves_out_the_unreadable(
 def test_the_walk_through_a_large_folder_is_kept_in_the_cache(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("plrc.data.sources.MANY", 3)
+    monkeypatch.setattr("plrc.data.sources.LARGE_LISTING", 3)
     fill(tmp_path, "a.jpg", "b/c.jpg")
     (tmp_path / "b" / "bad.jpg").write_text("no image")
     scan(DataConfig(source=str(tmp_path)), workers=1)
@@ -315,7 +315,7 @@ def test_the_walk_through_a_large_folder_is_kept_in_the_cache(
 def test_a_cache_that_cannot_be_written_is_done_without(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("plrc.data.sources.MANY", 1)
+    monkeypatch.setattr("plrc.data.sources.LARGE_LISTING", 1)
     (cache / "plrc").write_text("in the way")
     fill(tmp_path, "a.jpg")
     os.utime(tmp_path, (time.time() - 10, time.time() - 10))

@@ -22,7 +22,7 @@ from tests.engine.runs import after_steps, assert_same, final, metrics, power_cu
 
 import plrc
 from plrc.config import Config
-from plrc.data.manifest import images_of, read_manifest
+from plrc.data.manifest import images_from_manifest, read_manifest
 from plrc.engine.checkpoint import KEYS, newest_checkpoint
 from plrc.engine.pretrain import pretrain
 from plrc.engine.setup import prepare
@@ -295,7 +295,7 @@ def test_a_worker_that_is_killed_ends_the_run_in_one_sentence(tiny: Tiny) -> Non
 def test_unreadable_held_out_images_are_named_and_left_out(tiny: Tiny, scenes: Path, tmp_path: Path) -> None:
     shutil.copytree(scenes, tmp_path / "copy")
     config = tiny(data__source=str(tmp_path / "copy"), optim__steps=1)
-    images, _, held_out = images_of(read_manifest(prepare(config).out / "manifest.json"))
+    images, _, held_out = images_from_manifest(read_manifest(prepare(config).out / "manifest.json"))
     (tmp_path / "run" / "manifest.json").unlink()
     Path(images.path(held_out[0])).write_bytes(b"")
     run = pretrain(config.with_values({"run.resume": True}))

@@ -20,7 +20,7 @@ from plrc.cli import main
 from plrc.config import Config, DataConfig
 from plrc.data.decode import decode
 from plrc.data.manifest import write_manifest
-from plrc.data.sharding import write_shards
+from plrc.data.shard_writer import write_shards
 from plrc.data.sources import find_images
 from plrc.engine.learner import Learner
 from plrc.visualize import explorer as exploring

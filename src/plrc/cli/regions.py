@@ -111,17 +111,17 @@ def regions(arguments: Sequence[str]) -> int:
         print(line)
     with progress("images") as tell:
         if isinstance(given, Precompute):
-            from plrc.data.region_maps import precompute
+            from plrc.data.region_precompute import precompute_regions
 
-            found = precompute(config, images, given.out, given.workers or cores(), tell).table()
+            found = precompute_regions(config, images, given.out, given.workers or cores(), tell).table()
         elif isinstance(given, Quality):
-            from plrc.data.region_quality import measure
+            from plrc.data.region_quality import measure_quality
 
-            found = measure(config, images, given.truth, images.spread(given.images), tell).table()
+            found = measure_quality(config, images, given.truth, images.evenly_spaced(given.images), tell).table()
         else:
             from plrc.visualize.regions import save_preview
 
-            found = save_preview(config, images, images.spread(given.images), given.out, tell)
+            found = save_preview(config, images, images.evenly_spaced(given.images), given.out, tell)
     print(found)
     return 0
 

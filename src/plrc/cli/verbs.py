@@ -103,7 +103,7 @@ def shard(arguments: Sequence[str]) -> int:
     given = parse_plain("shard", Shard, arguments, about(shard))
     if not given.megabytes > 0:
         raise PlrcError(f"--megabytes is {given.megabytes:g}; write a number above 0")
-    from plrc.data.sharding import write_shards
+    from plrc.data.shard_writer import write_shards
     from plrc.data.sources import find_images
 
     images = find_images(given.config())

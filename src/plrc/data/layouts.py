@@ -1,10 +1,7 @@
-"""The layouts of an image source (folder, glob, list, COCO, VOC): each lists the names of its images.
+"""The layouts of an image source (folder, glob, text file, COCO, VOC): each lists the names of its images.
 
-Layer 1: imports config, files and this folder's index. Lists folders and reads list files; opens no image and writes
-nothing.
-
-Names use "/" and are relative to the root (absolute where a list names a file outside of it). A note tells of something
-that was skipped. An error names the source, what was looked for, and what was found instead.
+Names use "/" and are relative to the root, or absolute if a list names a file outside of it. No image is opened and
+nothing is written.
 """
 
 from __future__ import annotations
@@ -12,21 +9,29 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from plrc.data.index import NEVER_FRESH
-from plrc.errors import PlrcError
+from plrc.errors import ConfigError, DataError, LayoutError
 from plrc.files import parse_json
 from plrc.text import note
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
-SAMPLE = 1000  # COCO entries that are looked for in each candidate folder
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+
+_COCO_SAMPLE = 1000  # entries of a COCO file that are looked for in each candidate folder
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a source has: names in no order, notes, and for a folder the mtimes of all folders below it."""
+    """The images that a source has.
+
+    Attributes:
+        root: The folder that names are relative to.
+        names: The images, in no particular order.
+        notes: Sentences about what was skipped.
+        folders: For a plain folder, each folder below the root ("" is the root) -> its mtime in ns.
+    """
 
     root: str
     names: list[str]
@@ -34,177 +39,238 @@ class Listing:
     folders: dict[str, int] = field(default_factory=dict)
 
 
-def folder(source: str) -> Listing:
-    """All images below a folder. Hidden files and folders are left out; a linked folder is followed once, and real
-    folders come before linked ones, so that a cycle of links ends."""
+def list_folder(source: str) -> Listing:
+    """List all images below a folder.
+
+    Hidden files and folders are left out. Each folder is visited once, real folders before linked ones, so that a cycle
+    of links ends.
+
+    Raises:
+        LayoutError: The source is not a folder.
+        DataError: It has no images.
+    """
     root = os.path.abspath(source)
     if not os.path.isdir(root):
-        raise PlrcError(f"{source} is not a folder")
-    names: list[str] = []
-    mtimes: dict[str, int] = {}
-    seen: set[tuple[int, int]] = set()
-    unread: list[str] = []
-    misnamed: list[str] = []
-    dangling: list[str] = []
-    others: Counter[str] = Counter()
-    pending, linked = [""], list[str]()
-    while pending or linked:
-        here = pending.pop() if pending else linked.pop(0)
-        try:
-            status = os.stat(os.path.join(root, here))
-            if (status.st_dev, status.st_ino) in seen:
-                continue
-            with os.scandir(os.path.join(root, here)) as scan:
-                entries = list(scan)
-        except OSError:
-            unread.append(here or root)
-            mtimes[here] = NEVER_FRESH
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        mtimes[here] = status.st_mtime_ns
-        links: list[str] = []
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            name = f"{here}/{entry.name}" if here else entry.name
-            image = entry.name.lower().endswith(ENDINGS)
-            folder_here, file_here = _kind(entry)
-            if folder_here:
-                target = misnamed if image else links if entry.is_symlink() else pending
-                target.append(name)
-            elif not image:
-                others[ending(name)] += 1
-            elif file_here:
-                names.append(name)
-            else:
-                dangling.append(name)
-                mtimes[here] = NEVER_FRESH  # its target may appear without a trace in this folder
-        linked += sorted(links)
+        raise LayoutError(f"{source} is not a folder")
+    walk = _Walk(root)
+    walk.run()
     notes = [
-        *note("skipped folders named like an image", misnamed),
-        *note("skipped dangling links", dangling),
-        *note("skipped folders that cannot be read", unread),
+        *note("skipped folders named like an image", walk.misnamed),
+        *note("skipped dangling links", walk.dangling),
+        *note("skipped folders that cannot be read", walk.unreadable),
     ]
-    if not names:
-        raise PlrcError(_nothing(f"{source} (looked in {len(mtimes)} folders)", others, notes))
-    return Listing(root, names, notes, mtimes)
+    if not walk.images:
+        raise DataError(_no_images(f"{source} (looked in {len(walk.mtimes)} folders)", walk.other_files, notes))
+    return Listing(root, walk.images, notes, walk.mtimes)
 
 
-def _kind(entry: os.DirEntry[str]) -> tuple[bool, bool]:
-    """(is it a folder, is it a file); neither where a link leads to itself, to nothing, or to a pipe or device."""
-    try:
-        return entry.is_dir(), entry.is_file()
-    except OSError:
-        return False, False
-
-
-def pattern(source: str) -> Listing:
-    """Images that match a glob; `**` stands for any number of folders."""
+def list_glob(source: str) -> Listing:
+    """List the images that match a glob; `**` stands for any number of folders. Raises DataError."""
     parts = os.path.abspath(source).replace(os.sep, "/").split("/")
     fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
     root = "/".join(parts[:fixed]) or "/"
-    matches = {name.replace(os.sep, "/") for name in glob.glob("/".join(parts[fixed:]), root_dir=root, recursive=True)}
-    named = {name for name in matches if name.lower().endswith(ENDINGS)}
-    names = [name for name in named if os.path.isfile(os.path.join(root, name))]
-    notes = note("skipped folders and dangling links named like an image", named.difference(names))
-    if not names:
-        files = (name for name in matches - named if os.path.isfile(os.path.join(root, name)))
-        raise PlrcError(_nothing(f"what matches {source}", Counter(map(ending, files)), notes))
-    return Listing(root, names, notes)
+    matches = glob.glob("/".join(parts[fixed:]), root_dir=root, recursive=True)
+    names = {match.replace(os.sep, "/") for match in matches}
+    named_like_images = {name for name in names if name.lower().endswith(IMAGE_EXTENSIONS)}
+    images = [name for name in named_like_images if os.path.isfile(os.path.join(root, name))]
+    notes = note("skipped folders and dangling links named like an image", named_like_images.difference(images))
+    if not images:
+        other_files = [name for name in names - named_like_images if os.path.isfile(os.path.join(root, name))]
+        raise DataError(_no_images(f"what matches {source}", other_files, notes))
+    return Listing(root, images, notes)
 
 
-def listed(source: str) -> Listing:
-    """A text file with one path a line, relative to its own folder; a line that starts with `#` is a comment."""
-    return _present(source, os.path.dirname(os.path.abspath(source)), lines(source), "entries of the list")
+def list_text_file(source: str) -> Listing:
+    """List the images that a text file names, one path per line, relative to its folder; `#` starts a comment line.
+
+    Raises:
+        DataError: The file cannot be read, or names no file.
+    """
+    return _existing(source, os.path.dirname(os.path.abspath(source)), read_lines(source), "entries of the list")
 
 
-def coco(source: str) -> Listing:
-    """The images of a COCO file; boxes are ignored. Searched next to the file and in its parent, there also in `images`
-    and in a folder named after the split (`train2017` for instances_train2017.json); the folder with the most wins."""
-    entries = coco_names(source)
+def list_coco(source: str) -> Listing:
+    """List the images of a COCO file; its boxes are ignored.
+
+    The images are searched next to the file and in its parent folder, also in their folders `images` and SPLIT
+    (`train2017` for instances_train2017.json). The folder with the most images is used.
+
+    Raises:
+        LayoutError: The file is not a COCO file.
+        DataError: None of its images exists.
+    """
+    entries = read_coco_names(source)
     here = os.path.dirname(os.path.abspath(source))
+    parent = os.path.dirname(here)
     split = os.path.splitext(os.path.basename(source))[0].rpartition("_")[2]
-    tails = ("", "images", split, os.path.join("images", split))
-    places = dict.fromkeys(os.path.normpath(os.path.join(base, t)) for t in tails for base in (here, f"{here}/.."))
-    some = entries[:: max(1, len(entries) // SAMPLE)]
-    root = max(places, key=lambda place: sum(os.path.isfile(os.path.join(place, entry)) for entry in some))
-    return _present(source, root, entries, "images of the annotations", places)
+    candidates: list[str] = []
+    for tail in ("", "images", split, os.path.join("images", split)):
+        candidates += [os.path.normpath(os.path.join(base, tail)) for base in (here, parent)]
+    sample = entries[:: max(1, len(entries) // _COCO_SAMPLE)]
+    root = max(candidates, key=lambda folder: sum(os.path.isfile(os.path.join(folder, entry)) for entry in sample))
+    return _existing(source, root, entries, "images of the annotations", dict.fromkeys(candidates))
 
 
-def coco_names(source: str) -> list[str]:
-    """The `file_name` entries of a COCO file."""
+def read_coco_names(source: str) -> list[str]:
+    """Read the `file_name` entries of a COCO file. Raises LayoutError if it is not one."""
     try:
-        return [str(image["file_name"]) for image in parse_json(_text(source))["images"]]
+        return [str(image["file_name"]) for image in parse_json(_read_text(source))["images"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise PlrcError(f'{source} is not a COCO file: it has no list "images" with "file_name" entries') from error
+        raise LayoutError(f'{source} is not a COCO file: it has no list "images" with "file_name" entries') from error
 
 
-def voc(source: str, split: str) -> Listing:
-    """Images in JPEGImages, or those of them that ImageSets/Main/SPLIT.txt names."""
+def list_voc(source: str, split: str) -> Listing:
+    """List the images of a Pascal VOC folder.
+
+    Args:
+        source: The folder that holds JPEGImages.
+        split: Lists only the images in ImageSets/Main/SPLIT.txt. Empty: all images.
+
+    Raises:
+        LayoutError: There is no folder JPEGImages.
+        ConfigError: There is no such split.
+        DataError: The split names no image.
+    """
     images = os.path.join(source, "JPEGImages")
     if not os.path.isdir(images):
-        raise PlrcError(f"{source} has no folder JPEGImages; it is not laid out like Pascal VOC")
-    found = folder(images)
+        raise LayoutError(f"{source} has no folder JPEGImages; it is not laid out like Pascal VOC")
+    listing = list_folder(images)
     if not split:
-        return found
-    lists = os.path.join(source, "ImageSets", "Main")
-    path = os.path.join(lists, f"{split}.txt")
+        return listing
+    folder = os.path.join(source, "ImageSets", "Main")
+    path = os.path.join(folder, f"{split}.txt")
     if not os.path.isfile(path):
-        there = sorted(n[:-4] for n in os.listdir(lists) if n.endswith(".txt")) if os.path.isdir(lists) else []
-        raise PlrcError(
-            f"data.split = {split} is not in {lists}; write one of: {', '.join(there) or '(it has no lists)'}"
+        files = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+        splits = [name.removesuffix(".txt") for name in files if name.endswith(".txt")]
+        raise ConfigError(
+            f"data.split = {split} is not in {folder}; write one of: {', '.join(splits) or '(it has no lists)'}"
         )
-    known = {os.path.splitext(name)[0]: name for name in sorted(found.names)} | {name: name for name in found.names}
-    wanted = [line if line in known else line.split()[0] for line in lines(path)]  # class lists have a second column
-    names = [known[entry] for entry in wanted if entry in known]
+    by_entry = {os.path.splitext(name)[0]: name for name in sorted(listing.names)}
+    by_entry |= {name: name for name in listing.names}
+    names: list[str] = []
+    missing: list[str] = []
+    for line in read_lines(path):
+        entry = line if line in by_entry else line.split()[0]  # lists of a class have a second column
+        if entry in by_entry:
+            names.append(by_entry[entry])
+        else:
+            missing.append(entry)
     if not names:
-        raise PlrcError(f"none of the {len(wanted)} entries of {path} is an image in {images}")
-    missing = note(f"entries of the split {split} without an image", [w for w in wanted if w not in known])
-    return Listing(found.root, names, found.notes + missing)
+        raise DataError(f"none of the {len(missing)} entries of {path} is an image in {images}")
+    return Listing(listing.root, names, listing.notes + note(f"entries of the split {split} without an image", missing))
 
 
-def lines(path: str) -> list[str]:
-    """The lines of a text file without empty ones and comments."""
-    stripped = (line.strip() for line in _text(path).splitlines())
+def read_lines(path: str) -> list[str]:
+    """Read the lines of a text file without empty lines and comments. Raises DataError."""
+    stripped = (line.strip() for line in _read_text(path).splitlines())
     return [line for line in stripped if line and not line.startswith("#")]
 
 
-def relative(root: str, path: str) -> str:
-    """The name of a file (absolute, or relative to the root): relative where it lies below the root, else absolute."""
+def relative_name(root: str, path: str) -> str:
+    """Return the name of a file or relative path: relative to the root if it lies below it, otherwise absolute."""
     inside = root.replace(os.sep, "/").rstrip("/") + "/"
     return os.path.normpath(os.path.join(root, path)).replace(os.sep, "/").removeprefix(inside)
 
 
-def ending(name: str) -> str:
+def file_extension(name: str) -> str:
+    """Return the extension of a file in lower case, with its dot; "without an ending" if it has none."""
     return os.path.splitext(name)[1].lower() or "without an ending"
 
 
-def _present(source: str, root: str, entries: list[str], what: str, places: Collection[str] = ()) -> Listing:
-    """Those of the entries that are files."""
-    named = [relative(root, entry) for entry in entries]
+class _Walk:
+    """A walk through all folders below a root; `run` fills the lists."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.images: list[str] = []
+        self.mtimes: dict[str, int] = {}
+        self.misnamed: list[str] = []
+        self.dangling: list[str] = []
+        self.unreadable: list[str] = []
+        self.other_files: list[str] = []
+        self._folders = [""]
+        self._linked_folders: list[str] = []
+        self._seen: set[tuple[int, int]] = set()
+
+    def run(self) -> None:
+        while self._folders or self._linked_folders:
+            folder = self._folders.pop() if self._folders else self._linked_folders.pop(0)
+            known_links = len(self._linked_folders)
+            for entry in self._enter(folder):
+                if not entry.name.startswith("."):
+                    self._sort_in(entry, f"{folder}/{entry.name}" if folder else entry.name, folder)
+            self._linked_folders[known_links:] = sorted(self._linked_folders[known_links:])
+
+    def _enter(self, folder: str) -> list[os.DirEntry[str]]:
+        """The entries of a folder; none if it cannot be read or was visited before."""
+        path = os.path.join(self.root, folder)
+        try:
+            status = os.stat(path)
+            if (status.st_dev, status.st_ino) in self._seen:
+                return []
+            with os.scandir(path) as scan:
+                entries = list(scan)
+        except OSError:
+            self.unreadable.append(folder or self.root)
+            self.mtimes[folder] = NEVER_FRESH
+            return []
+        self._seen.add((status.st_dev, status.st_ino))
+        self.mtimes[folder] = status.st_mtime_ns
+        return entries
+
+    def _sort_in(self, entry: os.DirEntry[str], name: str, folder: str) -> None:
+        named_like_image = entry.name.lower().endswith(IMAGE_EXTENSIONS)
+        try:
+            is_folder = entry.is_dir()
+            is_file = entry.is_file()
+        except OSError:  # a link that leads to itself
+            is_folder = False
+            is_file = False
+        if is_folder:
+            if named_like_image:
+                self.misnamed.append(name)
+            elif entry.is_symlink():
+                self._linked_folders.append(name)
+            else:
+                self._folders.append(name)
+        elif not named_like_image:
+            self.other_files.append(name)
+        elif is_file:
+            self.images.append(name)
+        else:
+            self.dangling.append(name)
+            self.mtimes[folder] = NEVER_FRESH  # its target may appear without a trace in this folder
+
+
+def _existing(source: str, root: str, entries: list[str], what: str, folders: Iterable[str] = ()) -> Listing:
+    """The entries that are files below the root; `what` and `folders` (where they were looked for) are for messages."""
+    named = [relative_name(root, entry) for entry in entries]
     names = [name for name in named if os.path.isfile(os.path.join(root, name))]
     if not names:
         example = f", such as {entries[0]}," if entries else ""
-        looked = ", ".join(places or (root,))
-        raise PlrcError(f"none of the {len(entries)} entries of {source}{example} is a file; looked in {looked}")
+        looked = ", ".join(folders) or root
+        raise DataError(f"none of the {len(entries)} entries of {source}{example} is a file; looked in {looked}")
     missing = set(named).difference(names)
     return Listing(root, names, note(f"{what} that do not exist", missing))
 
 
-def _text(path: str) -> str:
+def _read_text(path: str) -> str:
     if not os.path.isfile(path):
-        raise PlrcError(f"{path} is not a file")
+        raise DataError(f"{path} is not a file")
     try:
         with open(path, encoding="utf-8-sig") as file:
             return file.read()
     except OSError as error:
-        raise PlrcError(f"{path} cannot be opened: {error.strerror}") from error
+        raise DataError(f"{path} cannot be opened: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise PlrcError(f"{path} is not a text file in UTF-8") from error
+        raise DataError(f"{path} is not a text file in UTF-8") from error
 
 
-def _nothing(where: str, others: Counter[str], notes: list[str]) -> str:
-    looked = " ".join(e[1:] for e in ENDINGS)
-    kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(4))
-    files = f"{sum(others.values())} files, none with an image ending ({kinds})" if others else "no files"
-    return "; ".join([f"no image in {where}: looked for {looked}; found {files}", *notes])
+def _no_images(where: str, other_files: list[str], notes: list[str]) -> str:
+    looked_for = " ".join(extension[1:] for extension in IMAGE_EXTENSIONS)
+    files = "no files"
+    if other_files:
+        counts = Counter(map(file_extension, other_files)).most_common(4)
+        extensions = ", ".join(f"{count} {extension}" for extension, count in counts)
+        files = f"{len(other_files)} files, none with an image ending ({extensions})"
+    return "; ".join([f"no image in {where}: looked for {looked_for}; found {files}", *notes])

@@ -1,9 +1,10 @@
-"""Images on disk -> batches of three uint8 views with their maps, in an order that (seed, step) alone decides.
+"""Images on disk -> batches of three uint8 views with their maps, in the order of a sampler.
 
-Layer 1: imports config, files, rng and this folder. Workers decode, crop and resize; color, points and
-everything else happen later on the training device, from the uniform numbers that travel in the batch.
+Loader processes decode, crop and resize. Color, points and everything else are computed later on the training device,
+from the uniform random numbers that travel in the batch.
 
-Shapes: V views (2 or 3: A query, C reference, B match), B images of one part of a step on one process, S pixels a side.
+Shapes: V views (2 or 3: A query, C reference, B match), B images of a micro-batch on one process, S pixels per side of
+a view, h x w the id map of an image.
 """
 
 from __future__ import annotations
@@ -23,69 +24,91 @@ from torch.utils.data import Dataset
 
 from plrc import rng
 from plrc.config import Config
-from plrc.data.cache import cached
-from plrc.data.decode import DecodeError
+from plrc.data.cache import load_cached
+from plrc.data.image_files import ImageError
 from plrc.data.photometric import DRAWS
 from plrc.data.points import contrast_draws, match_draws
-from plrc.data.region_files import RegionError
 from plrc.data.regions import Regions
-from plrc.data.sampler import Key, StepSampler
+from plrc.data.sampler import SampleKey, StepSampler
 from plrc.data.sources import ImageList
 from plrc.data.views import draw_views, render, shorter_side
 from plrc.data.workers import load_batches
-from plrc.errors import PlrcError
+from plrc.errors import DataError
 from plrc.text import printable
 
-SUBSTITUTES = 100  # how many images are tried in place of one that cannot be read
+MAX_SUBSTITUTES = 100  # how many images are tried in place of one that cannot be read
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One part of a step. `failures` names images that could not be read, or whose id map could not, and that were
-    replaced by another."""
+    """The images of one micro-batch.
 
-    images: Tensor  # uint8 [V, B, 3, S, S]
-    maps: Tensor  # float32 [V, B, 4], see geometry
-    regions: Tensor  # int16 [B, h, w], image frame; -1 is unlabelled
-    color: Tensor  # float32 [V, B, photometric.DRAWS], uniform in [0, 1)
-    contrast: Tensor  # float32 [B, points.contrast_draws()], uniform
-    match: Tensor  # float32 [B, points.match_draws(n)], uniform
+    Attributes:
+        images: Views, uint8 [V, B, 3, S, S].
+        maps: Maps from view to image (see `geometry`), float32 [V, B, 4].
+        regions: Region ids in the image frame, int16 [B, h, w]; -1 is unlabelled.
+        color: Uniform numbers in [0, 1) for `photometric.augment`, float32 [V, B, photometric.DRAWS].
+        contrast: Uniform numbers for `points.contrast_points`, float32 [B, points.contrast_draws()].
+        match: Uniform numbers for `points.match_points`, float32 [B, points.match_draws(distill_points)].
+        failures: (name, reason) of each image that could not be read, or whose id map could not, and that was replaced
+            by another.
+    """
+
+    images: Tensor
+    maps: Tensor
+    regions: Tensor
+    color: Tensor
+    contrast: Tensor
+    match: Tensor
     failures: tuple[tuple[str, str], ...] = ()
 
-    def _mapped(self, function: str, *args: object, **kwargs: object) -> Batch:
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        moved = {k: getattr(v, function)(*args, **kwargs) for k, v in values.items() if isinstance(v, Tensor)}
-        return dataclasses.replace(self, **moved)
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     def pin_memory(self) -> Batch:
-        return self._mapped("pin_memory")
+        pinned = {name: tensor.pin_memory() for name, tensor in self._tensors().items()}
+        return Batch(**pinned, failures=self.failures)
 
     def to(self, device: torch.device) -> Batch:
-        return self if self.images.device == device else self._mapped("to", device, non_blocking=True)
+        if self.images.device == device:
+            return self
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self._tensors().items()}
+        return Batch(**moved, failures=self.failures)
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
-        self._mapped("record_stream", stream)
+        for tensor in self._tensors().values():
+            tensor.record_stream(stream)
 
 
 def collate(samples: list[Batch]) -> Batch:
-    """Join one-image batches along B."""
-
-    def joined(name: str, dim: int) -> Tensor:
-        return torch.cat([getattr(s, name) for s in samples], dim=dim)
-
+    """Join batches along B."""
+    failures: tuple[tuple[str, str], ...] = ()
+    for sample in samples:
+        failures += sample.failures
     return Batch(
-        joined("images", 1),
-        joined("maps", 1),
-        joined("regions", 0),
-        joined("color", 1),
-        joined("contrast", 0),
-        joined("match", 0),
-        tuple(failure for s in samples for failure in s.failures),
+        images=torch.cat([sample.images for sample in samples], dim=1),
+        maps=torch.cat([sample.maps for sample in samples], dim=1),
+        regions=torch.cat([sample.regions for sample in samples]),
+        color=torch.cat([sample.color for sample in samples], dim=1),
+        contrast=torch.cat([sample.contrast for sample in samples]),
+        match=torch.cat([sample.match for sample in samples]),
+        failures=failures,
     )
 
 
 class ViewDataset(Dataset[Batch]):
-    """(epoch, index) -> a Batch of one image. `subset` maps the index to a position in the image list."""
+    """(epoch, index) -> a `Batch` of one image. All random numbers follow from the seed, the epoch and the index.
+
+    An image that cannot be read is replaced by another one, which keeps the random numbers of its index.
+
+    Args:
+        images: All images.
+        subset: Positions in `images` that the indices 0 ... len(subset) - 1 stand for.
+        config: The configuration of the run.
+
+    Attributes:
+        groups: The shard of each index, if the images lie in shards.
+    """
 
     def __init__(self, images: ImageList, subset: np.ndarray, config: Config) -> None:
         self.images = images
@@ -94,58 +117,70 @@ class ViewDataset(Dataset[Batch]):
         self.match = config.objectives.match_view
         self.regions = Regions(config, images)
         self.groups = images.shards.samples[subset, 0] if images.shards else None
-        self.stride = _stride(len(subset), self.groups)
+        self.stride = _substitute_stride(len(subset), self.groups)
 
     def __len__(self) -> int:
         return len(self.subset)
 
-    def __getitem__(self, key: Key) -> Batch:
+    def __getitem__(self, key: SampleKey) -> Batch:
+        """Load an image or a substitute. Raises DataError after MAX_SUBSTITUTES unreadable images."""
         epoch, index = key
         failures: list[tuple[str, str]] = []
-        for offset in range(min(len(self), SUBSTITUTES)):
-            found = self.attempt(epoch, index, offset)
-            if isinstance(found, Batch):
-                return dataclasses.replace(found, failures=tuple(failures))
-            failures.append((self.culprit(index, offset), found))
-        raise PlrcError(
-            f"{len(failures)} images in a row cannot be read, the last one "
-            f"{printable(failures[-1][0])}: {failures[-1][1]}; "
+        for attempt in range(min(len(self), MAX_SUBSTITUTES)):
+            sample = self.load_sample(epoch, index, attempt)
+            if isinstance(sample, Batch):
+                return dataclasses.replace(sample, failures=tuple(failures))
+            failures.append((self.failed_name(index, attempt), sample))
+        name, reason = failures[-1]
+        raise DataError(
+            f"{len(failures)} images in a row cannot be read, the last one {printable(name)}: {reason}; "
             "plrc scan DIR looks at every image"
         )
 
-    def name(self, index: int, offset: int = 0) -> str:
-        """The relative name of an image, or of its `offset`-th substitute."""
-        return self.images.names[self._position(index, offset)]
+    def load_sample(self, epoch: int, index: int, attempt: int = 0) -> Batch | str:
+        """Load one image.
 
-    def _position(self, index: int, offset: int) -> int:
-        """Among many images, substitutes lie far apart: a damaged folder, of neighbours, must not end a run."""
-        return int(self.subset[(index + offset * self.stride) % len(self)])
+        Args:
+            epoch: Number of the epoch.
+            index: Index of the image.
+            attempt: 0 for the image itself, else the number of its substitute.
 
-    def culprit(self, index: int, offset: int = 0) -> str:
-        """What to name when an image cannot be read: itself, or its shard where that is the cause."""
-        broken = self.images.shards.broken_shard(self._position(index, offset)) if self.images.shards else ""
-        return broken or self.name(index, offset)
-
-    def attempt(self, epoch: int, index: int, offset: int = 0) -> Batch | str:
-        """One image, or its `offset`-th substitute with the random numbers of `index`; or why it cannot be read."""
-        position = self._position(index, offset)
+        Returns:
+            A batch of one image, or the reason why it cannot be read.
+        """
+        position = self._position(index, attempt)
         try:
             regions = self.regions(position)
-            image = self._image(position)
-        except (RegionError, DecodeError) as error:
+            image = self._load_image(position)
+        except ImageError as error:
             return error.reason
-        return self._sample(image, regions, epoch, index)
+        return self._draw_sample(image, regions, epoch, index)
 
-    def _image(self, position: int) -> Tensor:
-        data, least = self.config.data, shorter_side(self.config.views)
-        read = partial(self.images.decode, position, data, least)
+    def failed_name(self, index: int, attempt: int = 0) -> str:
+        """Return what to name if an image cannot be read: its shard if that cannot be read, otherwise the image."""
+        position = self._position(index, attempt)
+        broken = self.images.shards.broken_shard(position) if self.images.shards else ""
+        return broken or self.images.names[position]
+
+    def name(self, index: int) -> str:
+        """Return the relative name of an image."""
+        return self.images.names[self._position(index, 0)]
+
+    def _position(self, index: int, attempt: int) -> int:
+        return int(self.subset[(index + attempt * self.stride) % len(self)])
+
+    def _load_image(self, position: int) -> Tensor:
+        data = self.config.data
+        min_side = shorter_side(self.config.views)
+        read = partial(self.images.decode, position, data, min_side)
         if not self.config.run.cache:
             return read()
-        options = (data.rescale_percentiles, data.max_megapixels, least)
-        return cached(self.config.run.cache, self.images.path(position), options, read)
+        options = (data.rescale_percentiles, data.max_megapixels, min_side)
+        return load_cached(self.config.run.cache, self.images.path(position), options, read)
 
-    def _sample(self, image: Tensor, regions: Tensor, epoch: int, index: int) -> Batch:
-        config, seed = self.config, self.config.seed
+    def _draw_sample(self, image: Tensor, regions: Tensor, epoch: int, index: int) -> Batch:
+        config = self.config
+        seed = config.seed
         height, width = image.shape[1:]
         crops = rng.generator(seed, "crops", epoch, index)
         views = draw_views(crops, height, width, config.views, self.match)
@@ -154,29 +189,46 @@ class ViewDataset(Dataset[Batch]):
         contrast = uniform.random((1, contrast_draws()), dtype=np.float32)
         match = uniform.random((1, match_draws(config.objectives.distill_points)), dtype=np.float32)
         return Batch(
-            torch.stack([render(image, view, config.views.size) for view in views])[:, None],
-            torch.tensor([view.map for view in views], dtype=torch.float32)[:, None],
-            regions[None],
-            torch.from_numpy(color),
-            torch.from_numpy(contrast),
-            torch.from_numpy(match),
+            images=torch.stack([render(image, view, config.views.size) for view in views])[:, None],
+            maps=torch.tensor([view.map for view in views], dtype=torch.float32)[:, None],
+            regions=regions[None],
+            color=torch.from_numpy(color),
+            contrast=torch.from_numpy(contrast),
+            match=torch.from_numpy(match),
         )
 
 
-def _stride(images: int, groups: np.ndarray | None) -> int:
-    """From one substitute to the next. With shards (`groups`) into the next one, since a whole shard may be missing;
-    else 1 where all images are tried, or the number from their golden section upwards whose multiples meet all."""
+def _substitute_stride(num_images: int, groups: np.ndarray | None) -> int:
+    """Distance from an image to its first substitute, and on to the next.
+
+    Substitutes lie far apart, because a damaged folder holds neighbors. With shards each lies in another one, since a
+    whole shard may be missing. Otherwise the stride is 1 if all images are tried anyway, or the first number from the
+    golden section upwards that has no common divisor with the number of images, so that its multiples reach all.
+    """
     if groups is not None:
         return int(np.unique(groups, return_counts=True)[1].max(initial=1))
-    if images <= SUBSTITUTES:
+    if num_images <= MAX_SUBSTITUTES:
         return 1
-    return next(step for step in range(round(0.618 * images), images) if math.gcd(step, images) == 1)
+    stride = round(0.618 * num_images)
+    while math.gcd(stride, num_images) != 1:
+        stride += 1
+    return stride
 
 
 class DeviceLoader:
-    """Iterates over batches on the training device, one ahead of the computation, and measures the wait for data.
+    """Iterates over batches on the training device and measures how long it waits for them.
 
-    Close the iterator where it is left early: that ends the loader processes.
+    On a GPU the next batch is copied while the current one is computed on. An iterator that is left early must be
+    closed, which ends the loader processes.
+
+    Args:
+        dataset: The images.
+        sampler: The keys of each batch.
+        workers: Number of loader processes; 0 loads in this process.
+        device: The training device.
+
+    Attributes:
+        waited: Seconds spent waiting for batches so far.
     """
 
     def __init__(self, dataset: ViewDataset, sampler: StepSampler, workers: int, device: torch.device) -> None:
@@ -184,10 +236,10 @@ class DeviceLoader:
         self.sampler = sampler
         self.workers = workers
         self.device = device
-        self.waited = 0.0  # seconds spent waiting for the workers, in all
+        self.waited = 0.0
 
     def __iter__(self) -> Generator[Batch, None, None]:
-        return self._ahead() if self.device.type == "cuda" else self._timed()
+        return self._copied_ahead() if self.device.type == "cuda" else self._timed()
 
     def _timed(self) -> Generator[Batch, None, None]:
         pin_memory = self.device.type == "cuda"
@@ -200,8 +252,8 @@ class DeviceLoader:
                     return
                 yield batch
 
-    def _ahead(self) -> Generator[Batch, None, None]:
-        """Copy the next batch on a stream of its own while the current one is computed on."""
+    def _copied_ahead(self) -> Generator[Batch, None, None]:
+        """Copy the next batch on a separate stream while the current one is computed on."""
         stream = torch.cuda.Stream(self.device)
         current: Batch | None = None
         with contextlib.closing(self._timed()) as host_batches:

@@ -1,6 +1,6 @@
-"""The manifest of a run: which images it was trained on, so that nobody has to wonder later.
+"""The manifest of a run: which images it was trained on.
 
-Layer 1: imports config, files and this folder's shards and sources. Asks the file system for sizes; opens no image.
+Sizes are read from the file system; no image is opened.
 """
 
 from __future__ import annotations
@@ -14,18 +14,25 @@ from typing import Any
 
 import numpy as np
 
-from plrc.data.shards import reopen
+from plrc.data.shards import reopen_shards
 from plrc.data.sources import ImageList
-from plrc.errors import PlrcError
+from plrc.errors import DataError
 from plrc.files import parse_json, write_text
 
 KEYS = ("version", "root", "layout", "counts", "sha256", "notes", "train", "held_out")
 
 
 def build_manifest(images: ImageList, train: Sequence[int], held_out: Sequence[int]) -> dict[str, Any]:
-    """What `write_manifest` writes: KEYS, with `train` and `held_out` as {relative name: bytes} (-1: the file is gone).
+    """Build the manifest of a run.
 
-    `sha256` covers the names and sizes of both, and nothing else: it changes with the images, not when they are moved.
+    Args:
+        images: All images.
+        train: Positions of the training images.
+        held_out: Positions of the images held out for the health report.
+
+    Returns:
+        KEYS -> values. `train` and `held_out` are {relative name: bytes}, -1 for a missing file. `sha256` covers the
+        names and sizes of both and nothing else: it changes with the images, not when they are moved.
     """
     sizes = {"train": _sizes(images, train), "held_out": _sizes(images, held_out)}
     return {
@@ -42,46 +49,55 @@ def build_manifest(images: ImageList, train: Sequence[int], held_out: Sequence[i
 def write_manifest(
     path: str | os.PathLike[str], images: ImageList, train: Sequence[int], held_out: Sequence[int]
 ) -> None:
-    """Write the manifest of a run as JSON; the file appears whole or not at all."""
+    """Write the manifest of a run as JSON (see `build_manifest`); the file appears whole or not at all."""
     text = json.dumps(build_manifest(images, train, held_out), separators=(",\n", ": "))
     write_text(Path(path), text)
 
 
 def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The manifest that `write_manifest` wrote. Raises PlrcError where there is none or it is damaged."""
+    """Read the manifest that `write_manifest` wrote. Raises DataError if it is missing or damaged."""
     try:
         manifest = parse_json(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise PlrcError(f"cannot read the manifest {path}: {error.strerror}") from error
+        raise DataError(f"cannot read the manifest {path}: {error.strerror}") from error
     except ValueError as error:
-        raise PlrcError(f"the manifest {path} is damaged ({error}); take it from a copy of the run folder") from error
+        raise DataError(f"the manifest {path} is damaged ({error}); take it from a copy of the run folder") from error
     if not isinstance(manifest, dict) or any(key not in manifest for key in KEYS):
-        raise PlrcError(f"{path} is not the manifest of a run; it must hold {', '.join(KEYS)}")
+        raise DataError(f"{path} is not the manifest of a run; it must hold {', '.join(KEYS)}")
     return manifest
 
 
-def images_of(manifest: dict[str, Any]) -> tuple[ImageList, np.ndarray, np.ndarray]:
-    """(images, train, held out) of a run as its manifest has them; the last two are sorted positions."""
+def images_from_manifest(manifest: dict[str, Any]) -> tuple[ImageList, np.ndarray, np.ndarray]:
+    """Return the images of a run, and the sorted positions of its training images and its held-out images."""
     names = tuple(sorted((*manifest["train"], *manifest["held_out"])))
-    held_out = np.array([name in manifest["held_out"] for name in names], dtype=bool)
-    shards = reopen(manifest["root"], names) if manifest["layout"] == "shards" else None
+    is_held_out = np.array([name in manifest["held_out"] for name in names], dtype=bool)
     images = ImageList(
-        manifest["root"], names, manifest["layout"], manifest["counts"]["excluded"], tuple(manifest["notes"]), shards
+        root=manifest["root"],
+        names=names,
+        layout=manifest["layout"],
+        excluded=manifest["counts"]["excluded"],
+        notes=tuple(manifest["notes"]),
+        shards=reopen_shards(manifest["root"], names) if manifest["layout"] == "shards" else None,
     )
-    return images, np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    return images, np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
 
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What tells two manifests apart, in words. A file that is gone is no difference, only an unreadable image."""
-    sizes = [(name, before[part], now[part]) for part in ("train", "held_out") for name in before[part] | now[part]]
-    if any(name not in old or name not in new for name, old, new in sizes):
-        return ["the images are not those of manifest.json"]
-    changed = [(name, old[name], new[name]) for name, old, new in sizes if -1 != old[name] != new[name] != -1]
-    return [
-        f"{name} had {old} bytes in manifest.json, now {new} ({len(changed)} images have changed)"
-        for name, old, new in changed[:1]
-    ]
+def compare_manifests(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Describe how two manifests differ, in at most one sentence.
+
+    A file that is missing now is not a difference, only an unreadable image.
+    """
+    changed: list[str] = []
+    for part in ("train", "held_out"):
+        old = before[part]
+        new = now[part]
+        if old.keys() != new.keys():
+            return ["the images are not those of manifest.json"]
+        for name, size in old.items():
+            if new[name] != size and -1 not in (size, new[name]):
+                changed.append(f"{name} had {size} bytes in manifest.json, now {new[name]}")
+    return [f"{changed[0]} ({len(changed)} images have changed)"] if changed else []
 
 
 def _sizes(images: ImageList, positions: Sequence[int]) -> dict[str, int]:
-    return {images.names[i]: images.size(i) for i in positions}
+    return {images.names[i]: images.file_size(i) for i in positions}

@@ -1,62 +1,195 @@
-"""Masks of objects as COCO's run lengths: from arrays, polygons and files, and back to arrays.
+"""Masks of objects in COCO's formats: as run lengths, as arrays, and as the object maps of the images of a COCO file.
 
-Layer 1: imports config. Needs the package faster-coco-eval (extra transfer or regions) once a function is called.
+Needs the package faster-coco-eval once a function is called.
 
 Shapes: n objects, H x W pixels of the annotated image.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import os
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plrc.errors import PlrcError
+from plrc.data.id_maps import RegionError, require_pixels, resize_nearest
+from plrc.data.sources import ImageList
+from plrc.errors import DataError, MissingPackageError
+from plrc.files import parse_json
 
 
 def mask_functions() -> Any:
-    """faster-coco-eval's functions of masks. Raises PlrcError where it is not installed."""
+    """Return faster-coco-eval's module of mask functions. Raises MissingPackageError."""
     try:
         from faster_coco_eval.core import mask
     except ImportError as error:
-        raise PlrcError(
-            "masks need the package faster-coco-eval; pip install 'plrc-pretrain[transfer]' (or 'plrc-pretrain[regions]')"
-        ) from error
+        raise MissingPackageError("masks", "faster-coco-eval") from error
     return mask
 
 
 def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """A mask [H, W] -> compressed COCO run lengths {"size": [H, W], "counts": bytes}."""
-    found: dict[str, Any] = mask_functions().encode(np.asfortranarray(mask, dtype=np.uint8))
-    return found
+    """Encode a mask [H, W] as compressed COCO run lengths {"size": [H, W], "counts": bytes}."""
+    run_lengths: dict[str, Any] = mask_functions().encode(np.asfortranarray(mask, dtype=np.uint8))
+    return run_lengths
 
 
 def decode_masks(segments: tuple[Any, ...], height: int, width: int) -> NDArray[np.uint8]:
-    """Run lengths of n masks -> uint8 [n, H, W], 0 or 1."""
+    """Decode the compressed run lengths of n objects into masks of 0 and 1: uint8 [n, H, W]."""
     if not segments:
         return np.zeros((0, height, width), dtype=np.uint8)
     return np.ascontiguousarray(mask_functions().decode(list(segments)).transpose(2, 0, 1))
 
 
 def encode_segment(segment: Any, height: int, width: int) -> dict[str, Any] | None:
-    """COCO's `segmentation` (polygons, run lengths, compressed run lengths) -> compressed run lengths.
+    """Convert a COCO `segmentation` into compressed run lengths.
 
-    None for what is none of these, belongs to another image size, or covers no pixel.
+    Args:
+        segment: Polygons, run lengths or compressed run lengths.
+        height: Pixels of the image.
+        width: Pixels of the image.
+
+    Returns:
+        Compressed run lengths; None for a segmentation that is malformed, belongs to another image size, or covers no
+        pixel.
     """
-    functions, size = mask_functions(), [height, width]
+    functions = mask_functions()
+    size = [height, width]
     try:
         if isinstance(segment, dict):
             counts = segment["counts"].encode() if isinstance(segment["counts"], str) else segment["counts"]
             if list(segment["size"]) != size or (isinstance(counts, list) and sum(counts) != height * width):
                 return None
-            rle = {"size": size, "counts": counts}
-            rle = rle if isinstance(counts, bytes) else functions.frPyObjects(rle, height, width)
-            functions.decode(rle)  # raises where the run lengths do not fill the image
+            run_lengths = {"size": size, "counts": counts}
+            if not isinstance(counts, bytes):
+                run_lengths = functions.frPyObjects(run_lengths, height, width)
+            functions.decode(run_lengths)  # raises if the run lengths do not fill the image
         else:
             polygons = [p for p in segment if len(p) >= 6 and len(p) % 2 == 0 and all(map(math.isfinite, p))]
-            rle = functions.merge(functions.frPyObjects(polygons, height, width))
-        return rle if int(functions.area(rle)) > 0 else None
+            run_lengths = functions.merge(functions.frPyObjects(polygons, height, width))
+        return run_lengths if int(functions.area(run_lengths)) > 0 else None
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError):  # what Python and the C++ raise on odd data
         return None
+
+
+@dataclass(frozen=True)
+class CocoMasks:
+    """The masks that a COCO file has for the images of a list.
+
+    Attributes:
+        path: The COCO file.
+        entries: Image name -> JSON of [H, W, [[segmentation, is crowd], ...]]. Kept as text, which takes a few hundred
+            megabytes for 100,000 images, shared by all loader processes.
+    """
+
+    path: str
+    entries: dict[str, bytes]
+
+    def objects(self, name: str, size: int) -> NDArray[np.int32]:
+        """Return the object map of an image, read at the centers of size x size cells.
+
+        Smaller objects lie on larger ones, and all objects on crowds (areas whose objects are not annotated one by
+        one). Malformed masks and masks of another size than the image are left out.
+
+        Returns:
+            int32 [size, size]: 0 background, above 0 the number of an object, -1 a crowd.
+
+        Raises:
+            RegionError: The file does not list the image.
+        """
+        if name not in self.entries:
+            raise RegionError(f"{self.path} does not list image {name}; add it there, or leave it out of the images")
+        height, width, annotations = parse_json(self.entries[name])
+        usable: list[tuple[dict[str, Any], bool]] = []
+        for segmentation, is_crowd in annotations:
+            run_lengths = encode_segment(segmentation, height, width)
+            if run_lengths is not None:
+                usable.append((run_lengths, is_crowd))
+        areas = [int(mask_functions().area(run_lengths)) for run_lengths, _ in usable]
+        crowds_then_large_first = sorted(range(len(usable)), key=lambda i: (not usable[i][1], -areas[i]))
+        objects = np.zeros((size, size), dtype=np.int32)
+        for i in crowds_then_large_first:
+            run_lengths, is_crowd = usable[i]
+            mask = resize_nearest(decode_masks((run_lengths,), height, width)[0], size)
+            objects[mask > 0] = -1 if is_crowd else i + 1
+        return objects
+
+
+def read_coco_masks(path: str | Path, images: ImageList) -> CocoMasks:
+    """Read the masks of a COCO file for the images of a list.
+
+    An entry whose `file_name` leads from the file's own folder to an image belongs to that image alone. Each other
+    image has the entry with the longest `file_name` with which its path ends.
+
+    Args:
+        path: The COCO file.
+        images: The images.
+
+    Raises:
+        DataError: The file cannot be read, has no masks, lists none of the images, or one entry for two of them.
+        MissingPackageError: faster-coco-eval is not installed.
+    """
+    mask_functions()
+    entries = _read_entries(path)
+    entry_of = _match_images(path, entries, images)
+    return CocoMasks(str(path), {name: entries[file_name] for name, file_name in entry_of.items()})
+
+
+def _read_entries(path: str | Path) -> dict[str, bytes]:
+    """`file_name` -> the image's entry in `CocoMasks.entries`."""
+    masks: defaultdict[Any, list[tuple[Any, bool]]] = defaultdict(list)
+    entries: dict[str, bytes] = {}
+    try:
+        table = parse_json(Path(path).read_text(encoding="utf-8-sig"))
+        for annotation in table["annotations"]:
+            if annotation.get("segmentation"):
+                masks[annotation["image_id"]].append((annotation["segmentation"], bool(annotation.get("iscrowd", 0))))
+        for image in table["images"]:
+            height = int(image["height"])
+            width = int(image["width"])
+            require_pixels(height, width)
+            file_name = str(image["file_name"]).removeprefix("./")
+            entries[file_name] = json.dumps([height, width, masks.get(image["id"], [])]).encode()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); name a COCO file with masks") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path} is not a COCO file of instances: {error!r} in its images or annotations") from error
+    if not masks:
+        raise DataError(f"{path} has no masks (no annotation has a segmentation); name a COCO file with masks")
+    return entries
+
+
+def _match_images(path: str | Path, entries: dict[str, bytes], images: ImageList) -> dict[str, str]:
+    """Image name -> `file_name` of its entry, for the images that have one."""
+    folder = os.path.dirname(os.path.abspath(path))
+    exact: dict[str, str] = {}
+    for file_name in entries:
+        place = os.path.join(folder, file_name)
+        if os.path.isfile(place):
+            exact[os.path.realpath(place)] = file_name
+    by_ending = entries.keys() - exact.values()
+    owner: dict[str, str] = {}
+    for i, name in enumerate(images.names):
+        match = exact.get(os.path.realpath(images.path(i))) or _longest_ending(images.path(i), by_ending)
+        if match in owner:
+            raise DataError(f"{path} lists {match} once, but {owner[match]} and {name} both fit; name its images alone")
+        if match:
+            owner[match] = name
+    if not owner:
+        raise DataError(f"{path} lists none of the {len(images)} images, such as {images.names[0]}; name its images")
+    return {name: file_name for file_name, name in owner.items()}
+
+
+def _longest_ending(path: str, file_names: set[str]) -> str:
+    """The longest of `file_names` with which `path` ends; empty if there is none."""
+    parts = path.replace(os.sep, "/").split("/")
+    for start in range(len(parts)):
+        ending = "/".join(parts[start:])
+        if ending in file_names:
+            return ending
+    return ""

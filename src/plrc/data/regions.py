@@ -21,10 +21,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from plrc.config import Config, RegionConfig
-from plrc.data.region_files import MOST, RegionError, compact, find_map, load_regions, map_path, read_masks, resized
+from plrc.data.id_maps import MAX_REGIONS, RegionError, find_map, load_regions, map_path, renumber, resize_nearest
+from plrc.data.masks import read_coco_masks
 from plrc.data.region_noise import add_noise
 from plrc.data.sources import ImageList
-from plrc.errors import ConfigError, PlrcError
+from plrc.errors import ConfigError, MissingPackageError, PlrcError
 from plrc.rng import generator
 
 _BOX_SIDES = (0.1, 0.5)  # shares of the image's sides
@@ -48,7 +49,7 @@ class Regions:
             raise PlrcError("regions.source is shards, but --data names no shards with id maps; see: plrc shard --help")
         if source in ("slic", "felzenszwalb"):
             _segmentation()
-        self.masks = read_masks(maps, images) if source == "coco" else None
+        self.masks = read_coco_masks(maps, images) if source == "coco" else None
 
     def __call__(self, position: int) -> Tensor:
         """Ids int16 [size, size] of the image at `position`: 0 .. k - 1, -1 unlabelled; the plain grid is [n, n].
@@ -70,14 +71,14 @@ class Regions:
                 raise RegionError(f"image {name} has no id map in its shard; plrc shard --maps puts it there")
             ids = load_regions(io.BytesIO(found), config.map_size, name)
         else:
-            ids = compact(self._drawn(config, name, position), name)
+            ids = renumber(self._drawn(config, name, position), name)
         return self.with_noise(ids, name) if config.noisy else ids
 
     def with_noise(self, ids: Tensor, name: str) -> Tensor:
         """Ids [h, w] of an image with the noise that the settings ask for: int16 [size, size], 0 .. k - 1, -1."""
         config = self.config.regions
         streams = [generator(self.config.seed, "regions", 1 + i, _number(name)) for i in range(4)]
-        return compact(add_noise(resized(ids.numpy(), config.map_size), config, streams), name)
+        return renumber(add_noise(resize_nearest(ids.numpy(), config.map_size), config, streams), name)
 
     def _drawn(self, config: RegionConfig, name: str, position: int) -> NDArray[Any]:
         size, rng = config.map_size, generator(self.config.seed, "regions", 0, _number(name))
@@ -102,8 +103,8 @@ class Regions:
 
 def grid_regions(n: int) -> Tensor:
     """The regular grid: ids 0 .. n * n - 1 row by row, int16 [n, n] (paper section 3: n = 4)."""
-    if n * n > MOST:
-        raise ConfigError(f"regions.grid is {n}; write at most {int(MOST**0.5)}")
+    if n * n > MAX_REGIONS:
+        raise ConfigError(f"regions.grid is {n}; write at most {int(MAX_REGIONS**0.5)}")
     return torch.arange(n * n, dtype=torch.int16).reshape(n, n)
 
 
@@ -148,7 +149,7 @@ def _segmentation() -> Any:
         from skimage import segmentation
         from skimage.segmentation import felzenszwalb, slic  # noqa: F401 - else they are loaded when first called
     except ImportError as error:
-        raise PlrcError("superpixels need the package scikit-image; pip install 'plrc-pretrain[regions]'") from error
+        raise MissingPackageError("superpixels", "scikit-image") from error
     return segmentation
 
 

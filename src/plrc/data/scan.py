@@ -1,7 +1,6 @@
-"""Look at every image of a source once: what can be used, what cannot and why; leaves an index behind.
+"""Read every image of a source once: which can be used, which cannot and why. Leaves an index for later starts.
 
-Layer 1: imports config, files and this folder. Decodes in threads (the decoders release Python's lock) and writes the
-index, a file of its own, nothing else.
+Nothing but the index is written.
 """
 
 from __future__ import annotations
@@ -9,35 +8,44 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from plrc.config import DataConfig
-from plrc.data.decode import DecodeError, decode_bytes, read_header
-from plrc.data.index import Index, prepare_index, stamp, write_index
-from plrc.data.sources import ImageList, find_images, layout_of, list_source, select
+from plrc.data.decode import decode_bytes
+from plrc.data.image_files import DecodeError, read_header
+from plrc.data.index import Index, create_index_file, size_and_mtime, write_index
+from plrc.data.layouts import Listing
+from plrc.data.sources import ImageList, detect_layout, find_images, list_images, select_images
 from plrc.machine import cores
-from plrc.text import aligned, printable
+from plrc.progress import OnProgress, ignore_progress
+from plrc.text import aligned, list_failures, printable
 
-CHUNK = 16  # images that a thread takes at once
-NO_INDEX = ("not written: neither the source nor the cache folder can be written", "shards have one of their own")
-SHOWN = 10  # unusable files and duplicates that the table names
+_CHUNK = 16  # images that a thread takes at once
+_SHOWN_DUPLICATES = 10
 
-Range = tuple[float, float, float]  # smallest, median, largest
-
-
-def first_of(unusable: Sequence[tuple[str, str]]) -> list[str]:
-    """The first SHOWN files with the reason of each, and how many more there are."""
-    more = [f"and {len(unusable) - SHOWN} more"] if len(unusable) > SHOWN else []
-    return [*(f"{printable(name)}: {reason}" for name, reason in unusable[:SHOWN]), *more]
+Range = tuple[float, float, float]
+"""Smallest value, median, largest value; all 0 if there are no values."""
 
 
-class Found(NamedTuple):
-    """One file. `reason` is empty where it can be used; height and width are those after EXIF rotation."""
+class ScannedFile(NamedTuple):
+    """What is known about one file.
+
+    Attributes:
+        name: Relative name.
+        size: Bytes.
+        mtime: Time of the last change, in ns.
+        reason: Why it cannot be used; empty if it can.
+        digest: Hash of its contents; empty if they could not be read.
+        height: Pixels after EXIF rotation.
+        width: Pixels after EXIF rotation.
+        mode: As in `Header`.
+        format: As in `Header`.
+    """
 
     name: str
     size: int
@@ -52,7 +60,24 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class ScanReport:
-    """What `scan` found. Sizes, modes and formats are of the usable images; all ranges are 0 where there are none."""
+    """The result of `scan`. Sizes, modes and formats are those of the usable images.
+
+    Attributes:
+        root: The folder that names are relative to.
+        layout: Layout of the source.
+        files: Number of files.
+        usable: Number of files that can be used.
+        excluded: Number of images that `data.exclude` left out.
+        unusable: (relative name, reason) of each file that cannot be used.
+        width: Pixels.
+        height: Pixels.
+        megapixels: Millions of pixels.
+        modes: Mode -> number of images.
+        formats: Format -> number of images.
+        duplicates: Groups of files with the same contents.
+        notes: Sentences about what the listing left out.
+        index: Where the index was written; empty if no place could be written.
+    """
 
     root: str
     layout: str
@@ -60,121 +85,138 @@ class ScanReport:
     usable: int
     excluded: int
     unusable: tuple[tuple[str, str], ...]
-    """(relative name, reason)"""
     width: Range
     height: Range
     megapixels: Range
     modes: dict[str, int]
     formats: dict[str, int]
     duplicates: tuple[tuple[str, ...], ...]
-    """Groups of files with the same contents."""
     notes: tuple[str, ...]
     index: str
-    """Where the index was written; empty: no place could be written."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return asdict(self)
 
     def table(self) -> str:
-        """Plain text to print."""
+        """Return the report as plain text."""
         copies = sum(len(group) - 1 for group in self.duplicates)
         rows = [
             ("source", f"{self.root} ({self.layout})"),
             ("files", f"{self.files}, of which usable {self.usable}, unusable {len(self.unusable)}"),
             ("excluded", str(self.excluded)),
-            ("width", "{:.0f} to {:.0f}, median {:.0f}".format(*np.take(self.width, [0, 2, 1]))),
-            ("height", "{:.0f} to {:.0f}, median {:.0f}".format(*np.take(self.height, [0, 2, 1]))),
-            ("megapixels", "{:.3g} to {:.3g}, median {:.3g}".format(*np.take(self.megapixels, [0, 2, 1]))),
-            ("modes", _counted(self.modes)),
-            ("formats", _counted(self.formats)),
+            ("width", _format_range(self.width, ".0f")),
+            ("height", _format_range(self.height, ".0f")),
+            ("megapixels", _format_range(self.megapixels, ".3g")),
+            ("modes", _format_counts(self.modes)),
+            ("formats", _format_counts(self.formats)),
             ("duplicates", f"{copies} files repeat the contents of another" if copies else "none"),
-            *(("note", note) for note in self.notes),
-            *(("unusable", line) for line in first_of(self.unusable)),
-            *(("same", ", ".join(map(printable, group))) for group in self.duplicates[:SHOWN]),
-            ("index", self.index or NO_INDEX[self.layout == "shards"]),
         ]
+        rows += [("note", note) for note in self.notes]
+        rows += [("unusable", line) for line in list_failures(self.unusable)]
+        rows += [("same", ", ".join(map(printable, group))) for group in self.duplicates[:_SHOWN_DUPLICATES]]
+        if self.index:
+            rows.append(("index", self.index))
+        elif self.layout == "shards":
+            rows.append(("index", "shards have one of their own"))
+        else:
+            rows.append(("index", "not written: neither the source nor the cache folder can be written"))
         return aligned(rows)
 
 
-def scan(config: DataConfig, workers: int = 0, progress: Callable[[int, int], None] | None = None) -> ScanReport:
-    """Decode every image of a source in `workers` threads (0: one a core); `progress(done, total)` is told as it goes.
+def scan(config: DataConfig, workers: int = 0, on_progress: OnProgress = ignore_progress) -> ScanReport:
+    """Decode every image of a source, and write the index that `find_images` uses from then on.
 
-    Writes the index that `find_images` uses from then on. Raises PlrcError where no image is found.
+    Args:
+        config: Settings of the source.
+        workers: Number of threads (the decoders release Python's lock); 0: one per core.
+        on_progress: Called with numbers of images.
+
+    Raises:
+        DataError: The source has no images; see `find_images`.
     """
-    layout = layout_of(config)
-    shards = layout == "shards"
-    select(config, layout, list_source(config, layout))  # raises before anything is written
-    place = None if shards else prepare_index(config.source)
-    listing = list_source(config, layout)
-    images = find_images(config) if shards else select(config, layout, listing)
+    layout = detect_layout(config)
+    select_images(config, layout, list_images(config, layout))  # raises before anything is written
+    index_path: Path | None = None
+    if layout == "shards":
+        images = find_images(config)
+        listing = Listing(images.root, [])
+    else:
+        index_path = create_index_file(config.source)
+        listing = list_images(config, layout)
+        images = select_images(config, layout, listing)
 
-    def look(positions: range) -> list[Found]:
-        return [_look(images, i, config) for i in positions]
-
-    chunks = [range(i, min(i + CHUNK, len(images))) for i in range(0, len(images), CHUNK)]
-    found: list[Found] = []
+    files: list[ScannedFile] = []
+    chunks = [range(i, min(i + _CHUNK, len(images))) for i in range(0, len(images), _CHUNK)]
     with ThreadPoolExecutor(workers or cores()) as pool:
-        for part in pool.map(look, chunks):
-            found += part
-            if progress is not None:
-                progress(len(found), len(images))
+        for scanned in pool.map(lambda chunk: [_scan_image(images, i, config) for i in chunk], chunks):
+            files += scanned
+            on_progress(len(files), len(images))
 
-    bad = {f.name: (f.size, f.mtime, f.reason) for f in found if f.reason}
-    named = listing if layout == "folder" else None
-    index = Index(
-        layout,
-        folders=named.folders if named else {},
-        names=named.names if named else [],
-        notes=named.notes if named else [],
-        bad=bad,
-    )
-    written = place is not None and write_index(place, index)
-    good = [f for f in found if not f.reason]
-    return ScanReport(
-        root=images.root,
-        layout=layout,
-        files=len(found),
-        usable=len(good),
-        excluded=images.excluded,
-        unusable=tuple((name, reason) for name, (_, _, reason) in bad.items()),
-        width=_range(f.width for f in good),
-        height=_range(f.height for f in good),
-        megapixels=_range(f.width * f.height / 1e6 for f in good),
-        modes=dict(Counter(f.mode for f in good).most_common()),
-        formats=dict(Counter(f.format for f in good).most_common()),
-        duplicates=_duplicates(found),
-        notes=images.notes,
-        index=str(place) if written else "",
-    )
+    written = index_path is not None and write_index(index_path, _build_index(layout, listing, files))
+    return _build_report(images, files, str(index_path) if written else "")
 
 
-def _look(images: ImageList, i: int, config: DataConfig) -> Found:
+def _scan_image(images: ImageList, i: int, config: DataConfig) -> ScannedFile:
     name = images.names[i]
-    size, mtime = stamp(images.path(i))
+    size, mtime = size_and_mtime(images.path(i))
     digest = ""
     try:
         data = images.read(i, config.max_megapixels)
         digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-        head = read_header(io.BytesIO(data))
+        header = read_header(io.BytesIO(data))
         image = decode_bytes(data, percentiles=config.rescale_percentiles, max_megapixels=config.max_megapixels)
     except DecodeError as error:
-        return Found(name, size, mtime, error.reason, digest)
-    return Found(name, size, mtime, "", digest, image.shape[1], image.shape[2], head.mode, head.format)
+        return ScannedFile(name, size, mtime, error.reason, digest)
+    return ScannedFile(name, size, mtime, "", digest, image.shape[1], image.shape[2], header.mode, header.format)
 
 
-def _duplicates(found: list[Found]) -> tuple[tuple[str, ...], ...]:
+def _build_index(layout: str, listing: Listing, files: list[ScannedFile]) -> Index:
+    bad = {file.name: (file.size, file.mtime, file.reason) for file in files if file.reason}
+    if layout == "folder":
+        return Index(layout, listing.folders, listing.names, listing.notes, bad)
+    return Index(layout, bad=bad)
+
+
+def _build_report(images: ImageList, files: list[ScannedFile], index: str) -> ScanReport:
+    good = [file for file in files if not file.reason]
+    return ScanReport(
+        root=images.root,
+        layout=images.layout,
+        files=len(files),
+        usable=len(good),
+        excluded=images.excluded,
+        unusable=tuple((file.name, file.reason) for file in files if file.reason),
+        width=_range([file.width for file in good]),
+        height=_range([file.height for file in good]),
+        megapixels=_range([file.width * file.height / 1e6 for file in good]),
+        modes=dict(Counter(file.mode for file in good).most_common()),
+        formats=dict(Counter(file.format for file in good).most_common()),
+        duplicates=_find_duplicates(files),
+        notes=images.notes,
+        index=index,
+    )
+
+
+def _find_duplicates(files: list[ScannedFile]) -> tuple[tuple[str, ...], ...]:
     groups: defaultdict[str, list[str]] = defaultdict(list)
-    for f in found:
-        if f.digest:
-            groups[f.digest].append(f.name)
+    for file in files:
+        if file.digest:
+            groups[file.digest].append(file.name)
     return tuple(tuple(names) for names in groups.values() if len(names) > 1)
 
 
-def _range(values: Iterable[float]) -> Range:
-    array = np.array(list(values), dtype=np.float64)
-    return (float(array.min()), float(np.median(array)), float(array.max())) if array.size else (0.0, 0.0, 0.0)
+def _range(values: list[float] | list[int]) -> Range:
+    array = np.array(values, dtype=np.float64)
+    if array.size == 0:
+        return (0.0, 0.0, 0.0)
+    return (float(array.min()), float(np.median(array)), float(array.max()))
 
 
-def _counted(counts: dict[str, int]) -> str:
+def _format_range(values: Range, spec: str) -> str:
+    smallest, median, largest = values
+    return f"{smallest:{spec}} to {largest:{spec}}, median {median:{spec}}"
+
+
+def _format_counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"

@@ -1,8 +1,7 @@
-"""WebDataset tar shards, here or behind any address that fsspec knows, read by range.
+"""WebDataset tar shards, local or behind any address that fsspec knows, read by range.
 
-Layer 1: imports config, files and this folder. Reads, never writes, and unpacks nothing: an image is (shard,
-offset, length), so shards serve the same sampler, workers and resume as a folder does. `shards.json` beside the shards,
-which `plrc shard` writes, tells the places; of shards without it the headers are read, once at the start.
+An image is (shard, offset, length), so shards serve the same sampler, loader processes and resume as a folder does.
+Nothing is written or unpacked.
 """
 
 from __future__ import annotations
@@ -19,72 +18,97 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from plrc.data.decode import MAX_MEGAPIXELS, DecodeError, check_bytes
-from plrc.data.layouts import ENDINGS, Listing
-from plrc.errors import PlrcError
-from plrc.files import parse_json
+from plrc.data.image_files import MAX_MEGAPIXELS, DecodeError, require_plausible_size
+from plrc.data.layouts import Listing
+from plrc.data.shard_index import INDEX_NAME, Sample, import_webdataset, parse_index, read_samples
+from plrc.errors import DataError
 from plrc.text import note
 
-INDEX, VERSION = "shards.json", 1
-MAP = "regions.png"  # the part of a sample that is its id map: KEY.regions.png beside KEY.jpg
-WAITS = (0.2, 0.8, 2.0)  # seconds before a shard is tried again
-FORGIVEN = 600.0  # seconds until a shard that could not be read may be tried anew
-READERS = 16  # shards whose headers are read at once
+RETRY_WAITS = (0.2, 0.8, 2.0)  # seconds before a failed read is tried again
+RETRY_BROKEN_AFTER = 600.0  # seconds until a shard that could not be read is tried again
+HEADER_THREADS = 16  # shards whose headers are read at the same time
 
-Sample = tuple[str, int, int, int, int]
-"""Member's name, then offset and bytes of the image and of its id map (-1 -1: it has none)."""
 T = TypeVar("T")
 
 
 class Shards:
-    """Where the images of a list lie: row i of `samples` [images, 5] is (shard, then as in Sample) of image i."""
+    """Where the images of a list lie in shards.
+
+    Args:
+        root: The folder or address of the shards.
+        names: Names of the shards, relative to `root`.
+        samples: int64 [images, 5], one row per image: number of its shard, then offset, length, map_offset and
+            map_length as in `Sample`. All -1 for an image that no shard has anymore.
+
+    Attributes:
+        broken: Number of a shard that could not be read -> (when it is tried again, what is wrong).
+    """
 
     def __init__(self, root: str, names: Sequence[str], samples: NDArray[np.int64]) -> None:
-        self.root, self.names, self.samples = root, tuple(names), samples
-        self.broken: dict[int, tuple[float, str]] = {}  # shard -> (until when it is not asked again, why)
-        self._store: tuple[int, Any, str] | None = None  # of the process with this number: no file system may be forked
+        self.root = root
+        self.names = tuple(names)
+        self.samples = samples
+        self.broken: dict[int, tuple[float, str]] = {}
+        self._connection: tuple[int, Any, str] | None = None  # (process, file system, path): it must not be forked
 
     def read(self, i: int, max_megapixels: float = MAX_MEGAPIXELS) -> bytes:
-        """The bytes of image i. Raises DecodeError where its shard is missing or cut off, after trying a few times, and
-        where they are too many for `max_megapixels`."""
-        return self._read(int(self.samples[i, 0]), int(self.samples[i, 1]), int(self.samples[i, 2]), max_megapixels)
+        """Read the bytes of image i.
+
+        Raises:
+            DecodeError: The shard is missing or cut off, also after several attempts, or the image is larger than
+                `max_megapixels` can be.
+        """
+        shard, offset, length = (int(value) for value in self.samples[i, :3])
+        return self._read(shard, offset, length, max_megapixels)
 
     def read_map(self, i: int) -> bytes | None:
-        """The bytes of its id map, if it has one. Raises DecodeError as `read` does."""
-        offset, length = int(self.samples[i, 3]), int(self.samples[i, 4])
-        return self._read(int(self.samples[i, 0]), offset, length) if offset >= 0 else None
+        """Read the bytes of the id map of image i; None if it has none. Raises DecodeError as `read` does."""
+        shard, _, _, offset, length = (int(value) for value in self.samples[i])
+        return self._read(shard, offset, length) if offset >= 0 else None
 
-    def size(self, i: int) -> int:
-        """Bytes of image i; -1 where no shard has it any more."""
+    def file_size(self, i: int) -> int:
+        """Bytes of image i; -1 if no shard has it anymore."""
         return int(self.samples[i, 2])
 
     def broken_shard(self, i: int) -> str:
-        """The name of image i's shard, where that could not be read; empty otherwise."""
+        """Name of the shard of image i if that shard could not be read; otherwise empty."""
         shard = int(self.samples[i, 0])
         return self.names[shard] if shard in self.broken else ""
 
-    def images_of(self, shard: str) -> int:
-        """How many of the images a shard holds; 0 for anything but a shard."""
+    def count_images(self, shard: str) -> int:
+        """How many of the images a shard holds; 0 for a name that is not a shard."""
         return int((self.samples[:, 0] == self.names.index(shard)).sum()) if shard in self.names else 0
+
+    def select(self, listed: Sequence[str], names: Sequence[str]) -> Shards:
+        """Return the same shards for other images.
+
+        Args:
+            listed: Names of the images of these shards, in the order of `samples`.
+            names: Names of the wanted images.
+        """
+        row_of = dict(zip(listed, range(len(listed)), strict=True))
+        rows = np.array([row_of.get(name, -1) for name in names])
+        return Shards(self.root, self.names, np.where(rows[:, None] >= 0, self.samples[rows], -1))
 
     def _read(self, shard: int, offset: int, length: int, max_megapixels: float = MAX_MEGAPIXELS) -> bytes:
         if shard < 0:
             raise DecodeError("is in none of the shards any more")
-        check_bytes(length, max_megapixels)
-        until, reason = self.broken.get(shard, (0.0, ""))
-        if time.monotonic() < until:
+        require_plausible_size(length, max_megapixels)
+        try_again_at, reason = self.broken.get(shard, (0.0, ""))
+        if time.monotonic() < try_again_at:
             raise DecodeError(reason)
         self.broken.pop(shard, None)
         try:
-            return _retried(partial(self._fetch, self.names[shard], offset, length))
+            return _with_retries(partial(self._read_range, self.names[shard], offset, length))
         except OSError as error:
-            self.broken[shard] = time.monotonic() + FORGIVEN, str(error)
+            self.broken[shard] = (time.monotonic() + RETRY_BROKEN_AFTER, str(error))
             raise DecodeError(str(error)) from error
 
-    def _fetch(self, name: str, offset: int, length: int) -> bytes:
-        if self._store is None or self._store[0] != os.getpid():
-            self._store = os.getpid(), *_store(self.root)
-        data: bytes = self._store[1].cat_file(f"{self._store[2]}/{name}", start=offset, end=offset + length)
+    def _read_range(self, name: str, offset: int, length: int) -> bytes:
+        if self._connection is None or self._connection[0] != os.getpid():
+            self._connection = (os.getpid(), *_open_file_system(self.root))
+        _, system, base = self._connection
+        data: bytes = system.cat_file(f"{base}/{name}", start=offset, end=offset + length)
         if len(data) > length:
             raise OSError("the server answers with the whole file, not with a range; write simplecache:: before it")
         if len(data) < length:
@@ -93,152 +117,118 @@ class Shards:
 
 
 def open_shards(source: str, only: Iterable[str] = ()) -> tuple[Shards, Listing]:
-    """The images of a folder or address of shards, or of a pattern (`*`, `{000..999}`) of .tar files.
+    """List the images of shards. A shard that cannot be read is left out, and named in a note.
 
-    `only`: the shards to look at, relative to the source, which then is their folder. Image names are SHARD/MEMBER.
-    A shard that cannot be read is left out, in a note. Raises PlrcError where there are none or the index is unusable.
+    The places come from the index `shards.json`; of shards that it does not list, the headers are read.
+
+    Args:
+        source: A folder or address of shards, or a pattern (`*`, `{000..999}`) of .tar files.
+        only: The shards to open, relative to the source, which must then be their folder. Empty: all.
+
+    Returns:
+        The shards, and the images in the same order, named SHARD/MEMBER.
+
+    Raises:
+        DataError: There are no shards, none can be used, or their index is damaged.
+        MissingPackageError: webdataset is needed and not installed.
     """
-    root, pattern = _split(source)
-    system, base = _store(root)
-    indexed = _indexed(system, base, root)
-    wanted = list(only) or (_expanded(system, base, root, pattern) if pattern else sorted(indexed))
+    root, pattern = _split_pattern(source)
+    system, base = _open_file_system(root)
+    samples_of = _read_index(system, base, root)
+    wanted = list(only)
     if not wanted:
-        wanted = _expanded(system, base, root, f"{root}/*.tar")
+        wanted = _expand_pattern(system, base, root, pattern) if pattern else sorted(samples_of)
     if not wanted:
-        raise PlrcError(f"{source} has no shards: neither {INDEX} nor a .tar file; plrc shard writes both")
-    unknown = [name for name in wanted if name not in indexed]
-    bad: dict[str, str] = {}
+        wanted = _expand_pattern(system, base, root, f"{root}/*.tar")
+    if not wanted:
+        raise DataError(f"{source} has no shards: neither {INDEX_NAME} nor a .tar file; plrc shard writes both")
+
+    not_indexed = [name for name in wanted if name not in samples_of]
+    unreadable: list[str] = []
     refused: list[str] = []
-    if unknown:
-        webdataset_package()
-    with ThreadPoolExecutor(READERS) as pool:
-        for name, found in zip(unknown, pool.map(partial(_headers, system, base), unknown), strict=True):
-            if isinstance(found, str):
-                bad[name] = found
+    if not_indexed:
+        import_webdataset()
+    with ThreadPoolExecutor(HEADER_THREADS) as pool:
+        headers = pool.map(partial(_read_headers, system, base), not_indexed)
+        for name, header in zip(not_indexed, headers, strict=True):
+            if isinstance(header, str):
+                unreadable.append(f"{name}: {header}")
             else:
-                indexed[name] = found[0]
-                refused += [f"{name}/{member}" for member in found[1]]
-    shards = sorted(name for name in wanted if name in indexed)
-    rows = [(number, *s) for number, name in enumerate(shards) for s in indexed[name]]
-    names = [f"{shards[number]}/{member}" for number, member, *_ in rows]
+                samples_of[name] = header[0]
+                refused += [f"{name}/{member}" for member in header[1]]
+
+    shards = sorted(name for name in wanted if name in samples_of)
+    names: list[str] = []
+    rows: list[tuple[int, ...]] = []
+    for number, shard in enumerate(shards):
+        for member, *place in samples_of[shard]:
+            names.append(f"{shard}/{member}")
+            rows.append((number, *place))
     if not names:
-        why = "; ".join(f"{name}: {reason}" for name, reason in list(bad.items())[:1]) or "they hold no images"
-        raise PlrcError(f"none of the {len(wanted)} shards of {source} can be used ({why})")
-    places = np.array([(row[0], *row[2:]) for row in rows], dtype=np.int64)
+        reason = unreadable[0] if unreadable else "they hold no images"
+        raise DataError(f"none of the {len(wanted)} shards of {source} can be used ({reason})")
     notes = [
-        *note("left out shards that cannot be read", [f"{name}: {reason}" for name, reason in bad.items()]),
+        *note("left out shards that cannot be read", unreadable),
         *note("left out members of shards that are no plain files with plain names", refused),
-        *([f"read the headers of {len(unknown)} shards that no {INDEX} lists"] if unknown else []),
     ]
-    return Shards(root, shards, places), Listing(root, names, notes)
+    if not_indexed:
+        notes.append(f"read the headers of {len(not_indexed)} shards that no {INDEX_NAME} lists")
+    return Shards(root, shards, np.array(rows, dtype=np.int64)), Listing(root, names, notes)
 
 
-def placed(shards: Shards, listed: Sequence[str], names: Sequence[str]) -> Shards:
-    """The same shards for other images: `listed` are those of `shards`, `names` the wanted ones (-1: not there)."""
-    rows = dict(zip(listed, range(len(listed)), strict=True))
-    at = np.array([rows.get(name, -1) for name in names])
-    return Shards(shards.root, shards.names, np.where(at[:, None] >= 0, shards.samples[at], -1))
-
-
-def reopen(root: str, names: Sequence[str]) -> Shards:
-    """The shards of images that were listed before, by their names. Images that are gone have the size -1."""
+def reopen_shards(root: str, names: Sequence[str]) -> Shards:
+    """Open the shards of images that were listed before, by the images' names; see `open_shards`."""
     shards, listing = open_shards(root, dict.fromkeys(f"{name.partition('.tar/')[0]}.tar" for name in names))
-    return placed(shards, listing.names, names)
+    return shards.select(listing.names, names)
 
 
-def members(file: Any) -> tuple[list[Sample], list[str]]:
-    """(samples, names of refused members) of an open, seekable tar file. Raises tarfile.TarError, OSError.
-
-    Nothing is unpacked, but names become those of id maps: absolute ones, `..`, links and devices are refused.
-    """
-    base_plus_ext = webdataset_package().tariterators.base_plus_ext
-    images: list[tuple[str, int, int]] = []
-    maps: dict[str, tuple[int, int]] = {}
-    refused: list[str] = []
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        for member in tar:
-            if member.isdir():
-                continue
-            name = member.name.removeprefix("./")
-            key, ending = base_plus_ext(name)
-            if not (member.isreg() and plain(name)) or member.issparse():
-                refused.append(name)
-            elif key is not None and ending.lower() == MAP:
-                maps[key] = member.offset_data, member.size
-            elif name.lower().endswith(ENDINGS):
-                images.append((name, member.offset_data, member.size))
-    return [(name, at, size, *maps.get(base_plus_ext(name)[0], (-1, -1))) for name, at, size in images], refused
+def _read_index(system: Any, base: str, root: str) -> dict[str, list[Sample]]:
+    """Shard -> samples as `shards.json` lists them; empty if there is no index."""
+    try:
+        content = system.cat_file(f"{base}/{INDEX_NAME}")
+    except FileNotFoundError:
+        return {}
+    except Exception as error:  # each file system has errors of its own
+        raise DataError(f"cannot read {root}/{INDEX_NAME}: {error}") from error
+    return parse_index(content, root)
 
 
-def plain(name: str) -> bool:
-    """Whether a name stays in its folder on every system."""
-    return not (set(name.split("/")) & {"", "..", "."} or re.search(r"[\\:\x00-\x1f]", name))
+def _read_headers(system: Any, base: str, name: str) -> tuple[list[Sample], list[str]] | str:
+    """`read_samples` of a shard, or why it cannot be read."""
 
-
-def _headers(system: Any, base: str, name: str) -> tuple[list[Sample], list[str]] | str:
-    """`members` of a shard, or why it cannot be read."""
-
-    def look() -> tuple[list[Sample], list[str]]:
+    def read() -> tuple[list[Sample], list[str]]:
         with system.open(f"{base}/{name}", "rb") as file:
             try:
-                return members(file)
+                return read_samples(file)
             except tarfile.TarError as error:
                 raise OSError(f"a damaged tar file ({error})") from error
 
     try:
-        return _retried(look)
+        return _with_retries(read)
     except OSError as error:
         return str(error)
 
 
-def _retried(read: Callable[[], T]) -> T:
-    """What `read` gives, after trying again a few times; raises OSError with one reason."""
-    for wait in (*WAITS, None):
+def _with_retries(read: Callable[[], T]) -> T:
+    """Call `read`, again after each of RETRY_WAITS if it fails; at last raise OSError with a reason of one line."""
+    for wait in (*RETRY_WAITS, None):
         try:
             return read()
         except Exception as error:  # noqa: PERF203 - each file system has errors of its own
             if wait is None:
-                missing = isinstance(error, FileNotFoundError)
-                detail = str(error).strip().splitlines()
-                reason = "does not exist" if missing else detail[0] if detail else type(error).__name__
-                raise OSError(f"{reason} (tried {len(WAITS) + 1} times)") from error
+                raise OSError(f"{_reason(error)} (tried {len(RETRY_WAITS) + 1} times)") from error
             time.sleep(wait)
     raise AssertionError  # the last wait is None
 
 
-def _indexed(system: Any, base: str, root: str) -> dict[str, list[Sample]]:
-    """Shard -> samples as `shards.json` has them; empty where there is none."""
-    try:
-        raw = parse_json(system.cat_file(f"{base}/{INDEX}"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise PlrcError(f"{root}/{INDEX} is damaged ({error}); make it anew with plrc shard") from error
-    except Exception as error:  # each file system has errors of its own
-        raise PlrcError(f"cannot read {root}/{INDEX}: {error}") from error
-    try:
-        if raw["version"] != VERSION or raw["shards"] is None:
-            what = "unfinished" if raw["shards"] is None else f"of version {raw['version']}, this plrc reads {VERSION}"
-            raise PlrcError(f"the shards of {root} are {what}; give the same plrc shard command again")
-        found = {str(name): [_sample(values) for values in samples] for name, samples in raw["shards"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise PlrcError(f"{root}/{INDEX} is not an index of plrc shard ({error}); make it anew") from error
-    strange = [name for name in found if not plain(name)]
-    strange += [member for samples in found.values() for member, *_ in samples if not plain(member)]
-    if strange:
-        raise PlrcError(f"{root}/{INDEX} names {strange[0]!r}, which may lie outside of its folder; make it anew")
-    return found
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "does not exist"
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
-def _sample(values: Any) -> Sample:
-    name, *numbers = values
-    offset, length, map_offset, map_length = map(int, numbers)
-    if min(offset, length) < 0 or max(map(abs, (offset, length, map_offset, map_length))) >= 2**62:
-        raise ValueError("a place that no file has")
-    return str(name), offset, length, map_offset, map_length
-
-
-def _split(source: str) -> tuple[str, str]:
+def _split_pattern(source: str) -> tuple[str, str]:
     """(folder or address of the shards, pattern or empty)."""
     source = source if "://" in source else os.path.abspath(source)
     if not source.endswith(".tar") and not re.search(r"[*?\[{]", source):
@@ -246,42 +236,33 @@ def _split(source: str) -> tuple[str, str]:
     return re.split(r"[*?\[{]", source, maxsplit=1)[0].rpartition("/")[0], source
 
 
-def _expanded(system: Any, base: str, root: str, pattern: str) -> list[str]:
+def _expand_pattern(system: Any, base: str, root: str, pattern: str) -> list[str]:
     """The shards that a pattern names, relative to the root."""
-    webdataset_package()
+    import_webdataset()
     from braceexpand import braceexpand
 
-    found: list[str] = []
+    names: list[str] = []
     for url in braceexpand(pattern):
         name = url[len(root) + 1 :]
         if not re.search(r"[*?\[]", name):
-            found.append(name)
+            names.append(name)
             continue
         try:
             paths = system.glob(f"{base}/{name}")
         except Exception as error:  # each file system has errors of its own
-            raise PlrcError(f"cannot list {url}: {error}; name the shards as {{000..999}}") from error
-        found += sorted(path[len(base) + 1 :] for path in paths if path.endswith(".tar"))
-    return list(dict.fromkeys(found))
+            raise DataError(f"cannot list {url}: {error}; name the shards as {{000..999}}") from error
+        names += sorted(path[len(base) + 1 :] for path in paths if path.endswith(".tar"))
+    return list(dict.fromkeys(names))
 
 
-def _store(root: str) -> tuple[Any, str]:
+def _open_file_system(root: str) -> tuple[Any, str]:
     """(fsspec file system, path in it) of an address."""
     import fsspec
 
     try:
         system, base = fsspec.core.url_to_fs(root)
     except ImportError as error:
-        raise PlrcError(f"{root}: {error}") from error
+        raise DataError(f"{root}: {error}") from error
     except (ValueError, OSError) as error:
-        raise PlrcError(f"{root} is not an address that can be read: {error}") from error
+        raise DataError(f"{root} is not an address that can be read: {error}") from error
     return system, base.rstrip("/")
-
-
-def webdataset_package() -> Any:
-    """The package webdataset, loaded. Raises PlrcError where it is not installed."""
-    try:
-        import webdataset
-    except ImportError as error:
-        raise PlrcError("shards need the package webdataset; pip install 'plrc-pretrain[shards]'") from error
-    return webdataset

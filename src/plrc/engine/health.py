@@ -22,7 +22,7 @@ from plrc.config import Config
 from plrc.data import photometric
 from plrc.data.loader import Batch, ViewDataset, collate
 from plrc.data.points import match_draws, match_points
-from plrc.data.region_files import read_masks
+from plrc.data.masks import read_coco_masks
 from plrc.data.sources import ImageList
 from plrc.data.views import MATCH, QUERY
 from plrc.errors import PlrcError
@@ -109,7 +109,7 @@ class HealthCheck:
         samples: list[Batch] = []
         names: list[str] = []
         for index in range(len(held_out)):
-            sample_or_reason = dataset.attempt(0, index)
+            sample_or_reason = dataset.load_sample(0, index)
             if isinstance(sample_or_reason, Batch):
                 samples.append(sample_or_reason)
                 names.append(dataset.name(index))
@@ -217,7 +217,7 @@ def _objects(config: Config, images: ImageList, names: Sequence[str], batches: S
         return None
     file = config.regions.maps if config.regions.source == "coco" else config.data.source
     try:
-        masks = read_masks(file, ImageList(images.root, tuple(names), images.layout))
+        masks = read_coco_masks(file, ImageList(images.root, tuple(names), images.layout))
     except PlrcError:  # the file has only boxes, or the package for masks is missing: grouping is not measured
         return None
     unlabelled = np.full((MASK_SIDE, MASK_SIDE), -1, dtype=np.int32)

@@ -77,7 +77,7 @@ class Monitor:
     def _lost(self) -> int:
         """Images that could not be read; a shard that could not be read counts as all of its own."""
         shards = self.plan.images.shards
-        return sum(max(1, shards.images_of(name)) for name in self.bad) if shards else len(self.bad)
+        return sum(max(1, shards.count_images(name)) for name in self.bad) if shards else len(self.bad)
 
     def tell_skipped(self, step: int, skipped: float) -> None:
         """Warn of steps whose gradient was not finite."""

@@ -18,7 +18,7 @@ import torch
 from plrc import distributed
 from plrc.config import Config, RegionConfig
 from plrc.data import cache
-from plrc.data.manifest import build_manifest, differences, images_of, read_manifest, write_manifest
+from plrc.data.manifest import build_manifest, compare_manifests, images_from_manifest, read_manifest, write_manifest
 from plrc.data.regions import Regions
 from plrc.data.sampler import split_held_out
 from plrc.data.sources import ImageList, find_images
@@ -100,7 +100,7 @@ def prepare(config: Config, lock: FolderLock | None = None) -> Plan:
 
     Regions(config, images)  # both refuse what cannot be used, in every process and while nothing is written yet
     if config.run.cache:
-        cache.usable(config.run.cache)
+        cache.require_writable(config.run.cache)
     if stored:
         _check_same(config, stored, out, images, train, held_out)
     distributed.barrier()
@@ -168,7 +168,7 @@ def _images(config: Config, stored: Config | None, manifest: Path) -> tuple[Imag
     change nothing, unless the settings that decide on them are changed."""
     kept = stored and all(getattr(config.data, name) == getattr(stored.data, name) for name in LISTING)
     if kept and manifest.exists():
-        return images_of(read_manifest(manifest))
+        return images_from_manifest(read_manifest(manifest))
     images = find_images(config.data)
     return images, *split_held_out(len(images), config.data.held_out, config.seed)
 
@@ -193,7 +193,7 @@ def _check_same(
     found = list(config.changes(stored).values())
     if (out / "manifest.json").exists():
         now = build_manifest(images, train.tolist(), held_out.tolist())
-        found += differences(read_manifest(out / "manifest.json"), now)
+        found += compare_manifests(read_manifest(out / "manifest.json"), now)
         gone = list(now["train"].values()).count(-1)
         if gone > config.data.max_unreadable_fraction * len(train):
             raise PlrcError(

@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from plrc.config import Config, DataConfig
-from plrc.data.decode import DecodeError
-from plrc.data.layouts import ENDINGS, ending
+from plrc.data.image_files import DecodeError
+from plrc.data.layouts import IMAGE_EXTENSIONS, file_extension
 from plrc.data.sources import ImageList, find_images
 from plrc.engine.checkpoint import checkpoints, load_checkpoint
 from plrc.errors import PlrcError
@@ -109,7 +109,7 @@ class Explorer:
 
 def named_images(given: Sequence[str], limit: int) -> tuple[ImageList, list[int]]:
     """The images that --images names (a folder, glob, list or COCO file; or image files), and which of them to show."""
-    files = [path for path in given if Path(path).is_file() and ending(path) in ENDINGS]
+    files = [path for path in given if Path(path).is_file() and file_extension(path) in IMAGE_EXTENSIONS]
     if not given:
         raise PlrcError("no images named: write --images FOLDER, or name image files")
     if len(files) == len(given):
@@ -122,7 +122,7 @@ def named_images(given: Sequence[str], limit: int) -> tuple[ImageList, list[int]
     else:
         wrong = next(path for path in given if path not in files)
         raise PlrcError(f"{wrong} is not an image file; name image files, or one folder, glob or list alone")
-    return found, found.spread(limit)
+    return found, found.evenly_spaced(limit)
 
 
 def run_networks(run: Path, steps: int, backbone: str = "") -> list[ExplorerNetwork]:

@@ -19,8 +19,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from plrc.config import Config
-from plrc.data.decode import DecodeError
-from plrc.data.region_files import RegionError, map_path
+from plrc.data.id_maps import RegionError, map_path
+from plrc.data.image_files import DecodeError
 from plrc.data.regions import Regions
 from plrc.data.sources import ImageList
 from plrc.errors import PlrcError

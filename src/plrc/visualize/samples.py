@@ -19,7 +19,7 @@ from torch import Tensor
 
 from plrc.config import Config
 from plrc.data.loader import Batch, ViewDataset
-from plrc.data.manifest import images_of, read_manifest
+from plrc.data.manifest import images_from_manifest, read_manifest
 from plrc.data.photometric import MEAN, STD, augment
 from plrc.data.points import ContrastPoints, contrast_points, match_points
 from plrc.data.sampler import StepSampler
@@ -56,11 +56,11 @@ def run_samples(run: Path, config: Config, count: int) -> Samples:
     if not count:
         return Samples()
     try:
-        images, train, _ = images_of(read_manifest(run / "manifest.json"))
+        images, train, _ = images_from_manifest(read_manifest(run / "manifest.json"))
         data = ViewDataset(images, train, config.with_values({"run.cache": ""}))
         size, accumulate = config.optim.batch_size, config.optim.gradient_accumulation_steps
         keys = next(iter(StepSampler(len(train), size, accumulate, config.seed, 0, 1)))
-        read = ((int(train[index]), data.attempt(epoch, index)) for epoch, index in keys)
+        read = ((int(train[index]), data.load_sample(epoch, index)) for epoch, index in keys)
         found = [(position, one) for position, one in read if isinstance(one, Batch)]
         if not found:
             raise PlrcError("none of the images of its first batch can be read")

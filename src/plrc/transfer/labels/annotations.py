@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from plrc.data.decode import DecodeError, decode, read_header
+from plrc.data.decode import decode
+from plrc.data.image_files import DecodeError, read_header
 from plrc.data.masks import encode_segment
 from plrc.text import note
 

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from plrc import rng
-from plrc.data.decode import DecodeError, decode
+from plrc.data.decode import decode
+from plrc.data.image_files import DecodeError
 from plrc.data.masks import decode_masks
 from plrc.data.photometric import MEAN
 from plrc.errors import DataError

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from plrc.data.layouts import lines
+from plrc.data.layouts import read_lines
 from plrc.errors import DataError
 from plrc.measures.segmentation import IGNORED
 
@@ -77,4 +77,4 @@ def table_of_source(root: Path, id_maps: Iterable[str]) -> dict[int, str]:
     path = root / "classes.txt"
     if not path.is_file():
         return table_of_used_ids(id_maps, {})
-    return {i: name for i, name in enumerate(lines(str(path))) if name.lower() not in _UNLABELLED}
+    return {i: name for i, name in enumerate(read_lines(str(path))) if name.lower() not in _UNLABELLED}

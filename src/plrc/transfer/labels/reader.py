@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from plrc.data import layouts
-from plrc.data.decode import read_size
+from plrc.data.image_files import read_size
 from plrc.transfer.labels.annotations import ImageAnnotation, Notes, annotate_image
 from plrc.transfer.labels.label_maps import MODES, check_mode
 
@@ -65,7 +65,7 @@ def files_by_stem(folder: Path, notes: Notes) -> dict[str, Path]:
     Raises:
         DataError: There are none.
     """
-    listing = layouts.folder(str(folder))
+    listing = layouts.list_folder(str(folder))
     notes.add(*listing.notes)
     return {os.path.splitext(name)[0]: folder / name for name in sorted(listing.names)}
 

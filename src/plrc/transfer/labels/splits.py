@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plrc import rng
-from plrc.data.decode import read_bytes
+from plrc.data.image_files import read_bytes
 from plrc.errors import ConfigError, DataError
 from plrc.measures.segmentation import IGNORED
 from plrc.transfer.labels.annotations import ImageAnnotation, LabelledImage, Notes, check_annotation

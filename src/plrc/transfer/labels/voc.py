@@ -64,7 +64,7 @@ class VocReader:
         images: list[ImageAnnotation] = []
         for folder, path in lists:
             files = files_by_stem(folder / "JPEGImages", self.notes)
-            keys = list(dict.fromkeys(_image_of_line(line, files) for line in layouts.lines(str(path))))
+            keys = list(dict.fromkeys(_image_of_line(line, files) for line in layouts.read_lines(str(path))))
             if self.semantic:
                 maps = folder / ("SegmentationClassAug" if path.stem.endswith("_aug") else "SegmentationClass")
                 listed = {key: files.get(key) for key in keys}

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from plrc.config import Config, RegionConfig
-from plrc.data.region_files import RegionError, load_regions, save_regions
+from plrc.data.id_maps import RegionError, load_regions, save_regions
 from plrc.data.regions import Regions, grid_regions
 from plrc.data.sources import ImageList
 from plrc.errors import PlrcError

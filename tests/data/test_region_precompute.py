@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from plrc.config import Config, DataConfig, RegionConfig
-from plrc.data.region_files import load_regions
-from plrc.data.region_maps import Precomputed, precompute
+from plrc.data.id_maps import load_regions
+from plrc.data.region_precompute import PrecomputeReport, precompute_regions
 from plrc.data.regions import Regions
 from plrc.data.sources import find_images
 from plrc.engine.checkpoint import newest_checkpoint
@@ -31,8 +31,8 @@ def configured(photos: Path, **regions: Any) -> Config:
     return Config(data=DataConfig(source=str(photos)), regions=RegionConfig(**{"source": "slic"} | regions))
 
 
-def write(config: Config, out: Path, workers: int = 0) -> Precomputed:
-    return precompute(config, find_images(config.data), out, workers, lambda done, total: None)
+def write(config: Config, out: Path, workers: int = 0) -> PrecomputeReport:
+    return precompute_regions(config, find_images(config.data), out, workers, lambda done, total: None)
 
 
 def maps_in(folder: Path) -> set[str]:
@@ -53,8 +53,10 @@ def check_same(config: Config, out: Path) -> None:
 def test_maps_are_the_regions_of_the_source(scenes: Path, tmp_path: Path, workers: int, settings: Any) -> None:
     config, told = configured(scenes, **settings), list[tuple[int, int]]()
     images = find_images(config.data)
-    found = precompute(config, images, tmp_path / "maps", workers, lambda done, total: told.append((done, total)))
-    assert found == Precomputed(48, 0, ())
+    found = precompute_regions(
+        config, images, tmp_path / "maps", workers, lambda done, total: told.append((done, total))
+    )
+    assert found == PrecomputeReport(48, 0, ())
     assert told == [(done, 48) for done in range(1, 49)]
     check_same(config, tmp_path / "maps")
 
@@ -82,12 +84,12 @@ def test_what_exists_is_skipped(scenes: Path, tmp_path: Path) -> None:
     for path in gone:
         path.unlink()
     again = write(config, out)
-    assert again == Precomputed(3, 45, ())
+    assert again == PrecomputeReport(3, 45, ())
     after = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
     assert after.keys() == before.keys()
     assert {path for path in before if after[path] != before[path]} == set(gone)
     done = write(config, out)
-    assert done == Precomputed(0, 48, ())
+    assert done == PrecomputeReport(0, 48, ())
     assert "48 id maps were there, 0 to do" in done.table()
 
 
@@ -126,7 +128,7 @@ def test_a_run_that_was_ended_goes_on(many: Path, tmp_path: Path, end: signal.Si
         present = maps_in(out)
     assert 10 <= len(present) < 384
     config = configured(many)
-    assert write(config, out) == Precomputed(384 - len(present), len(present), ())
+    assert write(config, out) == PrecomputeReport(384 - len(present), len(present), ())
     check_same(config, out)
 
 
@@ -205,6 +207,6 @@ def test_a_folder_in_the_place_of_a_map(scenes: Path, tmp_path: Path) -> None:
 
 def test_real_photos(real_data: Path, tmp_path: Path) -> None:
     config = configured(real_data / "coco128" / "train2017", source="felzenszwalb")
-    assert write(config, tmp_path / "maps", workers=1) == Precomputed(128, 0, ())
+    assert write(config, tmp_path / "maps", workers=1) == PrecomputeReport(128, 0, ())
     sizes = [path.stat().st_size for path in (tmp_path / "maps").glob("*.png")]
     assert np.mean(sizes) < 3000
