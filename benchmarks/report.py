@@ -22,7 +22,7 @@ import torch
 
 from plrc.errors import PlrcError
 from plrc.files import write_json
-from plrc.machine import commit, cores, processor
+from plrc.machine import commit, cores, plrc_version, processor
 
 median = statistics.median
 
@@ -73,7 +73,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": version("torchvision"),
-        "plrc": version("plrc-pretrain"),
+        "plrc": plrc_version(),
         "commit": commit(),
     }
 

@@ -23,7 +23,7 @@ LAYERS = (
     {"transfer", "export", "visualize"},
     {"compare"},
     {"study"},
-    {"", "cli", "demo", "doctor", "__main__"},  # "" is plrc/__init__.py: the public names
+    {"", "api", "cli", "demo", "doctor", "__main__"},  # "" is plrc/__init__.py: the public names
 )
 OBJECTIVES_MAY_IMPORT = {"geometry"}  # they serve in a training loop of the user's own
 LAYER = {unit: number for number, units in enumerate(LAYERS) for unit in units}

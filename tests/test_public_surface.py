@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import get_args, get_type_hints
 
 import pytest
@@ -78,9 +79,10 @@ PAPER = {  # METHOD section 4, and the objectives' settings of section 3
 
 def test_the_package() -> None:
     assert plrc.__all__ == [
-        "Config", "ConfigError", "PlrcError", "Run", "export_backbone", "load_backbone", "objectives", "preset",
-        "pretrain",
+        "Config", "ConfigError", "DataError", "ExportError", "LayoutError", "MissingPackageError", "PlrcError", "Run",
+        "RunError", "WeightsError", "export_backbone", "load_backbone", "objectives", "preset", "pretrain",
     ]  # fmt: skip
+    assert plrc.__version__ == version("plrc-pretrain")
     for name in plrc.__all__:
         assert getattr(plrc, name) is not None
     assert plrc.objectives is objectives

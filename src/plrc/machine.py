@@ -28,11 +28,16 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def plrc_version() -> str:
+    """Return the version of the installed distribution."""
+    return version("plrc-pretrain")
+
+
 def versions() -> dict[str, str]:
     """What computed a result."""
     import torch
 
-    return {"plrc": version("plrc-pretrain"), "torch": torch.__version__, "python": platform.python_version()}
+    return {"plrc": plrc_version(), "torch": torch.__version__, "python": platform.python_version()}
 
 
 def commit(root: Path = Path(__file__).parents[2]) -> str:

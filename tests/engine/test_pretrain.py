@@ -267,7 +267,7 @@ def test_missing_and_damaged_region_maps_are_named_and_replaced(tiny: Tiny, scen
     text = (run.path / "log.txt").read_text()
     assert f"cannot read {names[0]}: image {names[0]} has no id map: write " in text
     assert f"cannot read {names[1]}: cannot read the id map " in text and "2 images could not be read" in text
-    with pytest.raises(PlrcError, match=r"2 of 48 images cannot be read, more than data\.bad_limit"):
+    with pytest.raises(PlrcError, match=r"2 of 48 images cannot be read, more than data\.max_unreadable_fraction"):
         pretrain(config.with_values({"data.max_unreadable_fraction": 0.03, "run.out": str(tmp_path / "strict")}))
     for file in maps.iterdir():
         file.unlink()

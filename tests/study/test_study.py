@@ -99,7 +99,7 @@ def test_cells_are_all_combinations_once(file: Path, tmp_path: Path) -> None:
         ('"regions.grid"', '"regions.grit"', "no setting regions.grit to vary; did you mean regions.grid"),
         ('"plrc"]', '"plcr"]', "no method 'plcr'"),
         ('metric = "miou_8"', 'baseline = "regoin"', "no method 'regoin'"),
-        ("[2, 8]", "[2, 0]", "regions.grid is 0"),
+        ("[2, 8]", "[2, 0]", "regions.grid must be >= 1, got 0"),
         ("[2, 8]", "[]", "regions.grid has no values"),
         ("levels", "level", "no setting probe.level; did you mean probe.levels"),
         ('{out}/scenes"', '$PLRC_NOWHERE/scenes"', r"environment variable that is not set"),

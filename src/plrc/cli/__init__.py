@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 from plrc.cli.benching import bench
@@ -22,6 +21,7 @@ from plrc.cli.transferring import compare, transfer
 from plrc.cli.verbs import demo, doctor, export, scan, shard
 from plrc.cli.visualizing import visualize
 from plrc.errors import PlrcError
+from plrc.machine import plrc_version
 from plrc.text import nearest, printable_lines
 
 MISTAKE, INTERRUPTED = 2, 130
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("\nEach verb explains itself: plrc VERB --help")
             return 0
         if arguments[0] == "--version":
-            print(f"plrc {version('plrc-pretrain')}")
+            print(f"plrc {plrc_version()}")
             return 0
         if arguments[0] not in VERBS:
             raise PlrcError(f"there is no verb {arguments[0]!r}; did you mean plrc {nearest(arguments[0], VERBS)}?")

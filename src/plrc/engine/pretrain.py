@@ -24,7 +24,7 @@ from plrc.engine.monitor import Monitor, OnCheckpoint
 from plrc.engine.runlog import RunLog, provenance
 from plrc.engine.setup import Plan, prepare
 from plrc.engine.state import TrainingState
-from plrc.errors import PlrcError
+from plrc.errors import PlrcError, RunError
 from plrc.files import FolderLock
 from plrc.runtime import StopRequest
 
@@ -41,17 +41,19 @@ class Run:
     health: tuple[health.Health, ...]
 
 
-def pretrain(config: Config, on_checkpoint: Sequence[OnCheckpoint] = ()) -> Run:
+def pretrain(config: Config, on_checkpoint: Sequence[OnCheckpoint] = (), on_finish: Sequence[OnCheckpoint] = ()) -> Run:
     """Pre-train as `config` says. Settings in `config.pinned` are not adapted to the data.
 
-    Each of `on_checkpoint` is called with the run folder after every save, and where a finished run is started again,
-    in the main process.
+    The main process calls each of `on_checkpoint` with the run folder after every save, and each of `on_finish` when
+    training is finished or stopped, and when a finished run is started again.
     """
     stop, lock, theirs = StopRequest(), FolderLock(), distributed.is_started()
     try:
         plan = prepare(config, lock)
         try:
-            return _recovering(plan, lock, stop, on_checkpoint)
+            run = _recovering(plan, lock, stop, on_checkpoint)
+            _finish(run, on_finish)
+            return run
         except (RuntimeError, MemoryError, OSError) as error:
             if sentence := _explained(error):
                 raise PlrcError(sentence) from error
@@ -83,6 +85,18 @@ def _recovering(plan: Plan, lock: FolderLock, stop: StopRequest, on_checkpoint: 
     return _train(recovery.fall_back(plan, reason), lock, stop, on_checkpoint)
 
 
+def _finish(run: Run, on_finish: Sequence[OnCheckpoint]) -> None:
+    if not distributed.is_main():
+        return
+    try:
+        for call in on_finish:
+            call(run.path)
+    except PlrcError as error:
+        if isinstance(error.__cause__, OSError):
+            raise RunError(f"{error}; when this is fixed, resume with --resume") from error
+        raise
+
+
 def _train(plan: Plan, lock: FolderLock, stop: StopRequest, on_checkpoint: Sequence[OnCheckpoint]) -> Run:
     config, device, parts = plan.config, plan.device, plan.config.optim.gradient_accumulation_steps
     state = TrainingState(config, device)
@@ -94,9 +108,6 @@ def _train(plan: Plan, lock: FolderLock, stop: StopRequest, on_checkpoint: Seque
             log.say(remark)
         if first >= plan.steps:
             log.say(f"nothing left to do: the run is finished, at step {first} of {plan.steps}")
-            if distributed.is_main():
-                for call in on_checkpoint:  # whoever ended the process after its last save may have ended these
-                    call(plan.out)
             return Run(plan.out, first, True, tuple(state.history))
         log.say(f"{'resuming' if first else 'starting'} at step {first} of {plan.steps} on {device}")
         log.record(first, "start", provenance(device))

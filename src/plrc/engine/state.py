@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from plrc.engine.learner import Learner, StepOutput
 from plrc.engine.optim import BufferGuard, build_optimizer, finite_gradient, guarded_step
 from plrc.errors import PlrcError
 from plrc.files import write_atomic
+from plrc.machine import plrc_version
 from plrc.model import update_teacher
 from plrc.model.weights import load_into, read_weights
 
@@ -76,7 +76,7 @@ class TrainingState:
         parts |= {name: module.state_dict() for name, module in self.learner.modules().items()}
         return parts | {
             "format": FORMAT,
-            "version": version("plrc-pretrain"),
+            "version": plrc_version(),
             "config": self.config.to_dict(),
             "images": images,
             "step": step,

@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,6 +24,7 @@ from plrc.engine.adapt import total_steps
 from plrc.engine.checkpoint import checkpoints
 from plrc.engine.health import COLLAPSED_RANK, COLLAPSED_STD
 from plrc.files import parse_json, write_text
+from plrc.machine import plrc_version
 from plrc.objectives import TERMS
 from plrc.presets import PRESETS, preset
 from plrc.visualize import charts
@@ -73,7 +73,7 @@ def run_section(run: str | Path) -> dict[str, Any]:
         "origin": _origin(run, manifest, records),
         "log": _log(run),
         "written": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "by": f"plrc {version('plrc-pretrain')}",
+        "by": f"plrc {plrc_version()}",
     }
 
 
