@@ -15,9 +15,9 @@ import pytest
 
 from plrc.cli import main
 from plrc.config import Config
-from plrc.errors import ConfigError, PlrcError
-from plrc.study import Study, curves, done, run_study, slopes, summary, table
-from plrc.study.run import append
+from plrc.errors import ConfigError, RunError
+from plrc.study import Study, curves, read_lines, run_study, slopes, summary, table
+from plrc.study.run import append_line
 
 STUDIES = Path(__file__).parents[2] / "studies"
 FILE = """
@@ -70,26 +70,26 @@ def file(tmp_path: Path) -> Path:
 def test_a_study_of_the_project_is_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLRC_DATA", "data")
     study = Study.load(path)
-    assert len(study.cells()) >= 10 and study.title
+    assert len(study.runs) >= 10 and study.title
 
 
-def test_cells_are_all_combinations_once(file: Path, tmp_path: Path) -> None:
+def test_runs_are_all_combinations_once(file: Path, tmp_path: Path) -> None:
     study = Study.load(file)
-    cells = study.cells()
-    assert len(cells) == 3 * 2 + 2 * 2
-    assert len({cell.name for cell in cells}) == len(cells)
-    assert cells[0].axes == {"method": "random", "seed": 0}
-    config = study.config(cells[-1], tmp_path)
+    runs = study.runs
+    assert len(runs) == 3 * 2 + 2 * 2
+    assert len({run.name for run in runs}) == len(runs)
+    assert runs[0].axes == {"method": "random", "seed": 0}
+    config = study.config(runs[-1], tmp_path)
     assert (config.regions.grid, config.seed, config.method, config.objectives.image_weight) == (8, 1, "plrc", 0)
-    region = study.config(cells[2], tmp_path)
+    region = study.config(runs[2], tmp_path)
     assert (region.objectives.contrast, region.objectives.distill_weight) == ("region", 0)
     file.write_text(FILE.replace('grid" = [2, 8]', 'grid" = [2, 8, 3]'))
-    assert {c.name for c in cells} < {c.name for c in Study.load(file).cells()}  # what was done stays done
+    assert {run.name for run in runs} < {run.name for run in Study.load(file).runs}  # what was done stays done
     file.write_text(FILE.replace("steps = 4", "steps = 5"))
-    changed = {c.name for c in Study.load(file).cells()}
-    assert len(changed & {c.name for c in cells}) == 2  # random weights have no steps
+    changed = {run.name for run in Study.load(file).runs}
+    assert len(changed & {run.name for run in runs}) == 2  # random weights have no steps
     file.write_text(FILE.replace("workers = 0", "workers = 1"))
-    assert {c.name for c in Study.load(file).cells()} == {c.name for c in cells}
+    assert {run.name for run in Study.load(file).runs} == {run.name for run in runs}
 
 
 @pytest.mark.parametrize(
@@ -113,34 +113,39 @@ def test_a_mistake_in_a_file_is_one_sentence(file: Path, old: str, new: str, say
         Study.load(file)
 
 
-def test_a_small_study_runs_and_refuses_other_scenes(file: Path, tmp_path: Path) -> None:
+def test_a_small_study_runs_and_refuses_other_scenes(
+    file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "plrc")
     few = FILE[: FILE.index("[[grid]]")] + '[[grid]]\nmethod = ["random", "plrc"]\n'
     few = few.replace(
         "[probe]", '[pretrain.regions]\nsource = "coco"\nmaps = "{out}/scenes/train/annotations.json"\n[probe]'
     )
     file.write_text(few)
-    study, told = Study.load(file), list[object]()
-    lines = run_study(study, tmp_path / "out", say=told.append)
+    study, out = Study.load(file), tmp_path / "out"
+    lines = run_study(study, out)
     assert lines is not None
     assert [line["axes"]["method"] for line in lines] == ["random", "plrc"]
     assert all(line["scores"]["miou_8"] > 0 for line in lines)
     assert [point["step"] for point in lines[1]["curve"]] == [2, 4]
     assert all(point["regions"] > 0.9 for point in lines[1]["curve"])  # these regions are the objects themselves
-    assert len(list((tmp_path / "out").glob("runs/*/pretrain/checkpoints/step_*.pt"))) == 1
-    assert told[0] == "2 runs, 0 of them done"
-    assert run_study(study, tmp_path / "out", say=told.append) == lines
-    assert told[-1] == "2 runs, 2 of them done"
+    assert len(list(out.glob("runs/*/pretrain/checkpoints/step_*.pt"))) == 1
+    logs = f"each is logged in {out}/runs/*/pretrain/log.txt"
+    assert caplog.messages[0] == f"2 runs, 0 of them done; {logs}"
+    assert caplog.messages[-1].startswith("[2/2] method plrc, seed 0: miou_8 ")
+    assert run_study(study, out) == lines
+    assert caplog.messages[-1] == f"2 runs, 2 of them done; {logs}"
     file.write_text(few.replace("size = 64", "size = 72", 1))
-    with pytest.raises(PlrcError, match="holds scenes of other settings"):
-        run_study(Study.load(file), tmp_path / "out", say=told.append)
+    with pytest.raises(RunError, match="contains scenes with other settings"):
+        run_study(Study.load(file), out)
 
 
 def test_what_a_study_sets_is_not_adapted(file: Path, tmp_path: Path) -> None:
     head = FILE[: FILE.index("[[grid]]")].replace('preset = "debug_cpu"', 'preset = "debug_cpu"\nadapt = true')
     file.write_text(head + '[[grid]]\nmethod = "plrc"\n[[grid]]\n"optim.teacher_momentum" = 0.99\n')
     study, out = Study.load(file), tmp_path / "out"
-    assert run_study(study, out, say=lambda _: None)
-    adapted, own = (Config.load(out / "runs" / cell.name / "pretrain" / "config.toml").optim for cell in study.cells())
+    assert run_study(study, out)
+    adapted, own = (Config.load(out / "runs" / run.name / "pretrain" / "config.toml").optim for run in study.runs)
     assert own.teacher_momentum == 0.99 != adapted.teacher_momentum < 0.99
     assert own.steps == adapted.steps == 4
 
@@ -148,15 +153,17 @@ def test_what_a_study_sets_is_not_adapted(file: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_study_that_is_killed_again_and_again_ends_with_the_same_table(file: Path, tmp_path: Path) -> None:
     study = Study.load(file)
-    whole = run_study(study, tmp_path / "whole", say=lambda _: None)
+    whole = run_study(study, tmp_path / "whole")
     assert whole is not None and len(whole) == 10
     out, kills = tmp_path / "killed", 0
     command = [sys.executable, "-m", "plrc", "study", str(file), "--out", str(out)]
-    while len(done(study, out)) < 10:
-        before = len(done(study, out))
+    while len(read_lines(study, out)) < 10:
+        before = len(read_lines(study, out))
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
         deadline = time.monotonic() + 240
-        while process.poll() is None and len(done(study, out)) < min(before + 4, 10) and time.monotonic() < deadline:
+        while (
+            process.poll() is None and len(read_lines(study, out)) < min(before + 4, 10) and time.monotonic() < deadline
+        ):
             time.sleep(0.05)
         time.sleep(0.3 * kills)  # another point of the run each time
         process.send_signal(signal.SIGKILL)
@@ -165,7 +172,7 @@ def test_a_study_that_is_killed_again_and_again_ends_with_the_same_table(file: P
         with open(out / "lines.jsonl", "a") as lines:
             lines.write('{"cell": "torn')
     assert kills >= 2
-    lines = run_study(study, out, say=lambda _: None)
+    lines = run_study(study, out)
     assert lines is not None
     assert table(lines, "miou_8", "random") == table(whole, "miou_8", "random")
     assert [line["scores"] for line in lines] == [line["scores"] for line in whole]
@@ -227,20 +234,20 @@ def test_curves_are_means_over_seeds_at_each_step() -> None:
 def test_a_torn_line_is_followed_by_a_whole_one(file: Path, tmp_path: Path) -> None:
     study, path = Study.load(file), tmp_path / "lines.jsonl"
     nan = {"s": float("nan")}
-    first, second = ({"cell": cell.name, "axes": cell.axes, "scores": nan} for cell in study.cells()[:2])
-    append(path, first)
+    first, second = ({"cell": run.name, "axes": run.axes, "scores": nan} for run in study.runs[:2])
+    append_line(path, first)
     with open(path, "a") as lines:
         lines.write('{"cell": ')
-    append(path, second)
-    assert list(done(study, tmp_path)) == [first["cell"], second["cell"]]
+    append_line(path, second)
+    assert list(read_lines(study, tmp_path)) == [first["cell"], second["cell"]]
     assert all(json.loads(text)["scores"] == {"s": None} for text in path.read_text().splitlines() if "axes" in text)
 
 
 def test_show_tells_of_the_lines_alone(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out").mkdir()
-    for i, cell in enumerate(Study.load(file).cells()[:6]):
-        measured = {"cell": cell.name, "axes": cell.axes, "scores": {"miou_8": 40.0 + i}}
-        append(tmp_path / "out" / "lines.jsonl", measured)
+    for i, run in enumerate(Study.load(file).runs[:6]):
+        measured = {"cell": run.name, "axes": run.axes, "scores": {"miou_8": 40.0 + i}}
+        append_line(tmp_path / "out" / "lines.jsonl", measured)
     picture = tmp_path / "plot.svg"
     assert main(["study", str(file), "--out", str(tmp_path / "out"), "--show", "--plot", str(picture)]) == 0
     told = capsys.readouterr().out

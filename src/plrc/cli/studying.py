@@ -38,22 +38,22 @@ def study(arguments: Sequence[str]) -> int:
       plrc study studies/transfer.toml --out study/transfer --show --plot transfer.svg
     """
     given = parse_plain("study", Options, arguments, about(study))
-    from plrc.study import Study, content, done, run_study, table
+    from plrc.study import Study, content, read_lines, run_study, table
 
     declared = Study.load(given.file)
-    lines = list(done(declared, given.out).values()) if given.show else run_study(declared, given.out)
+    lines = list(read_lines(declared, given.out).values()) if given.show else run_study(declared, given.out)
     if lines is None:
         return STOPPED
     metric = given.metric or declared.metric
     known = sorted({name for line in lines for name in line["scores"]})
     if lines and metric not in known:
         raise PlrcError(f"no run has a score {metric}; write --metric with one of {', '.join(known)}")
-    print(f"{declared.title}: {len(lines)} of {len(declared.cells())} runs\n")
+    print(f"{declared.title}: {len(lines)} of {len(declared.runs)} runs\n")
     print(table(lines, metric, declared.baseline))
     from plrc.visualize.study import save_study, write_study_page
 
     text = given.file.read_text(encoding="utf-8")
-    found = content(declared.title, lines, metric, declared.baseline, len(declared.cells()), text)
+    found = content(declared.title, lines, metric, declared.baseline, len(declared.runs), text)
     print(f"\nthe page is {write_study_page(found, given.out / 'study.html')}")
     if given.plot:
         save_study(given.plot, found)

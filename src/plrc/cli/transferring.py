@@ -211,9 +211,13 @@ def compare(arguments: Sequence[str]) -> int:
     if grid.fractions and grid.shots:
         raise PlrcError("--fractions and --shots are both given; write one of them")
     lrs = grid.lrs or tuple(float(f"{config.optim.lr * factor:.6g}") for factor in (0.5, 1.0, 2.0))
-    from plrc.compare.run import comparison_of, run_comparison, table
+    from plrc.compare.inits import build_comparison
+    from plrc.compare.run import run_comparison
+    from plrc.compare.summary import table
 
-    comparison = comparison_of(config, grid.init, grid.fractions or (1.0,), grid.shots, grid.seeds, lrs, grid.processes)
+    comparison = build_comparison(
+        config, grid.init, grid.fractions or (1.0,), grid.shots, grid.seeds, lrs, grid.processes
+    )
     found = run_comparison(comparison)
     if found is None:
         return STOPPED

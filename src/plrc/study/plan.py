@@ -1,7 +1,4 @@
-"""A study as its file declares it: settings that all runs share, and grids whose every combination is a run.
-
-Layer 6: imports presets and below. Reads the one TOML file that it is given.
-"""
+"""A study as its file declares it: settings that all runs share, and grids whose every combination is a run."""
 
 from __future__ import annotations
 
@@ -10,12 +7,13 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
 from plrc.config import Config, Method
+from plrc.errors import ConfigError
 from plrc.presets import preset, with_method
 from plrc.settings import flatten, read_toml, require
 from plrc.text import nearest
@@ -24,27 +22,20 @@ from plrc.transfer.protocols import LabelledConfig, TransferConfig, protocol
 RANDOM = "random"
 METHODS = (RANDOM, *get_args(Method))
 TABLES = ("title", "metric", "baseline", "grid", "scenes", "pretrain", "probe", "transfer")
-SCENES = ("seed", "size")  # of [scenes], beside the splits
-Fill = Callable[[Any, Path], Any]
-"""What stands in a study file -> what it stands for."""
-PROBE = ("size", "images", "levels", "curve")  # of [probe], beside the labelled data
+SCENE_SETTINGS = ("seed", "size")  # all other keys of [scenes] are splits
+PROBE_SETTINGS = ("size", "images", "levels", "curve")  # all other keys of [probe] are settings of `LabelledConfig`
 
-
-def _filled(value: Any, out: Path) -> Any:
-    if not isinstance(value, str):
-        return value
-    text = os.path.expandvars(value.replace("{out}", str(out)))
-    require("$" not in text, f"{value} names an environment variable that is not set; set it")
-    return text
-
-
-def _as_written(value: Any, out: Path) -> Any:
-    return value
+OUT = Path("{out}")  # the study's folder, as a study file writes it
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One run: its place on the axes (`method` and `seed` always among them); its name, a hash of all it computes."""
+class StudyRun:
+    """A run of a study.
+
+    Attributes:
+        axes: Setting that varies -> its value in this run; `method` and `seed` are always among them.
+        name: Hash of everything that changes the numbers of the run.
+    """
 
     axes: dict[str, Any]
     name: str
@@ -55,109 +46,165 @@ class Cell:
 
 @dataclass(frozen=True)
 class Study:
-    """The content of a study file; see `docs/STUDIES.md` for an example.
+    """The content of a study file; `docs/STUDIES.md` has an example.
 
-    In texts, {out} stands for the study's folder, and $NAME for an environment variable.
+    In texts, {out} stands for the folder of the study, and $NAME for an environment variable.
+
+    Attributes:
+        title: Title of the table and the page.
+        metric: Score that the table shows.
+        baseline: Method that the others are compared with, paired by seed.
+        grids: Axis -> its values. An axis is `method`, or a setting of pre-training by its dotted name.
+        scenes: Generated scenes in {out}/scenes: split -> number of images; `seed`, `size`. Empty: no scenes.
+        pretrain: Settings of pre-training by dotted name, applied over those of `preset`.
+        probe: Labelled data and settings of the linear probe. Empty: no probe.
+        transfer: Settings of a detector by dotted name, applied over those of `preset`. Empty: no detector.
     """
 
     title: str
     metric: str
-    """The score that tables show."""
     baseline: str
-    """The method that the others are paired with, seed by seed."""
     grids: tuple[dict[str, tuple[Any, ...]], ...]
-    """Axis -> its values. An axis is `method`, or a setting of pre-training by its dotted name."""
     scenes: dict[str, Any]
-    """Generated scenes in {out}/scenes: split -> number; `seed`, `size`. Empty: none."""
     pretrain: dict[str, Any]
-    """Settings of pre-training by dotted name, over those of `preset`."""
     probe: dict[str, Any]
-    """Labelled data and settings of the dense probe. Empty: no probe."""
     transfer: dict[str, Any]
-    """Settings of a detector by dotted name, over those of `preset`. Empty: no detector."""
 
     @classmethod
     def load(cls, path: str | Path) -> Study:
-        """Read and check a study file. Raises ConfigError with one sentence for each mistake."""
-        found = read_toml(path)
-        unknown = sorted(set(found) - set(TABLES))
-        require(not unknown, f"{path} has an unknown table {next(iter(unknown), '')}; write {', '.join(TABLES)}")
-        grids = found.get("grid", [])
+        """Read and check a study file.
+
+        Args:
+            path: TOML file.
+
+        Raises:
+            ConfigError: The file cannot be read, or declares something that cannot be used.
+        """
+        tables = read_toml(path)
+        for name in sorted(tables):
+            require(name in TABLES, f"{path} has an unknown table {name}; write {', '.join(TABLES)}")
+        grids = tables.get("grid", [])
         require(isinstance(grids, list) and bool(grids), f"{path} declares no runs; write a table [[grid]]")
         study = cls(
-            title=str(found.get("title", Path(path).stem)),
-            metric=str(found.get("metric", "miou_8")),
-            baseline=str(found.get("baseline", RANDOM)),
-            grids=tuple({axis: _values(axis, values) for axis, values in flatten(grid).items()} for grid in grids),
-            scenes=dict(found.get("scenes", {})),
-            pretrain=flatten(found.get("pretrain", {})),
-            probe=dict(found.get("probe", {})),
-            transfer=flatten(found.get("transfer", {})),
+            title=str(tables.get("title", Path(path).stem)),
+            metric=str(tables.get("metric", "miou_8")),
+            baseline=str(tables.get("baseline", RANDOM)),
+            grids=tuple(_read_grid(grid) for grid in grids),
+            scenes=dict(tables.get("scenes", {})),
+            pretrain=flatten(tables.get("pretrain", {})),
+            probe=dict(tables.get("probe", {})),
+            transfer=flatten(tables.get("transfer", {})),
         )
         require(study.baseline in METHODS, f"there is no method {study.baseline!r}; write one of {', '.join(METHODS)}")
         require(bool(study.probe or study.transfer), f"{path} measures nothing; write a table [probe] or [transfer]")
-        for cell in study.cells():
-            study.config(cell, Path("out"))
+        for run in study.runs:
+            study.config(run, Path("out"))
         study.labelled(Path("out"))
         return study
 
-    def cells(self) -> list[Cell]:
-        """All runs, in the order of the file, each once. Random weights have no axes but the seed and the backbone."""
-        cells: dict[str, Cell] = {}
+    @cached_property
+    def runs(self) -> tuple[StudyRun, ...]:
+        """All runs in the order of the file, each once.
+
+        Random weights have no axes but the seed and the backbone.
+        """
+        runs: dict[str, StudyRun] = {}
         for grid in self.grids:
             for values in itertools.product(*grid.values()):
                 axes = {"method": "plrc", "seed": 0} | dict(zip(grid, values, strict=True))
                 if axes["method"] == RANDOM:
                     axes = {axis: axes[axis] for axis in ("method", "seed", "model.backbone") if axis in axes}
-                cell = Cell(axes, self._name(axes))
-                cells.setdefault(cell.name, cell)
-        return list(cells.values())
+                run = StudyRun(axes, self._name(axes))
+                runs.setdefault(run.name, run)
+        return tuple(runs.values())
 
     def _name(self, axes: dict[str, Any]) -> str:
-        """The hash of every setting that changes a number, places as the file writes them."""
-        cell, out = Cell(axes, ""), Path("{out}")
-        config = self.config(cell, out, _as_written)
-        trained = axes["method"] != RANDOM
-        content = {
-            "pretrain": config.numbers() if trained else {"model.backbone": config.model.backbone, **axes},
-            "transfer": self.detector(cell, "", out, _as_written).numbers() if self.transfer else {},
-            "probe": self.probe, "scenes": self.scenes, "method": axes["method"],
-        }  # fmt: skip
+        """Return the hash of every setting that changes a number, with paths as the file writes them."""
+        run = StudyRun(axes, name="")
+        config = self.config(run, OUT, expand=False)
+        content: dict[str, Any] = {"probe": self.probe, "scenes": self.scenes, "method": axes["method"], "transfer": {}}
+        if axes["method"] == RANDOM:
+            content["pretrain"] = {"model.backbone": config.model.backbone, **axes}
+        else:
+            content["pretrain"] = config.numbers()
+        if self.transfer:
+            content["transfer"] = self.detector(run, "", OUT, expand=False).numbers()
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
-    def config(self, cell: Cell, out: Path, fill: Fill = _filled) -> Config:
-        """Settings of the cell's pre-training, in OUT/runs/NAME/pretrain; of random weights, what they start."""
-        own = {axis: fill(value, out) for axis, value in cell.axes.items() if axis != "method"}
-        method = "plrc" if cell.axes["method"] == RANDOM else cell.axes["method"]
-        shared = {name: fill(value, out) for name, value in self.pretrain.items() if name != "preset"}
-        config = preset(self.pretrain.get("preset", "small_r18")).with_values(shared | own)
-        run = {"run.out": str(out / "runs" / cell.name / "pretrain"), "run.resume": True}
-        return with_method(config, method).with_values(own | run)
+    def config(self, run: StudyRun, out: Path, expand: bool = True) -> Config:
+        """Return the settings of a run's pre-training, in OUT/runs/NAME/pretrain.
+
+        Those that the file or an axis sets are pinned.
+
+        Args:
+            run: The run. For random weights, these are the settings that it would start with.
+            out: Folder of the study.
+            expand: Replace {out} and environment variables in texts.
+        """
+        axes = _expanded(run.axes, out, expand)
+        method = axes.pop("method")
+        shared = _expanded(self.pretrain, out, expand)
+        config = preset(shared.pop("preset", "small_r18")).with_values(shared | axes)
+        folder = out / "runs" / run.name / "pretrain"
+        if method == RANDOM:
+            method = "plrc"
+        config = with_method(config, method).with_values(axes)
+        return config.with_values({"run.out": str(folder), "run.resume": True}, pin=False)
 
     def labelled(self, out: Path) -> LabelledConfig:
-        """The labelled data of the probe."""
-        known = (*PROBE, *(field.name for field in dataclasses.fields(LabelledConfig)))
-        for key in self.probe:
-            require(key in known, f"there is no setting probe.{key}; did you mean probe.{nearest(key, known)}?")
-        named = {f"data.{key}": _filled(value, out) for key, value in self.probe.items() if key not in PROBE}
-        return TransferConfig().with_values(named).data
+        """Return the labelled data of the probe.
 
-    def detector(self, cell: Cell, init: str, out: Path, fill: Fill = _filled) -> TransferConfig:
-        """Settings of the cell's detector, in OUT/runs/NAME/transfer."""
-        task = self.transfer.get("task", "detection")
-        start = protocol(self.transfer.get("preset", f"small_{task}"), task)
-        values = {name: fill(value, out) for name, value in self.transfer.items() if name not in ("preset", "task")}
-        folder = out / "runs" / cell.name / "transfer"
-        own = {"init": init, "seed": cell.axes["seed"], "run.out": str(folder), "run.resume": True}
-        return start.with_values(values | own | {"run.keep_model": False})
+        Args:
+            out: Folder of the study.
+        """
+        fields = [field.name for field in dataclasses.fields(LabelledConfig)]
+        settings = {}
+        for key, value in _expanded(self.probe, out).items():
+            if key in fields:
+                settings[f"data.{key}"] = value
+            elif key not in PROBE_SETTINGS:
+                best = nearest(key, [*PROBE_SETTINGS, *fields])
+                raise ConfigError(f"there is no setting probe.{key}; did you mean probe.{best}?")
+        return TransferConfig().with_values(settings).data
+
+    def detector(self, run: StudyRun, init: str, out: Path, expand: bool = True) -> TransferConfig:
+        """Return the settings of a run's detector, in OUT/runs/NAME/transfer.
+
+        Args:
+            run: The run.
+            init: Initial weights, see `TransferConfig.init`.
+            out: Folder of the study.
+            expand: Replace {out} and environment variables in texts.
+        """
+        values = _expanded(self.transfer, out, expand)
+        task = values.pop("task", "detection")
+        config = protocol(values.pop("preset", f"small_{task}"), task)
+        folder = out / "runs" / run.name / "transfer"
+        own = {"init": init, "seed": run.axes["seed"], "run.out": str(folder), "run.resume": True}
+        return config.with_values(values | own | {"run.keep_model": False})
 
 
-def _values(axis: str, values: Any) -> tuple[Any, ...]:
+def _expanded(values: dict[str, Any], out: Path, expand: bool = True) -> dict[str, Any]:
+    """Return a copy of some settings, with {out} and environment variables in their texts replaced."""
+    expanded = dict(values)
+    for name, value in values.items():
+        if expand and isinstance(value, str):
+            text = os.path.expandvars(value.replace("{out}", str(out)))
+            require("$" not in text, f"{value} names an environment variable that is not set; set it")
+            expanded[name] = text
+    return expanded
+
+
+def _read_grid(grid: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """Return axis -> its values from a table [[grid]]; a single value stands for a list of one."""
     known = ("method", *Config().flat())
-    require(axis in known, f"there is no setting {axis} to vary; did you mean {nearest(axis, known)}?")
-    found = tuple(values) if isinstance(values, list) else (values,)
-    require(bool(found), f"the axis {axis} has no values; write at least one")
-    if axis == "method":
-        for value in found:
-            require(value in METHODS, f"there is no method {value!r}; write some of {', '.join(METHODS)}")
-    return found
+    axes = {}
+    for axis, entry in flatten(grid).items():
+        require(axis in known, f"there is no setting {axis} to vary; did you mean {nearest(axis, known)}?")
+        values = tuple(entry) if isinstance(entry, list) else (entry,)
+        require(bool(values), f"the axis {axis} has no values; write at least one")
+        if axis == "method":
+            for method in values:
+                require(method in METHODS, f"there is no method {method!r}; write some of {', '.join(METHODS)}")
+        axes[axis] = values
+    return axes

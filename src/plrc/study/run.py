@@ -1,146 +1,206 @@
-"""Runs of a study: pre-train, measure, append one line. Stopped at any point, it goes on; no run is done twice.
+"""Executes the runs of a study: each is pre-trained, measured, and appended to OUT/lines.jsonl as one line.
 
-Layer 6: imports transfer, engine and below. Writes OUT/lines.jsonl, which alone says what is done, and below OUT/runs,
-which may be deleted. Any number of processes may work on the same folder, each on runs of its own.
+The lines alone say what is finished; OUT/runs may be deleted. A study can be stopped at any point and resumed, and any
+number of processes may work on the same folder.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import time
-from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
+from plrc.compare.grid import PROGRESS_SECONDS, log_stopped, run_grid, start_grid
 from plrc.engine.checkpoint import checkpoints
 from plrc.engine.pretrain import pretrain
-from plrc.errors import PlrcError
+from plrc.errors import RunError
 from plrc.files import claim, parse_json, without_nan, write_json
 from plrc.machine import commit, versions
+from plrc.progress import OnProgress
 from plrc.runtime import StopRequest
 from plrc.scenes import write_scenes
-from plrc.study.plan import RANDOM, SCENES, Cell, Study
+from plrc.study.plan import RANDOM, SCENE_SETTINGS, Study, StudyRun
 from plrc.transfer.dense import LEVELS, dense_probe, grouping_curve
 from plrc.transfer.finetune import transfer
 
 LINES = "lines.jsonl"
+SCENES = "scenes"
+
+Line = dict[str, Any]
+"""A line of lines.jsonl: cell (name of the run), axes, scores, curve, steps, seconds, versions."""
 
 
-def run_study(study: Study, out: Path, say: Callable[[str], object] = print) -> list[dict[str, Any]] | None:
-    """Run what has no line yet and return all lines of the study. None: asked to stop; repeat the call to go on."""
+def run_study(study: Study, out: Path) -> list[Line] | None:
+    """Execute the runs of a study that have no line yet.
+
+    Args:
+        study: The study.
+        out: Its folder.
+
+    Returns:
+        The lines of all runs, or None if the process was asked to stop; repeat the call to continue.
+
+    Raises:
+        PlrcError: A folder with scenes of other settings, or a run that cannot be executed.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    cells, started, fresh = study.cells(), time.monotonic(), 0
     stop = StopRequest()
     try:
-        _scenes(study, out)
-        say(f"{len(cells)} runs, {len(done(study, out))} of them done")
-        for cell in cells:
-            with claim(out / "runs" / cell.name) as mine:
-                if stop.asked:
-                    say(_stopped(study, out))
-                    return None
-                if not mine or cell.name in done(study, out):
-                    continue
-                line = _run(study, cell, out)
-                if line is None:
-                    say(_stopped(study, out))
-                    return None
-                append(out / LINES, line)
-                for old in checkpoints(Path(study.config(cell, out).run.out))[:-1]:
-                    old.unlink()
-            fresh += 1
-            left = len(cells) - len(found := done(study, out))
-            pace = timedelta(seconds=round((time.monotonic() - started) / fresh * left))
-            scores = "  ".join(f"{name} {value:.3f}" for name, value in line["scores"].items() if value is not None)
-            say(f"[{len(found)}/{len(cells)}] {cell}: {scores}; left {pace}")
+        _render_scenes(study, out)
+        grid = _StudyGrid(study, out)
+        start = start_grid(grid, logs=f"{out / 'runs'}/*/pretrain/log.txt")
+        if not run_grid(grid, start, stop, PROGRESS_SECONDS):
+            log_stopped(grid)
+            return None
     finally:
         stop.restore()
-    return list(done(study, out).values())
+    return list(read_lines(study, out).values())
 
 
-def _stopped(study: Study, out: Path) -> str:
-    return f"stopped: {len(done(study, out))} of {len(study.cells())} runs are done; repeat the command to go on"
+def read_lines(study: Study, out: Path) -> dict[str, Line]:
+    """Return name of a run -> its line, for the finished runs of a study and in their order.
 
+    A line of another study that computed the same is used too, with the axes of this study.
 
-def done(study: Study, out: Path) -> dict[str, dict[str, Any]]:
-    """Name of a cell -> its line, of those cells of the study that have one, in the order of the study.
-
-    A line of another study that computed the same is taken too, on the axes of this one.
+    Args:
+        study: The study.
+        out: Its folder.
     """
     path = out / LINES
-    texts = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    lines = {line["cell"]: line for line in map(_parsed, texts) if line is not None}
-    return {cell.name: lines[cell.name] | {"axes": cell.axes} for cell in study.cells() if cell.name in lines}
+    if not path.exists():
+        return {}
+    stored = {}
+    for text in path.read_text(encoding="utf-8").splitlines():
+        line = _parse_line(text)
+        if line is not None:
+            stored[line["cell"]] = line
+    lines = {}
+    for run in study.runs:
+        if run.name in stored:
+            lines[run.name] = stored[run.name] | {"axes": run.axes}
+    return lines
 
 
-def _parsed(text: str) -> dict[str, Any] | None:
-    """A line; None for one that was cut short by a power failure: that run comes again."""
+def _parse_line(text: str) -> Line | None:
+    """Return a line, or None if a power failure cut it short; that run is repeated."""
     with contextlib.suppress(ValueError):
         line = parse_json(text)
-        return line if isinstance(line, dict) and {"cell", "axes", "scores"} <= line.keys() else None
+        if isinstance(line, dict) and {"cell", "axes", "scores"} <= line.keys():
+            return line
     return None
 
 
-def append(path: Path, line: dict[str, Any]) -> None:
-    """Add a line as a whole, on a line of its own even where the last one was cut short."""
-    with open(path, "ab+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def append_line(path: Path, line: Line) -> None:
+    """Append a line to a file that several processes write; a line before it that was cut short is ended first.
+
+    Args:
+        path: The file.
+        line: The line; NaN becomes null.
+    """
+    text = json.dumps(without_nan(line), allow_nan=False)
+    with FileLock(path.with_suffix(".lock")), open(path, "ab+") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(size - 1, 0))
-        torn = size > 0 and file.read(1) != b"\n"
-        text = json.dumps(without_nan(line), allow_nan=False)
-        file.write(b"\n" * torn + text.encode() + b"\n")
+        if size > 0 and file.read(1) != b"\n":
+            file.write(b"\n")
+        file.write(text.encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
 
-def _scenes(study: Study, out: Path) -> None:
-    """Render the study's scenes once; what stands at OUT/scenes is whole, and of the settings in OUT/scenes.json."""
-    splits = {name: number for name, number in study.scenes.items() if name not in SCENES}
+class _StudyGrid:
+    """The runs of a study as a grid."""
+
+    def __init__(self, study: Study, out: Path) -> None:
+        self.study = study
+        self.out = out
+
+    @property
+    def num_runs(self) -> int:
+        return len(self.study.runs)
+
+    @property
+    def num_done(self) -> int:
+        return len(read_lines(self.study, self.out))
+
+    def pending_runs(self) -> list[StudyRun]:
+        lines = read_lines(self.study, self.out)
+        return [run for run in self.study.runs if run.name not in lines]
+
+    def folder(self, run: StudyRun) -> Path:
+        return self.out / "runs" / run.name
+
+    def is_finished(self, run: StudyRun) -> bool:
+        return run.name in read_lines(self.study, self.out)
+
+    def execute(self, run: StudyRun, on_progress: OnProgress) -> str | None:
+        line = _execute(self.study, run, self.out, on_progress)
+        if line is None:
+            return None
+        append_line(self.out / LINES, line)
+        for old in checkpoints(Path(self.study.config(run, self.out).run.out))[:-1]:
+            old.unlink()
+        return "  ".join(f"{name} {value:.3f}" for name, value in line["scores"].items() if value is not None)
+
+
+def _render_scenes(study: Study, out: Path) -> None:
+    """Render the scenes of a study once; OUT/scenes is complete if it exists, with the settings of OUT/scenes.json."""
+    splits = {name: number for name, number in study.scenes.items() if name not in SCENE_SETTINGS}
     if not splits:
         return
-    with claim(out) as mine:
-        if (out / "scenes").exists():
+    with claim(out) as is_claimed:
+        if (out / SCENES).exists():
             if parse_json((out / "scenes.json").read_text(encoding="utf-8")) != study.scenes:
-                raise PlrcError(f"{out} holds scenes of other settings; name another --out")
+                raise RunError(f"{out} contains scenes with other settings; name another --out")
             return
-        if not mine:
-            raise PlrcError(f"another process renders the scenes of {out}; repeat the command when it is done")
+        if not is_claimed:
+            raise RunError(f"another process renders the scenes of {out}; repeat the command when it is finished")
         write_json(out / "scenes.json", study.scenes)
-        write_scenes(out / "scenes", splits, seed=study.scenes.get("seed", 0), size=study.scenes.get("size", 96))
+        write_scenes(out / SCENES, splits, seed=study.scenes.get("seed", 0), size=study.scenes.get("size", 96))
 
 
-def _run(study: Study, cell: Cell, out: Path) -> dict[str, Any] | None:
-    """The line of a cell; None if it was asked to stop."""
-    config, began = study.config(cell, out), time.perf_counter()
-    init, seed = RANDOM, cell.axes["seed"]
+def _execute(study: Study, run: StudyRun, out: Path, on_progress: OnProgress) -> Line | None:
+    """Pre-train and measure; return the line of the run, or None if it was asked to stop."""
+    started = time.perf_counter()
+    config = study.config(run, out)
+    init = RANDOM
     steps = 0
-    if cell.axes["method"] != RANDOM:
-        run = pretrain(config)
-        if not run.finished:
+    if run.axes["method"] != RANDOM:
+        trained = pretrain(config)
+        if not trained.finished:
             return None
-        init, steps = config.run.out, run.step
+        init = config.run.out
+        steps = trained.step
     scores: dict[str, float] = {}
     curve: list[dict[str, float]] = []
     if study.probe:
-        labelled, size, images = study.labelled(out), study.probe.get("size", 128), study.probe.get("images", 100)
+        labelled = study.labelled(out)
+        seed = run.axes["seed"]
+        size = study.probe.get("size", 128)
+        images = study.probe.get("images", 100)
         levels = tuple(study.probe.get("levels", LEVELS))
-        (found,) = dense_probe(labelled, [init], config.model.backbone, size, images, seed, levels)
-        for name, by in (("miou", found.miou), ("accuracy", found.accuracy), ("auc", found.grouping)):
-            scores |= {f"{name}_{level}": value for level, value in by.items()}
+        (probe,) = dense_probe(labelled, [init], config.model.backbone, size, images, seed, levels)
+        for name, by_level in (("miou", probe.miou), ("accuracy", probe.accuracy), ("auc", probe.grouping)):
+            for level, value in by_level.items():
+                scores[f"{name}_{level}"] = value
         if study.probe.get("curve") and steps:
             curve = grouping_curve(labelled, config, size, images, seed)
     if study.transfer:
-        result = transfer(study.detector(cell, init, out))
+        result = transfer(study.detector(run, init, out), on_progress)
         if result is None:
             return None
         scores |= result.metrics
     return {
-        "cell": cell.name, "axes": cell.axes, "scores": scores, "curve": curve, "steps": steps,
-        "seconds": round(time.perf_counter() - began, 1),
+        "cell": run.name,
+        "axes": run.axes,
+        "scores": scores,
+        "curve": curve,
+        "steps": steps,
+        "seconds": round(time.perf_counter() - started, 1),
         "versions": versions() | {"commit": commit()},
-    }  # fmt: skip
+    }

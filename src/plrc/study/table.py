@@ -1,180 +1,258 @@
-"""What the lines of a study say, and nothing else than the lines: means, intervals, paired differences, slopes.
-
-Layer 6: imports plan, and the statistics of transfer. Writes nothing.
-"""
+"""The lines of a study as tables: means with intervals, paired differences, slopes, and curves while training."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plrc.compare.statistics import Interval, difference, interval, paired, shown
+from plrc.compare.statistics import Interval, difference, format_interval, interval, paired
+
+Line = Mapping[str, Any]
+"""A line of lines.jsonl."""
 
 Group = tuple[tuple[str, Any], ...]
-"""Everything about a run but its seed: (axis, value), sorted."""
+"""Sorted (axis, value) of runs that differ only in the seed."""
 
 
-def summary(lines: Sequence[dict[str, Any]], metric: str, baseline: str) -> list[dict[str, Any]]:
-    """One row for each kind of run: its axes, mean and interval of `metric` over seeds, and the paired difference to
-    the runs of the method `baseline` in the same place of the grid or, where there are none, with no other axis set."""
+def summary(lines: Sequence[Line], metric: str, baseline: str) -> list[dict[str, Any]]:
+    """Return one row for each group of runs that differ only in the seed.
+
+    A row has `axes`, mean and interval of the metric over seeds, and `versus`: the paired difference to the runs of
+    the baseline with the same axes or, if there are none, to those with no axis but the method.
+
+    Args:
+        lines: Lines of the study.
+        metric: Score that is summarized.
+        baseline: Method that the others are compared with.
+    """
     scores = grouped(lines, metric)
     rows = []
     for group, by_seed in scores.items():
-        axes = dict(group)
-        places = tuple(sorted((axes | {"method": baseline}).items())), (("method", baseline),)
-        rival = next((scores[place] for place in places if place in scores and place != group), None)
-        versus = None
-        if rival:
-            seeds = sorted(by_seed.keys() & rival.keys())
-            values = paired([by_seed[s] for s in seeds], [rival[s] for s in seeds])
-            versus = vars(difference(values)) if values else None
-        rows.append({"axes": axes, **vars(interval(list(by_seed.values()))), "versus": versus})
+        row = {"axes": dict(group), **vars(interval(list(by_seed.values()))), "versus": None}
+        rival = _rival(group, scores, baseline)
+        seeds = sorted(by_seed.keys() & rival.keys())
+        if seeds:
+            differences = paired([by_seed[seed] for seed in seeds], [rival[seed] for seed in seeds])
+            row["versus"] = vars(difference(differences))
+        rows.append(row)
     return rows
 
 
-def grouped(lines: Sequence[dict[str, Any]], metric: str) -> dict[Group, dict[int, float]]:
-    """Kind of run -> seed -> score; runs without a number are left out."""
-    found: dict[Group, dict[int, float]] = {}
+def _rival(group: Group, scores: dict[Group, dict[int, float]], baseline: str) -> dict[int, float]:
+    """Return seed -> score of the baseline's runs that a group is compared with; empty if there are none."""
+    same_axes = tuple(sorted((dict(group) | {"method": baseline}).items()))
+    no_axes = (("method", baseline),)
+    for candidate in (same_axes, no_axes):
+        if candidate in scores and candidate != group:
+            return scores[candidate]
+    return {}
+
+
+def grouped(lines: Sequence[Line], metric: str) -> dict[Group, dict[int, float]]:
+    """Return group of runs -> seed -> score, without the runs that lack the score.
+
+    Args:
+        lines: Lines of the study.
+        metric: Name of the score.
+    """
+    scores: dict[Group, dict[int, float]] = {}
     for line in lines:
         score = line["scores"].get(metric)
         if score is not None:
-            axes: dict[str, Any] = {axis: tuple(v) if isinstance(v, list) else v for axis, v in line["axes"].items()}
-            seed = int(axes.pop("seed"))
-            found.setdefault(tuple(sorted(axes.items())), {})[seed] = score
-    return found
+            scores.setdefault(_group(line), {})[int(line["axes"]["seed"])] = score
+    return scores
 
 
-def all_axes(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Every axis that some row has, in the order in which they come."""
+def _group(line: Line) -> Group:
+    pairs = []
+    for axis, value in sorted(line["axes"].items()):
+        if axis != "seed":
+            pairs.append((axis, tuple(value) if isinstance(value, list) else value))
+    return tuple(pairs)
+
+
+def all_axes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return every axis that a row has, in order of appearance.
+
+    Args:
+        rows: Rows of `summary` or `curves`.
+    """
     return list(dict.fromkeys(axis for row in rows for axis in row["axes"]))
 
 
-def numeric_axes(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Axes with at least two different numbers."""
-    values: dict[str, set[Any]] = {}
-    for row in rows:
-        for axis, value in row["axes"].items():
-            values.setdefault(axis, set()).add(value)
-    numbers = {a: v for a, v in values.items() if all(isinstance(x, (int, float)) for x in v)}
-    return [axis for axis, found in numbers.items() if len(found) > 1]
+def numeric_axes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the axes whose values are numbers, at least two different ones.
+
+    Args:
+        rows: Rows of `summary`.
+    """
+    numeric = []
+    for axis in all_axes(rows):
+        values = {row["axes"][axis] for row in rows if axis in row["axes"]}
+        if len(values) > 1 and all(isinstance(value, (int, float)) for value in values):
+            numeric.append(axis)
+    return numeric
 
 
-def slopes(lines: Sequence[dict[str, Any]], metric: str, axis: str) -> dict[str, Interval]:
-    """Method -> how much `metric` changes for each unit of a numeric axis: least squares in each seed, then the mean
-    and interval over seeds. Only seeds that have at least two values of the axis."""
+def slopes(lines: Sequence[Line], metric: str, axis: str) -> dict[str, Interval]:
+    """Return method -> change of the metric per unit of a numeric axis, as mean and interval over seeds.
+
+    The slope of each seed is that of the least-squares line. Seeds with fewer than two values of the axis are left out.
+
+    Args:
+        lines: Lines of the study.
+        metric: Name of the score.
+        axis: Name of the axis.
+    """
     points: dict[str, dict[int, list[tuple[float, float]]]] = {}
     for line in lines:
-        axes, score = line["axes"], line["scores"].get(metric)
+        axes = line["axes"]
+        score = line["scores"].get(metric)
         if axis in axes and score is not None:
-            points.setdefault(axes["method"], {}).setdefault(axes["seed"], []).append((float(axes[axis]), score))
-    found = {}
+            by_seed = points.setdefault(axes["method"], {})
+            by_seed.setdefault(axes["seed"], []).append((float(axes[axis]), score))
+    intervals = {}
     for method, by_seed in points.items():
-        each = [slope(np.array(pairs)) for pairs in by_seed.values() if len({x for x, _ in pairs}) > 1]
-        if each:
-            found[method] = interval(each)
-    return found
+        usable = [np.array(pairs) for pairs in by_seed.values() if len({x for x, _ in pairs}) > 1]
+        if usable:
+            intervals[method] = interval([slope(points_of_seed) for points_of_seed in usable])
+    return intervals
 
 
 def slope(points: NDArray[np.float64]) -> float:
-    """Of the least-squares line through points [n, 2]."""
+    """Return the slope of the least-squares line through points.
+
+    Args:
+        points: x and y of each point [n, 2].
+    """
     x, y = (points - points.mean(axis=0)).T
     return float(x @ y / (x @ x))
 
 
-def table(lines: Sequence[dict[str, Any]], metric: str, baseline: str) -> str:
-    """`summary` for a terminal or a document (Markdown), and the slopes along each numeric axis."""
-    rows = summary(lines, metric, baseline)
-    axes = all_axes(rows)
-    head = [*axes, "runs", metric, f"minus {baseline}", "verdict"]
-    body = [
-        [
-            *(str(row["axes"].get(axis, "")) for axis in axes), str(row["n"]), _precise(row, metric),
-            _precise(row["versus"], metric, "+") if row["versus"] else "",
-            row["versus"]["verdict"] if row["versus"] else "",
-        ]
-        for row in rows
-    ]  # fmt: skip
-    lines_ = _markdown(head, body)
-    for axis in numeric_axes(rows):
-        for method, found in slopes(lines, metric, axis).items():
-            lines_.append(f"slope of {method} along {axis}: {_precise(vars(found), metric, '+')}, {found.n} seeds")
-    return "\n".join([*lines_, *_curves(lines)])
+def curves(lines: Sequence[Line]) -> list[dict[str, Any]]:
+    """Return the grouping AUC while training: one row for each group of runs and network (`student`, `teacher`).
 
+    A row has `axes`, `network`, `steps` (step -> mean and interval over seeds), and `regions`: the AUC of the regions
+    that the runs were given. Steps of less than half of the runs are left out: at these, single runs were stopped.
 
-def curves(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Grouping while training: one row for each kind of run and network (`student`, `teacher`): axes, and by step the
-    mean and interval of the AUC over seeds (`steps`); `regions`: that of the regions which the runs were given. Steps
-    that only a few runs have, because those were stopped and saved there, are left out."""
-    found: dict[Group, dict[str, dict[int, list[float]]]] = {}
-    for line in lines:
-        group = tuple(sorted((axis, value) for axis, value in line["axes"].items() if axis != "seed"))
-        for point in line.get("curve", ()):
-            for name, value in point.items():
-                if name != "step" and value is not None:
-                    found.setdefault(group, {}).setdefault(name, {}).setdefault(int(point["step"]), []).append(value)
+    Args:
+        lines: Lines of the study.
+    """
     rows = []
-    for group, by_name in found.items():
-        given = by_name.pop("regions", {})
-        regions = vars(interval(given[max(given)])) if given else None
+    for group, by_name in _curve_values(lines).items():
+        by_step = by_name.pop("regions", {})
+        regions = vars(interval(by_step[max(by_step)])) if by_step else None
         for name, by_step in by_name.items():
-            most = max(map(len, by_step.values()))
-            kept = {step: values for step, values in sorted(by_step.items()) if 2 * len(values) >= most}
-            steps = {step: vars(interval(values)) for step, values in kept.items()}
+            num_runs = max(len(values) for values in by_step.values())
+            steps = {}
+            for step, values in sorted(by_step.items()):
+                if 2 * len(values) >= num_runs:
+                    steps[step] = vars(interval(values))
             rows.append({"axes": dict(group), "network": name, "steps": steps, "regions": regions})
     return rows
 
 
-def _curves(lines: Sequence[dict[str, Any]]) -> list[str]:
-    """`curves` as a Markdown table, after an empty line; nothing where there are none."""
+def _curve_values(lines: Sequence[Line]) -> dict[Group, dict[str, dict[int, list[float]]]]:
+    """Return group of runs -> name of the curve -> step -> AUC of each run."""
+    curves_of_groups: dict[Group, dict[str, dict[int, list[float]]]] = {}
+    for line in lines:
+        for point in line.get("curve", ()):
+            by_name = curves_of_groups.setdefault(_group(line), {})
+            for name, value in point.items():
+                if name != "step" and value is not None:
+                    by_name.setdefault(name, {}).setdefault(int(point["step"]), []).append(value)
+    return curves_of_groups
+
+
+def table(lines: Sequence[Line], metric: str, baseline: str) -> str:
+    """Return `summary`, the slopes along each numeric axis, and `curves`, as Markdown.
+
+    Args:
+        lines: Lines of the study.
+        metric: Score that is shown.
+        baseline: Method that the others are compared with.
+    """
+    rows = summary(lines, metric, baseline)
+    axes = all_axes(rows)
+    digits = num_digits(metric)
+    body = []
+    for row in rows:
+        versus = ["", ""]
+        if row["versus"]:
+            versus = [format_interval(row["versus"], "+", digits), row["versus"]["verdict"]]
+        body.append([*_axis_values(row, axes), str(row["n"]), format_interval(row, digits=digits), *versus])
+    text = _markdown([*axes, "runs", metric, f"minus {baseline}", "verdict"], body)
+    for axis in numeric_axes(rows):
+        for method, mean in slopes(lines, metric, axis).items():
+            text.append(f"slope of {method} along {axis}: {format_interval(vars(mean), '+', digits)}, {mean.n} seeds")
+    return "\n".join(text + _curves_table(lines))
+
+
+def _curves_table(lines: Sequence[Line]) -> list[str]:
+    """Return `curves` as lines of Markdown after an empty line; no line if there are no curves."""
     rows = curves(lines)
     if not rows:
         return []
     axes = all_axes(rows)
+    digits = num_digits("auc")
     steps = sorted({step for row in rows for step in row["steps"]})
+    body = []
+    for row in rows:
+        values = [*(row["steps"].get(step) for step in steps), row["regions"]]
+        texts = [format_interval(value, digits=digits) if value else "" for value in values]
+        body.append([*_axis_values(row, axes), row["network"], *texts])
     head = [*axes, "grouping AUC of", *(f"step {step}" for step in steps), "regions given"]
-    body = [
-        [
-            *(str(row["axes"].get(axis, "")) for axis in axes), row["network"],
-            *(_precise(row["steps"][step], "auc") if step in row["steps"] else "" for step in steps),
-            _precise(row["regions"], "auc") if row["regions"] else "",
-        ]
-        for row in rows
-    ]  # fmt: skip
     return ["", *_markdown(head, body)]
 
 
-def content(
-    title: str, lines: Sequence[dict[str, Any]], metric: str, baseline: str, runs: int, text: str
-) -> dict[str, Any]:
-    """What the page of a study shows, plain dicts: `summary` and `slopes` with the lines that they come from. `runs`:
-    how many there will be; `text`: the study file."""
-    rows = summary(lines, metric, baseline)
-    return {
-        "title": title, "metric": metric, "digits": digits(metric), "baseline": baseline, "runs": runs, "text": text,
-        "axes": all_axes(rows), "numeric": numeric_axes(rows),
-        "rows": rows, "lines": list(lines), "curves": curves(lines),
-        "slopes": [
-            {"axis": axis, "method": method, **vars(found)}
-            for axis in numeric_axes(rows)
-            for method, found in slopes(lines, metric, axis).items()
-        ],
-    }  # fmt: skip
+def _axis_values(row: Mapping[str, Any], axes: Sequence[str]) -> list[str]:
+    return [str(row["axes"].get(axis, "")) for axis in axes]
 
 
 def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body)]
+    return ["| " + " | ".join(entries) + " |" for entries in (head, ["---"] * len(head), *body)]
 
 
-def digits(metric: str) -> int:
-    """Percent are shown with one digit after the point; areas under curves, which are shares, with three."""
+def num_digits(metric: str) -> int:
+    """Return the digits after the point of a score: one for percent, three for areas under curves.
+
+    Args:
+        metric: Name of the score.
+    """
     return 3 if metric.startswith("auc") else 1
 
 
-def _precise(found: dict[str, Any], metric: str, sign: str = "") -> str:
-    if digits(metric) == 1:
-        return shown(found, sign)
-    ends = "" if found["low"] is None else f" [{found['low']:{sign}.3f}, {found['high']:{sign}.3f}]"
-    return f"{found['mean']:{sign}.3f}{ends}"
+def content(title: str, lines: Sequence[Line], metric: str, baseline: str, runs: int, text: str) -> dict[str, Any]:
+    """Return what the page of a study shows, as plain dicts and lists.
+
+    Args:
+        title: Title of the study.
+        lines: Its lines.
+        metric: Score that is shown.
+        baseline: Method that the others are compared with.
+        runs: Total number of runs of the study.
+        text: Text of the study file.
+    """
+    rows = summary(lines, metric, baseline)
+    axes = numeric_axes(rows)
+    slope_rows = []
+    for axis in axes:
+        for method, mean in slopes(lines, metric, axis).items():
+            slope_rows.append({"axis": axis, "method": method, **vars(mean)})
+    return {
+        "title": title,
+        "metric": metric,
+        "digits": num_digits(metric),
+        "baseline": baseline,
+        "runs": runs,
+        "text": text,
+        "axes": all_axes(rows),
+        "numeric": axes,
+        "rows": rows,
+        "lines": list(lines),
+        "curves": curves(lines),
+        "slopes": slope_rows,
+    }

@@ -25,6 +25,7 @@ from plrc.engine.runlog import RunLog
 from plrc.errors import PlrcError
 from plrc.files import parse_json, write_atomic, write_json
 from plrc.machine import versions
+from plrc.progress import OnProgress, ignore_progress
 from plrc.runtime import StopRequest, choose_device
 from plrc.transfer.initial import Initial, initial_backbone, verify_inside
 from plrc.transfer.labels.splits import LabelledSet, Splits, labelled_subset, read_labelled
@@ -70,7 +71,7 @@ class Result:
             raise PlrcError(f"cannot read the result {path} ({error}); remove it to run this again") from error
 
 
-def transfer(config: TransferConfig) -> Result | None:
+def transfer(config: TransferConfig, on_progress: OnProgress = ignore_progress) -> Result | None:
     """Fine-tune and score as `config` says; writes OUT/result.json. None: asked to stop (SIGTERM, Ctrl-C), and saved.
 
     A finished run is not run again: its result is read. Raises PlrcError for whatever the user can mend.
@@ -92,7 +93,7 @@ def transfer(config: TransferConfig) -> Result | None:
     config.with_values({"run.resume": False}).save(out / "config.toml")
     stop = StopRequest()
     try:
-        return _tune(config, out, work, labelled, splits, initial, stop)
+        return _tune(config, out, work, labelled, splits, initial, stop, on_progress)
     finally:
         stop.restore()
 
@@ -105,6 +106,7 @@ def _tune(
     splits: Splits,
     initial: Initial,
     stop: StopRequest,
+    on_progress: OnProgress,
 ) -> Result | None:
     steps, model = config.optim.total_steps, work.model
     optimizer = _optimizer(model, config.optim)
@@ -142,6 +144,7 @@ def _tune(
                 mean = float(torch.stack(window).mean())
                 pace = len(window) * config.optim.batch_size / (time.perf_counter() - since)
                 log.train_line(step, {"loss": mean, "images_per_second": pace})
+                on_progress(step, steps, f"{step}/{steps}  loss {mean:.3f}")
                 window, since = [], time.perf_counter()
                 if not math.isfinite(mean):
                     diverged = step
@@ -151,6 +154,7 @@ def _tune(
                 curve.append({"step": step, **work.score(splits.val)})
                 log.record(step, "val", curve[-1])
                 log.say(f"validation at step {step}: {shown(curve[-1])}")
+                on_progress(step, steps, f"validation at step {step}: {shown(curve[-1])}")
                 since = time.perf_counter()
             asked = stop.agreed()
             if step < steps and (asked or step % config.run.checkpoint_every_steps == 0):

@@ -1,0 +1,170 @@
+"""Initial weights of a comparison: what --init names, where weights come from, and a hash of their content."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from safetensors import SafetensorError, safe_open
+
+from plrc.compare.plan import Comparison
+from plrc.data.manifest import read_manifest
+from plrc.engine.checkpoint import newest_checkpoint
+from plrc.errors import ConfigError, DataError, WeightsError
+from plrc.transfer.initial import initial_backbone
+from plrc.transfer.labels.splits import LabelledSet, read_labelled
+from plrc.transfer.protocols import TransferConfig
+
+Origin = Literal["random", "torchvision", "plrc", "file"]
+
+WITHOUT_PATH: dict[str, Origin] = {"random": "random", "torchvision": "torchvision"}
+MANIFEST = "manifest.json"
+
+
+def build_comparison(
+    base: TransferConfig,
+    inits: Sequence[str],
+    fractions: tuple[float, ...],
+    shots: tuple[int, ...],
+    seeds: int,
+    lrs: tuple[float, ...],
+    processes: int,
+) -> Comparison:
+    """Build a comparison from the options of the command line.
+
+    Each weights file is loaded into the backbone once, so that a file that does not fit is refused before anything
+    runs. The labels are read once, for their digest.
+
+    Args:
+        base: Settings that all runs share; `base.run.out` is the folder of the comparison.
+        inits: Initial weights, each random, torchvision, RUN, FILE or NAME=RUN,RUN,... Random is always compared.
+        fractions: See `Comparison`.
+        shots: See `Comparison`.
+        seeds: Number of seeds.
+        lrs: Learning rates to choose from, in any order.
+        processes: Number of runs at the same time.
+
+    Raises:
+        PlrcError: Settings, weights or labels that cannot be used.
+    """
+    base.check_named()
+    groups = read_inits(inits)
+    if base.data.val == "none":  # learning rates are chosen on validation images
+        base = base.with_values({"data.val": ""})
+    rates = tuple(sorted(set(lrs)))
+    comparison = Comparison(base, groups, fractions, shots, seeds, rates, Path(base.run.out), processes)
+    backbone = _common_backbone(set(itertools.chain(*groups.values())), base)
+    splits = read_labelled(base.data, base.task)
+    _check_test_images_unseen(comparison, splits.test)
+    return replace(comparison, base=base.with_values({"model.backbone": backbone}), digest=splits.digest())
+
+
+def read_inits(texts: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Return name -> values of `TransferConfig.init` for what --init names; random comes first.
+
+    Raises:
+        ConfigError: A text that names no weights, or two groups of weights with the same name.
+    """
+    groups: dict[str, tuple[str, ...]] = {"random": ("random",)}
+    for text in texts:
+        name, group = _read_init(text)
+        if name in groups and name != group[0]:
+            files = ",".join(group)
+            raise ConfigError(f"two of the initial weights are called {name}; rename one: --init NAME={files}")
+        groups[name] = group
+    return groups
+
+
+def _read_init(text: str) -> tuple[str, tuple[str, ...]]:
+    """Return the name and the values of one --init, such as NAME=RUN,RUN; a path may contain "=" and "," itself."""
+    name, equals, files = text.partition("=")
+    group: tuple[str, ...]
+    if not equals or Path(text).exists():
+        name = text if text in WITHOUT_PATH else Path(os.path.abspath(text)).name
+        group = (text,)
+    elif Path(files).exists():
+        group = (files,)
+    else:
+        group = tuple(files.split(","))
+    if not name or "" in group:
+        raise ConfigError(f"--init {text} names no weights; write random, torchvision, RUN, FILE or NAME=RUN,RUN")
+    return name, group
+
+
+def _common_backbone(inits: set[str], base: TransferConfig) -> str:
+    """Load every weights file once and return the backbone of all: the user's, else that of the first file."""
+
+    def runs_before_files(init: str) -> tuple[bool, bool]:
+        return init in WITHOUT_PATH, not Path(init).is_dir()
+
+    backbone = base.model.backbone
+    for init in sorted(inits - {"random"}, key=runs_before_files):
+        backbone = initial_backbone(init, backbone, base.partial)[1].backbone
+    return backbone
+
+
+def _check_test_images_unseen(comparison: Comparison, test: LabelledSet) -> None:
+    """Refuse pre-training runs whose manifest lists test images, by file name and size."""
+    sizes = {(os.path.basename(image.path), os.stat(image.path).st_size) for image in test.images}
+    for init in itertools.chain(*comparison.inits.values()):
+        path = Path(init) / MANIFEST
+        if not path.is_file():
+            continue
+        manifest = read_manifest(path)
+        names = manifest["train"] | manifest["held_out"]
+        trained = {(os.path.basename(name), size) for name, size in names.items()}
+        seen = sorted(sizes & trained)
+        if seen:
+            raise DataError(
+                f"{init} was pre-trained on {len(seen)} of the {len(test.images)} test images, such as {seen[0][0]}: "
+                "pre-train without them (--data.exclude), or name another split with --data.test"
+            )
+
+
+def fingerprint(init: str) -> str:
+    """Return the SHA-256 of a weights file, or of the newest checkpoint of a run folder; else the name itself.
+
+    Args:
+        init: Value of `TransferConfig.init`.
+
+    Raises:
+        WeightsError: A path without weights.
+    """
+    if init in WITHOUT_PATH:
+        return init
+    file: Path | None = Path(init)
+    if Path(init).is_dir():
+        file = newest_checkpoint(Path(init))
+    if file is None or not file.is_file():
+        raise WeightsError(f"{init} is neither a weights file nor a run folder with a checkpoint; name one of these")
+    status = file.stat()
+    return _sha256(file, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache
+def _sha256(file: Path, size: int, modified: int) -> str:
+    """Hash a file; size and time of the last change are only keys of the cache."""
+    digest = hashlib.sha256()
+    with open(file, "rb") as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def weights_origin(init: str) -> Origin:
+    """Return where weights come from: random, torchvision, plrc (a run folder or an export of one), or file."""
+    if init in WITHOUT_PATH:
+        return WITHOUT_PATH[init]
+    if Path(init).is_dir():
+        return "plrc"
+    with contextlib.suppress(SafetensorError), safe_open(init, framework="pt") as file:
+        if (file.metadata() or {}).get("format") == "plrc":
+            return "plrc"
+    return "file"
