@@ -1,5 +1,5 @@
-"""Benchmarks: what a step, its objectives, its input and its start-up cost, each against what it cannot do without.
+"""Benchmarks: what a training step, its objectives, its input and its start-up cost on this machine.
 
-Layer 5: imports the engine and below. Each file has one function `run(...) -> Bench`. Ratios within one run are the
-result; seconds hold for the machine named in the report.
+Run from the root of a checkout: `python -m benchmarks step --json step.json`. Each module has one function
+`run(...) -> Bench`. Ratios within one run are the result; seconds hold only for the machine named in the report.
 """

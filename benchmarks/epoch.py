@@ -1,13 +1,12 @@
-"""Pre-training from files on disk, end to end: images a second, and the share of time spent waiting for data.
+"""Pre-training from files on disk, end to end: images per second, and the share of time spent waiting for data.
 
-Layer 5: imports the engine, and the report of this folder. It is the real loop on generated JPEGs; the figures are the
-run's own, from its metrics.jsonl. On a GPU the loop runs ahead of the device, which may still be at work while the loop
-waits: there the share is an upper bound of the device's idle time.
+The real training loop runs on generated JPEGs; the figures are the run's own, from its metrics.jsonl. On a GPU the loop
+runs ahead of the device, which may still be busy while the loop waits: there the share is an upper bound
+of the device's idle time.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 import tempfile
@@ -15,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.photographs import write_photographs
-from benchmarks.report import Bench, median, spread
+from benchmarks.report import Bench, interquartile_range, median
 from plrc.config import Config
 from plrc.engine.adapt import GROUP
 from plrc.engine.pretrain import pretrain
-from plrc.errors import PlrcError
+from plrc.errors import ConfigError, RunError
 from plrc.runtime import choose_device, choose_workers
 
 
@@ -33,10 +32,20 @@ def run(
     workers: int = -1,
     device: str = "auto",
 ) -> Bench:
-    """Pre-train for `repeats` windows of `steps` steps, after one more that warms up; figures are medians of windows.
+    """Measure images per second and the share of time spent waiting for data in a real run.
 
-    `workers`: loader processes, -1: chosen as for `plrc pretrain`. Raises PlrcError for a number that
-    cannot be used, and where the run was stopped.
+    Args:
+        backbone: A torchvision ResNet.
+        size: Side of a view, pixels.
+        batch: Images per step.
+        steps: Steps per measured window; one more window warms up.
+        repeats: Measured windows; figures are medians over them.
+        workers: Loader processes; -1: chosen as `plrc pretrain` does.
+        device: auto, cpu, cuda or cuda:N.
+
+    Raises:
+        ConfigError: A number that cannot be used.
+        RunError: The run was stopped.
     """
     chosen = choose_device(device)
     workers = choose_workers(workers, chosen)
@@ -44,34 +53,38 @@ def run(
         config = short_run(Path(folder), backbone, size, batch, steps, repeats, workers, str(chosen))
         write_photographs(Path(config.data.source), 2 * batch)
         print(f"epoch: {backbone}, {size} px, batch {batch}, {config.optim.steps} steps", file=sys.stderr)
-        with contextlib.redirect_stdout(sys.stderr):
-            if not pretrain(config).finished:
-                raise PlrcError("stopped before the last step, so nothing was measured; start it again")
+        if not pretrain(config).finished:
+            raise RunError("stopped before the last step, so nothing was measured; start it again")
         rows = windows(config)
     rate = [row["images_per_second"] for row in rows]
     wait = [row["data_wait_share"] for row in rows]
     return Bench(
         kind="epoch",
         settings={
-            "backbone": backbone, "size": size, "batch": batch, "steps": steps, "repeats": repeats, "workers": workers,
+            "backbone": backbone,
+            "size": size,
+            "batch": batch,
+            "steps": steps,
+            "repeats": repeats,
+            "workers": workers,
             "device": str(chosen),
         },
         figures={
             "data_wait_share": median(wait),
-            "data_wait_share_spread": spread(wait),
+            "data_wait_share_spread": interquartile_range(wait),
             "images_per_second": median(rate),
-            "images_per_second_spread": spread(rate),
+            "images_per_second_spread": interquartile_range(rate),
         },
         rows=rows,
-    )  # fmt: skip
+    )
 
 
 def short_run(
     folder: Path, backbone: str, size: int, batch: int, steps: int, repeats: int, workers: int, device: str
 ) -> Config:
-    """The paper's recipe for 1 + `repeats` windows of `steps` steps: FOLDER/images -> FOLDER/run, no health checks."""
+    """Configure the paper's recipe for 1 + `repeats` windows of `steps` steps on FOLDER/images; no health checks."""
     if min(batch, steps, repeats) < 1:
-        raise PlrcError(f"batch is {batch}, steps is {steps}, repeats is {repeats}; write 1 or more for each")
+        raise ConfigError(f"batch, steps and repeats must be >= 1, got {batch}, {steps} and {repeats}")
     total = (1 + repeats) * steps
     return Config(adapt=False).with_values(
         {
@@ -92,7 +105,10 @@ def short_run(
 
 
 def windows(config: Config) -> list[dict[str, Any]]:
-    """Step, images_per_second and data_wait_share of each window of a finished `short_run` but the first."""
-    lines = (Path(config.run.out) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    records = [record for record in map(json.loads, lines) if record["kind"] == "train"]
-    return [{k: r[k] for k in ("step", "images_per_second", "data_wait_share")} for r in records[1:]]
+    """Return step, images_per_second and data_wait_share of all windows of a finished `short_run` except the first."""
+    rows = []
+    for line in (Path(config.run.out) / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        if record["kind"] == "train":
+            rows.append({name: record[name] for name in ("step", "images_per_second", "data_wait_share")})
+    return rows[1:]

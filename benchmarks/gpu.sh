@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Every check and benchmark that wants an NVIDIA GPU, in one call of at most ten minutes. Results go to $OUT
+# Every check and benchmark that needs an NVIDIA GPU, in one call of at most ten minutes. Results go to $OUT
 # (default benchmark-results/): objectives.json, step-BATCH.json, loader.json, epoch.json.
 #
 #   benchmarks/gpu.sh               with the `python3` that holds PyTorch and torchvision (PYTHON=... names another)
-#   SMALL=1 benchmarks/gpu.sh       all of it with tiny sizes on a CPU, to see that the script works
+#   SMALL=1 benchmarks/gpu.sh       all of it with tiny sizes on a CPU, to check the script
 #
-# A machine without network takes what it lacks from ./wheels. Fill that folder where there is one, for its Python:
+# A machine without network installs missing packages from ./wheels. Fill that folder on a machine with network:
 #   pip download --no-deps --only-binary=:all: --python-version 3.12 --dest wheels \
 #       tyro docstring-parser typeguard tomli-w hatchling trove-classifiers
-# PyTorch stays as it is: no package's needs are followed. Without ./wheels nothing is installed and plrc must be.
+# PyTorch is not touched: dependencies are not followed. Without ./wheels nothing is installed; plrc must be there.
 #
-# A step that fails or runs over its time does not stop the others; the status is then 1 and the last line names it.
+# A step that fails or exceeds its time does not stop the others; the status is then 1 and the last line names it.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -26,7 +26,7 @@ step() {
 
 # bench NAME SECONDS VERB OPTIONS...
 bench() {
-    step "$1" "$2" "$python" -m plrc bench "${@:3}" --json "$out/$1.json"
+    step "$1" "$2" "$python" -m benchmarks "${@:3}" --json "$out/$1.json"
 }
 
 export OMP_WAIT_POLICY=passive

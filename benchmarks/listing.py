@@ -1,7 +1,7 @@
-"""The start of a run with very many images: listing them, and the second start from the cached index.
+"""The start of a run with very many images: the first listing, and the second start from the cached index.
 
-Layer 5: imports data, the engine, and the report of this folder. The names are real files in nested folders, each
-folder full of hard links of one tiny JPEG. They have just been made, so the file system answers from memory.
+The files are real, in nested folders, each folder full of hard links to one tiny JPEG. They were just created, so the
+file system answers from memory.
 """
 
 from __future__ import annotations
@@ -24,19 +24,23 @@ from plrc.data.manifest import read_manifest
 from plrc.data.sampler import StepSampler
 from plrc.data.sources import find_images
 from plrc.engine.setup import Plan, prepare
-from plrc.errors import PlrcError
+from plrc.errors import ConfigError
 
-FOLDER = 1000  # files a folder
+FILES_PER_FOLDER = 1000
 
 T = TypeVar("T")
 
 
 def run(*, files: int = 100_000, batch: int = 64, workers: int = 1) -> Bench:
-    """Time both starts over `files` images, once each (folders lie where TMPDIR says).
+    """Time the first and the second start over many files, once each (in a folder below TMPDIR).
 
-    first_seconds: the walk through all folders, and writing the index as `plrc scan` does. second_seconds: all that a
-    run does from the index up to its first batch of `batch` images: listing, split, manifest (a size for each file),
-    `workers` loader processes.
+    Args:
+        files: Files to create.
+        batch: Images of the first batch.
+        workers: Loader processes.
+
+    first_seconds: walking through all folders and writing the index, as `plrc scan` does. second_seconds: everything a
+    run does from the index to its first batch: listing, split, manifest (a size for each file), loader processes.
     """
     rows: list[dict[str, Any]] = []
 
@@ -55,35 +59,36 @@ def run(*, files: int = 100_000, batch: int = 64, workers: int = 1) -> Bench:
         listing = timed("first", "walk", lambda: layouts.list_folder(source))
         index = Index("folder", listing.folders, listing.names, listing.notes)
         if not timed("first", "write index", lambda: place is not None and write_index(place, index)):
-            raise PlrcError(f"cannot write the index of {source}; set TMPDIR to a folder with more room")
+            raise ConfigError(f"cannot write the index of {source}; set TMPDIR to a folder with more room")
         plan = timed("second", "plan", lambda: _plan(config))
         timed("second", "first batch", lambda: _first_batch(plan))
         timed("within the second's plan", "list from index", lambda: find_images(config.data))
     return Bench(
         kind="listing",
         settings={"files": files, "batch": batch, "workers": workers},
-        figures={
-            f"{start}_seconds": sum(row["seconds"] for row in rows if row["start"] == start)
-            for start in ("first", "second")
-        },
+        figures={"first_seconds": _total(rows, "first"), "second_seconds": _total(rows, "second")},
         rows=rows,
     )
 
 
+def _total(rows: list[dict[str, Any]], start: str) -> float:
+    return float(sum(row["seconds"] for row in rows if row["start"] == start))
+
+
 def _make(source: Path, files: int) -> None:
-    """SOURCE/00/0000/0000000.jpg, ...: up to a hundred folders of folders, each of these with FOLDER links."""
+    """Create SOURCE/00/0000/0000000.jpg, ...: up to a hundred folders of folders, each with FILES_PER_FOLDER links."""
     pixels = photograph(0, 64, 64)
-    for first in range(0, files, FOLDER):
-        folder = source / f"{first // FOLDER % 100:02d}" / f"{first // FOLDER:04d}"
+    for first in range(0, files, FILES_PER_FOLDER):
+        folder = source / f"{first // FILES_PER_FOLDER % 100:02d}" / f"{first // FILES_PER_FOLDER:04d}"
         folder.mkdir(parents=True)
         original = folder / f"{first:07d}.jpg"
         original.write_bytes(pixels)
-        for i in range(first + 1, min(first + FOLDER, files)):
+        for i in range(first + 1, min(first + FILES_PER_FOLDER, files)):
             os.link(original, folder / f"{i:07d}.jpg")
 
 
 def _config(folder: Path, batch: int, workers: int) -> Config:
-    """A run on FOLDER/images, written to FOLDER/run."""
+    """Configure a run on FOLDER/images that writes to FOLDER/run."""
     return Config(adapt=False).with_values(
         {
             "data.source": str(folder / "images"),

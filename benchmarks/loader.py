@@ -1,8 +1,7 @@
-"""How many images a second one core prepares, stage by stage, against what decoding alone allows.
+"""Images per second that one core prepares, stage by stage, compared with decoding alone.
 
-Layer 5: imports data, config, and the report of this folder. One process with one thread runs what a run runs: the data
-set of the loader's workers, and the batched color, blur and normalization, which a GPU takes over where there is one.
-The files have just been written, so they are read from memory.
+One process with one thread runs what a run runs: the data set of the loader's workers, and the batched color, blur and
+normalization, which a GPU takes over if there is one. The files were just written, so they are read from memory.
 """
 
 from __future__ import annotations
@@ -15,26 +14,37 @@ import numpy as np
 import torch
 
 from benchmarks.photographs import write_photographs
-from benchmarks.report import Bench, interleaved, median, spread
+from benchmarks.report import Bench, interquartile_range, median, time_interleaved
 from plrc.config import Config, DataConfig, ViewConfig
 from plrc.data import photometric
 from plrc.data.decode import decode
 from plrc.data.loader import ViewDataset, collate
 from plrc.data.sources import find_images
-from plrc.errors import PlrcError
+from plrc.errors import ConfigError
 
 
 def run(
     *, images: int = 64, height: int = 480, width: int = 640, size: int = 224, batch: int = 32, repeats: int = 5
 ) -> Bench:
-    """Measure `images` JPEGs of height x width pixels, views of size x size, colors in batches of `batch` images.
+    """Measure how many images per second one core prepares.
 
-    The stages contain each other: `decode` (file to pixels), `crops` (and three uint8 crops, maps and random numbers: a
-    sample of the workers), `images` (and batch, color, blur, normalization: three float views). `cached` is `crops`
-    with run.cache: without decoding. Figures are medians. Raises PlrcError for a number that cannot be used.
+    Args:
+        images: JPEGs to generate.
+        height: Their height, pixels.
+        width: Their width, pixels.
+        size: Side of a view, pixels.
+        batch: Images per batch of the color stage.
+        repeats: Measured rounds; figures are medians.
+
+    The stages contain each other: `decode` (file to pixels), `crops` (also three uint8 crops, maps and random numbers:
+    a sample of the workers), `images` (also batching, color, blur, normalization: three float views). `cached` is
+    `crops` with run.cache, that is without decoding.
+
+    Raises:
+        ConfigError: A number that cannot be used.
     """
     if min(images, batch) < 1:
-        raise PlrcError(f"images is {images}, batch is {batch}; write 1 or more for both")
+        raise ConfigError(f"images and batch must be >= 1, got {images} and {batch}")
     threads = torch.get_num_threads()
     config = Config(views=ViewConfig(size=size))
     with tempfile.TemporaryDirectory() as folder:
@@ -64,14 +74,19 @@ def run(
         print(f"loader: {images} images of {width} x {height}, {', '.join(stages)}", file=sys.stderr)
         try:
             torch.set_num_threads(1)
-            seconds = interleaved(stages, repeats, torch.device("cpu"))
+            seconds = time_interleaved(stages, repeats, torch.device("cpu"))
         finally:
             torch.set_num_threads(threads)
-    rate = {stage: images / median(found) for stage, found in seconds.items()}
+    rate = {stage: images / median(durations) for stage, durations in seconds.items()}
     return Bench(
         kind="loader",
         settings={
-            "images": images, "height": height, "width": width, "size": size, "batch": batch, "repeats": repeats,
+            "images": images,
+            "height": height,
+            "width": width,
+            "size": size,
+            "batch": batch,
+            "repeats": repeats,
         },
         figures={
             "images_per_second_per_core": rate["images"],
@@ -85,9 +100,9 @@ def run(
             {
                 "stage": stage,
                 "images_per_second": rate[stage],
-                "milliseconds": 1e3 * median(found) / images,
-                "spread_milliseconds": 1e3 * spread(found) / images,
+                "milliseconds": 1e3 * median(durations) / images,
+                "spread_milliseconds": 1e3 * interquartile_range(durations) / images,
             }
-            for stage, found in seconds.items()
+            for stage, durations in seconds.items()
         ],
-    )  # fmt: skip
+    )

@@ -1,7 +1,8 @@
-"""What the objectives cost, forward and backward, against the number of points: the full matrices or linear memory.
+"""Cost of the objectives, forward and backward, against the number of points: dense matrices or linear memory.
 
-Layer 5: imports the objectives, the engine's choice of a device, and the report of this folder. Features are random
-directions in float32, as the engine passes them.
+Features are random directions in float32, as the engine passes them.
+
+Shapes: B images, N points, M reference positions, D feature width.
 """
 
 from __future__ import annotations
@@ -17,15 +18,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.report import Bench, interleaved, median, peak_bytes, spread
+from benchmarks.report import Bench, interquartile_range, median, peak_bytes, time_interleaved
 from plrc import rng
 from plrc.objectives import Backend, affinity_distillation, point_region_contrast
 from plrc.runtime import choose_device
 
 BACKENDS: tuple[Backend, ...] = ("dense", "fused")
-DENSE_MATRICES = 6  # [N, M] matrices in float32 that the full form holds at once: measured 5.1, rounded up
-DENSE_LIMIT = 4 * 2**30  # bytes; the full form is left out where it would need more
-CONTRAST_WIDTH, REGIONS = 128, 16  # the method's: width of its features, regions of an image
+DENSE_MATRICES = 6  # [N, M] matrices in float32 that the dense form holds at once, rounded up
+DENSE_LIMIT = 4 * 2**30  # bytes; the dense form is skipped where it would need more
+CONTRAST_WIDTH = 128  # width of the features that the point term compares
+REGIONS = 16  # regions per image
 
 
 def run(
@@ -37,15 +39,21 @@ def run(
     repeats: int = 5,
     device: str = "auto",
 ) -> Bench:
-    """Measure `affinity_distillation` at features of `width` for every pair of points and references of an image (the
-    defaults are lattices of 14 x 14 up to 112 x 112), and `point_region_contrast` at features of 128 with as many keys
-    as points, for `batch` images at a time. The full form is left out above 4 GB.
+    """Measure seconds and peak bytes of `affinity_distillation` and `point_region_contrast`.
 
-    Peak bytes do not count the features themselves. Figures, of distillation: how memory and time grow, as the slope of
-    log(peak bytes) and log(seconds) against log(points) between the two largest sizes. BACKEND_memory_exponent and
-    BACKEND_time_exponent: references fixed at their largest number; 1 is linear in the points. As of the full matrices
-    too this is linear, BACKEND_memory_exponent_square is where references are as many as points: 1 is linear, 2 is a
-    matrix of them.
+    Args:
+        points: Numbers of points N per image.
+        references: Numbers of reference positions M per image; distillation is measured for every pair (N, M). The
+            defaults are grids of 14 x 14 to 112 x 112.
+        width: Width of the features of distillation; region contrast uses 128, with as many keys as points.
+        batch: Images B.
+        repeats: Measured rounds.
+        device: auto, cpu, cuda or cuda:N.
+
+    The dense form is skipped above 4 GB. Peak bytes do not count the features themselves. Figures describe how
+    distillation grows between the two largest sizes, as the slope of log(bytes) or log(seconds) against log(points):
+    BACKEND_memory_exponent and BACKEND_time_exponent with M fixed at its largest value (1: linear in the points);
+    BACKEND_memory_exponent_square with M = N (1: linear, 2: a full matrix).
     """
     chosen = choose_device(device)
     rows: list[dict[str, Any]] = []
@@ -58,12 +66,17 @@ def run(
     return Bench(
         kind="objectives",
         settings={
-            "points": list(points), "references": list(references), "width": width, "batch": batch,
-            "repeats": repeats, "device": str(chosen), "threads": torch.get_num_threads(),
+            "points": list(points),
+            "references": list(references),
+            "width": width,
+            "batch": batch,
+            "repeats": repeats,
+            "device": str(chosen),
+            "threads": torch.get_num_threads(),
         },
         figures=_exponents(rows, max(references)),
         rows=rows,
-    )  # fmt: skip
+    )
 
 
 def _measure(
@@ -75,18 +88,20 @@ def _measure(
     batch: int,
     repeats: int,
 ) -> list[dict[str, Any]]:
-    """A row for each backend, which take turns. The first of the arguments learns."""
+    """Measure all backends, interleaved; one row each. The first argument receives the gradient."""
     device = arguments[0].device
-    learner = arguments[0].requires_grad_()
+    features = arguments[0].requires_grad_()
 
-    def once(backend: Backend) -> None:
+    def forward_and_backward(backend: Backend) -> None:
         term(*arguments, backend=backend).backward()
-        learner.grad = None
+        features.grad = None
 
-    fits = DENSE_MATRICES * 4 * batch * points * references <= DENSE_LIMIT
-    calls: dict[str, Callable[[], object]] = {b: functools.partial(once, b) for b in BACKENDS if b != "dense" or fits}
+    calls: dict[str, Callable[[], object]] = {}
+    if DENSE_MATRICES * 4 * batch * points * references <= DENSE_LIMIT:
+        calls["dense"] = functools.partial(forward_and_backward, "dense")
+    calls["fused"] = functools.partial(forward_and_backward, "fused")
     print(f"objectives: {name}, {points} points, {references} references, {', '.join(calls)}", file=sys.stderr)
-    seconds = interleaved(calls, repeats, device)
+    seconds = time_interleaved(calls, repeats, device)
     return [
         {
             "objective": name,
@@ -94,7 +109,7 @@ def _measure(
             "references": references,
             "backend": backend,
             "seconds": median(seconds[backend]),
-            "spread": spread(seconds[backend]),
+            "spread": interquartile_range(seconds[backend]),
             "peak_bytes": peak_bytes(call, device),
         }
         for backend, call in calls.items()
@@ -102,12 +117,12 @@ def _measure(
 
 
 def _distillation(batch: int, points: int, references: int, width: int, device: torch.device) -> list[Tensor]:
-    """Student and teacher [B, N, D], reference [B, M, D]."""
+    """Return student and teacher [B, N, D] and reference [B, M, D]."""
     return [_unit(i, (batch, n, width), device) for i, n in enumerate((points, points, references))]
 
 
 def _contrast(batch: int, points: int, device: torch.device) -> list[Tensor]:
-    """Query and keys [B, N, D], regions of both [B, N]."""
+    """Return query and keys [B, N, D] and the regions of both [B, N]."""
     regions = (torch.arange(points, device=device) % REGIONS).expand(batch, -1)
     shape = (batch, points, CONTRAST_WIDTH)
     return [_unit(0, shape, device), _unit(1, shape, device), regions, regions]
@@ -119,19 +134,20 @@ def _unit(index: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def _exponents(rows: list[dict[str, Any]], references: int) -> dict[str, float]:
-    """Growth of distillation's bytes and seconds between the two largest numbers of points, where there are two."""
+    """Return the growth of distillation's bytes and seconds between its two largest numbers of points."""
     figures = {}
     for backend in BACKENDS:
-        mine = [r for r in rows if r["objective"] == "affinity_distillation" and r["backend"] == backend]
-        fixed = [r for r in mine if r["references"] == references]
-        square = [r for r in mine if r["references"] == r["points"]]
-        for name, key, chosen in (
-            ("memory_exponent", "peak_bytes", fixed),
-            ("time_exponent", "seconds", fixed),
-            ("memory_exponent_square", "peak_bytes", square),
-        ):
-            if len(chosen) > 1:
-                small, large = sorted(chosen, key=lambda row: int(row["points"]))[-2:]
-                growth = math.log(large[key] / small[key])
-                figures[f"{backend}_{name}"] = growth / math.log(large["points"] / small["points"])
+        measured = [r for r in rows if r["objective"] == "affinity_distillation" and r["backend"] == backend]
+        fixed = [row for row in measured if row["references"] == references]
+        square = [row for row in measured if row["references"] == row["points"]]
+        if len(fixed) > 1:
+            figures[f"{backend}_memory_exponent"] = _exponent(fixed, "peak_bytes")
+            figures[f"{backend}_time_exponent"] = _exponent(fixed, "seconds")
+        if len(square) > 1:
+            figures[f"{backend}_memory_exponent_square"] = _exponent(square, "peak_bytes")
     return figures
+
+
+def _exponent(rows: list[dict[str, Any]], key: str) -> float:
+    small, large = sorted(rows, key=lambda row: int(row["points"]))[-2:]
+    return math.log(large[key] / small[key]) / math.log(large["points"] / small["points"])

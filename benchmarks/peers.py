@@ -1,12 +1,14 @@
-"""One training step of another library's MoCo v2 and DenseCL, built from its parts, against its own network passes.
+"""One training step of lightly's MoCo v2 and DenseCL, built from its parts, compared with its own network passes.
 
-Layer 5: imports config, model, and the photographs of this folder. The library is lightly (MIT; extra `bench`): its
-projection heads, losses with a memory bank, momentum update, matching of positions and transforms, put together as its
-documentation does (https://docs.lightly.ai/examples/moco.html and densecl.html), but with the papers' widths (2048,
-2048, 128) and 65,536 keys. Backbone, memory format, precision and optimiser's settings are those of our step.
+lightly (MIT; `pip install lightly`) provides the projection heads, losses with a memory bank, momentum update, matching
+of positions and transforms, combined as its documentation does (https://docs.lightly.ai/examples/moco.html and
+densecl.html), but with the papers' widths (2048, 2048, 128) and 65,536 keys. Backbone, memory format, precision and
+optimizer settings are those of our step.
 
-Both methods have two views: query through the student, key through the teacher. Their passes are these two, with heads,
-and the optimiser's step. BatchNorm sees the whole batch, as in the library's examples.
+Both methods have two views: the query goes through the student, the key through the teacher. Their network passes are
+these two with heads, and the optimizer step. BatchNorm sees the whole batch, as in lightly's examples.
+
+Shapes: B images, S pixels per side, C channels, h x w the feature grid, D projection width.
 """
 
 from __future__ import annotations
@@ -23,24 +25,30 @@ from torch import Tensor, nn
 
 from benchmarks.photographs import photograph
 from plrc.config import Config
-from plrc.errors import PlrcError
+from plrc.errors import MissingPackageError
 from plrc.model import build_backbone
 
-KEYS, HIDDEN, DIM, TEMPERATURE = 65536, 2048, 128, 0.2
+NUM_KEYS = 65536
+HIDDEN = 2048
+DIM = 128
+TEMPERATURE = 0.2
 
 
 def peer_variants(
     config: Config, query: Tensor, key: Tensor, autocast: Callable[[], contextlib.AbstractContextManager[object]]
 ) -> dict[str, Callable[[], object]]:
-    """Functions by name: NAME, a whole step on finished views query and key [B, 3, S, S], and "NAME: network passes".
+    """Return the variants to time, by name.
 
-    A further one is the transforms of both methods (the same ones): decoded photographs to two views each, for as many
-    images. Raises PlrcError where lightly is not installed.
+    NAME is a whole step on finished views query and key [B, 3, S, S]; "NAME: network passes" are its passes alone;
+    "lightly transforms" turns decoded photographs into two views each, for as many images.
+
+    Raises:
+        MissingPackageError: lightly is not installed.
     """
     try:
         from lightly.transforms import MoCoV2Transform
     except ImportError as error:
-        raise PlrcError("the comparison needs lightly; install it with: pip install 'plrc-pretrain[bench]'") from error
+        raise MissingPackageError("steps of peers", "lightly") from error
     variants: dict[str, Callable[[], object]] = {}
     for name, dense in (("lightly MoCo v2", False), ("lightly DenseCL", True)):
         peer = Peer(config, dense, query, key, autocast)
@@ -52,7 +60,7 @@ def peer_variants(
 
 
 class Peer(nn.Module):
-    """MoCo v2, or DenseCL if `dense`: student, teacher, losses and optimiser."""
+    """Student, teacher, losses and optimizer of MoCo v2, or of DenseCL if `dense`."""
 
     def __init__(
         self,
@@ -66,16 +74,19 @@ class Peer(nn.Module):
         from lightly.models import utils
 
         super().__init__()
-        self.query, self.key, self.autocast, self.momentum = query, key, autocast, config.optim.teacher_momentum
+        self.query = query
+        self.key = key
+        self.autocast = autocast
+        self.momentum = config.optim.teacher_momentum
         self.utils = utils
         memory_format = torch.channels_last if config.optim.channels_last else torch.contiguous_format
         student = _Encoder(config.model.backbone, dense)
         self.student: _Encoder = student.to(query.device, memory_format=memory_format)  # type: ignore[call-overload]
         self.teacher = copy.deepcopy(self.student)
         utils.deactivate_requires_grad(self.teacher)
-        losses = {"image": NTXentLoss(TEMPERATURE, (KEYS, DIM))} | (
-            {"dense": NTXentLoss(TEMPERATURE, (KEYS, DIM))} if dense else {}
-        )
+        losses = {"image": NTXentLoss(TEMPERATURE, (NUM_KEYS, DIM))}
+        if dense:
+            losses["dense"] = NTXentLoss(TEMPERATURE, (NUM_KEYS, DIM))
         self.losses = nn.ModuleDict(losses).to(query.device)
         self.optimizer = torch.optim.SGD(
             self.student.parameters(), lr=0.0, momentum=config.optim.momentum, weight_decay=config.optim.weight_decay
@@ -108,7 +119,7 @@ class Peer(nn.Module):
 
 
 class _Encoder(nn.Module):
-    """Images [B, 3, S, S] -> "image" [B, D]; DenseCL also "features" [B, h w, C] and "dense" [B, h w, D]."""
+    """Map images [B, 3, S, S] to "image" [B, D]; DenseCL also to "features" [B, h w, C] and "dense" [B, h w, D]."""
 
     def __init__(self, name: str, dense: bool) -> None:
         from lightly.models.modules import DenseCLProjectionHead, MoCoProjectionHead
@@ -121,9 +132,9 @@ class _Encoder(nn.Module):
         self.dense_head = head(channels, HIDDEN, DIM) if dense else None
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        lattice = self.backbone(images)[self.stride]
-        out = {"image": self.head(lattice.mean(dim=(2, 3)))}
+        grid = self.backbone(images)[self.stride]
+        out = {"image": self.head(grid.mean(dim=(2, 3)))}
         if self.dense_head is not None:
-            features = lattice.flatten(2).transpose(1, 2)
+            features = grid.flatten(2).transpose(1, 2)
             out |= {"features": features, "dense": self.dense_head(features)}
         return out

@@ -1,6 +1,6 @@
-"""JPEGs to measure on: generated scenes that cost a decoder what photographs of their size and quality cost.
+"""Generated JPEGs that cost a decoder as much as photographs of their size and quality.
 
-Layer 5: imports data. No file of the user's is needed, so figures of several machines can be compared.
+No user files are needed, so figures of several machines can be compared.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from PIL import Image
 
 from plrc.scenes import render_scene
 
-DISTINCT = 64  # pictures of a folder that differ; decoding one twice costs the same as decoding two
+DISTINCT = 64  # different images per folder; decoding the same file twice costs as much as decoding two
 
 
 def photograph(index: int, height: int = 480, width: int = 640) -> bytes:
-    """Scene `index`, height x width pixels, as a JPEG of quality 90 with halved color (85 kB at 640 x 480)."""
+    """Render scene `index` as a JPEG of quality 90 with 4:2:0 color (85 kB at 640 x 480)."""
     buffer = io.BytesIO()
     Image.fromarray(render_scene(0, index, max(height, width)).image[:height, :width]).save(buffer, "jpeg", quality=90)
     return buffer.getvalue()
 
 
 def write_photographs(folder: Path, count: int, height: int = 480, width: int = 640) -> None:
-    """`count` JPEGs in a new folder; those after the first DISTINCT are further names (hard links) of these."""
+    """Write `count` JPEGs to a new folder; those after the first DISTINCT are hard links to these."""
     folder.mkdir(parents=True)
     for i in range(count):
         path = folder / f"{i:06d}.jpg"

@@ -1,7 +1,4 @@
-"""What all benchmarks share: taking turns, peak memory, the machine, and the report with its table and JSON file.
-
-Layer 5: imports config and files.
-"""
+"""What all benchmarks share: interleaved timing, peak memory, the machine, and the report with its table and JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from plrc.errors import PlrcError
+from plrc.errors import ConfigError
 from plrc.files import write_json
 from plrc.machine import commit, cores, plrc_version, processor
 
@@ -29,25 +26,34 @@ median = statistics.median
 
 @dataclass(frozen=True)
 class Bench:
-    """A finished benchmark. Values are numbers, words, or lists of them; bytes and seconds where a name says so."""
+    """A finished benchmark.
+
+    Attributes:
+        kind: Name of the benchmark, such as "step".
+        settings: What it was run with.
+        figures: The results by name; ratios compare variants of this run. Units (bytes, seconds) are part of a name.
+        rows: The measurements, one row for each variant.
+    """
 
     kind: str
     settings: dict[str, Any]
     figures: dict[str, Any]
-    """The results by name; ratios compare variants of this run."""
     rows: list[dict[str, Any]]
-    """What was measured, one row a variant."""
 
     def table(self) -> str:
-        """Settings, rows and figures as text."""
+        """Return settings, rows and figures as text."""
         settings = ", ".join(f"{name} {_text(value)}" for name, value in self.settings.items())
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
-        cells = [columns, *([_text(row.get(name, "")) for name in columns] for row in self.rows)]
+        cells = [columns, *(_cells(row, columns) for row in self.rows)]
         figures = [[name, _text(value)] for name, value in self.figures.items()]
-        return "\n".join([f"{self.kind}: {settings}", "", *_aligned(cells), "", *_aligned(figures)])
+        return "\n".join([f"{self.kind}: {settings}", "", *_align(cells), "", *_align(figures)])
 
     def save(self, path: Path) -> None:
-        """Write kind, date, machine, settings, figures and rows as JSON. Raises PlrcError where that is impossible."""
+        """Write kind, date, machine, settings, figures and rows as JSON.
+
+        Raises:
+            ConfigError: The file cannot be written.
+        """
         content = {
             "kind": self.kind,
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -59,11 +65,11 @@ class Bench:
         try:
             write_json(path, content)
         except OSError as error:
-            raise PlrcError(f"cannot write {path} ({error.strerror}); name another --json FILE") from error
+            raise ConfigError(f"cannot write {path} ({error.strerror}); name another --json FILE") from error
 
 
 def machine() -> dict[str, Any]:
-    """Processor, GPU, threads, versions, and the commit of the checkout that plrc runs from ("": not a checkout)."""
+    """Describe processor, GPU, threads and versions; `commit` is empty outside a checkout."""
     return {
         "cpu": processor(),
         "cores": cores(),
@@ -78,44 +84,55 @@ def machine() -> dict[str, Any]:
     }
 
 
-def interleaved(
-    functions: Mapping[str, Callable[[], object]], repeats: int, device: torch.device, warmup: int = 1
+def time_interleaved(
+    functions: Mapping[str, Callable[[], object]],
+    repeats: int,
+    device: torch.device,
+    warmup: int = 1,
 ) -> dict[str, list[float]]:
-    """Call the functions in turn, A B C A B C ..., so that slow moments of a shared machine hit all of them.
+    """Time functions in turn, A B C A B C ..., so that slow moments of a shared machine affect all of them.
 
-    Returns the seconds of each call that is not among the first `warmup` rounds; each waits for the device.
-    Raises PlrcError where `repeats` is below 1.
+    Args:
+        functions: The variants to time, by name.
+        repeats: Measured rounds.
+        device: Device to wait for before and after each call.
+        warmup: Rounds before these that are not measured.
+
+    Returns:
+        Seconds of each measured call, by name.
+
+    Raises:
+        ConfigError: `repeats` is below 1.
     """
     if repeats < 1:
-        raise PlrcError(f"repeats is {repeats}; write 1 or more")
+        raise ConfigError(f"repeats must be >= 1, got {repeats}")
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(warmup + repeats):
         for name, function in functions.items():
-            synchronise(device)
+            synchronize(device)
             started = time.perf_counter()
             function()
-            synchronise(device)
+            synchronize(device)
             if turn >= warmup:
                 seconds[name].append(time.perf_counter() - started)
     return seconds
 
 
 def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
-    """The most bytes of tensors alive at once while `function` runs, beyond those that were alive before.
+    """Return the peak size of live tensors while `function` runs, in bytes, beyond those that were alive before.
 
-    Counted by PyTorch's own allocators; on a CPU through the profiler's memory events, where the same function gives
-    the same number to the byte. (The peak of a process's memory does not: for one step of a ResNet-18 it ranged from 14
-    to 45 MB above the memory before, in processes that had taken a step already.) What libraries such as oneDNN take
-    for themselves is not counted, nor, on a CPU, that memory from before is given back meanwhile.
+    PyTorch's own allocators count them; on a CPU through the profiler's memory events, which give the same number to
+    the byte on every call (the peak of a process's memory does not). Memory that libraries such as oneDNN allocate for
+    themselves is not counted. On a CPU, memory from before that is freed meanwhile is not subtracted.
     """
     if device.type == "cuda":
-        synchronise(device)
+        synchronize(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         function()
-        synchronise(device)
+        synchronize(device)
         return int(torch.cuda.max_memory_allocated(device)) - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler tells of every start and stop
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise the profiler logs each start and stop
     with torch.autograd.profiler.profile(use_device=None, profile_memory=True) as profile:
         function()
     changes = [event for event in profile.kineto_results.events() if event.name() == "[memory]"]
@@ -123,25 +140,32 @@ def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
     return int(max(accumulate((event.nbytes() for event in changes), initial=0)))
 
 
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done all that it was told."""
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished all work queued so far."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def spread(values: Sequence[float]) -> float:
-    """Interquartile range."""
+def interquartile_range(values: Sequence[float]) -> float:
+    """Return the distance between the 25th and the 75th percentile."""
     low, high = np.percentile(values, [25, 75])
     return float(high - low)
 
 
-def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of equally many cells as lines: first column to the left, the others to the right."""
+def _cells(row: dict[str, Any], columns: list[str]) -> list[str]:
+    return [_text(row.get(name, "")) for name in columns]
+
+
+def _align(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Join rows of equally many cells to lines: the first column left-aligned, the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
-        for row in cells
-    ]
+    lines = []
+    for row in cells:
+        padded = [row[0].ljust(widths[0])]
+        for cell, width in zip(row[1:], widths[1:], strict=True):
+            padded.append(cell.rjust(width))
+        lines.append("  ".join(padded).rstrip())
+    return lines
 
 
 def _text(value: object) -> str:

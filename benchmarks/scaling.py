@@ -1,7 +1,7 @@
-"""Images a second of 1, 2, ... processes with the same batch for each, against as many times one process.
+"""Images per second of 1, 2, ... processes with the same batch each, compared with as many times one process.
 
-Layer 5: imports the engine, and the epoch and report of this folder. Each run is the command line's own
-(`plrc pretrain --devices N`: torchrun, nccl between GPUs, gloo between CPUs), so loaders and exchange are real.
+Each run is the command line's own (`plrc pretrain --devices N`: torchrun, nccl between GPUs, gloo between CPUs), so
+that loaders and the exchange between processes are real.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 
 from benchmarks.epoch import short_run, windows
 from benchmarks.photographs import write_photographs
-from benchmarks.report import Bench, median, spread
+from benchmarks.report import Bench, interquartile_range, median
 from plrc.config import Config
-from plrc.errors import PlrcError
+from plrc.errors import ConfigError, RunError
 from plrc.runtime import choose_device
 
 
@@ -33,14 +33,27 @@ def run(
     workers: int = -1,
     device: str = "auto",
 ) -> Bench:
-    """Pre-train with `batch` images a process and, on every line, the same CPU threads a process; see `epoch.run`.
+    """Measure how the speed grows with the number of processes.
 
-    `workers`: loader processes of each; -1: with GPUs as for `plrc pretrain`, on a CPU none, since they would take the
-    other processes' cores. Efficiency: images a second and process, over those of the first line. Raises PlrcError with
-    the run's own sentence where one fails.
+    Args:
+        processes: Numbers of processes to measure.
+        backbone: A torchvision ResNet.
+        size: Side of a view, pixels.
+        batch: Images per step of each process; each also gets the same number of CPU threads.
+        steps: Steps per measured window; one more window warms up.
+        repeats: Measured windows.
+        workers: Loader processes of each process; -1: as `plrc pretrain` on GPUs, none on a CPU, where they would take
+            cores from the other processes.
+        device: auto, cpu, cuda or cuda:N.
+
+    Efficiency is images per second and process, divided by that of the first number of processes.
+
+    Raises:
+        ConfigError: A number that cannot be used.
+        RunError: A run failed; the message is the run's own.
     """
     if not processes or min(processes) < 1:
-        raise PlrcError(f"processes is {list(processes)}; write one or more numbers of at least 1, such as 1 2 4")
+        raise ConfigError(f"processes must be one or more numbers >= 1, such as 1 2 4, got {list(processes)}")
     kind = choose_device(device).type
     workers = 0 if workers < 0 and kind == "cpu" else workers
     threads = max(1, torch.get_num_threads() // max(processes))
@@ -59,26 +72,34 @@ def run(
             print(f"scaling: {count} processes, {config.optim.steps} steps of {count * batch} images", file=sys.stderr)
             _pretrain(config, Path(folder) / f"run-{count}.toml")
             rates = [row["images_per_second"] for row in windows(config)]
-            rows.append({"processes": count, "images_per_second": median(rates), "spread": spread(rates)})
+            rows.append({"processes": count, "images_per_second": median(rates), "spread": interquartile_range(rates)})
     alone = rows[0]["images_per_second"] / rows[0]["processes"]
     for row in rows:
         row["efficiency"] = row["images_per_second"] / row["processes"] / alone
     return Bench(
         kind="scaling",
         settings={
-            "processes": list(processes), "backbone": backbone, "size": size, "batch": batch, "steps": steps,
-            "repeats": repeats, "workers": workers, "threads": threads, "device": kind,
+            "processes": list(processes),
+            "backbone": backbone,
+            "size": size,
+            "batch": batch,
+            "steps": steps,
+            "repeats": repeats,
+            "workers": workers,
+            "threads": threads,
+            "device": kind,
         },
         figures={key: rows[-1][key] for key in ("processes", "images_per_second", "efficiency")},
         rows=rows,
-    )  # fmt: skip
+    )
 
 
 def _pretrain(config: Config, path: Path) -> None:
-    """`plrc pretrain` with this configuration, in processes of its own."""
+    """Run `plrc pretrain` with this configuration in its own processes."""
     config.save(path)
     command = [sys.executable, "-m", "plrc", "pretrain", "--config", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        sentence = (done.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("plrc: ")
-        raise PlrcError(f"plrc pretrain --devices {config.run.devices} ended with status {done.returncode}: {sentence}")
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        reason = lines[-1].removeprefix("plrc: ")
+        raise RunError(f"plrc pretrain --devices {config.run.devices} ended with status {done.returncode}: {reason}")

@@ -1,6 +1,6 @@
-"""The model of docs/SCALING.md: seconds of a step from measured parts, for any number of processes.
+"""The model of docs/SCALING.md: seconds per step from measured parts, for any number of processes.
 
-python benchmarks/scaling_model.py            the tables of the document
+`python -m benchmarks.scaling_model` prints the tables of that page.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Machine:
-    """What one process has: measured (`plrc bench step`, `loader`) or assumed, and the document says which."""
+    """Resources of one process: measured (benchmarks `step` and `loader`) or assumed; the page says which."""
 
-    images_per_second: float  # of a process alone, with its batch
-    exchange: float  # bytes a second between processes, for each of them
+    images_per_second: float  # one process alone, with its batch
+    exchange: float  # bytes per second between processes, for each process
     flops: float  # of matrix products, for the point term's affinities
-    storage: float  # bytes a second of the images' store, for all processes together
-    disk: float  # bytes a second when a checkpoint is written
+    storage: float  # bytes per second of the images' store, for all processes together
+    disk: float  # bytes per second when a checkpoint is written
     latency: float = 0.0  # seconds of a collective of a few bytes
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is trained, per process where not said otherwise."""
+    """What is trained; numbers are per process."""
 
     batch: int
     gradient: float  # bytes of the trained parameters
@@ -36,9 +36,9 @@ class Run:
 
 
 def parts(machine: Machine, run: Run, processes: int) -> dict[str, float]:
-    """Seconds of each part of a step. Nothing is taken to overlap, so the sum is an upper bound."""
+    """Return the seconds of each part of a step. No overlap is assumed, so their sum is an upper bound."""
     others = (processes - 1) / processes
-    shuffled = 2 * run.batch * (3 * run.size**2 + (run.width + 256) * 49) * 4  # two views out, their features back
+    shuffled = 2 * run.batch * (3 * run.size**2 + (run.width + 256) * 49) * 4  # two views sent, their features returned
     keys = run.batch * run.points * run.width * 4 if run.negatives == "batch" else 0
     queries = run.batch * run.points
     far = (processes - 1) * queries if run.negatives == "batch" else 0  # keys of other processes
@@ -53,11 +53,11 @@ def parts(machine: Machine, run: Run, processes: int) -> dict[str, float]:
 
 
 def step(machine: Machine, run: Run, processes: int) -> float:
-    """Seconds of a step: its parts, or what its images take to be read."""
+    """Return the seconds per step: its parts, or reading its images if that takes longer."""
     return max(sum(parts(machine, run, processes).values()), processes * run.batch * run.file / machine.storage)
 
 
-# Measured: ResNet-18, 16 images of 128 px a process, two gloo processes of one core each (docs/SCALING.md).
+# Measured: ResNet-18, 16 images of 128 px per process, two gloo processes of one core each (docs/SCALING.md).
 CPU = Machine(15.7, 332e6, 86e9, 1e9, 1e9, 0.8e-3)
 RESNET18 = Run(16, 73e6, 240e6, size=128)
 
@@ -68,15 +68,15 @@ RESNET50 = Run(32, 148e6, 480e6)
 
 def main() -> None:
     for processes in (1, 2):
-        print(f"CPU, {processes} processes: {step(CPU, RESNET18, processes):.2f} s a step")
+        print(f"CPU, {processes} processes: {step(CPU, RESNET18, processes):.2f} s per step")
     for negatives in ("batch", "image"):
-        print(f"\nobjectives.negatives {negatives}: GPUs, seconds of a step by part, images a second, efficiency")
+        print(f"\nobjectives.negatives {negatives}: GPUs, milliseconds per step by part, images per second, efficiency")
         for processes in (1, 8, 64, 256, 1024):
             run = Run(**{**RESNET50.__dict__, "negatives": negatives})
-            found = parts(GPU, run, processes)
+            durations = parts(GPU, run, processes)
             seconds = step(GPU, run, processes)
             rate = processes * run.batch / seconds
-            shown = "  ".join(f"{name} {1000 * value:.2f}" for name, value in found.items())
+            shown = "  ".join(f"{name} {1000 * value:.2f}" for name, value in durations.items())
             print(f"{processes:5d}  ms: {shown}  rate {rate:,.0f}  efficiency {step(GPU, run, 1) / seconds:.2f}")
             hours = {images: images / rate / 3600 for images in (1e6, 1e8, 1e9)}
             print("       an epoch of", ", ".join(f"{n:.0e} images {h:.3g} h" for n, h in hours.items()))

@@ -1,15 +1,14 @@
-"""A whole training step against the network passes it needs and against the bare backbone, and where its time goes.
+"""A whole training step compared with the network passes it needs and with the bare backbone, and where its time goes.
 
-Layer 5: imports the engine, and the report of this folder. All variants share one student, teacher and optimiser, take
-turns in one process, and start from a batch in memory: uint8 views for the step, which augments them; finished views
-for the others. Every one of them updates with learning rate 0, at the same cost, so that all repeats see the same
-weights.
+All variants share one student, teacher and optimizer, run in turn in one process, and start from a batch in memory:
+uint8 views for the step, which augments them; finished views for the others. Each updates with learning rate 0, at the
+usual cost, so that all repeats see the same weights.
 
     training step    as in `engine/pretrain.py`: augmentation, teacher, student, objectives, backward, update, means
-    network passes   student forward and backward on A, teacher forward on C and B, heads included; optimiser step
-    bare backbone    the same without heads and optimiser
+    network passes   student forward and backward on A, teacher forward on C and B, heads included; optimizer step
+    bare backbone    the same without heads and optimizer
 
-All of them pass the batch in the same `bn_groups` parts.
+All of them process the batch in the same `bn_groups` parts.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.photographs import write_photographs
-from benchmarks.report import Bench, interleaved, median, peak_bytes, spread, synchronise
+from benchmarks.report import Bench, interquartile_range, median, peak_bytes, synchronize, time_interleaved
 from plrc import rng
 from plrc.config import Config, DataConfig
 from plrc.data import photometric
@@ -39,7 +38,7 @@ from plrc.engine.learner import Features
 from plrc.engine.metrics import MetricWindow
 from plrc.engine.optim import finite_gradient, guarded_step
 from plrc.engine.state import TrainingState
-from plrc.errors import PlrcError
+from plrc.errors import ConfigError
 from plrc.model import update_teacher
 from plrc.presets import preset
 from plrc.runtime import choose_device
@@ -57,15 +56,21 @@ def run(
     device: str = "auto",
     peers: bool = False,
 ) -> Bench:
-    """Time and peak memory of a step of the preset paper_r50 with this backbone, view size and batch.
+    """Measure time and peak memory of a training step of the preset paper_r50.
 
-    `bn_groups`: parts that BatchNorm sees apart, 0: what `plrc pretrain` takes for the batch. `peers`: beside it, the
-    steps of another library's MoCo v2 and DenseCL against their own passes (see `peers.py`), taking turns with ours.
+    Args:
+        backbone: A torchvision ResNet.
+        size: Side of a view, pixels.
+        batch: Images per step.
+        bn_groups: BatchNorm groups; 0: what `plrc pretrain` chooses for the batch.
+        repeats: Measured rounds.
+        device: auto, cpu, cuda or cuda:N.
+        peers: Also measure the steps of lightly's MoCo v2 and DenseCL (`peers.py`), interleaved with ours.
 
-    Figures, each the median over the turns of a ratio between neighbours in time: `time_ratio` (step / passes),
-    `backbone_ratio` (step / bare backbone), their spread (interquartile range); `memory_ratio`, between the peaks above
-    what is alive all the time (weights, queue, optimiser state). The rows with a `part` are of a step of its own that
-    waits for the device after each part, so on a GPU they may add up to more than the step.
+    Figures are medians over rounds of ratios within a round: `time_ratio` (step / network passes) and
+    `backbone_ratio` (step / bare backbone), each with its interquartile range; `memory_ratio` compares peaks beyond
+    what is always alive (weights, queue, optimizer state). Rows with a `part` come from a separate step that waits for
+    the device after each part, so on a GPU they may add up to more than the step.
     """
     chosen = choose_device(device)
     config = _config(backbone, size, batch, bn_groups)
@@ -80,42 +85,58 @@ def run(
 
         variants |= peer_variants(config, setting.views[QUERY], setting.views[REFERENCE], setting.autocast)
     print(f"step: {backbone}, {size} px, batch {batch}; {', '.join(variants)}", file=sys.stderr)
-    seconds = interleaved(variants | {"parts": setting.step_in_parts}, repeats, chosen)
-    parts = {name: median(found[-repeats:]) for name, found in setting.parts.items()}
+    seconds = time_interleaved(variants | {"parts": setting.step_in_parts}, repeats, chosen)
+    parts = {name: median(laps[-repeats:]) for name, laps in setting.parts.items()}
     print(f"step: peak memory of {len(variants)} variants", file=sys.stderr)
     peaks = {name: peak_bytes(function, chosen) for name, function in variants.items()}
     rows: list[dict[str, Any]] = [
-        {"variant": name, "seconds": median(seconds[name]), "spread": spread(seconds[name]), "peak_bytes": peaks[name]}
+        {
+            "variant": name,
+            "seconds": median(seconds[name]),
+            "spread": interquartile_range(seconds[name]),
+            "peak_bytes": peaks[name],
+        }
         for name in variants
     ]
-    whole = sum(parts.values())
-    rows += [{"variant": STEP, "part": p, "seconds": found, "share": found / whole} for p, found in parts.items()]
+    total = sum(parts.values())
+    for name, duration in parts.items():
+        rows.append({"variant": STEP, "part": name, "seconds": duration, "share": duration / total})
     figures = _ratios("time_ratio", seconds[STEP], seconds[PASSES])
     figures |= _ratios("backbone_ratio", seconds[STEP], seconds[BACKBONE])
     figures["memory_ratio"] = peaks[STEP] / peaks[PASSES]
-    for name in (name for name in variants if f"{name}: {PASSES}" in variants):
-        own = f"{name}: {PASSES}"
-        figures |= _ratios(f"{name}: time_ratio", seconds[name], seconds[own])
-        figures[f"{name}: memory_ratio"] = peaks[name] / peaks[own]
+    for name in variants:
+        passes = f"{name}: {PASSES}"
+        if passes in variants:
+            figures |= _ratios(f"{name}: time_ratio", seconds[name], seconds[passes])
+            figures[f"{name}: memory_ratio"] = peaks[name] / peaks[passes]
     precision = str(setting.state.learner.precision).removeprefix("torch.")
     return Bench(
         kind="step",
         settings={
-            "backbone": backbone, "size": size, "batch": batch, "bn_groups": config.model.bn_groups,
-            "repeats": repeats, "device": str(chosen), "precision": precision, "threads": torch.get_num_threads(),
+            "backbone": backbone,
+            "size": size,
+            "batch": batch,
+            "bn_groups": config.model.bn_groups,
+            "repeats": repeats,
+            "device": str(chosen),
+            "precision": precision,
+            "threads": torch.get_num_threads(),
         },
         figures=figures,
         rows=rows,
-    )  # fmt: skip
+    )
 
 
 class Setting:
-    """State, batch and views of one benchmark, and its variants as functions."""
+    """Training state, batch and views of the benchmark, and its variants as methods."""
 
     def __init__(self, config: Config, batch: Batch, device: torch.device) -> None:
-        self.config, self.batch, self.device = config, batch, device
+        self.config = config
+        self.batch = batch
+        self.device = device
         self.state = TrainingState(config, device)
-        learner = self.learner = self.state.learner
+        self.learner = self.state.learner
+        learner = self.learner
         self.window = MetricWindow(config.optim.batch_size, learner.key_counts())
         self.views = photometric.augment(batch.images.flatten(0, 1), batch.color.flatten(0, 1), config.views)
         self.views = self.views.contiguous(memory_format=learner.memory_format).unflatten(0, batch.images.shape[:2])
@@ -123,17 +144,19 @@ class Setting:
         self.parts: dict[str, list[float]] = {}  # seconds of each call of step_in_parts
 
     def step(self, lr: float = 0.0) -> None:
-        """What `engine/pretrain.py` does with one batch."""
-        o = self.config.objectives
+        """Do what `engine/pretrain.py` does with a batch."""
+        temperature = self.config.objectives.teacher_temperature
         self.state.guard.remember()
-        outcome = self.learner.compute_terms(self.batch, self.learner.student, self.order, o.teacher_temperature)
+        outcome = self.learner.compute_terms(self.batch, self.learner.student, self.order, temperature)
         self.state.scaler.scale(self.learner.total_loss(outcome.terms)).backward()
         self.window.add_terms(outcome.terms)
         self.window.add_step(*self.state.update([outcome], lr, self.config.optim.teacher_momentum))
 
     def step_in_parts(self, lr: float = 0.0) -> None:
-        """The same, with `TrainingState.update` spelt out, waiting for the device after each part to take its time."""
-        state, learner, o = self.state, self.learner, self.config.objectives
+        """Do the same with `TrainingState.update` written out, and wait for the device after each part."""
+        state = self.state
+        learner = self.learner
+        temperature = self.config.objectives.teacher_temperature
         laps = _Laps(self.device)
         state.guard.remember()
         laps("guard")
@@ -143,14 +166,14 @@ class Setting:
         ]
 
         def student(*arguments: Any) -> Features:
-            laps("augmentation and shuffling")  # back from the order that the teacher's BatchNorm saw
+            laps("augmentation and shuffling")  # undoing the shuffle that the teacher's BatchNorm saw
             features: Features = learner.student(*arguments)
             laps("student forward")
-            for feature in features.values():  # their gradients are the last that the objectives' backward computes
+            for feature in features.values():  # the objectives' backward computes their gradients last
                 feature.register_hook(lambda _: laps("objectives"))
             return features
 
-        outcome = learner.compute_terms(self.batch, student, self.order, o.teacher_temperature)
+        outcome = learner.compute_terms(self.batch, student, self.order, temperature)
         for hook in hooks:
             hook.remove()
         loss = state.scaler.scale(learner.total_loss(outcome.terms))
@@ -163,7 +186,7 @@ class Setting:
         laps("guard")
         guarded_step(state.optimizer, lr, keep)
         state.scaler.update()
-        laps("optimiser")
+        laps("optimizer")
         update_teacher(learner.teacher, learner.student, self.config.optim.teacher_momentum, keep)
         laps("EMA")
         learner.update_queue_and_center([outcome], keep)
@@ -177,7 +200,9 @@ class Setting:
             self.parts.setdefault(name, []).append(seconds)
 
     def passes(self) -> None:
-        student, teacher, groups = self.learner.student, self.learner.teacher, self.config.model.bn_groups
+        student = self.learner.student
+        teacher = self.learner.teacher
+        groups = self.config.model.bn_groups
         with self.autocast():
             with torch.no_grad():
                 teacher(self.views[REFERENCE], groups)
@@ -187,7 +212,9 @@ class Setting:
         guarded_step(self.state.optimizer, 0.0, torch.ones((), dtype=torch.bool, device=self.device))
 
     def bare_backbone(self) -> None:
-        student, teacher, groups = self.learner.student, self.learner.teacher, self.config.model.bn_groups
+        student = self.learner.student
+        teacher = self.learner.teacher
+        groups = self.config.model.bn_groups
         with self.autocast():
             with torch.no_grad():
                 for view in (REFERENCE, MATCH):
@@ -199,13 +226,13 @@ class Setting:
         student.zero_grad(set_to_none=True)
 
     def autocast(self) -> torch.autocast:
-        """The precision of networks in a step; nothing for float32."""
+        """Return the autocast context of the networks in a step; disabled for float32."""
         precision = self.learner.precision
         return torch.autocast(self.device.type, precision, enabled=precision != torch.float32)
 
 
 def make_batch(config: Config) -> Batch:
-    """A batch as the loader's workers give it, from generated photographs."""
+    """Make a batch as the loader's workers do, from generated photographs."""
     count = config.optim.batch_size
     with tempfile.TemporaryDirectory() as folder:
         write_photographs(Path(folder) / "images", count)
@@ -215,42 +242,41 @@ def make_batch(config: Config) -> Batch:
 
 
 def _config(backbone: str, size: int, batch: int, bn_groups: int) -> Config:
-    """paper_r50 at these sizes. Raises PlrcError for sizes that no run could have."""
+    """Return paper_r50 at these sizes; raise ConfigError for sizes that no run could have."""
     if not 0 <= bn_groups <= batch:
-        raise PlrcError(
-            f"bn_groups is {bn_groups}; write 0 (chosen from the batch) or up to the batch's {batch} images"
-        )
-    config = preset("paper_r50")
+        raise ConfigError(f"bn_groups must be 0 (chosen from the batch) to {batch} (the batch), got {bn_groups}")
     values = {
         "model.backbone": backbone,
         "views.size": size,
         "optim.batch_size": batch,
-        "objectives.queue": config.objectives.queue,
+        "objectives.queue": preset("paper_r50").objectives.queue,
     }
     if bn_groups:
         values["model.bn_groups"] = bn_groups
-    return adapt(config.with_values(values), images=100 * batch)[0]
+    config = preset("paper_r50").with_values(values)
+    return adapt(config, images=100 * batch)[0]
 
 
 def _backward(features: list[Tensor]) -> None:
     torch.stack([feature.mean() for feature in features]).sum().backward()
 
 
-def _ratios(name: str, seconds: list[float], of: list[float]) -> dict[str, float]:
-    ratios = [a / b for a, b in zip(seconds, of, strict=True)]
-    return {name: median(ratios), f"{name}_spread": spread(ratios)}
+def _ratios(name: str, numerators: list[float], denominators: list[float]) -> dict[str, float]:
+    ratios = [a / b for a, b in zip(numerators, denominators, strict=True)]
+    return {name: median(ratios), f"{name}_spread": interquartile_range(ratios)}
 
 
 class _Laps:
-    """laps(part): adds the time since the last call to `part`, after the device has done its work."""
+    """A stopwatch: laps(part) waits for the device and adds the time since the last call to `part`."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.seconds = device, defaultdict[str, float](float)
-        synchronise(device)
+        self.device = device
+        self.seconds = defaultdict[str, float](float)
+        synchronize(device)
         self.last = time.perf_counter()
 
     def __call__(self, part: str) -> None:
-        synchronise(self.device)
+        synchronize(self.device)
         now = time.perf_counter()
         self.seconds[part] += now - self.last
         self.last = now

@@ -26,7 +26,7 @@ def test_figures_are_medians_of_the_windows_after_the_first(capsys: pytest.Captu
         assert found.figures[name] > 0
     assert found.figures["data_wait_share"] < 1
     assert found.settings == TINY | {"steps": 2, "repeats": 2, "workers": 1}  # as many as the run took
-    assert capsys.readouterr().out == ""  # standard output is the table's
+    assert capsys.readouterr().out == ""  # standard output is for the table
 
 
 def test_windows_are_read_from_the_metrics(tmp_path: Path) -> None:
@@ -48,8 +48,8 @@ def test_a_short_run_is_the_papers_recipe(tmp_path: Path, batch: int, groups: in
 
 
 @pytest.mark.parametrize("name", ["batch", "steps", "repeats"])
-def test_nothing_to_measure_is_a_mistake(name: str) -> None:
-    with pytest.raises(PlrcError, match=f"{name} is 0.*write 1 or more for each"):
+def test_zero_sizes_are_refused(name: str) -> None:
+    with pytest.raises(PlrcError, match=r"batch, steps and repeats must be >= 1, got .*0"):
         epoch.run(**TINY | {"steps": 1, "repeats": 1, name: 0})
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks import report
-from benchmarks.report import Bench, interleaved, median, peak_bytes, spread
+from benchmarks.report import Bench, interquartile_range, median, peak_bytes, time_interleaved
 
 from plrc.errors import PlrcError
 
@@ -21,15 +21,15 @@ BENCH = Bench("step", {"batch": 8}, {"ratio": 1.25}, [{"variant": "a", "bytes": 
 def test_functions_take_turns_and_warm_up_rounds_are_left_out() -> None:
     calls: list[str] = []
     functions = {"fast": lambda: calls.append("fast"), "slow": lambda: (calls.append("slow"), time.sleep(0.02))}
-    seconds = interleaved(functions, 3, CPU, warmup=2)
+    seconds = time_interleaved(functions, 3, CPU, warmup=2)
     assert calls == 5 * ["fast", "slow"]
-    assert [len(found) for found in seconds.values()] == [3, 3]
+    assert [len(durations) for durations in seconds.values()] == [3, 3]
     assert max(seconds["fast"]) < 0.02 <= min(seconds["slow"])
 
 
-def test_no_repeats_measure_nothing() -> None:
-    with pytest.raises(PlrcError, match="repeats is 0; write 1 or more"):
-        interleaved({}, 0, CPU)
+def test_zero_repeats_are_refused() -> None:
+    with pytest.raises(PlrcError, match="repeats must be >= 1, got 0"):
+        time_interleaved({}, 0, CPU)
 
 
 def test_peak_is_what_is_alive_at_once_beyond_what_was_before() -> None:
@@ -48,8 +48,8 @@ def test_peak_is_what_is_alive_at_once_beyond_what_was_before() -> None:
 
 
 def test_median_and_interquartile_range() -> None:
-    assert median([4.0, 1.0, 2.0]) == 2 and spread([5.0, 1.0, 2.0, 3.0, 4.0]) == 2
-    assert spread([7.0]) == 0
+    assert median([4.0, 1.0, 2.0]) == 2 and interquartile_range([5.0, 1.0, 2.0, 3.0, 4.0]) == 2
+    assert interquartile_range([7.0]) == 0
 
 
 def test_table_aligns_columns_and_leaves_gaps() -> None:
@@ -73,7 +73,7 @@ def test_json_holds_everything(tmp_path: Path) -> None:
     assert content["machine"]["torch"] == torch.__version__ and content["machine"]["cpu"]
 
 
-def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_an_unwritable_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(PlrcError, match="name another --json FILE"):
         BENCH.save(tmp_path / "file" / "step.json")

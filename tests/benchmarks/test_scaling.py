@@ -23,7 +23,7 @@ def test_efficiency_is_the_rate_of_a_process_over_that_of_the_first_line() -> No
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_is_told_in_its_own_words() -> None:
+def test_a_failed_run_is_reported_with_its_own_message() -> None:
     with pytest.raises(PlrcError, match=r"--devices 1 ended with status 2: model.backbone is 'resnet9'; write one of"):
         scaling.run(processes=(1,), **TINY | {"backbone": "resnet9"})
 
@@ -32,10 +32,10 @@ def test_a_run_that_fails_is_told_in_its_own_words() -> None:
     ("change", "message"),
     [
         ({"device": "tpu"}, "run.device is 'tpu'; write auto, cpu, cuda"),
-        ({"processes": ()}, "processes is []; write one or more numbers"),
-        ({"processes": (1, 0)}, "processes is [1, 0]; write"),
+        ({"processes": ()}, "processes must be one or more numbers >= 1, such as 1 2 4, got []"),
+        ({"processes": (1, 0)}, "processes must be one or more numbers >= 1, such as 1 2 4, got [1, 0]"),
     ],
 )
-def test_a_mistake_starts_nothing(change: dict[str, object], message: str) -> None:
+def test_bad_input_starts_no_process(change: dict[str, object], message: str) -> None:
     with pytest.raises(PlrcError, match=re.escape(message)):
         scaling.run(**TINY | change)

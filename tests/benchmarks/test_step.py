@@ -19,7 +19,7 @@ SMALL = {
     "objectives.reference_grid": 4,
 }
 PARTS = {
-    "guard", "augmentation and shuffling", "teacher forward", "student forward", "objectives", "backward", "optimiser",
+    "guard", "augmentation and shuffling", "teacher forward", "student forward", "objectives", "backward", "optimizer",
     "EMA", "queue", "running means",
 }  # fmt: skip
 
@@ -123,5 +123,5 @@ def test_groups_are_those_of_a_run_unless_chosen(batch: int, asked: int, groups:
 
 
 def test_more_groups_than_images_are_refused() -> None:
-    with pytest.raises(PlrcError, match=r"bn_groups is 5; write 0 .* or up to the batch's 4 images"):
+    with pytest.raises(PlrcError, match=r"bn_groups must be 0 .* to 4 .*, got 5"):
         step.run(batch=4, bn_groups=5, device="cpu")
