@@ -19,11 +19,11 @@ def test_the_second_start_uses_the_index(monkeypatch: pytest.MonkeyPatch) -> Non
     walk = layouts.list_folder
 
     def counted(source: str) -> layouts.Listing:
-        found = walk(source)
-        walks.append(len(found.names))
-        return found
+        listed = walk(source)
+        walks.append(len(listed.names))
+        return listed
 
-    monkeypatch.setattr(layouts, "folder", counted)
+    monkeypatch.setattr(layouts, "list_folder", counted)
     found = listing.run(files=2100, batch=4, workers=0)
     assert walks == [2100]  # the first start alone
     assert [(row["start"], row["part"]) for row in found.rows[:4]] == [
