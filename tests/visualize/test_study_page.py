@@ -20,7 +20,7 @@ EVIL = '<b>"x.jpg'
 def found() -> dict[str, Any]:
     study = Study.load(ROOT / "studies" / "transfer.toml")
     lines = [json.loads(line) for line in (ROOT / "docs/results/study/transfer.jsonl").read_text().splitlines()]
-    return content(study.title, lines, study.metric, study.baseline, len(study.cells()), EVIL)
+    return content(study.title, lines, study.metric, study.baseline, len(study.runs), EVIL)
 
 
 def test_the_figures_are_those_of_the_table(found: dict[str, Any], tmp_path: Path, page: Any) -> None:
