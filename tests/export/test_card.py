@@ -37,7 +37,7 @@ def test_a_card_lies_beside_every_export_and_is_filled_from_the_run(tiny: Callab
         "| kind of source | `folder` |",
         f"| SHA-256 of names and sizes | `{manifest['sha256']}` |",
         "| steps | `3` |",
-        "| images seen | `24 (8 a step)` |",
+        "| images seen | `24 (8 per step)` |",
         "| preset | `debug_cpu` |",
         "- `optim.lr`: `0.002` (preset: `0.001`)",
         *(f"| {term}_loss | `{last[f'{term}_loss']:.4f}` |" for term in ("image", "point", "distill")),

@@ -15,7 +15,8 @@ import torch
 from tests.export.test_torchvision import names, saved_run
 
 from plrc.cli import main
-from plrc.export import TARGETS, mmdetection
+from plrc.export import TARGETS
+from plrc.export.targets import mmdetection
 from plrc.model import build_backbone
 
 PAGE = (Path(__file__).parents[2] / "docs" / "HANDOVER.md").read_text(encoding="utf-8")
@@ -146,7 +147,7 @@ def test_mmdetections_configuration_is_that_of_the_export(runs: Callable[[str, s
     config = runpy.run_path(str(file))
     model, found = config["model"], receipt("mmdetection.pth")["settings"]
     ours = model["backbone"]
-    usual = mmdetection.backbone("resnet18")
+    usual = mmdetection.backbone_config("resnet18")
     for key, value in usual.items():
         if key in ours and key != "norm_cfg":
             assert ours[key] == value, key

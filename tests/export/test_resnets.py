@@ -73,12 +73,12 @@ def test_names_that_only_look_alike_stay() -> None:
 def test_a_structure_that_differs_is_named() -> None:
     own = {key: torch.zeros(shape) for key, shape in shapes(RESNETS["resnet18"], naming.torchvision).items()}
     state = rename(own, RESNETS["resnet18"], naming.detectron2)
-    check_structure(state, RESNETS["resnet18"], naming.detectron2)
-    with pytest.raises(PlrcError, match=r"lacks res2\.2\.conv1\.norm\.bias, .* and \d+ more; export again"):
-        check_structure(state, RESNETS["resnet34"], naming.detectron2)
+    check_structure(state, RESNETS["resnet18"], naming.detectron2, "no ResNet-18")
+    with pytest.raises(PlrcError, match=r"^no ResNet-34: missing keys: res2\.2\.conv1\.norm\.bias, .* and \d+ more$"):
+        check_structure(state, RESNETS["resnet34"], naming.detectron2, "no ResNet-34")
     wrong = state | {"stem.conv1.weight": torch.zeros(64, 1, 7, 7)}
     with pytest.raises(PlrcError, match=r"stem\.conv1\.weight \[64, 1, 7, 7\] instead of \[64, 3, 7, 7\]"):
-        check_structure(wrong, RESNETS["resnet18"], naming.detectron2)
+        check_structure(wrong, RESNETS["resnet18"], naming.detectron2, "no ResNet-18")
 
 
 def test_a_pickle_holds_plain_arrays_and_names_nothing_else(tmp_path: Path) -> None:

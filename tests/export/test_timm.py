@@ -14,8 +14,8 @@ import plrc
 from plrc.config import Config
 from plrc.engine.checkpoint import load_checkpoint, newest_checkpoint
 from plrc.errors import PlrcError
-from plrc.export import BACKBONE, export_backbone, library_of
-from plrc.export import timm as to_timm
+from plrc.export import BACKBONE, TARGETS, export_backbone, library_of
+from plrc.export.proof import prove
 
 timm = pytest.importorskip("timm", reason="needs the extra timm")
 NAME = "resnet10t"
@@ -59,15 +59,15 @@ def test_a_run_hands_itself_over_to_timm(tiny: Callable[..., Config], tmp_path: 
 def test_a_file_that_differs_from_the_run_is_refused(tmp_path: Path, student: dict[str, torch.Tensor]) -> None:
     file = tmp_path / "file.pt"
     torch.save(student, file)
-    assert to_timm.prove(file, f"timm:{NAME}", student).tensors == len(student)
+    assert prove(TARGETS["timm"], file, f"timm:{NAME}", student).tensors == len(student)
     name = next(iter(student))
     torch.save(student | {name: student[name] + 1e-7}, file)
     with pytest.raises(PlrcError, match="the file differs from the run in 1 tensors"):
-        to_timm.prove(file, f"timm:{NAME}", student)
+        prove(TARGETS["timm"], file, f"timm:{NAME}", student)
     short = {key: value for key, value in student.items() if key != name}
     torch.save(short, file)
     with pytest.raises(PlrcError, match="is not a timm:resnet10t"):
-        to_timm.prove(file, f"timm:{NAME}", short)
+        prove(TARGETS["timm"], file, f"timm:{NAME}", short)
 
 
 def test_each_backbone_knows_its_library() -> None:
@@ -75,4 +75,4 @@ def test_each_backbone_knows_its_library() -> None:
     assert library_of("timm:resnet50.a1_in1k") == library_of("timm:convnext_atto") == "timm"
     assert library_of("package.module:function") == "safetensors"
     with pytest.raises(PlrcError, match="timm has no package"):
-        to_timm.tensors("package.module:function", {})
+        TARGETS["timm"].rename("package.module:function", {})

@@ -19,9 +19,9 @@ from plrc.cli import main
 from plrc.config import Config
 from plrc.engine.checkpoint import load_checkpoint, newest_checkpoint
 from plrc.errors import PlrcError
-from plrc.export import BACKBONE, export_backbone, library_of
-from plrc.export import safetensors as to_safetensors
+from plrc.export import BACKBONE, TARGETS, export_backbone, library_of
 from plrc.export.formats import read_tensors, write_tensors
+from plrc.export.proof import prove
 from plrc.model import build_backbone
 from plrc.model.user_code import call_function
 from plrc.transfer.initial import initial_backbone, verify_inside
@@ -161,9 +161,9 @@ def test_a_network_for_whole_strides_only_goes_to_files_and_onnx(tmp_path: Path)
 FAULTS: dict[str, tuple[Callable[[State], State], str]] = {
     "renamed": (
         lambda s: {k.replace("stem", "steam"): v for k, v in s.items()},
-        r"lacks stem\.weight and it has",
+        r"missing keys: stem\.weight; unexpected keys: steam\.weight",
     ),
-    "dropped": (lambda s: {k: v for k, v in s.items() if k != "norm.bias"}, "it lacks norm.bias"),
+    "dropped": (lambda s: {k: v for k, v in s.items() if k != "norm.bias"}, r"missing keys: norm\.bias"),
     "swapped channels": (
         lambda s: s | {"stem.weight": s["stem.weight"].flip(1)},
         "input channels are in reverse",
@@ -187,9 +187,9 @@ def test_a_fault_in_the_file_is_caught_and_named(fault: str, tmp_path: Path) -> 
     file = tmp_path / "file.pt"
     torch.save(change(student), file)
     with pytest.raises(PlrcError, match=sentence):
-        to_safetensors.prove(file, name, student)
+        prove(TARGETS["safetensors"], file, name, student)
     torch.save(student, file)
-    assert to_safetensors.prove(file, name, student).largest_difference == 0
+    assert prove(TARGETS["safetensors"], file, name, student).largest_difference == 0
 
 
 def test_a_function_that_builds_another_network_than_the_run_trained_is_caught(

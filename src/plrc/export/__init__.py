@@ -1,12 +1,13 @@
-"""Hand-over of a trained backbone: written in the names of the library that goes on with it, then proven.
+"""Export of a trained backbone to the library that continues with it, and its proof.
 
-Layer 5: imports engine and below, never transfer, visualize or bench. `export_backbone` writes a file and verifies it;
-`load_backbone` gives a trained backbone back. A new target is one file like `torchvision.py` and one line in TARGETS.
+`export_backbone` writes a file and proves it; `load_backbone` loads a trained backbone.
 """
 
 from __future__ import annotations
 
 from plrc.export.features import DenseFeatures, load_backbone
-from plrc.export.write import BACKBONE, TARGETS, Receipt, export_backbone, library_of
+from plrc.export.receipt import Receipt
+from plrc.export.targets import TARGETS
+from plrc.export.write import BACKBONE, export_backbone, library_of
 
 __all__ = ["BACKBONE", "TARGETS", "DenseFeatures", "Receipt", "export_backbone", "library_of", "load_backbone"]

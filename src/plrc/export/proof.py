@@ -1,97 +1,194 @@
-"""The proofs behind a receipt: equal tensors, bit for bit, and equal features; what differs is named.
+"""The proof behind a receipt: tensors equal bit for bit and equal features; differences are named.
 
-Layer 5: imports model and below. Shapes: B images, H x W pixels, C channels.
+Shapes: B images, H x W pixels, C channels.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from plrc.errors import PlrcError
-from plrc.model.backbone import build_backbone
-from plrc.model.naming import COUNTER
+from plrc.errors import ExportError
+from plrc.export.resnets import RESNETS, check_structure, resnet_name
+from plrc.export.target import (
+    IMAGE_SIZE,
+    TOLERANCE,
+    Features,
+    LibraryUnavailable,
+    LoadedNetwork,
+    Target,
+    without_counters,
+)
+from plrc.model.backbone import Backbone, build_backbone
+from plrc.model.naming import COUNTER, name_difference
 from plrc.model.user_code import describe_error
 from plrc.text import some
-
-TOLERANCE = 1e-5  # of the largest feature: the same float32 operations, in whatever order the library runs them
-SIZE = (96, 96)  # of the images that features are compared on
-Features = Callable[[Tensor], Mapping[int, Tensor]]
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What was compared with the run's student, and where."""
+    """What was compared with the run's student, and where.
+
+    Attributes:
+        tensors: Number of tensors in the file, each equal to the student's bit for bit.
+        absent: Tensors of the backbone that the file leaves out by rule.
+        networks: Networks of the target into which the file was loaded.
+        largest_difference: Between features of these networks and of plrc's, relative to the largest feature; None if
+            they were not compared.
+        left_random: Tensors of these networks that a backbone does not have.
+        unverified: Why the file was loaded into no network, only names and shapes were checked by rule; else empty.
+    """
 
     tensors: int
-    """In the file, each equal bit for bit."""
-    largest_difference: float | None = None
-    """Between features of the target's network and plrc's, relative to the largest feature; None: not compared."""
-    left_random: tuple[str, ...] = ()
-    """Tensors of the target's network that a backbone does not have."""
-    tolerance: float = TOLERANCE
-    networks: tuple[str, ...] = ()
-    """Of the target, that the file was loaded into."""
-    unverified: str = ""
-    """Why it was loaded into none: then names and shapes were checked by rule."""
     absent: tuple[str, ...] = ()
-    """Tensors of the backbone that the file leaves out by rule."""
+    networks: tuple[str, ...] = ()
+    largest_difference: float | None = None
+    left_random: tuple[str, ...] = ()
+    unverified: str = ""
 
 
-def installed(package: str) -> str:
-    """The version of a package that is installed here; empty if it is not."""
+def prove(target: Target, file: Path, backbone: str, student: Mapping[str, Tensor]) -> Proof:
+    """Compare an exported file with the run's student: in the file itself, and loaded into networks of the target.
+
+    Args:
+        target: The library or format that the file was written for.
+        file: The exported file.
+        backbone: The run's `model.backbone`.
+        student: The backbone's tensors under its own names.
+
+    Returns:
+        What was compared. Where the target's library cannot be used, names and shapes were checked by rule.
+
+    Raises:
+        ExportError: Names, values or features differ.
+    """
+    expected = target.rename(backbone, dict(student))
+    tensors = target.read(file)
+    check_tensors(tensors, expected, "the file")
+    resnet = RESNETS.get(resnet_name(backbone))
+    if target.naming is not None and resnet is not None:
+        check_structure(tensors, resnet, target.naming, f"the run's student is not a {backbone}")
+    absent: tuple[str, ...] = ()
+    if not target.keeps_counters:
+        absent = tuple(name for name in student if name.endswith(COUNTER))
+    if not target.version():
+        return Proof(len(tensors), absent, unverified=f"{target.package} is not installed")
     try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
+        networks = target.load(file, backbone, tensors)
+    except LibraryUnavailable as reason:
+        return Proof(len(tensors), absent, unverified=str(reason))
+    own_network = backbone_with(backbone, student)
+    differences = []
+    for network in networks:
+        _check_loaded_tensors(network, expected, target.name)
+        differences += _feature_differences(network, own_network, target.tolerance)
+    return Proof(
+        tensors=len(tensors),
+        absent=absent,
+        networks=tuple(network.name for network in networks),
+        largest_difference=max(differences),
+        left_random=sum((network.left_random for network in networks), ()),
+    )
 
 
-def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
-    """Raise PlrcError, which names the tensors, unless both hold the same names with the same bits."""
-    check_names(found, expected, where)
-    differ = [f"{name} ({how})" for name, tensor in expected.items() if (how := _difference(found[name], tensor))]
-    if differ:
-        raise PlrcError(f"{where} differs from the run in {len(differ)} tensors: {some(differ)}; export again")
+def _check_loaded_tensors(network: LoadedNetwork, expected: Mapping[str, Tensor], library: str) -> None:
+    compared = network.tensors
+    if not network.keeps_counters:
+        compared = without_counters(compared)
+        expected = without_counters(expected)
+    check_tensors(compared, expected, f"{library}'s {network.name}")
 
 
-def check_names(found: Iterable[str], expected: Iterable[str], where: str) -> None:
-    """Raise PlrcError unless both are the same names, in any order."""
-    found, expected = list(found), list(expected)
-    lacks, more = sorted({*expected} - {*found}), sorted({*found} - {*expected})
-    faults = [f"it {word} {some(names)}" for word, names in (("lacks", lacks), ("has beside them", more)) if names]
-    if faults:
-        raise PlrcError(f"{where} does not hold the run's tensors: {' and '.join(faults)}; export again")
+def _feature_differences(network: LoadedNetwork, own_network: Backbone, tolerance: float) -> list[float]:
+    """The largest relative difference for each size of images that the network is compared on."""
+    strides = network.strides or tuple(own_network.channels)
+
+    def expected(images: Tensor) -> dict[int, Tensor]:
+        return {stride: features for stride, features in own_network(images).items() if stride in strides}
+
+    return [check_features(network.features, expected, tolerance, size) for size in network.sizes]
+
+
+def backbone_with(name: str, student: Mapping[str, Tensor]) -> Backbone:
+    """The backbone `name` in eval mode with the student's tensors, with the stride of layer4 that its library has.
+
+    Raises:
+        ExportError: Names or shapes differ.
+    """
+    network = build_backbone(name)
+    try:
+        network.net.load_state_dict(student)
+    except RuntimeError as error:
+        raise ExportError(f"the run's student is not a {name}: {error}") from error
+    return network.eval()
+
+
+def check_tensors(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
+    """Compare two sets of named tensors bit for bit.
+
+    Args:
+        actual: Tensors by name, as they were read or loaded.
+        expected: Tensors by name, as they are in the run.
+        where: What holds `actual`, the subject of the error's sentence.
+
+    Raises:
+        ExportError: Names or bits differ; it names the tensors.
+    """
+    names = name_difference(actual, expected)
+    if names:
+        raise ExportError(f"{where} does not hold the run's tensors: {names}; export again")
+    differences = []
+    for name, tensor in expected.items():
+        difference = _difference(actual[name], tensor)
+        if difference:
+            differences.append(f"{name} ({difference})")
+    if differences:
+        raise ExportError(
+            f"{where} differs from the run in {len(differences)} tensors: {some(differences)}; export again"
+        )
 
 
 def check_features(
-    theirs: Features, ours: Features, tolerance: float = TOLERANCE, size: tuple[int, int] = SIZE
+    actual: Features, expected: Features, tolerance: float = TOLERANCE, size: tuple[int, int] = IMAGE_SIZE
 ) -> float:
-    """The largest difference of two networks in eval mode, relative to the largest feature of its level.
+    """Compare the features of two networks in eval mode.
 
-    Raises PlrcError above `tolerance`, for other levels or shapes, for features that are not finite, and where a
-    network does not take images of `size`.
+    Args:
+        actual: The target's network: images [B, 3, H, W] -> {stride: features [B, C, h, w]}.
+        expected: The run's network.
+        tolerance: Largest difference that is allowed, relative to the largest feature of the level.
+        size: Height and width of the images.
+
+    Returns:
+        The largest relative difference of all levels.
+
+    Raises:
+        ExportError: The difference is above `tolerance` or not finite, levels or shapes differ, or a network does not
+            take images of this size.
     """
-    largest = 0.0
+    images = example_images(size)
     try:
         with torch.inference_mode():
-            images = example_images(size)
-            a, b = theirs(images), ours(images)
+            levels = actual(images)
+            expected_levels = expected(images)
     except Exception as error:  # networks of other libraries and of the user's own may raise anything
-        raise PlrcError(
+        raise ExportError(
             f"features of images [2, 3, {size[0]}, {size[1]}] cannot be compared: {describe_error(error)}"
         ) from error
-    if {s: f.shape for s, f in a.items()} != {s: f.shape for s, f in b.items()}:
-        raise PlrcError("the exported network has features of other levels or shapes than the run's")
-    for stride, features in b.items():
-        difference = float((a[stride] - features).abs().max() / features.abs().max().clamp_min(1e-12))
+    if _shapes(levels) != _shapes(expected_levels):
+        raise ExportError("the exported network has features of other levels or shapes than the run's")
+    largest = 0.0
+    for stride, features in expected_levels.items():
+        scale = features.abs().max().clamp_min(1e-12)
+        difference = float((levels[stride] - features).abs().max() / scale)
         if not math.isfinite(difference) or difference > tolerance:
-            raise PlrcError(
+            raise ExportError(
                 f"the exported network's features of stride {stride} differ from the run's by {difference:.1e} of the "
                 f"largest (allowed {tolerance:.0e})"
             )
@@ -99,21 +196,9 @@ def check_features(
     return largest
 
 
-def features_of(name: str, student: Mapping[str, Tensor], strides: Iterable[int] = ()) -> Features:
-    """The run's own backbone in eval mode, at some strides or at all that it has, with layer4 as its library has it."""
-    net = build_backbone(name)
-    try:
-        net.net.load_state_dict(student)
-    except RuntimeError as error:  # names or shapes that differ
-        raise PlrcError(f"the run's student is not a {name}: {error}") from error
-    net.eval()
-    wanted = tuple(strides) or tuple(net.channels)
-    return lambda images: {stride: features for stride, features in net(images).items() if stride in wanted}
-
-
-def example_images(size: int | tuple[int, int] = SIZE) -> Tensor:
-    """[2, 3, *size] in normalized units: noise and a smooth picture, the same in every call."""
-    height, width = (size, size) if isinstance(size, int) else size
+def example_images(size: tuple[int, int] = IMAGE_SIZE) -> Tensor:
+    """Two normalized images [2, 3, *size], one of noise and one that is smooth, the same in every call."""
+    height, width = size
     noise = torch.randn(3, height, width, generator=torch.Generator().manual_seed(0))
     y, x = torch.meshgrid(torch.linspace(0, 3, height), torch.linspace(0, 2, width), indexing="ij")
     smooth = torch.stack([torch.sin(x + y), torch.cos(2 * x), torch.sin(x * y)])
@@ -121,9 +206,11 @@ def example_images(size: int | tuple[int, int] = SIZE) -> Tensor:
 
 
 def content_hash(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, types, shapes and values: the same for the same backbone in whatever file it is.
+    """SHA-256 of names, types, shapes and values: the same for the same backbone in any file format.
 
-    Names are the backbone's own. BatchNorm's step counters do not count: not every format has them.
+    Args:
+        state: Tensors under the backbone's own names. BatchNorm's step counters do not count: not every format has
+            them.
     """
     digest = hashlib.sha256()
     for name in sorted(state):
@@ -134,15 +221,22 @@ def content_hash(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _difference(found: Tensor, expected: Tensor) -> str:
+def _shapes(levels: Mapping[int, Tensor]) -> dict[int, torch.Size]:
+    return {stride: features.shape for stride, features in levels.items()}
+
+
+def _difference(actual: Tensor, expected: Tensor) -> str:
     """How a tensor differs; empty if it has the same bits."""
-    if found.dtype != expected.dtype:
-        return f"{found.dtype} instead of {expected.dtype}".replace("torch.", "")
-    if found.shape != expected.shape:
-        return f"{list(found.shape)} instead of {list(expected.shape)}"
-    a, b = found.cpu().contiguous().reshape(-1), expected.cpu().contiguous().reshape(-1)
-    if torch.equal(a.view(torch.uint8), b.view(torch.uint8)):
+    if actual.dtype != expected.dtype:
+        return f"{actual.dtype} instead of {expected.dtype}".replace("torch.", "")
+    if actual.shape != expected.shape:
+        return f"{list(actual.shape)} instead of {list(expected.shape)}"
+    if torch.equal(_bytes(actual), _bytes(expected)):
         return ""
-    if found.dim() == 4 and torch.equal(found.flip(1), expected):
+    if actual.dim() == 4 and torch.equal(actual.flip(1), expected):
         return "its input channels are in reverse order"
-    return f"values differ by up to {float((a.double() - b.double()).abs().max()):.1e}"
+    return f"values differ by up to {float((actual.double() - expected.double()).abs().max()):.1e}"
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8)

@@ -1,7 +1,6 @@
 """The ResNets that several libraries share: their numbers, and by rule every tensor's name and shape in each library.
 
-Layer 5: imports model's names and this folder. From the numbers follow the exported names, and the list that a file is
-checked against where a library is not installed.
+From the numbers follow the exported names, and the list that a file is checked against if a library is not installed.
 """
 
 from __future__ import annotations
@@ -11,17 +10,23 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from plrc.errors import PlrcError
-from plrc.export.proof import check_names
-from plrc.model.naming import COUNTER, Naming, Place, torchvision
+from plrc.errors import ExportError
+from plrc.model.naming import COUNTER, Naming, Place, name_difference, torchvision
 
-LEVELS = (4, 8, 16, 32)  # strides of the features that all libraries give
-LEAVES = (".weight", ".bias", ".running_mean", ".running_var", COUNTER)
+LEAVES = (".weight", ".bias", ".running_mean", ".running_var")  # of a BatchNorm, besides its step counter
 
 
 @dataclass(frozen=True)
 class ResNet:
-    """Layers, blocks a stage, three convolutions a block or two, groups, and the width of a group in stage 1."""
+    """The numbers that define a ResNet.
+
+    Attributes:
+        depth: Layers.
+        blocks: Blocks per stage.
+        bottleneck: Whether a block has three convolutions instead of two.
+        groups: Groups of the middle convolution of a block.
+        group_width: Channels of a group in the first stage.
+    """
 
     depth: int
     blocks: tuple[int, int, int, int]
@@ -61,40 +66,59 @@ def resnet_name(backbone: str) -> str:
 
 
 def find_resnet(backbone: str, library: str) -> ResNet:
-    """The numbers of the backbone. Raises PlrcError where it is no ResNet that `library` has."""
+    """The numbers of the run's backbone.
+
+    Raises:
+        ExportError: It is not a ResNet that `library` has.
+    """
     name = resnet_name(backbone)
     if not name:
-        raise PlrcError(f"{library} has no {backbone}; a run can go to {library} when model.backbone is a ResNet of it")
+        raise ExportError(
+            f"{library} has no {backbone}; a run can be exported to {library} if model.backbone is a ResNet of it"
+        )
     return RESNETS[name]
 
 
 def shapes(net: ResNet, naming: Naming) -> dict[str, tuple[int, ...]]:
     """{name: shape} of every tensor in front of the classifier, step counters of BatchNorm included."""
-    out: dict[str, tuple[int, ...]] = {}
+    expected: dict[str, tuple[int, ...]] = {}
     for place, shape in _places(net):
         convolution, norm = naming(place)
-        out[f"{convolution}.weight"] = shape
-        out |= {norm + leaf: () if leaf == COUNTER else shape[:1] for leaf in LEAVES}
-    return out
+        expected[f"{convolution}.weight"] = shape
+        for leaf in LEAVES:
+            expected[norm + leaf] = shape[:1]
+        expected[norm + COUNTER] = ()
+    return expected
 
 
 def rename(state: dict[str, Tensor], net: ResNet, naming: Naming) -> dict[str, Tensor]:
-    """A backbone's tensors under another library's names; a name that is no ResNet's stays, for the proof to find."""
-    new = dict(zip(shapes(net, torchvision), shapes(net, naming), strict=True))
-    return {new.get(name, name): tensor for name, tensor in state.items()}
+    """A backbone's tensors under another library's names; names that no ResNet has stay, and the proof refuses them."""
+    new_names = dict(zip(shapes(net, torchvision), shapes(net, naming), strict=True))
+    return {new_names.get(name, name): tensor for name, tensor in state.items()}
 
 
-def check_structure(state: dict[str, Tensor], net: ResNet, naming: Naming) -> None:
-    """Raise PlrcError unless a file holds exactly the names and shapes that the rule gives."""
+def check_structure(state: dict[str, Tensor], net: ResNet, naming: Naming, problem: str) -> None:
+    """Check that tensors have exactly the names and shapes that the rule gives.
+
+    Args:
+        state: The tensors under the names of a library.
+        net: The numbers of the ResNet that they should be of.
+        naming: The rule of that library.
+        problem: What it means if they are not, the beginning of the error's sentence.
+
+    Raises:
+        ExportError: Names or shapes differ; it names them.
+    """
     expected = shapes(net, naming)
-    check_names(state, expected, "the file")
-    wrong = [
-        f"{name} {list(state[name].shape)} instead of {list(s)}"
-        for name, s in expected.items()
-        if state[name].shape != s
-    ]
+    names = name_difference(state, expected)
+    if names:
+        raise ExportError(f"{problem}: {names}")
+    wrong = []
+    for name, shape in expected.items():
+        if tuple(state[name].shape) != shape:
+            wrong.append(f"{name} {list(state[name].shape)} instead of {list(shape)}")
     if wrong:
-        raise PlrcError(f"the file holds tensors of another shape: {', '.join(wrong)}; export again")
+        raise ExportError(f"{problem}: tensors of another shape: {', '.join(wrong)}")
 
 
 def _places(net: ResNet) -> Iterator[tuple[Place, tuple[int, ...]]]:

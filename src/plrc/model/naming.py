@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from plrc.text import some
+
 COUNTER = ".num_batches_tracked"  # ends the name of BatchNorm's step counter, which changes no feature
 _BLOCKS = 36  # in the longest stage of a ResNet
 
@@ -54,6 +56,18 @@ def torchvision_names(names: Iterable[str]) -> dict[str, str]:
             known = _modules(naming)
             out = {name: _renamed(now, known) for name, now in out.items()}
     return out
+
+
+def name_difference(actual: Iterable[str], expected: Iterable[str]) -> str:
+    """Which names are missing and which are unexpected, for an error's sentence; empty if they are the same."""
+    actual_names = set(actual)
+    expected_names = set(expected)
+    parts = []
+    if expected_names - actual_names:
+        parts.append(f"missing keys: {some(sorted(expected_names - actual_names))}")
+    if actual_names - expected_names:
+        parts.append(f"unexpected keys: {some(sorted(actual_names - expected_names))}")
+    return "; ".join(parts)
 
 
 def _modules(naming: Naming) -> dict[str, str]:
