@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 
-from plrc.cli.pretraining import parse_config
+from plrc.cli.pretrain import parse_config
 from plrc.config import Config, Method
 from plrc.errors import PlrcError
 from plrc.presets import PRESETS, preset

@@ -13,7 +13,7 @@ import torch
 
 import plrc
 from plrc import cli, objectives
-from plrc.cli import verbs
+from plrc.cli.export import ExportOptions
 from plrc.export import TARGETS
 from plrc.presets import PRESETS, preset
 from plrc.transfer.protocols import PROTOCOLS, protocol
@@ -124,9 +124,9 @@ def test_objectives() -> None:
     assert {"auto", "dense", "fused"} <= set(get_args(objectives.Backend))
 
 
-def test_verbs() -> None:
-    assert " ".join(cli.VERBS) == (
-        "demo doctor scan shard regions pretrain export transfer compare study visualize bench"
+def test_commands() -> None:
+    assert " ".join(cli.COMMANDS) == (
+        "demo doctor scan shard regions pretrain export verify transfer compare study visualize"
     )
 
 
@@ -167,20 +167,22 @@ def test_protocols() -> None:
     assert {name: voc[name] for name in expected} == expected
 
 
-def test_flags_of_the_other_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_flags_of_the_other_commands(capsys: pytest.CaptureFixture[str]) -> None:
     expected = {
         "demo": "--out --steps",
         "doctor": "",
         "scan": "--layout --split --exclude --workers",
-        "export": "--to --out --backbone --check-in",
+        "export": "--to --out --backbone",
+        "verify": "--out",
+        "study": "--out --show --no-show --plot --metric",
         "visualize": "--images --out --with --stride --size --width --steps --limit --samples --megabytes --png "
         "--points --backbone --device",
         "shard": "--out --layout --split --exclude --maps --megabytes",
     }
-    for verb, flags in expected.items():
-        assert cli.main([verb, "--help"]) == 0
-        found = set(re.findall(r"--[a-z0-9_.-]*[a-z0-9]", capsys.readouterr().out))
-        assert found == {"--help", *flags.split()}
+    for command, flags in expected.items():
+        assert cli.main([command, "--help"]) == 0
+        written = set(re.findall(r"--[a-z0-9_.-]*[a-z0-9]", capsys.readouterr().out))
+        assert written == {"--help", *flags.split()}
 
 
 def test_flags_of_regions(capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,7 +194,7 @@ def test_flags_of_regions(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_export_targets() -> None:
-    assert get_args(get_type_hints(verbs.Export)["to"]) == tuple(TARGETS)
+    assert get_args(get_type_hints(ExportOptions)["to"]) == tuple(TARGETS)
 
 
 def test_presets() -> None:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-import tyro
-
-from plrc.settings import Settings, require, require_at_least, require_between, require_positive, require_range
+from plrc.settings import Settings, require, require_at_least, require_between, require_positive, require_range, setting
 
 Method = Literal["image", "pixel", "region", "points", "plrc"]
 
@@ -21,7 +19,7 @@ Method = Literal["image", "pixel", "region", "points", "plrc"]
 class DataConfig:
     """Which images to train on."""
 
-    source: Annotated[str, tyro.conf.arg(aliases=("--data",))] = ""
+    source: str = setting("", alias="data")
     """Images to train on: a folder (with subfolders), a glob, a .txt list, a COCO .json or a Pascal VOC folder; or tar
     shards: a folder written by plrc shard, a pattern such as x-{000..099}.tar, or a URL (s3://, gs://, https://) of
     either."""
@@ -302,15 +300,15 @@ class RunConfig:
     """Where results are written, and on which hardware. Nothing here changes a result, with two exceptions: each of
     several processes is a BatchNorm group, and the device decides what `optim.precision` auto means."""
 
-    out: Annotated[str, tyro.conf.arg(aliases=("--out",))] = ""
+    out: str = setting("", alias="out")
     """Run folder. It must be empty or absent, unless you resume a run."""
-    resume: Annotated[bool, tyro.conf.arg(aliases=("--resume",))] = False
+    resume: bool = setting(False, alias="resume")
     """Resume from the newest checkpoint in the run folder. Starts a new run if the folder holds none."""
     allow_changes: bool = False
     """Resume even if the configuration differs from the stored one."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    devices: Annotated[int, tyro.conf.arg(aliases=("--devices",))] = 1
+    devices: int = setting(1, alias="devices")
     """Number of processes to start on this machine, one per device."""
     workers: int = -1
     """Data loader processes per device. -1: chosen from the number of CPU cores."""
@@ -388,8 +386,8 @@ class Config(Settings):
     run: RunConfig = field(default_factory=RunConfig)
     seed: int = 0
     """Seed of all random numbers of the run."""
-    preset: tyro.conf.Suppress[str] = "custom"
-    method: tyro.conf.Suppress[Method] = "plrc"
+    preset: str = setting("custom", hidden=True)
+    method: Method = setting("plrc", hidden=True)
     adapt: bool = True
     """Fit defaults to the number of images and to the batch size. Every change is logged with its reason; settings that
     you set are not changed."""

@@ -1,40 +1,42 @@
-"""`plrc demo`: generated scenes, a short pre-training, and what it learned beside the random network. Layer 6.
+"""A short pre-training on generated scenes, compared with the random network that it started from.
 
-OUT/scenes (images with labels; pre-training sees only the images), OUT/run (a run folder like any other, with
-report.html), OUT/affinity.png, OUT/result.json.
+It writes OUT/scenes (images with labels; pre-training reads only the images), OUT/run (a run folder like any other,
+with report.html), OUT/affinity.png and OUT/result.json.
 """
 
 from __future__ import annotations
 
 import json
-import time
+import logging
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
-from plrc import pretrain
+from plrc.api import pretrain
 from plrc.config import Config, ModelConfig, ObjectiveConfig, OptimConfig, RunConfig, ViewConfig
 from plrc.engine.checkpoint import load_checkpoint, newest_checkpoint
 from plrc.engine.learner import Learner
-from plrc.errors import PlrcError
+from plrc.errors import RunError
 from plrc.measures.grouping import grouping_auc
 from plrc.model import Backbone
 from plrc.scenes import Scene, render_scene, scene_names, write_scenes
 from plrc.transfer.probe import extract_features, probe_backbone
 from plrc.visualize import save_affinities
 
-IMAGES, SIZE = 3000, 96
+logger = logging.getLogger(__name__)
+
+IMAGES = 3000
+SIZE = 96  # pixels
 LABELLED = 100  # scenes to fit the probe on, and as many others to score it
 PICTURES = 2
-SCENES_SEED, PROBE_SEED = 0, 1
+SCENES_SEED = 0
+PROBE_SEED = 1
 
 
 def demo_config(out: Path, steps: int) -> Config:
-    """ResNet-18 at stride 8 on 64-pixel crops: small enough for minutes on a CPU."""
+    """Return the demo's configuration: ResNet-18 at stride 8 on 64-pixel crops, minutes on a CPU."""
     return Config(
         preset="demo",
         adapt=False,
@@ -57,36 +59,38 @@ def demo_config(out: Path, steps: int) -> Config:
 
 
 def run_demo(out: Path, steps: int, images: int = IMAGES) -> dict[str, dict[str, float]]:
-    """Run the demo into `out` (empty, or a demo that was stopped) and return {"random" | "plrc": {measure: value}}."""
-    console, started = Console(highlight=False), time.perf_counter()
-    partial = out / ".scenes.partial"
-    if out.exists() and {path.name for path in out.iterdir()} - {partial.name} and not (out / "scenes").exists():
-        raise PlrcError(f"{out} is not empty and holds no demo; name another --out")
-    if not (out / "scenes").exists():
-        console.print(f"1/4 rendering {images} scenes of {len(scene_names())} kinds of objects into {out / 'scenes'}")
-        write_scenes(out / "scenes", {"train": images}, seed=SCENES_SEED, size=SIZE)
-    config = demo_config(out, steps)
-    console.print(f"2/4 pre-training {config.model.backbone} on them without labels ({steps} steps)")
-    if not pretrain(config).finished:
-        raise PlrcError(f"stopped; go on with: plrc demo --out {out} --steps {steps}")
+    """Run the demo.
 
-    console.print(
-        f"3/4 a linear probe on frozen features, fitted on {LABELLED} labelled scenes, scored on {LABELLED} others"
-    )
-    scenes = [render_scene(PROBE_SEED, i, SIZE) for i in range(2 * LABELLED)]
-    pixels = torch.from_numpy(np.stack([s.image for s in scenes])).permute(0, 3, 1, 2)
-    classes = torch.from_numpy(np.stack([s.semantic for s in scenes]).astype(np.int64))
-    objects = torch.from_numpy(np.stack([s.masks for s in scenes]).astype(np.int64))
+    Args:
+        out: Folder to write into: empty, absent, or that of a demo that was stopped.
+        steps: Optimizer steps.
+        images: Number of scenes to pre-train on.
+
+    Returns:
+        {"random" or "plrc": {"miou", "accuracy", "grouping_auc"}}, each a share from 0 to 1.
+
+    Raises:
+        RunError: The folder holds something else, or the run was stopped.
+    """
+    scenes_folder = out / "scenes"
+    partial = out / ".scenes.partial"
+    if not scenes_folder.exists():
+        if out.exists() and any(path != partial for path in out.iterdir()):
+            raise RunError(f"{out} is not empty and holds no demo; name another --out")
+        kinds = len(scene_names())
+        logger.info("1/4 rendering %d scenes with %d kinds of objects into %s", images, kinds, scenes_folder)
+        write_scenes(scenes_folder, {"train": images}, seed=SCENES_SEED, size=SIZE)
+    config = demo_config(out, steps)
+    logger.info("2/4 pre-training %s on them without labels (%d steps)", config.model.backbone, steps)
+    if not pretrain(config).finished:
+        raise RunError(f"stopped; continue with: plrc demo --out {out} --steps {steps}")
+    logger.info("3/4 fitting a linear probe to frozen features of %d labelled scenes", LABELLED)
+    scenes = [render_scene(PROBE_SEED, index, SIZE) for index in range(2 * LABELLED)]
     networks = {"random": _network(config, trained=False), "plrc": _network(config, trained=True)}
-    result = {}
-    for name, network in networks.items():
-        train, test = (pixels[:LABELLED], classes[:LABELLED]), (pixels[LABELLED:], classes[LABELLED:])
-        found = probe_backbone(network, train, test, config.model.stride, len(scene_names()) + 1)
-        auc = grouping_auc(extract_features(network, test[0], config.model.stride), objects[LABELLED:])
-        result[name] = {"miou": found.miou, "accuracy": found.accuracy, "grouping_auc": auc}
-    _picture(out / "affinity.png", scenes[-PICTURES:], networks, config.model.stride)
+    result = {name: _score(network, scenes, config.model.stride) for name, network in networks.items()}
+    logger.info("4/4 drawing affinities and writing the result")
+    _draw_affinities(out / "affinity.png", scenes[-PICTURES:], networks, config.model.stride)
     (out / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    _tell(console, result, out, time.perf_counter() - started)
     return result
 
 
@@ -100,39 +104,37 @@ def _network(config: Config, trained: bool) -> Backbone:
     return network.backbone.eval()
 
 
-def _picture(path: Path, scenes: list[Scene], networks: dict[str, Backbone], stride: int) -> None:
-    """The affinities of one point on each of two objects a scene, by each network."""
-    images = [scene.image for scene in scenes]
-    points = [[_point_inside(scene.masks == i) for i in (1, 2)] for scene in scenes]
-    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-    maps = {name: extract_features(network, pixels, stride) for name, network in networks.items()}
-    save_affinities(path, images, [{name: m[i] for name, m in maps.items()} for i in range(len(scenes))], points)
+def _score(network: Backbone, scenes: list[Scene], stride: int) -> dict[str, float]:
+    """Fit the probe on the first LABELLED scenes and score it, and the grouping, on the others."""
+    pixels = _pixels(scenes)
+    classes = torch.from_numpy(np.stack([scene.semantic for scene in scenes]).astype(np.int64))
+    objects = torch.from_numpy(np.stack([scene.masks for scene in scenes]).astype(np.int64))
+    train = (pixels[:LABELLED], classes[:LABELLED])
+    test = (pixels[LABELLED:], classes[LABELLED:])
+    scores = probe_backbone(network, train, test, stride, len(scene_names()) + 1)
+    auc = grouping_auc(extract_features(network, test[0], stride), objects[LABELLED:])
+    return {"miou": scores.miou, "accuracy": scores.accuracy, "grouping_auc": auc}
+
+
+def _draw_affinities(path: Path, scenes: list[Scene], networks: dict[str, Backbone], stride: int) -> None:
+    """The affinities of a point on each of two objects per scene, by each network."""
+    features = {name: extract_features(network, _pixels(scenes), stride) for name, network in networks.items()}
+    points = []
+    maps = []
+    for index, scene in enumerate(scenes):
+        points.append([_point_inside(scene.masks == 1), _point_inside(scene.masks == 2)])
+        maps.append({name: of_all[index] for name, of_all in features.items()})
+    save_affinities(path, [scene.image for scene in scenes], maps, points)
+
+
+def _pixels(scenes: list[Scene]) -> torch.Tensor:
+    """Images [B, 3, H, W], uint8."""
+    return torch.from_numpy(np.stack([scene.image for scene in scenes])).permute(0, 3, 1, 2)
 
 
 def _point_inside(mask: NDArray[np.bool_]) -> tuple[float, float]:
     """The pixel of a mask that is closest to its mean position, as (x, y) in [0, 1]."""
     rows, columns = np.nonzero(mask)
     nearest = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
-    return (float(columns[nearest]) + 0.5) / mask.shape[1], (float(rows[nearest]) + 0.5) / mask.shape[0]
-
-
-def _tell(console: Console, result: dict[str, dict[str, float]], out: Path, seconds: float) -> None:
-    table = Table("frozen features", "mIoU of a linear probe", "pixel accuracy", "grouping AUC (chance 0.5)")
-    for name, values in result.items():
-        table.add_row(name, f"{values['miou']:.3f}", f"{values['accuracy']:.3f}", f"{values['grouping_auc']:.3f}")
-    console.print(table)
-    taught = "taught" if result["plrc"]["miou"] > result["random"]["miou"] else "did NOT teach"
-    console.print(
-        f"4/4 done in {seconds / 60:.1f} minutes: pre-training {taught} the network to "
-        "tell the objects' kinds apart better than a random one. See:"
-    )
-    for name in ("run/report.html", "affinity.png", "result.json", "run/exported/backbone.safetensors"):
-        console.print(f"  {out / name}", markup=False, soft_wrap=True)
-    console.print(
-        "next, with your own images:\n"
-        "  plrc scan FOLDER\n"
-        "  plrc pretrain --preset small_r18 --data FOLDER --out runs/first\n"
-        "  plrc visualize runs/first --images FOLDER\n"
-        "  plrc export runs/first --to torchvision",
-        markup=False,
-    )
+    height, width = mask.shape
+    return (float(columns[nearest]) + 0.5) / width, (float(rows[nearest]) + 0.5) / height

@@ -1,93 +1,121 @@
-"""`plrc doctor`: what is installed, which device there is, and whether each kernel and decoder works here. Layer 6."""
+"""What `plrc doctor` finds out: installed packages, devices, and whether each kernel and image decoder works here."""
 
 from __future__ import annotations
 
 import importlib
 import io
 import platform
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from plrc.machine import cores
 
-CORE = (
-    "torch", "torchvision", "numpy", "pillow", "tyro", "rich", "tensorboard", "safetensors", "fsspec", "tomli-w",
-    "jinja2", "matplotlib",
-)  # fmt: skip
-EXTRAS = {
-    "transfer": "faster-coco-eval", "regions": "scikit-image", "timm": "timm", "transformers": "transformers",
-    "shards": "webdataset", "onnx": "onnx",
-}  # fmt: skip
+REQUIRED = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "pillow",
+    "docstring-parser",
+    "rich",
+    "tensorboard",
+    "safetensors",
+    "fsspec",
+    "tomli-w",
+    "jinja2",
+    "matplotlib",
+)
+OPTIONAL = {
+    "faster-coco-eval": "detection scores and masks",
+    "scikit-image": "superpixels",
+    "timm": "timm backbones",
+    "transformers": "export to transformers",
+    "webdataset": "tar shards",
+    "onnx": "export to ONNX",
+}
+DECODERS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 TORCHVISION_ADVICE = (
-    "torchvision cannot be imported beside this torch: both wheels must come from the same source "
-    "(a CPU-only torch with the registry's torchvision fails so); reinstall them together: "
+    "torchvision cannot be imported with this torch: both wheels must come from the same source "
+    "(a CPU-only torch with the registry's torchvision fails); reinstall them together: "
     "pip install --force-reinstall torch torchvision"
 )
 
 
-def report() -> int:
-    """Print the findings; the exit status is 1 if something that plrc needs does not work."""
-    found = {name: _installed(name) for name in CORE}
-    faults = [f"{name} is missing: pip install {name}" for name, where in found.items() if not where]
-    rows = {name: where or "missing" for name, where in found.items()}
-    for extra, name in EXTRAS.items():
-        rows[f"extra {extra}"] = _installed(name) or f"no: pip install 'plrc-pretrain[{extra}]'"
-    if not faults:
-        tried, faults = _try_out()
-        rows |= tried
-    table = Table("what", "found", title=f"plrc on Python {platform.python_version()}, {platform.platform()}")
-    for what, state in rows.items():
-        table.add_row(what, escape(state))
-    console = Console(highlight=False)
-    console.print(table)
-    for fault in faults:
-        console.print(f"fault: {fault}", markup=False, soft_wrap=True)
-    console.print("all that plrc needs works here" if not faults else f"faults: {len(faults)}")
-    return 1 if faults else 0
+@dataclass
+class Diagnosis:
+    """What was examined.
+
+    Attributes:
+        platform: Python version and operating system.
+        states: What was examined -> its version, "works", or what is wrong.
+        faults: What plrc needs and what does not work, each with what to do.
+    """
+
+    platform: str
+    states: dict[str, str] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
 
 
-def _try_out() -> tuple[dict[str, str], list[str]]:
-    """Devices, kernels and decoders with what became of them, and what does not work."""
+def examine() -> Diagnosis:
+    """Examine packages, devices, kernels and image decoders.
+
+    Returns:
+        The diagnosis; nothing is wrong if its `faults` are empty.
+    """
+    diagnosis = Diagnosis(f"plrc on Python {platform.python_version()}, {platform.platform()}")
+    for name in REQUIRED:
+        installed = _installed_version(name)
+        diagnosis.states[name] = installed or "missing"
+        if not installed:
+            diagnosis.faults.append(f"{name} is missing: pip install {name}")
+    for name, purpose in OPTIONAL.items():
+        diagnosis.states[f"{name} (optional)"] = _installed_version(name) or f"no; for {purpose}: pip install {name}"
+    if not diagnosis.faults:
+        _examine_torch(diagnosis)
+    return diagnosis
+
+
+def _examine_torch(diagnosis: Diagnosis) -> None:
+    """Devices, kernels and decoders."""
     try:
         importlib.import_module("torchvision.io")
     except (ImportError, RuntimeError, OSError) as error:
-        return {}, [f"{TORCHVISION_ADVICE} ({str(error).splitlines()[0]})"]
+        diagnosis.faults.append(f"{TORCHVISION_ADVICE} ({str(error).splitlines()[0]})")
+        return
     import torch
 
     from plrc.objectives import available_backends
 
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    rows = {
-        "CPU": f"{cores()} cores, {torch.get_num_threads()} threads",
-        "GPU": ", ".join(gpus) or "none (plrc runs on the CPU)",
-    }
-    rows |= {f"kernel {name}": state for name, state in available_backends().items()}
-    decoders = {name: _fault_of_decoder(name) for name in ("JPEG", "PNG", "WEBP", "TIFF", "BMP")}
-    rows |= {f"decoder {name}": fault or "works" for name, fault in decoders.items()}
-    return rows, [f"{name} images cannot be decoded: {fault}" for name, fault in decoders.items() if fault]
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    diagnosis.states["CPU"] = f"{cores()} cores, {torch.get_num_threads()} threads"
+    diagnosis.states["GPU"] = ", ".join(gpus) or "none (plrc runs on the CPU)"
+    for name, state in available_backends().items():
+        diagnosis.states[f"kernel {name}"] = state
+    for name in DECODERS:
+        fault = _decoder_fault(name)
+        diagnosis.states[f"decoder {name}"] = fault or "works"
+        if fault:
+            diagnosis.faults.append(f"{name} images cannot be decoded: {fault}")
 
 
-def _installed(name: str) -> str:
+def _installed_version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:
         return ""
 
 
-def _fault_of_decoder(name: str) -> str:
-    """Encode and decode a small red picture; why that fails, or nothing."""
+def _decoder_fault(image_format: str) -> str:
+    """Encode and decode a small red picture: why that fails, or nothing."""
     from PIL import Image
 
     from plrc.data.decode import decode_bytes
     from plrc.data.image_files import DecodeError
 
+    file = io.BytesIO()
     try:
-        file = io.BytesIO()
-        Image.new("RGB", (16, 8), (255, 0, 0)).save(file, name)
+        Image.new("RGB", (16, 8), (255, 0, 0)).save(file, image_format)
         image = decode_bytes(file.getvalue())
     except (OSError, KeyError, DecodeError) as error:
         return str(error)
-    return "" if image.shape == (3, 8, 16) and int(image[0].min()) > 250 else "wrong pixels"
+    is_red = image.shape == (3, 8, 16) and int(image[0].min()) > 250
+    return "" if is_red else "wrong pixels"

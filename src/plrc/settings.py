@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tomli_w
-import tyro
 
 from plrc.errors import ConfigError
 from plrc.files import write_text
@@ -29,6 +28,20 @@ else:  # pragma: no cover - Python 3.10 has no tomllib
 TYPE_NAMES = {bool: "true or false", int: "an integer", str: "a string"}
 
 S = TypeVar("S", bound="Settings")
+T = TypeVar("T")
+
+
+def setting(default: T, *, alias: str = "", metavar: str = "", hidden: bool = False) -> T:
+    """Declare a field of a settings dataclass whose command-line option is out of the ordinary.
+
+    Args:
+        default: Value of the field.
+        alias: Short name of the option, such as "data" for --data.
+        metavar: What the help prints for the value.
+        hidden: Whether the command line has no option for the field.
+    """
+    declared: T = field(default=default, metadata={"alias": alias, "metavar": metavar, "hidden": hidden})
+    return declared
 
 
 def require(condition: bool, message: str) -> None:
@@ -71,7 +84,9 @@ class Settings:
 
     RENAMED: ClassVar[Mapping[str, str]] = {}
 
-    pinned: tyro.conf.Suppress[frozenset[str]] = field(default=frozenset(), compare=False, repr=False, kw_only=True)
+    pinned: frozenset[str] = field(
+        default=frozenset(), compare=False, repr=False, kw_only=True, metadata={"hidden": True}
+    )
 
     def with_values(self: S, values: Mapping[str, Any], *, pin: bool = True) -> S:
         """Return a copy with other values.

@@ -281,14 +281,14 @@ def test_the_command_says_so_by_its_status(run: Path, tmp_path: Path, capsys: py
     file = tmp_path / "my_detector.py"
     file.write_text(DETECTOR.format(file=str(run / "exported" / "backbone.safetensors")))
     written = tmp_path / "found.json"
-    assert main(["export", str(run), "--check-in", f"{file}:right", "--out", str(written)]) == 0
+    assert main(["verify", str(run), f"{file}:right", "--out", str(written)]) == 0
     assert "100 of 100 tensors" in capsys.readouterr().out
     told = json.loads(written.read_text())
     assert told["complete"] is True and told["found"]["conv1.weight"] == ["body.conv1.weight", ""]
-    assert main(["export", str(run), f"--check-in={file}:wrong"]) == 1
+    assert main(["verify", str(run), f"{file}:wrong"]) == 1
     out = capsys.readouterr().out
     assert "0 of 100 tensors" in out and "print what it returns" in out
-    assert main(["export", str(run), "--check-in", f"{file}:fails"]) == 2
+    assert main(["verify", str(run), f"{file}:fails"]) == 2
     assert "raised RuntimeError: no data here (my_detector.py, line" in capsys.readouterr().err
-    assert main(["export", str(run), "--check-in", f"{file}:right", "--to", "torchvision"]) == 2
+    assert main(["verify", str(run), f"{file}:right", "--to", "torchvision"]) == 2
     assert "unknown option --to" in capsys.readouterr().err

@@ -312,7 +312,7 @@ def test_fifty_images_stay_in_the_budget(trained: Trained, tmp_path: Path, page:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["{none}", "--images", "{images}"], "is not the folder of a run"),
+        (["{none}", "--images", "{images}"], "is not a run folder"),
         (["{empty}", "--images", "{images}"], "holds no checkpoint"),
         (["{run}"], "no images named: write --images"),
         (["{run}", "--images", "{none}"], "does not exist"),
@@ -322,7 +322,7 @@ def test_fifty_images_stay_in_the_budget(trained: Trained, tmp_path: Path, page:
         (["{run}", "--images", "{images}", "--with", "{none}"], "there is no"),
         (["{run}", "--images", "{images}", "--with", "random", "random"], "twice"),
         (["{run}", "--images", "{images}", "--points", "2", "0.5"], "write shares of an image's width and height"),
-        (["{run}", "--images", "{images}", "--limit", "0"], "--limit is 0; write 1 or more"),
+        (["{run}", "--images", "{images}", "--limit", "0"], "--limit must be >= 1, got 0"),
         (["{run}", "--images", "{images}", "--wiht", "random"], "did you mean --with?"),
     ],
 )

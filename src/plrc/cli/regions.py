@@ -1,39 +1,28 @@
-"""`plrc regions`: look at the regions of images, measure them, make them in advance. Layer 6."""
+"""`plrc regions`: draw the regions of images, measure them, compute them in advance."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
-from plrc.cli.options import about, parse, subcommand, written
-from plrc.cli.progress import progress
+from plrc.cli.options import CommandParser, about, choose_task
+from plrc.cli.output import progress
 from plrc.config import Config, DataConfig, RegionConfig
-from plrc.errors import PlrcError
+from plrc.errors import ConfigError
 from plrc.machine import cores
 
-
-@dataclass(frozen=True)
-class Images(DataConfig):
-    """Which images, as for plrc pretrain."""
-
-    held_out: tyro.conf.Suppress[int] = 64
-    max_unreadable_fraction: tyro.conf.Suppress[float] = 0.1
+UNUSED = ("data.held_out", "data.max_unreadable_fraction")  # settings of pretrain that regions do not depend on
 
 
 @dataclass(frozen=True, kw_only=True)
-class Regions:
-    data: Images = field(default_factory=Images)
-    regions: RegionConfig = field(default_factory=RegionConfig)
+class SharedOptions:
     seed: int = 0
     """Random regions and noise follow from this number, as in plrc pretrain."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preview(Regions):
+class PreviewOptions(SharedOptions):
     """Draw images with their regions: tinted, boundaries white, unlabelled places dark.
 
     examples:
@@ -43,11 +32,11 @@ class Preview(Regions):
     out: Path
     """Picture to write, ending in .png or .jpg; or a folder, for a picture of each image."""
     images: int = 12
-    """How many images, evenly spread over all."""
+    """Number of images, evenly spread over all."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quality(Regions):
+class QualityOptions(SharedOptions):
     """Measure regions against annotated objects: mean best IoU, and the share of the pairs of one region on one object.
 
     examples:
@@ -57,32 +46,33 @@ class Quality(Regions):
     truth: str
     """Annotated objects: a COCO file with masks, or a folder of id maps named like the images (0: background)."""
     images: int = 200
-    """How many images, evenly spread over all."""
+    """Number of images, evenly spread over all."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Precompute(Regions):
-    """Make id maps in files, for --regions.source maps; repeat the command to go on after a stop.
+class PrecomputeOptions(SharedOptions):
+    """Write id maps to files, for --regions.source maps; repeat the command to continue after a stop.
 
     examples:
       plrc regions precompute --data photos/ --regions.source felzenszwalb --out maps/
     """
 
     out: Path
-    """Folder for the id maps: absent or empty, or one to go on with."""
+    """Folder for the id maps: absent or empty, or that of a stopped command."""
     workers: int = 0
-    """Processes. 0: one a core."""
+    """Processes. 0: one per core."""
 
 
-KINDS: dict[str, type[Preview | Quality | Precompute]] = {
-    "preview": Preview,
-    "quality": Quality,
-    "precompute": Precompute,
+TaskOptions = PreviewOptions | QualityOptions | PrecomputeOptions
+TASKS: dict[str, type[TaskOptions]] = {
+    "preview": PreviewOptions,
+    "quality": QualityOptions,
+    "precompute": PrecomputeOptions,
 }
 
 
-def regions(arguments: Sequence[str]) -> int:
-    """Look at the regions of your images, measure them against annotated objects, make them in advance.
+def run(arguments: Sequence[str]) -> int:
+    """Draw the regions of your images, measure them against annotated objects, compute them in advance.
 
     usage: plrc regions preview|quality|precompute --data DIR [--regions.source NAME ...]
 
@@ -95,39 +85,47 @@ def regions(arguments: Sequence[str]) -> int:
       plrc regions quality --data photos/ --regions.grid 6 --truth annotations.json
       plrc regions precompute --data photos/ --regions.source felzenszwalb --out maps/
     """
-    kind = subcommand("regions", "task", arguments, KINDS, lambda: about(regions))
-    if kind is None:
+    task = choose_task("regions", arguments, TASKS, lambda: about(run))
+    if task is None:
         return 0
-    given = _parse(kind, arguments[1:])
-    config = Config(data=given.data, regions=given.regions, seed=given.seed)
-    number, least = (given.workers, 0) if isinstance(given, Precompute) else (given.images, 1)
-    if number < least:
-        name = "workers" if isinstance(given, Precompute) else "images"
-        raise PlrcError(f"--{name} is {number}; write {least} or more")
+    options, config = _parse(task, arguments[1:])
     from plrc.data.sources import find_images
 
     images = find_images(config.data)
-    for line in images.notes:
-        print(line)
-    with progress("images") as tell:
-        if isinstance(given, Precompute):
+    for note in images.notes:
+        print(note)
+    with progress("images") as on_progress:
+        if isinstance(options, PrecomputeOptions):
             from plrc.data.region_precompute import precompute_regions
 
-            found = precompute_regions(config, images, given.out, given.workers or cores(), tell).table()
-        elif isinstance(given, Quality):
+            workers = options.workers or cores()
+            summary = precompute_regions(config, images, options.out, workers, on_progress).table()
+        elif isinstance(options, QualityOptions):
             from plrc.data.region_quality import measure_quality
 
-            found = measure_quality(config, images, given.truth, images.evenly_spaced(given.images), tell).table()
+            indices = images.evenly_spaced(options.images)
+            summary = measure_quality(config, images, options.truth, indices, on_progress).table()
         else:
             from plrc.visualize.regions import save_preview
 
-            found = save_preview(config, images, images.evenly_spaced(given.images), given.out, tell)
-    print(found)
+            indices = images.evenly_spaced(options.images)
+            summary = save_preview(config, images, indices, options.out, on_progress)
+    print(summary)
     return 0
 
 
-def _parse(kind: str, arguments: Sequence[str]) -> Preview | Quality | Precompute:
-    own = {f.name for f in dataclasses.fields(KINDS[kind])} - {"data", "regions"}
-    shared = {name for name in Config().flat() if name.startswith(("data.", "regions."))}
-    written(arguments, own | shared - {"data.held_out", "data.max_unreadable_fraction"})
-    return parse(f"regions {kind}", KINDS[kind], arguments, about(KINDS[kind]))
+def _parse(task: str, arguments: Sequence[str]) -> tuple[TaskOptions, Config]:
+    """The options of a task, and the settings of images and regions."""
+    parser = CommandParser(f"regions {task}", about(TASKS[task]))
+    parser.add_fields(TASKS[task])
+    parser.add_fields(DataConfig, "data", exclude=UNUSED)
+    parser.add_fields(RegionConfig, "regions")
+    values = parser.parse(arguments)
+    options = TASKS[task](**{name: value for name, value in values.items() if "." not in name})
+    if isinstance(options, PrecomputeOptions):
+        if options.workers < 0:
+            raise ConfigError(f"--workers must be >= 0, got {options.workers}")
+    elif options.images < 1:
+        raise ConfigError(f"--images must be >= 1, got {options.images}")
+    settings = {name: value for name, value in values.items() if "." in name}
+    return options, Config().with_values(settings | {"seed": options.seed})

@@ -1,4 +1,4 @@
-"""`plrc export --check-in`: are the run's weights inside somebody's detector, once their own trainer is set up?
+"""`plrc verify`: are the run's weights inside somebody's detector, once their own trainer is set up?
 
 Layer 5: imports model, engine's checkpoints and this folder. Nothing of the detector is run: its tensors are looked at,
 by name where it keeps the backbone's names (under any prefix), else by content. A tensor counts as found where it is

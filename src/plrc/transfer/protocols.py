@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal, get_args
-
-import tyro
+from typing import ClassVar, Literal, get_args
 
 from plrc.errors import ConfigError
-from plrc.settings import Settings, require, require_range
+from plrc.settings import Settings, require, require_range, setting
 
 Task = Literal["detection", "instances", "semantic"]
 Layout = Literal["auto", "voc", "coco", "folders", "cityscapes"]
@@ -23,7 +21,7 @@ Layout = Literal["auto", "voc", "coco", "folders", "cityscapes"]
 class LabelledConfig:
     """Which labelled images."""
 
-    source: Annotated[str, tyro.conf.arg(aliases=("--data",))] = ""
+    source: str = setting("", alias="data")
     """Folder in Pascal VOC layout, COCO layout (annotations/*.json), or with image and mask folders."""
     layout: Layout = "auto"
     """How to read `source`; auto looks at it."""
@@ -111,17 +109,21 @@ class OptimConfig:
     """Optimisation: SGD with momentum, linear warm-up, steps down by ten."""
 
     lr: float = 0.02
+    """Peak learning rate."""
     batch_size: int = 16
+    """Images per optimizer step."""
     steps: int = 90_000
     """Steps of the optimiser before `schedule` multiplies them."""
-    schedule: Annotated[Literal["1x", "2x", "3x"], tyro.conf.arg(aliases=("--schedule",))] = "1x"
+    schedule: Literal["1x", "2x", "3x"] = setting("1x", alias="schedule")
     """Multiple of `steps`."""
     lr_milestones: tuple[float, float] = (2 / 3, 8 / 9)
     """Shares of the steps after which the learning rate is divided by ten."""
     warmup_steps: int = 1000
     """Steps over which the learning rate grows to its value; at most a tenth of all."""
     momentum: float = 0.9
+    """SGD momentum."""
     weight_decay: float = 1e-4
+    """Weight decay of all other parameters."""
     norm_decay: float = 0.0
     """Weight decay of normalization layers' scale and shift (Detectron2: 0)."""
     max_grad_norm: float = 0.0
@@ -147,9 +149,9 @@ class OptimConfig:
 class TransferRunConfig:
     """How it runs; never changes a number."""
 
-    out: Annotated[str, tyro.conf.arg(aliases=("--out",))] = ""
-    """Folder for the result: empty or absent, or stopped before and --resume."""
-    resume: Annotated[bool, tyro.conf.arg(aliases=("--resume",))] = False
+    out: str = setting("", alias="out")
+    """Folder for the results. Must be empty or absent, unless a stopped command is continued."""
+    resume: bool = setting(False, alias="resume")
     """Go on with the run in that folder, or start it if there is none."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
@@ -187,7 +189,7 @@ class TransferConfig(Settings):
         "run.log_every": "run.log_every_steps",
     }
 
-    init: Annotated[str, tyro.conf.arg(metavar="random|torchvision|RUN|FILE")] = "random"
+    init: str = setting("random", metavar="random|torchvision|RUN|FILE")
     """Initial weights of the backbone: random, torchvision's own (on disk), a run folder, or a file of tensors."""
     partial: bool = False
     """Take a file that lacks some of the backbone's tensors."""
@@ -200,8 +202,8 @@ class TransferConfig(Settings):
     """How many times, evenly spaced, the validation images are scored: the curve against iterations."""
     seed: int = 0
     """Labelled subset, order of the images, random weights of the heads: all follow from this number."""
-    task: tyro.conf.Suppress[Task] = "detection"
-    preset: tyro.conf.Suppress[str] = "custom"
+    task: Task = setting("detection", hidden=True)
+    preset: str = setting("custom", hidden=True)
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, f"seed is {self.seed}; write 0 or more")

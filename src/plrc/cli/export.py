@@ -1,0 +1,46 @@
+"""`plrc export`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from plrc.cli.options import CommandParser, about, positional
+
+CHECK_IN = "--check-in is now a command of its own: plrc verify RUN detector.py:build"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    run: Path = positional("RUN")
+    """Run folder (its newest checkpoint) or checkpoint file."""
+    to: Literal["torchvision", "timm", "transformers", "detectron2", "mmdetection", "safetensors", "onnx"]
+    """The library or format that the weights are for."""
+    out: Path | None = None
+    """File to write: .safetensors or .pt; .pth for mmdetection, .pth or .pkl for detectron2, .onnx; for transformers a
+    folder. By default below exported/ in the run folder."""
+    backbone: str = ""
+    """A run with a backbone of your own: its function once more, as package.module:function or file.py:function."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Export the pre-trained backbone for a library, and prove that the library loads it.
+
+    examples:
+      plrc export runs/first --to torchvision
+      plrc export runs/first --to torchvision --out backbone.pt
+      plrc export runs/first --to transformers --out my-resnet/
+      plrc export runs/first --to detectron2
+      plrc export runs/own --to safetensors --backbone my_net.py:build
+    """
+    parser = CommandParser("export", about(run), refused={"check_in": CHECK_IN})
+    parser.add_fields(ExportOptions)
+    options = ExportOptions(**parser.parse(arguments))
+    from plrc.export import export_backbone
+
+    receipt = export_backbone(options.run, options.to, options.out, options.backbone)
+    print(receipt.line())
+    print(receipt.advice())
+    return 0

@@ -1,0 +1,139 @@
+"""`plrc transfer`: fine-tune a detector, or fit a linear probe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plrc.cli.options import CommandParser, about, choose_task, read_options
+from plrc.cli.output import STOPPED
+from plrc.settings import read_toml, setting
+from plrc.transfer.protocols import PROTOCOLS, LabelledConfig, Layout, TransferConfig, protocol
+
+DEFAULT_PROTOCOLS = {
+    "detection": "small_detection",
+    "instances": "small_instances",
+    "semantic": "small_semantic",
+}
+TASKS = (*DEFAULT_PROTOCOLS, "probe")
+
+
+@dataclass(frozen=True)
+class StartOptions:
+    preset: str = setting("", metavar="NAME")
+    """One of the protocols above. Empty: the small one of the task."""
+    config: str = setting("", metavar="FILE")
+    """TOML file laid over the protocol. Options given here are laid over both."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeOptions:
+    data: str
+    """Folder with labels: masks, or boxes if it has no masks."""
+    init: str = "random"
+    """Initial weights: random, torchvision, a run folder or a file."""
+    out: Path | None = None
+    """JSON file for the result."""
+    backbone: str = ""
+    """torchvision ResNet. Empty: that of the weights, else resnet50."""
+    layout: Layout = "auto"
+    """How to read the folder; auto looks at it."""
+    train: str = ""
+    """Split that the probe is fitted on. Empty: chosen by name."""
+    test: str = ""
+    """Split that it is scored on. Empty: chosen by name (test, else val)."""
+    fraction: float = 1.0
+    """Share of the training images whose labels are used."""
+    size: int = 224
+    """Longer side of the images in pixels."""
+    images: int = 1000
+    """Largest number of images that are read, of each split."""
+    seed: int = 0
+    """Subset, random weights, pixels that the probe is fitted on."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Fine-tune a detector from given weights and score it, or fit a linear probe to frozen features.
+
+    usage: plrc transfer detection|instances|semantic|probe --data DIR --init random|torchvision|RUN|FILE --out DIR
+
+    examples:
+      plrc transfer probe --data camvid/ --init runs/first
+      plrc transfer detection --data voc/ --init runs/first --out transfer/first
+      plrc transfer semantic --data camvid/ --init random --optim.lr 0.05 --out random
+      plrc transfer instances --preset coco_fpn_1x --schedule 2x --data coco/ --out coco-2x
+      plrc transfer detection --preset voc_c4_24k --data VOC/ --init its.pth --out its
+
+    protocols:
+    """
+    task = choose_task("transfer", arguments, TASKS, lambda: with_protocols(run))
+    if task is None:
+        return 0
+    if task == "probe":
+        return probe(arguments[1:])
+    config = parse_transfer(task, arguments[1:])
+    config.check_named()
+    from plrc.transfer.finetune import transfer
+
+    result = transfer(config)
+    if result is None:
+        return STOPPED
+    print(f"the result is {Path(config.run.out) / 'result.json'}")
+    return 0
+
+
+def parse_transfer(task: str, arguments: Sequence[str]) -> TransferConfig:
+    """Return the settings of `plrc transfer TASK`: protocol, then the TOML file, then the options."""
+    parser = CommandParser(f"transfer {task}", with_protocols(run))
+    parser.add_fields(StartOptions)
+    parser.add_fields(TransferConfig)
+    values = parser.parse(arguments, defaults=lambda values: starting_point(task, values).flat())
+    chosen = {name: value for name, value in values.items() if name not in ("preset", "config")}
+    return starting_point(task, values).with_values(chosen)
+
+
+def starting_point(task: str, values: dict[str, Any]) -> TransferConfig:
+    """Return the settings below the options: protocol and TOML file."""
+    table = read_toml(values["config"]) if values.get("config") else {}
+    name = values.get("preset") or table.get("preset") or DEFAULT_PROTOCOLS[task]
+    return TransferConfig.from_dict(table | {"task": task, "preset": name}, protocol(name, task))
+
+
+def probe(arguments: Sequence[str]) -> int:
+    """Fit a linear classifier of pixels to frozen features: minutes on a CPU.
+
+    Random weights are scored too, for comparison. mIoU and accuracy are in percent; the level of stride 32 is layer4,
+    read at stride 16. Classes come from masks, or from boxes if there are no masks. Grouping AUC: how well the affinity
+    of two points predicts whether they lie on one object, with pairs matched for distance (0.5 is chance).
+
+    examples:
+      plrc transfer probe --data camvid/ --init runs/first
+      plrc transfer probe --data voc/ --init random --backbone resnet18
+    """
+    options = read_options("transfer probe", ProbeOptions, arguments, about(probe))
+    data = LabelledConfig(
+        source=options.data,
+        layout=options.layout,
+        train=options.train,
+        test=options.test,
+        fraction=options.fraction,
+    )
+    from plrc.transfer.dense import dense_probe
+
+    inits = [options.init] if options.init == "random" else [options.init, "random"]
+    result, *others = dense_probe(data, inits, options.backbone, options.size, options.images, options.seed)
+    print(result.table())
+    for other in others:
+        print(other.table(notes=False))
+    if options.out:
+        result.save(options.out)
+        print(f"the result is {options.out}")
+    return 0
+
+
+def with_protocols(command: Callable[..., object]) -> str:
+    """Return what a command does, followed by the list of protocols."""
+    lines = [f"  {name:<22}{about(build).splitlines()[0]}" for name, build in PROTOCOLS.items()]
+    return "\n".join([about(command), *lines])
