@@ -146,7 +146,7 @@ class Setting:
     def step(self, lr: float = 0.0) -> None:
         """Do what `engine/pretrain.py` does with a batch."""
         temperature = self.config.objectives.teacher_temperature
-        self.state.guard.remember()
+        self.state.guard.save()
         outcome = self.learner.compute_terms(self.batch, self.learner.student, self.order, temperature)
         self.state.scaler.scale(self.learner.total_loss(outcome.terms)).backward()
         self.window.add_terms(outcome.terms)
@@ -158,7 +158,7 @@ class Setting:
         learner = self.learner
         temperature = self.config.objectives.teacher_temperature
         laps = _Laps(self.device)
-        state.guard.remember()
+        state.guard.save()
         laps("guard")
         hooks = [
             learner.teacher.register_forward_pre_hook(lambda *_: laps("augmentation and shuffling")),

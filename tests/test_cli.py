@@ -327,7 +327,7 @@ def test_two_processes_by_one_command_give_what_one_gives(run: Path, scenes: Pat
     again = subprocess.run(command, check=False, capture_output=True, text=True, timeout=600)
     assert again.returncode == 2
     assert [line for line in again.stderr.splitlines() if line.startswith("plrc: ")] == [
-        f"plrc: the run folder {out} is not empty; add --resume to go on with it, or name another --out"
+        f"plrc: the run folder {out} is not empty; add --resume to continue it, or name another --out"
     ]
     assert "Traceback" not in again.stderr
 

@@ -151,7 +151,7 @@ def test_crowds_count_as_unlabelled(tmp_path: Path) -> None:
     (tmp_path / "maps").mkdir()
     (tmp_path / "a.npy").rename(tmp_path / "maps" / "a.npy")
     images = ImageList(str(tmp_path), ("a.png",), "folder")
-    found = measure_quality(config, images, str(tmp_path / "truth.json"), [0])
+    found = measure_quality(config, images, str(tmp_path / "truth.json"), [0], lambda *_: None)
     assert (found.best_iou, found.same_object) == (1, 1)
 
 

@@ -51,7 +51,7 @@ def listed(source: str | Path, **settings: Any) -> ImageList:
 
 
 def shard(source: str | Path, out: Path, maps: str = "", megabytes: float = 0.008) -> ShardReport:
-    return write_shards(listed(source), out, maps, megabytes)
+    return write_shards(listed(source), out, maps, megabytes, lambda done, total: None)
 
 
 def contents(images: ImageList) -> dict[str, bytes]:

@@ -139,7 +139,7 @@ def test_a_skipped_step_leaves_no_trace(tiny: Tiny, name: str) -> None:
         state = TrainingState(config, torch.device("cpu"))
         seen = [copy.deepcopy(state.checkpoint(0, ""))]
         for poison in poisons:
-            state.guard.remember()
+            state.guard.save()
             outcome = state.learner.compute_terms(batch, state.learner.student, order, 0.05)
             sum(term.mean for term in outcome.terms.values()).backward()  # type: ignore[union-attr]
             if poison:
@@ -169,7 +169,7 @@ def test_teacher_follows_the_student_after_its_step(tiny: Tiny) -> None:
     teacher = {k: v.clone() for k, v in state.learner.teacher.named_parameters()}
     outcome = state.learner.compute_terms(one_batch(config), state.learner.student, torch.randperm(8), 0.05)
     sum(term.mean for term in outcome.terms.values()).backward()  # type: ignore[union-attr]
-    state.guard.remember()
+    state.guard.save()
     state.update([outcome], 0.1, 0.75)
     student = dict(state.learner.student.named_parameters())
     for name, now in state.learner.teacher.named_parameters():
@@ -277,7 +277,7 @@ def test_missing_and_damaged_region_maps_are_named_and_replaced(tiny: Tiny, scen
 
 
 def test_a_mistake_that_a_worker_meets_ends_in_its_own_sentence(tiny: Tiny) -> None:
-    with pytest.raises(PlrcError, match=r"^regions\.grid must be <= 181, got 200$"):
+    with pytest.raises(PlrcError, match=r"^regions\.grid is 200; write at most 181$"):
         pretrain(tiny(regions__grid=200, run__workers=1, data__held_out=0))
     assert multiprocessing.active_children() == []
 
@@ -287,7 +287,7 @@ def test_a_worker_that_is_killed_ends_the_run_in_one_sentence(tiny: Tiny) -> Non
         os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
         time.sleep(60)  # interrupted by the news
 
-    with after_steps(1, kill), pytest.raises(PlrcError, match=r"want of memory .* a lower --run\.workers"):
+    with after_steps(1, kill), pytest.raises(PlrcError, match=r"memory ran out .* a lower --run\.workers"):
         pretrain(tiny(run__workers=2, optim__steps=20))
     assert multiprocessing.active_children() == []
 

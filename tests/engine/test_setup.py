@@ -96,7 +96,7 @@ def test_files_that_are_gone_are_left_to_the_loop_until_they_are_too_many(copied
     Path(first).unlink()
     assert prepare(copied.with_values(RESUME)).images == before.images
     shutil.rmtree(copied.data.source)
-    with pytest.raises(PlrcError, match=r"^44 of the 44 images of .*manifest\.json are gone from .*; put them back$"):
+    with pytest.raises(PlrcError, match=r"^44 of the 44 images of .*manifest\.json are missing from .*; restore them$"):
         prepare(copied.with_values(RESUME))
 
 

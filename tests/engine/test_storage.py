@@ -24,7 +24,7 @@ from tests.engine.runs import after_steps, assert_same, assert_same_end, curve, 
 
 from plrc.cli import main
 from plrc.config import Config
-from plrc.engine.checkpoint import FORMAT, KEYS, checkpoints, load_checkpoint, save_checkpoint, unreadable
+from plrc.engine.checkpoint import FORMAT, KEYS, checkpoint_damage, checkpoints, load_checkpoint, save_checkpoint
 from plrc.engine.pretrain import pretrain
 from plrc.engine.setup import prepare
 from plrc.errors import PlrcError
@@ -99,7 +99,7 @@ def test_every_flipped_bit_and_every_cut_is_noticed_or_harmless(tmp_path: Path) 
     for _ in range(400):
         place = draw.randrange(len(whole))
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << draw.randrange(8)]) + whole[place + 1 :])
-        if unreadable(path):
+        if checkpoint_damage(path):
             noticed += 1
             with pytest.raises(PlrcError, match="cannot be read"):
                 load_checkpoint(path)
@@ -108,7 +108,7 @@ def test_every_flipped_bit_and_every_cut_is_noticed_or_harmless(tmp_path: Path) 
     assert noticed > 200
     for length in (0, 1, *(draw.randrange(len(whole)) for _ in range(58))):
         path.write_bytes(whole[:length])
-        assert unreadable(path)
+        assert checkpoint_damage(path)
         with pytest.raises(PlrcError, match="cannot be read"):
             load_checkpoint(path)
 
@@ -132,8 +132,9 @@ def test_a_checkpoint_of_a_later_format_says_so(tmp_path: Path) -> None:
 def test_a_checkpoint_that_may_not_be_read_is_not_damaged() -> None:
     """Root may read everything, so somebody else looks."""
     look = (
-        "import os, pathlib, sys; from plrc.engine.checkpoint import unreadable; os.getuid() or os.setuid(65534); "
-        "unreadable(pathlib.Path(sys.argv[1]))"
+        "import os, pathlib, sys; from plrc.engine.checkpoint import checkpoint_damage; "
+        "os.getuid() or os.setuid(65534); "
+        "checkpoint_damage(pathlib.Path(sys.argv[1]))"
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "step_00000001.pt"
@@ -157,7 +158,7 @@ def test_damaged_checkpoints_are_set_aside_and_what_killed_runs_left_is_removed(
         file.write_bytes(b"half")
     assert pretrain(config).finished
     said = f"warning: the checkpoint {second.name} is damaged (the checksum of its record "
-    assert said in log(out) and f"set aside; {first.name} is used instead" in log(out)
+    assert said in log(out) and f"it is renamed to {second.name}.damaged, and {first.name} is used instead" in log(out)
     assert "resuming at step 2" in log(out) and second.with_name(f"{second.name}.damaged").exists()
     assert not any(file.exists() for file in left)
     assert_same_end(whole, out)
@@ -169,7 +170,7 @@ def test_where_all_checkpoints_are_damaged_nothing_is_touched(tiny: Tiny) -> Non
     flip_bit(checkpoints(out)[0])
     checkpoints(out)[1].write_bytes(b"")
     before = checkpoints(out)
-    sentence = r"step_00000002\.pt cannot be read \(File is not a zip .*, nor is there another one in "
+    sentence = r"step_00000002\.pt cannot be read \(File is not a zip .*, and there is no other one in "
     with pytest.raises(PlrcError, match=sentence):
         pretrain(config.with_values(RESUME))
     assert checkpoints(out) == before
@@ -194,7 +195,7 @@ def test_a_save_that_fails_ends_no_run_and_no_line_of_the_metrics_is_lost(tiny: 
             run = pretrain(config)
     finally:
         allow()
-    said = "step_00000004.pt: File too large; the checkpoints before it are untouched; training goes on"
+    said = "step_00000004.pt: File too large; the checkpoints before it are untouched; training continues"
     assert run.finished and f"warning: cannot save {run.path}/checkpoints/{said}" in log(run.path)
     assert [path.name for path in checkpoints(run.path)] == ["step_00000002.pt", "step_00000006.pt"]
     assert not list(run.path.rglob(".step*"))
@@ -225,7 +226,7 @@ def test_a_full_disk_at_the_end_is_one_sentence_and_nothing_is_lost(
     config.save(Path(config.run.out).parents[1] / "settings.toml")
     command = ["pretrain", "--config", str(out.parents[1] / "settings.toml"), "--run.resume"]
     assert main(command) == 2
-    sentence = "step_00000006.pt: No space left on device; the checkpoints before it are untouched; when this is mended"
+    sentence = "step_00000006.pt: No space left on device; the checkpoints before it are untouched; when this is fixed"
     error = capsys.readouterr().err
     assert error.startswith(f"plrc: cannot save {out}/checkpoints/{sentence}") and error.count("\n") == 1
     assert [path.name for path in checkpoints(out)] == ["step_00000002.pt"]
@@ -279,7 +280,7 @@ def test_a_folder_that_is_away_for_a_while(tiny: Tiny, whole: Path, tmp_path: Pa
 def test_a_folder_that_is_gone_is_not_made_again_and_another_one_is_left_alone(tiny: Tiny, tmp_path: Path) -> None:
     config = tiny(optim__steps=2, optim__name="sgd")
     out = Path(config.run.out)
-    sentence = f"^cannot save to {out}: the folder was removed or replaced while it was in use; when this is mended"
+    sentence = f"^cannot save to {out}: the folder was removed or replaced while it was in use; when this is fixed"
     with after_steps(1, lambda: shutil.rmtree(out)), pytest.raises(PlrcError, match=sentence):
         pretrain(config)
     assert not out.exists()
@@ -310,8 +311,8 @@ def test_a_second_run_is_refused_while_the_first_is_at_work(tiny: Tiny) -> None:
 
     with after_steps(1, second):
         assert pretrain(config).finished
-    assert refused[0].endswith("is not empty; add --resume to go on with it, or name another --out")
-    assert refused[1] == f"another run is at work in {config.run.out}; wait for its end, or name another --out"
+    assert refused[0].endswith("is not empty; add --resume to continue it, or name another --out")
+    assert refused[1] == f"another run is using {config.run.out}; wait for its end, or name another --out"
     assert len(curve(config.run.out)) == 2 and final(config.run.out)["step"] == 2
 
 
@@ -324,7 +325,7 @@ def test_of_two_that_start_at_once_one_is_refused(tiny: Tiny) -> None:
             assert pretrain(config).finished
             return super().take(folder)
 
-    for resume, sentence in ((False, "is not empty; add --resume"), (True, "has been at work in .* just now; repeat")):
+    for resume, sentence in ((False, "is not empty; add --resume"), (True, "another run has just used .*; repeat")):
         shutil.rmtree(config.run.out, ignore_errors=True)
         late = Late()
         with pytest.raises(PlrcError, match=sentence):
@@ -339,9 +340,8 @@ from pathlib import Path
 from plrc.files import FolderLock
 lock = FolderLock()
 assert lock.take(Path(sys.argv[1]))
-child = os.fork()
-if child:
-    print(child, flush=True)
+if os.fork() == 0:
+    print(os.getpid(), flush=True)
 time.sleep(60)
 """
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as other:

@@ -65,7 +65,7 @@ def by_hand(job: dict[str, Any]) -> dict[str, Any]:
     start = {name: tensor.clone() for name, tensor in start.items()}
     for step in range(1, steps + 1):
         order = loop._teacher_order(config, step)
-        state.guard.remember()
+        state.guard.save()
         outcome = state.learner.compute_terms(next(batches), student, order, 0.05)
         state.learner.total_loss(outcome.terms).backward()
         counts.append({name: float(term.count) for name, term in outcome.terms.items()})

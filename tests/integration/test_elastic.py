@@ -118,7 +118,7 @@ def test_a_silent_process_is_named(how: signal.Signals, config: Path, tmp_path: 
         waited = time.monotonic() - before
     said = (tmp_path / "0.log").read_text().splitlines()[-1]
     host = os.uname().nodename
-    assert said.startswith(f"plrc: no answer from process 1 of 2 (on {host}): it has ended or hangs"), said
+    assert said.startswith(f"plrc: no answer from process 1 of 2 (on {host}): it exited or hung"), said
     assert waited < STALL + 5 + 120, "the stall, five seconds of grace, and two minutes for a busy machine to end in"
 
 

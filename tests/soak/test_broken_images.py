@@ -114,6 +114,6 @@ def test_a_decoder_that_crashes_ends_the_run_with_one_sentence_and_a_checkpoint(
 
     with monkeypatch.context() as patch:
         patch.setattr("plrc.data.sources.decode_bytes", crash)
-        with pytest.raises(PlrcError, match="a loader process was ended from outside"):
+        with pytest.raises(PlrcError, match="a loader process was killed, usually because memory ran out"):
             pretrain(config)
     assert pretrain(config.with_values({"run.resume": True})).finished

@@ -196,7 +196,8 @@ def test_a_signal_to_the_whole_group_saves_and_the_run_goes_on(scenes: Path, tmp
     given.save(tmp_path / "given.toml")
     code = (
         "import sys; from plrc.transfer.finetune import transfer; from plrc.transfer.protocols import TransferConfig\n"
-        "if __name__ == '__main__': sys.exit(75 if transfer(TransferConfig.load(sys.argv[1])) is None else 0)"
+        "def show(done, total, line=''): print(line, flush=True)\n"
+        "if __name__ == '__main__': sys.exit(75 if transfer(TransferConfig.load(sys.argv[1]), show) is None else 0)"
     )
     (tmp_path / "run.py").write_text(code)
     command = [sys.executable, str(tmp_path / "run.py"), str(tmp_path / "given.toml")]

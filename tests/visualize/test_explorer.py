@@ -373,7 +373,7 @@ def test_shards_are_looked_at_like_folders(
     """The images, and those of the run, lie in shards."""
     packed, run, out = tmp_path / "shards", tmp_path / "run", tmp_path / "page.html"
     own = find_images(DataConfig(source=Config.load(trained.run / "config.toml").data.source))
-    write_shards(own, packed, "", 1.0)
+    write_shards(own, packed, "", 1.0, lambda done, total: None)
     shutil.copytree(trained.run, run)
     write_manifest(run / "manifest.json", find_images(DataConfig(source=str(packed))), range(2, len(own)), [0, 1])
     command = ["visualize", str(run), "--images", str(packed), "--out", str(out), "--steps", "1", "--size", "32"]

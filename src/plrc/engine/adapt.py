@@ -1,24 +1,32 @@
-"""Fit a preset's defaults to the data and the batch at hand; every change carries its reason.
+"""Fit a preset's defaults to the data and the batch; every change carries its reason.
 
-Layer 4. Pure: settings in, settings and reasons out. Pinned settings are never touched.
+Pinned settings are never changed.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from plrc.config import Config
-from plrc.errors import PlrcError
+from plrc.engine.checks import check_batch
 
-MIN_STEPS = 2000  # fewer steps than this leave a network near its start
-GROUP = 8  # images per BatchNorm group that still give a usable mean and variance
+MIN_STEPS = 2000  # with fewer steps the weights stay close to random
+GROUP = 8  # images per BatchNorm group that give a usable mean and variance
 
 
 @dataclass(frozen=True)
 class Change:
-    """One adapted setting: dotted name, old and new value, and why."""
+    """An adapted setting.
+
+    Attributes:
+        name: Dotted name.
+        old: The value before.
+        new: The value now.
+        reason: Why it was changed.
+    """
 
     name: str
     old: Any
@@ -29,94 +37,147 @@ class Change:
         return f"{self.name}: {self.old} -> {self.new} ({self.reason})"
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """What settings are fitted to: the number of training images, and of processes that share a batch."""
+
+    images: int
+    processes: int
+
+
+Rule = Callable[[Config, Sizes], "Change | None"]
+
+
 def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Return the steps in which each of the images comes once; the rest of them, less than a batch, is left out."""
     return images // batch_size
 
 
 def total_steps(config: Config, images: int) -> int:
-    """Optimiser steps of the whole run over this many training images."""
+    """Return the steps of the whole run over this many training images."""
     per_epoch = steps_per_epoch(images, config.optim.batch_size)
     return config.optim.steps or max(1, round(config.optim.epochs * per_epoch))
 
 
 def adapt(config: Config, images: int, processes: int = 1) -> tuple[Config, list[Change]]:
-    """Fit settings that are not pinned to `images` training images and `processes` that share a batch.
+    """Fit settings that are not pinned.
 
-    Raises PlrcError where even adaptation cannot make a batch.
+    Args:
+        config: The settings.
+        images: Number of training images.
+        processes: How many processes share a batch; batch sizes count all of them.
+
+    Returns:
+        (adapted settings, changes in the order in which they were made).
+
+    Raises:
+        ConfigError, DataError: If even adapted settings do not make a batch.
     """
-    changes: list[Change] = []
-
-    def change(name: str, new: Any, reason: str) -> None:
-        nonlocal config
-        old = config.flat()[name]
-        if config.adapt and name not in config.pinned and new != old:
-            config = config.with_values({name: new}, pin=False)
-            changes.append(Change(name, old, new, reason))
-
-    if config.optim.batch_size > images // 2:
-        fitting = max(2, 2 ** int(math.log2(max(images // 2, 2))))
-        change("optim.batch_size", fitting, f"only {images} training images: at least two batches an epoch")
-    batch = config.optim.batch_size
+    sizes = Sizes(images, processes)
+    config, batch_changes = _apply([_smaller_batch], config, sizes)
     check_batch(config, images, processes)
+    config, other_changes = _apply(RULES, config, sizes)
+    return config, batch_changes + other_changes
 
-    ratio = batch / config.optim.base_batch_size
-    if ratio != 1 and config.optim.name == "sgd":
-        change(
-            "optim.lr",
-            _round(config.optim.lr * ratio),
-            f"linear in the batch: {batch} / {config.optim.base_batch_size}",
-        )
-    elif ratio != 1:
-        scaled = _round(config.optim.lr * math.sqrt(ratio))
-        change("optim.lr", scaled, f"square root of the batch: {batch} / {config.optim.base_batch_size}")
-    if config.model.init:
-        change("optim.lr", _round(config.optim.lr / 10), "warm start: a tenth, to keep the given weights")
 
-    per_epoch = steps_per_epoch(images, batch)
-    if not config.optim.steps and total_steps(config, images) < MIN_STEPS:
-        epochs = float(math.ceil(MIN_STEPS / per_epoch))
-        change("optim.epochs", epochs, f"{per_epoch} steps an epoch: {MIN_STEPS} steps are the least that teaches")
-
-    if config.objectives.image_weight > 0:
-        room = max(batch, images // 2 // batch * batch)
-        if config.objectives.queue > room:
-            change("objectives.queue", room, f"{images} training images: a longer queue holds an image's own old keys")
-
-    steps = total_steps(config, images)
-    momentum = max(0.9, 1 - 10 / steps)
-    if config.optim.teacher_momentum > momentum:
-        change("optim.teacher_momentum", _round(momentum), f"{steps} steps: the teacher must follow in a tenth of them")
-
-    longest = steps / 10 / per_epoch
-    if config.optim.warmup_epochs > longest:
-        change("optim.warmup_epochs", _round(longest), f"{steps} steps: a tenth of them is warm-up enough")
-
-    part = batch // config.optim.gradient_accumulation_steps
-    groups = max(1, part // GROUP) if processes == 1 else 1
-    if config.model.bn_groups > groups:
-        alone = f"{part} images at a time: groups of at least {GROUP}"
-        reason = alone if processes == 1 else "the processes are the groups"
-        change("model.bn_groups", groups, reason)
+def _apply(rules: Sequence[Rule], config: Config, sizes: Sizes) -> tuple[Config, list[Change]]:
+    """Apply rules one after another; each of them sees what those before it changed."""
+    changes: list[Change] = []
+    for rule in rules:
+        change = rule(config, sizes)
+        if change is None or change.new == change.old or not config.adapt or change.name in config.pinned:
+            continue
+        config = config.with_values({change.name: change.new}, pin=False)
+        changes.append(change)
     return config, changes
 
 
-def check_batch(config: Config, images: int, processes: int) -> None:
-    """Raises PlrcError where the images, or the processes and parts that share a batch, cannot make one."""
-    batch, accumulate = config.optim.batch_size, config.optim.gradient_accumulation_steps
-    if images < min(batch, 2):
-        raise PlrcError(f"{images} training image is too few: a batch needs at least two; add images")
-    if images < batch:
-        fitting = max(2, images // 2)
-        groups = f" --model.bn-groups {fitting // 2}" if fitting < config.model.bn_groups else ""
-        raise PlrcError(
-            f"{images} training images are fewer than one batch of {batch}: "
-            f"add images or write --optim.batch-size {fitting}{groups}"
-        )
-    if batch % (accumulate * processes):
-        raise PlrcError(
-            f"optim.batch_size {batch} cannot be shared equally by {processes} processes x {accumulate} parts; "
-            f"write a multiple of {processes * accumulate}"
-        )
+def _smaller_batch(config: Config, sizes: Sizes) -> Change | None:
+    if config.optim.batch_size <= sizes.images // 2:
+        return None
+    fitting = max(2, 2 ** int(math.log2(max(sizes.images // 2, 2))))
+    reason = f"only {sizes.images} training images: at least two batches per epoch"
+    return Change("optim.batch_size", config.optim.batch_size, fitting, reason)
+
+
+def _scaled_lr(config: Config, sizes: Sizes) -> Change | None:
+    batch = config.optim.batch_size
+    base = config.optim.base_batch_size
+    if batch == base:
+        return None
+    if config.optim.name == "sgd":
+        scaled = config.optim.lr * (batch / base)
+        reason = f"linear in the batch: {batch} / {base}"
+    else:
+        scaled = config.optim.lr * math.sqrt(batch / base)
+        reason = f"square root of the batch: {batch} / {base}"
+    return Change("optim.lr", config.optim.lr, _round(scaled), reason)
+
+
+def _warm_start_lr(config: Config, sizes: Sizes) -> Change | None:
+    if not config.model.init:
+        return None
+    reason = "warm start: a tenth, to keep the given weights"
+    return Change("optim.lr", config.optim.lr, _round(config.optim.lr / 10), reason)
+
+
+def _more_epochs(config: Config, sizes: Sizes) -> Change | None:
+    if config.optim.steps or total_steps(config, sizes.images) >= MIN_STEPS:
+        return None
+    per_epoch = steps_per_epoch(sizes.images, config.optim.batch_size)
+    reason = f"{per_epoch} steps per epoch: at least {MIN_STEPS} steps are needed to train"
+    return Change("optim.epochs", config.optim.epochs, float(math.ceil(MIN_STEPS / per_epoch)), reason)
+
+
+def _shorter_queue(config: Config, sizes: Sizes) -> Change | None:
+    batch = config.optim.batch_size
+    longest = max(batch, sizes.images // 2 // batch * batch)
+    if config.objectives.image_weight == 0 or config.objectives.queue <= longest:
+        return None
+    reason = f"{sizes.images} training images: a longer queue holds old keys of the same image"
+    return Change("objectives.queue", config.objectives.queue, longest, reason)
+
+
+def _faster_teacher(config: Config, sizes: Sizes) -> Change | None:
+    steps = total_steps(config, sizes.images)
+    highest = max(0.9, 1 - 10 / steps)
+    if config.optim.teacher_momentum <= highest:
+        return None
+    reason = f"{steps} steps: the teacher must follow within a tenth of them"
+    return Change("optim.teacher_momentum", config.optim.teacher_momentum, _round(highest), reason)
+
+
+def _shorter_warmup(config: Config, sizes: Sizes) -> Change | None:
+    steps = total_steps(config, sizes.images)
+    longest = steps / 10 / steps_per_epoch(sizes.images, config.optim.batch_size)
+    if config.optim.warmup_epochs <= longest:
+        return None
+    reason = f"{steps} steps: a tenth of them is enough warm-up"
+    return Change("optim.warmup_epochs", config.optim.warmup_epochs, _round(longest), reason)
+
+
+def _fewer_bn_groups(config: Config, sizes: Sizes) -> Change | None:
+    images = config.optim.batch_size // config.optim.gradient_accumulation_steps
+    if sizes.processes > 1:
+        most = 1
+        reason = "the processes are the groups"
+    else:
+        most = max(1, images // GROUP)
+        reason = f"{images} images at a time: groups of at least {GROUP}"
+    if config.model.bn_groups <= most:
+        return None
+    return Change("model.bn_groups", config.model.bn_groups, most, reason)
+
+
+RULES: tuple[Rule, ...] = (
+    _scaled_lr,
+    _warm_start_lr,
+    _more_epochs,
+    _shorter_queue,
+    _faster_teacher,
+    _shorter_warmup,
+    _fewer_bn_groups,
+)
 
 
 def _round(value: float) -> float:

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from plrc.config import Config
 from plrc.data import photometric
 from plrc.data.loader import Batch, ViewDataset, collate
-from plrc.data.points import match_draws, match_points
 from plrc.data.masks import read_coco_masks
+from plrc.data.points import match_draws, match_points
 from plrc.data.sources import ImageList
 from plrc.data.views import MATCH, QUERY
 from plrc.errors import PlrcError

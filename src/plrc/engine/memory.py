@@ -1,4 +1,4 @@
-"""When memory runs out: the part of a batch that fits, found by trying smaller ones. Layer 4."""
+"""Out of memory: find the number of images at a time that fits, by trying smaller ones."""
 
 from __future__ import annotations
 
@@ -10,41 +10,67 @@ from plrc.engine.setup import Plan
 from plrc.engine.state import TrainingState
 from plrc.machine import return_freed_memory
 
-CPU_SIGNS = ("can't allocate memory", "bad_alloc", "Cannot allocate memory")  # PyTorch's allocator, C++, the system
+CPU_MESSAGES = ("can't allocate memory", "bad_alloc", "Cannot allocate memory")  # PyTorch's allocator, C++, the system
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error means that this process could get no more memory, on a GPU or a CPU."""
-    found = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return found or any(sign in str(error) for sign in CPU_SIGNS)
+    """Tell whether an error means that this process could get no more memory, on a GPU or a CPU."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return any(message in str(error) for message in CPU_MESSAGES)
 
 
 def advice(plan: Plan) -> str:
-    """What to write after memory ran out. One process tries halves until a step fits; several cannot, since not all of
-    them may have failed, and name the first half untried."""
-    batch, groups, world = plan.config.optim.batch_size, plan.config.model.bn_groups, distributed.world_size()
-    now = batch // plan.config.optim.gradient_accumulation_steps // world
-    halves = [now >> k for k in range(1, now.bit_length()) if now % (1 << k) == 0 and now >> k >= groups]
-    fitting = next((n for n in halves if world > 1 or _fits(plan, n)), 0)
-    said = f"out of memory with {now} images at a time" + " in each process" * (world > 1)
-    if not fitting:
-        tried = f"nor do {halves[-1]} fit; " if halves and world == 1 else ""
-        return f"{said}; {tried}write a smaller --views.size or --model.backbone, or --optim.precision bfloat16"
-    how = "not tried, half of it" if world > 1 else "tried here with two steps"
-    return (
-        f"{said}; {fitting} should fit ({how}): write --optim.gradient-accumulation-steps {batch // (fitting * world)}, which keeps the "
-        f"batch of {batch} (negatives then come from one part), or --optim.batch-size {fitting * world}; "
-        "go on with --resume --run.allow-changes"
-    )
+    """Describe what to do after memory ran out.
+
+    A single process tries halves of the micro-batch until two steps fit. Of several processes only some may have
+    failed, so they try nothing and name the first half.
+
+    Args:
+        plan: The run.
+    """
+    batch = plan.config.optim.batch_size
+    processes = distributed.world_size()
+    images = batch // plan.config.optim.gradient_accumulation_steps // processes
+    problem = f"out of memory with {images} images at a time"
+    if processes > 1:
+        problem += " in each process"
+    halves = _halves(images, least=plan.config.model.bn_groups)
+    if processes > 1:
+        fitting = halves[0] if halves else 0
+        evidence = "not tried, half of it"
+    else:
+        fitting = next((half for half in halves if _fits(plan, half)), 0)
+        evidence = "tried here with two steps"
+    if fitting:
+        total = fitting * processes
+        return (
+            f"{problem}; {fitting} should fit ({evidence}): "
+            f"write --optim.gradient-accumulation-steps {batch // total}, which keeps the batch of {batch} "
+            f"(negatives then come from one micro-batch), or --optim.batch-size {total}; "
+            "resume with --resume --run.allow-changes"
+        )
+    if halves and processes == 1:
+        problem += f"; {halves[-1]} do not fit either"
+    return f"{problem}; write a smaller --views.size or --model.backbone, or --optim.precision bfloat16"
+
+
+def _halves(images: int, least: int) -> list[int]:
+    """List images / 2, images / 4, ... as long as they are whole and not below `least`."""
+    halves: list[int] = []
+    while images % 2 == 0 and images // 2 >= max(least, 1):
+        images //= 2
+        halves.append(images)
+    return halves
 
 
 def _fits(plan: Plan, images: int) -> bool:
-    """Whether two steps with this many images at a time, on a new state, find the memory they need."""
+    """Whether two steps with this many images at a time, on a new state, get the memory they need."""
     return_freed_memory()
     if plan.device.type == "cuda":
         torch.cuda.empty_cache()
     try:
-        _steps(plan, images)
+        _make_two_steps(plan, images)
     except (RuntimeError, MemoryError) as error:
         if not ran_out(error):
             raise
@@ -52,16 +78,14 @@ def _fits(plan: Plan, images: int) -> bool:
     return True
 
 
-def _steps(plan: Plan, images: int) -> None:
+def _make_two_steps(plan: Plan, images: int) -> None:
     config = plan.config.with_values({"optim.batch_size": images, "optim.gradient_accumulation_steps": 1}, pin=False)
     data = ViewDataset(plan.images, plan.train, config)
-    batch = collate([data[0, i] for i in range(images)]).to(plan.device)
+    batch = collate([data[0, index] for index in range(images)]).to(plan.device)
     state = TrainingState(config, plan.device)
     order = torch.arange(images, device=plan.device)
-    for _ in range(2):  # the second one has the optimiser's state beside it
-        state.guard.remember()
-        outcome = state.learner.compute_terms(
-            batch, state.learner.student, order, config.objectives.teacher_temperature
-        )
-        state.scaler.scale(state.learner.total_loss(outcome.terms)).backward()
-        state.update([outcome], config.optim.lr, config.optim.teacher_momentum)
+    for _ in range(2):  # the second step also holds the optimizer's state
+        state.guard.save()
+        output = state.learner.compute_terms(batch, state.learner.student, order, config.objectives.teacher_temperature)
+        state.scaler.scale(state.learner.total_loss(output.terms)).backward()
+        state.update([output], config.optim.lr, config.optim.teacher_momentum)

@@ -1,130 +1,141 @@
-"""What surrounds the loop: health checks, unreadable images, numbers that are not finite, saving. Layer 4.
+"""What the loop watches: the health of features, unreadable images, gradients that are not finite.
 
-Only the main process measures and writes; what ends a run ends it in all processes alike.
+Only the main process measures; an error that ends the run is raised in all processes alike.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NoReturn
 
 from plrc import distributed
-from plrc.data.manifest import read_manifest
 from plrc.engine import health, recovery
-from plrc.engine.checkpoint import newest_checkpoint, save_checkpoint
-from plrc.engine.runlog import RunLog
+from plrc.engine.checkpointer import Checkpointer
+from plrc.engine.runlog import RunLog, provenance
 from plrc.engine.setup import Plan
 from plrc.engine.state import TrainingState
-from plrc.errors import PlrcError
-from plrc.files import FolderLock
-from plrc.machine import return_freed_memory
+from plrc.errors import DataError, RunError
 from plrc.text import printable
-
-OnCheckpoint = Callable[[Path], None]
 
 
 class Monitor:
-    """Called by the loop at its steps; it holds what has been seen so far."""
+    """Watches a run.
 
-    def __init__(
-        self, plan: Plan, lock: FolderLock, state: TrainingState, log: RunLog, on_checkpoint: Sequence[OnCheckpoint]
-    ) -> None:
-        self.plan, self.lock, self.state, self.log, self.on_checkpoint = plan, lock, state, log, on_checkpoint
+    Args:
+        plan: The run.
+        state: What is trained.
+        log: Where everything is reported.
+        checkpointer: Saves the run before it is stopped.
+
+    Attributes:
+        failures: Name -> reason for the images that this process could not read and has not reported yet.
+    """
+
+    def __init__(self, plan: Plan, state: TrainingState, log: RunLog, checkpointer: Checkpointer) -> None:
+        self.plan = plan
+        self.state = state
+        self.log = log
+        self.checkpointer = checkpointer
+        self.failures: dict[str, str] = {}
+        self.unreadable: dict[str, str] = {}  # of all processes
         held_out = plan.held_out if distributed.is_main() else plan.held_out[:0]
-        self.health = health.HealthCheck(plan.config, plan.images, held_out, plan.device)
-        for name, reason in self.health.unreadable.items():
-            log.say(f"warning: cannot read the held-out image {name}: {reason}; health is measured without it")
-        if 0 < len(held_out) == len(self.health.unreadable):
-            log.say("warning: no held-out image can be read: there are no health checks")
-        self.failures: dict[str, str] = {}  # of this process, not yet told: name and reason
-        self.bad: dict[str, str] = {}  # of all processes
-        self.images = str(read_manifest(plan.out / "manifest.json")["sha256"])
+        self.health_check = health.HealthCheck(plan.config, plan.images, held_out, plan.device)
+        for name, reason in self.health_check.unreadable.items():
+            log.warning(f"cannot read the held-out image {name}: {reason}; health is measured without it")
+        if 0 < len(held_out) == len(self.health_check.unreadable):
+            log.warning("no held-out image can be read: there are no health checks")
 
-    def check(self, step: int) -> None:
-        """Measure health; stop the run, after saving, when the features have collapsed."""
+    def check_health(self, step: int) -> None:
+        """Measure the health of the features, unless this step was measured before a resume.
+
+        Raises:
+            RunError: If the features have collapsed; the run is saved before.
+        """
         history = self.state.history
         if not history or history[-1].step < step:
-            began = time.perf_counter()
-            found = self.health.measure(self.state.learner.student.backbone, self.plan.config.model.stride, step)
-            if found:
-                history.append(found)
-                took = {"seconds": time.perf_counter() - began}
-                self.log.record(step, "health", found.to_dict() | self.state.drift() | took)
-                for sentence in (str(found), *(f"warning: {w}" for w in health.alarms(history))):
-                    self.log.say(sentence)
+            self._measure_health(step)
         stop = distributed.is_main() and self.plan.config.run.stop_on_collapse and health.should_stop(history)
         if distributed.any_process(stop):
-            self.save(step)
-            raise PlrcError(f"stopped at step {step}: {health.COLLAPSE_ADVICE}")
+            self.checkpointer.save(step)
+            raise RunError(f"stopped at step {step}: {health.COLLAPSE_ADVICE}")
 
-    def tell_failures(self) -> None:
-        """Name the images that could not be read since the last time, once each; stop above the limit."""
-        found, self.failures = distributed.gather_words(self.failures), {}
-        for name in sorted(found.keys() - self.bad.keys()):
-            self.log.say(f"warning: cannot read {printable(name)}: {found[name]}; another image takes its place")
-        self.bad |= found
-        count = self._lost()
-        if count > self.plan.config.data.max_unreadable_fraction * len(self.plan.train):
-            name = min(self.bad)
-            raise PlrcError(
-                f"{count} of {len(self.plan.train)} images cannot be read, more than data.max_unreadable_fraction "
-                f"({self.plan.config.data.max_unreadable_fraction:.0%}), such as {printable(name)}: {self.bad[name]}; "
+    def report_unreadable(self) -> None:
+        """Name each image that could not be read since the last call, once.
+
+        Raises:
+            DataError: If more images are unreadable than `data.max_unreadable_fraction` allows.
+        """
+        failures = distributed.gather_words(self.failures)
+        self.failures = {}
+        for name in sorted(failures.keys() - self.unreadable.keys()):
+            self.log.warning(f"cannot read {printable(name)}: {failures[name]}; another image takes its place")
+        self.unreadable |= failures
+        count = self._count_unreadable()
+        images = len(self.plan.train)
+        limit = self.plan.config.data.max_unreadable_fraction
+        if count > limit * images:
+            name = min(self.unreadable)
+            raise DataError(
+                f"{count} of {images} images cannot be read, more than data.max_unreadable_fraction ({limit:.0%}), "
+                f"such as {printable(name)}: {self.unreadable[name]}; "
                 "log.txt names those met so far, plrc scan DIR looks at every image"
             )
 
-    def _lost(self) -> int:
-        """Images that could not be read; a shard that could not be read counts as all of its own."""
-        shards = self.plan.images.shards
-        return sum(max(1, shards.count_images(name)) for name in self.bad) if shards else len(self.bad)
-
-    def tell_skipped(self, step: int, skipped: float) -> None:
+    def report_skipped(self, step: int, skipped: float) -> None:
         """Warn of steps whose gradient was not finite."""
         if skipped:
-            self.log.say(f"warning: {skipped:.0f} steps before step {step} skipped: their gradient was not finite")
+            self.log.warning(f"{skipped:.0f} steps before step {step} skipped: their gradient was not finite")
 
-    def check_numbers(self, step: int) -> None:
-        """Leave the loop where too many steps in a row were skipped, in all processes alike."""
+    def check_gradients(self, step: int) -> None:
+        """Check the number of skipped steps in a row.
+
+        Raises:
+            Diverged: If they are too many and the run can fall back to a checkpoint.
+            RunError: If it cannot.
+        """
         in_a_row = int(self.state.skipped_in_a_row)
         if in_a_row >= recovery.MOST_SKIPPED:
-            self._diverge(step, f"the last {in_a_row} gradients were not finite")
+            reason = f"the last {in_a_row} gradients were not finite"
+            recovery.diverge(self.plan, self.state.lr_factor, step, reason)
 
-    def _diverge(self, step: int, reason: str) -> NoReturn:
-        if self.state.lr_factor == 1 and newest_checkpoint(self.plan.out):
-            raise recovery.Diverged(f"at step {step} {reason}")
-        raise PlrcError(
-            f"stopped at step {step}: {reason}; start again with a lower optim.lr, or with optim.precision float32"
-        )
+    def finish(self) -> None:
+        """Report what is still to be reported, and sum up."""
+        self.report_unreadable()
+        if self.unreadable:
+            names = ", ".join(printable(name) for name in sorted(self.unreadable)[:5])
+            self.log.info(f"{self._count_unreadable()} images could not be read and were replaced by others: {names}")
 
-    def save(self, step: int, or_fail: bool = True) -> None:
-        """Write a checkpoint and what is made of it. Where the storage refuses, raise or, if not `or_fail`, tell."""
-        content = self.state.checkpoint(step, self.images)
-        bad = recovery.non_finite(content)
-        if distributed.any_process(bool(bad)):
-            self._diverge(step, f"{bad or 'a tensor of another process'} is not finite and was not saved")
-        if not distributed.is_main():
+    def _measure_health(self, step: int) -> None:
+        started = time.perf_counter()
+        result = self.health_check.measure(self.state.learner.student.backbone, self.plan.config.model.stride, step)
+        if result is None:
             return
-        try:
-            self._store(content)
-        except PlrcError as error:
-            if not isinstance(error.__cause__, OSError):
-                raise
-            if or_fail:
-                raise PlrcError(f"{error}; when this is mended, go on with --resume") from error
-            self.log.say(f"warning: {error}; training goes on, and the next checkpoint is tried at its time")
+        self.state.history.append(result)
+        seconds = {"seconds": time.perf_counter() - started}
+        self.log.record(step, "health", result.to_dict() | self.state.drift() | seconds)
+        self.log.info(str(result))
+        for sentence in health.alarms(self.state.history):
+            self.log.warning(sentence)
 
-    def _store(self, content: dict[str, Any]) -> None:
-        try:
-            self.lock.check()
-        except OSError as error:
-            raise PlrcError(f"cannot save to {self.plan.out}: {error.strerror}") from error
-        save_checkpoint(self.plan.out / "checkpoints", content, self.plan.config.run.keep_checkpoints)
-        for call in self.on_checkpoint:
-            call(self.plan.out)
-        return_freed_memory()
+    def _count_unreadable(self) -> int:
+        """Count images that could not be read; a shard that could not be read counts as all of its images."""
+        shards = self.plan.images.shards
+        if shards is None:
+            return len(self.unreadable)
+        return sum(max(1, shards.count_images(name)) for name in self.unreadable)
 
-    def close(self) -> None:
-        if self.bad:
-            names = ", ".join(map(printable, sorted(self.bad)[:5]))
-            self.log.say(f"{self._lost()} images could not be read and were replaced by others: {names}")
+
+def log_start(log: RunLog, plan: Plan, state: TrainingState, first: int) -> None:
+    """Log how the run starts, and what was decided before."""
+    for sentence in (*plan.remarks, *state.remarks):
+        log.info(sentence)
+    for sentence in plan.warnings:
+        log.warning(sentence)
+    if first >= plan.steps:
+        log.info(f"nothing left to do: the run is finished, at step {first} of {plan.steps}")
+        return
+    log.info(f"{'resuming' if first else 'starting'} at step {first} of {plan.steps} on {plan.device}")
+    log.record(first, "start", provenance(plan.device))
+    if plan.config.objectives.image_weight > 0 and not first:
+        filling = math.ceil(plan.config.objectives.queue / plan.config.optim.batch_size)
+        log.info(f"the image loss rises for {filling} steps, while real keys replace the random ones in the queue")

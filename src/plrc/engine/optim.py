@@ -1,7 +1,7 @@
-"""The optimiser: fused SGD or AdamW, which skips a step on the device where the gradient is not finite.
+"""The optimizer: fused SGD or AdamW, which skips a step on the device if the gradient is not finite.
 
-Layer 4. `finite_gradient` gives the 0-dim bool that every owner of state (optimiser, teacher, queue, BN buffers) obeys,
-so that a skipped step leaves no trace and the host never has to wait for the answer.
+`finite_gradient` gives the 0-dim bool that every owner of state (optimizer, teacher, queue, BatchNorm buffers) obeys,
+so that a skipped step leaves no trace and the host does not wait for the device.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from plrc.config import OptimConfig
 
 
 def build_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """SGD decays every parameter (MoCo); AdamW spares biases and norms."""
+    """Build the optimizer of a network: SGD decays every parameter (MoCo); AdamW leaves out biases and norms."""
     parameters = [p for p in network.parameters() if p.requires_grad]
     if config.name == "adamw":
         groups = [
@@ -30,28 +30,42 @@ def build_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.Opti
     return sgd
 
 
-def finite_gradient(network: nn.Module, clip_norm: float) -> tuple[Tensor, Tensor]:
-    """(gradient norm, whether it is finite), both 0-dim on the device; clips if `clip_norm` is above 0."""
+def finite_gradient(network: nn.Module, max_norm: float) -> tuple[Tensor, Tensor]:
+    """Measure and clip the gradient of a network.
+
+    Args:
+        network: Its parameters hold gradients.
+        max_norm: The largest norm after clipping; 0: no clipping.
+
+    Returns:
+        (gradient norm before clipping, whether it is finite), both 0-dim on the device.
+    """
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
-    if clip_norm > 0:
-        torch._foreach_mul_(gradients, torch.clamp(clip_norm / (norm + 1e-6), max=1.0))
+    if max_norm > 0:
+        torch._foreach_mul_(gradients, torch.clamp(max_norm / (norm + 1e-6), max=1.0))
     return norm, torch.isfinite(norm)
 
 
 def guarded_step(optimizer: torch.optim.Optimizer, lr: float, keep: Tensor) -> None:
-    """One update with this learning rate, or none at all where the 0-dim bool `keep` is False."""
+    """Make an update, or none.
+
+    Args:
+        optimizer: A fused optimizer of PyTorch.
+        lr: The learning rate of this step.
+        keep: 0-dim bool on the device; False leaves weights and optimizer as they are.
+    """
     for group in optimizer.param_groups:
         group["lr"] = lr
-    optimizer.found_inf = (~keep).float()  # type: ignore[attr-defined]  # read by PyTorch's fused optimisers
+    optimizer.found_inf = (~keep).float()  # type: ignore[attr-defined]  # read by PyTorch's fused optimizers
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
 
 class BufferGuard:
-    """Remembers the buffers (BatchNorm statistics) of networks and puts them back after a skipped step.
+    """Saves the buffers (BatchNorm statistics) of networks before a step, and restores them if it is skipped.
 
-    All buffers of a dtype are joined, so that a GPU launches a handful of kernels instead of one for each.
+    All buffers of a dtype are joined, so that a GPU launches a few kernels instead of one per buffer.
     """
 
     def __init__(self, *networks: nn.Module) -> None:
@@ -61,11 +75,13 @@ class BufferGuard:
         self.saved: list[Tensor] = []
 
     @torch.no_grad()
-    def remember(self) -> None:
+    def save(self) -> None:
+        """Copy all buffers."""
         self.saved = [torch.cat([b.flatten() for b in group]) for group in self.groups]
 
     @torch.no_grad()
     def restore_unless(self, keep: Tensor) -> None:
+        """Restore the saved buffers if the 0-dim bool `keep` is False, without waiting for the device."""
         for group, saved in zip(self.groups, self.saved, strict=True):
             chosen = torch.where(keep, torch.cat([b.flatten() for b in group]), saved)
             parts = chosen.split([b.numel() for b in group])

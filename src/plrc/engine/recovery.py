@@ -1,58 +1,95 @@
-"""When numbers are no longer finite: back to the last good checkpoint, once, with a lower learning rate. Layer 4.
+"""Recovery from numbers that are not finite: back to the last good checkpoint, once, with a lower learning rate.
 
-Going back is a resume. The lowered rate is written into the checkpoint that the run goes back to, after the later ones
-are deleted. So what comes next follows from the run folder alone, and a run that is killed anywhere on the way, before,
-between or after, ends with the same weights as one that is not.
+Falling back is a resume. The lowered rate is written into the checkpoint that the run falls back to, after later ones
+are deleted. What follows depends on the run folder alone, so a run that is killed at any moment of this ends with the
+same weights as a run that is not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 
 from plrc import distributed
 from plrc.engine.checkpoint import checkpoints, load_checkpoint, newest_checkpoint, save_checkpoint
 from plrc.engine.setup import Plan
-from plrc.errors import PlrcError
+from plrc.errors import RunError
 
-MOST_SKIPPED = 50  # steps in a row without a finite gradient that end patience; loss scaling settles in fewer
+MOST_SKIPPED = 50  # steps in a row without a finite gradient; loss scaling needs fewer to find its scale
 LOWERED = 0.1  # of the scheduled learning rate
 
 
-class Diverged(PlrcError):
-    """The numbers of a run are no longer finite, and there is a checkpoint to go back to. All processes raise it."""
+DEAD_WORKER = "DataLoader worker (pid"  # the beginning of PyTorch's message about a loader process that exited
+
+
+class Diverged(RunError):
+    """Numbers of the run are not finite, and there is a checkpoint to fall back to. All processes raise it."""
+
+
+def explain(error: Exception) -> str:
+    """Explain the failure of another process to the user; empty for all other errors."""
+    if str(error).startswith(DEAD_WORKER):
+        reason = f"a loader process was killed, usually because memory ran out ({error})"
+        return f"{reason}; resume with --resume and a lower --run.workers"
+    lost = distributed.lost(error)
+    return f"{lost}: it exited or hung; check its log, then resume with --resume" if lost else ""
+
+
+def diverge(plan: Plan, lr_factor: float, step: int, reason: str) -> NoReturn:
+    """Leave the loop because of numbers that are not finite.
+
+    Args:
+        plan: The run.
+        lr_factor: The share of the scheduled learning rate that the run trains with; below 1 it has fallen back before.
+        step: The step that was just made.
+        reason: What is not finite.
+
+    Raises:
+        Diverged: If the run can fall back to a checkpoint.
+        RunError: If it cannot.
+    """
+    if lr_factor == 1 and newest_checkpoint(plan.out):
+        raise Diverged(f"at step {step} {reason}")
+    raise RunError(
+        f"stopped at step {step}: {reason}; start again with a lower optim.lr, or with optim.precision float32"
+    )
 
 
 def non_finite(content: Mapping[Any, Any], name: str = "") -> str:
-    """The name of the first tensor in nested mappings that holds NaN or infinity; empty if none does."""
+    """Return the dotted name of the first tensor in nested mappings that holds NaN or infinity; empty if none does."""
     for key, value in content.items():
         where = f"{name}.{key}" if name else str(key)
-        if isinstance(value, Tensor):
-            found = "" if not value.is_floating_point() or bool(value.isfinite().all()) else where
-        else:
-            found = non_finite(value, where) if isinstance(value, Mapping) else ""
-        if found:
-            return found
+        if isinstance(value, Mapping):
+            inner = non_finite(value, where)
+            if inner:
+                return inner
+        elif isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
+            return where
     return ""
 
 
 def fall_back(plan: Plan, reason: str) -> Plan:
-    """Make the newest good checkpoint the run's newest, with the learning rate lowered, and plan to go on from it.
+    """Make the newest good checkpoint the run's newest, with the learning rate lowered, and plan to resume from it.
 
-    Good: the step before it was not skipped. Where none is, the oldest, which holds the state after the last step that
-    was not.
+    A checkpoint is good if the step before it was not skipped. If there is none, the oldest is taken: it holds the
+    state after the last step that was not skipped.
+
+    Args:
+        plan: The run that diverged.
+        reason: Why, for the log.
     """
     if distributed.is_main():
-        found = checkpoints(plan.out)
-        state = load_checkpoint(found[-1])
-        while state["skipped_in_a_row"] and len(found) > 1:
-            found.pop().unlink()
-            state = load_checkpoint(found[-1])
-        save_checkpoint(found[-1].parent, state | {"lr_factor": LOWERED, "skipped_in_a_row": 0}, keep=0)
+        remaining = checkpoints(plan.out)
+        state = load_checkpoint(remaining[-1])
+        while state["skipped_in_a_row"] and len(remaining) > 1:
+            remaining.pop().unlink()
+            state = load_checkpoint(remaining[-1])
+        save_checkpoint(remaining[-1].parent, state | {"lr_factor": LOWERED, "skipped_in_a_row": 0}, keep=0)
     distributed.barrier()
     checkpoint = newest_checkpoint(plan.out)
-    remark = f"warning: {reason}: back to {checkpoint and checkpoint.name} with {LOWERED:.0%} of the learning rate"
-    return replace(plan, checkpoint=checkpoint, remarks=(remark,))
+    assert checkpoint is not None
+    warning = f"{reason}: back to {checkpoint.name} with {LOWERED:.0%} of the learning rate"
+    return replace(plan, checkpoint=checkpoint, remarks=(), warnings=(warning,))

@@ -1,65 +1,85 @@
-"""What a run tells: metrics.jsonl, TensorBoard, log.txt, and one progress line on the screen.
-
-Layer 4. Only the main process writes; in the others every method does nothing. A full disk ends no run: what could not
-be written of log.txt and metrics.jsonl stays in memory and is tried again with the next line.
-"""
+"""The records of a run: log.txt, metrics.jsonl, TensorBoard, and lines of progress."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import time
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from plrc import distributed
 from plrc.files import without_nan, write_text
 from plrc.machine import commit, cores, processor, versions
+from plrc.progress import OnProgress, ignore_progress
 from plrc.text import printable_lines
+
+logger = logging.getLogger(__name__)
+library_logger = logging.getLogger("plrc")
+progress_logger = logging.getLogger("plrc.progress")
 
 
 class RunLog:
-    """Opened on a run folder; on resume, metrics after `first_step` are cut off, since those steps will come again."""
+    """Writes the records of a run, until it is closed.
 
-    def __init__(self, out: Path, first_step: int, total_steps: int, main: bool) -> None:
-        self.main, self.total_steps, self.first_step = main, total_steps, first_step
+    Messages go to this module's logger and to log.txt, whatever the level of the logger is; what other modules of plrc
+    log meanwhile is written to log.txt too. Only the main process writes: in the others every method does nothing.
+    A full disk does not end the run. Lines of log.txt and metrics.jsonl that cannot be written stay in memory, and are
+    written with the next line that can be.
+
+    Args:
+        out: The run folder.
+        first_step: The step from which the run continues; metrics of later steps are cut off, because those steps are
+            repeated.
+        total_steps: Steps of the whole run.
+        main: Whether this is the main process.
+        on_progress: Called with every line of progress.
+    """
+
+    def __init__(
+        self, out: Path, first_step: int, total_steps: int, main: bool, on_progress: OnProgress = ignore_progress
+    ) -> None:
+        self.main = main
+        self.first_step = first_step
+        self.total_steps = total_steps
+        self.on_progress = on_progress
         self.started = time.perf_counter()
         if not main:
             return
-        self.console = Console(highlight=False, soft_wrap=True)
-        self.text = (out / "log.txt").open("a", encoding="utf-8")
-        cut_lines(out / "metrics.jsonl", first_step or -1)  # the check before step 1 comes again with it
+        cut_lines(out / "metrics.jsonl", first_step or -1)  # the health check before step 1 is repeated too
         self.metrics = (out / "metrics.jsonl").open("a", encoding="utf-8")
-        purge = first_step + 1 if first_step else None
-        self.board: SummaryWriter | None = SummaryWriter(str(out / "tensorboard"), purge_step=purge)
-        self.progress = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[line]}"),
-            console=self.console, disable=not self.console.is_terminal,
-        )  # fmt: skip
-        self.task = self.progress.add_task("pretrain", total=total_steps, completed=first_step, line="")
-        self.progress.start()
+        repeated_from = first_step + 1 if first_step else None
+        self.board: SummaryWriter | None = SummaryWriter(str(out / "tensorboard"), purge_step=repeated_from)
+        self.log_file = _LogFile(out / "log.txt")
+        library_logger.addHandler(self.log_file)
 
-    def say(self, sentence: str) -> None:
-        """A sentence for the user, on the screen and in log.txt."""
-        if self.main:
-            sentence = printable_lines(sentence)
-            self._show(sentence)
-            with contextlib.suppress(OSError):
-                self.text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {sentence}\n")
-                self.text.flush()
+    def __enter__(self) -> RunLog:
+        return self
 
-    def record(self, step: int, kind: str, values: dict[str, Any]) -> None:
-        """One JSON line {"step", "kind", ...}; numbers go to TensorBoard as kind/name too."""
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def info(self, message: str) -> None:
+        """Log a message that the user wants to read."""
+        self._log(logging.INFO, message)
+
+    def warning(self, message: str) -> None:
+        """Log a warning."""
+        self._log(logging.WARNING, message)
+
+    def record(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
+        """Write a line of metrics.jsonl, {"step", "kind", ...}; numbers go to TensorBoard as kind/name too."""
         if not self.main:
             return
         with contextlib.suppress(OSError):
-            self.metrics.write(json.dumps({"step": step, "kind": kind, **without_nan(values)}) + "\n")
+            self.metrics.write(json.dumps({"step": step, "kind": kind, **without_nan(dict(values))}) + "\n")
             self.metrics.flush()
         try:
             for name, value in values.items():
@@ -70,58 +90,84 @@ class RunLog:
                 if self.board:
                     self.board.close()
             self.board = None
-            self.say(f"warning: TensorBoard's file ends at step {step} ({error.strerror}); metrics.jsonl goes on")
+            self.warning(f"the TensorBoard file ends at step {step} ({error.strerror}); metrics.jsonl continues")
 
-    def train_line(self, step: int, values: dict[str, float]) -> None:
-        """Record a window of training steps and show the progress line with the time left."""
+    def train_line(self, step: int, values: Mapping[str, float]) -> None:
+        """Record the means of a window of training steps and show a line of progress with the time left."""
         if not self.main:
             return
         self.record(step, "train", values)
-        pace = (time.perf_counter() - self.started) / max(1, step - self.first_step)
-        left = _duration(pace * (self.total_steps - step))
-        losses = [f"{k.removesuffix('_kl')} {v:.3f}" for k, v in values.items() if k == "loss" or k.endswith("_kl")]
-        waited = [f"data wait {100 * values['data_wait_share']:.0f}%"] if "data_wait_share" in values else []
-        pace_text = f"{values['images_per_second']:.1f} img/s"
-        line = "  ".join([f"{step}/{self.total_steps}", *losses, pace_text, *waited, f"left {left}"])
-        self.progress.update(self.task, completed=step, line=line)
-        if self.progress.disable:
-            self._show(line)
-
-    def _show(self, line: str) -> None:
-        # Standard output may be a file on the same full disk, or a pipe whose reader is gone: rich then says no more,
-        # and exits, which a run of days must not.
-        with contextlib.suppress(OSError, SystemExit):
-            self.console.print(line, markup=False)
+        seconds_per_step = (time.perf_counter() - self.started) / max(1, step - self.first_step)
+        columns = [f"{step}/{self.total_steps}"]
+        for name, value in values.items():
+            if name == "loss" or name.endswith("_kl"):
+                columns.append(f"{name.removesuffix('_kl')} {value:.3f}")
+        columns.append(f"{values['images_per_second']:.1f} img/s")
+        if "data_wait_share" in values:
+            columns.append(f"data wait {100 * values['data_wait_share']:.0f}%")
+        columns.append(f"left {_duration(seconds_per_step * (self.total_steps - step))}")
+        line = "  ".join(columns)
+        progress_logger.info(line)
+        self.on_progress(step, self.total_steps, line)
 
     def close(self) -> None:
-        if self.main:
-            self.progress.stop()
-            for file in (self.board, self.metrics, self.text):
-                with contextlib.suppress(OSError):
-                    if file:
-                        file.close()
+        """Close all files; later messages of the library are no longer written to log.txt."""
+        if not self.main:
+            return
+        library_logger.removeHandler(self.log_file)
+        for file in (self.board, self.metrics, self.log_file):
+            with contextlib.suppress(OSError):
+                if file:
+                    file.close()
+
+    def _log(self, level: int, message: str) -> None:
+        if not self.main:
+            return
+        message = printable_lines(message)
+        if logger.isEnabledFor(level):
+            logger.log(level, "%s", message)
+        else:  # the application does not want to hear it, but log.txt is complete
+            self.log_file.handle(logger.makeRecord(logger.name, level, "", 0, message, (), None))
+
+
+class _LogFile(logging.FileHandler):
+    """log.txt: the time and the message of every record but those of progress."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8")
+        self.addFilter(lambda record: record.name != progress_logger.name)
+
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        return f"{time.strftime('%Y-%m-%d %H:%M:%S')} {prefix}{printable_lines(record.getMessage())}"
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Ignore that the disk is full: the line stays in the buffer of the file."""
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
-    """What a start of a run is computed by."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor()}, {cores()} cores"
+    """Describe the hardware and software versions of this process."""
+    name = f"{processor()}, {cores()} cores"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": name,
-        "processes": str(distributed.world_size()),  # as text: no curve for TensorBoard
+        "processes": str(distributed.world_size()),  # as text, so that TensorBoard draws no curve
         "versions": versions() | {"commit": commit()},
     }
 
 
 def cut_lines(path: Path, last_step: int) -> None:
-    """Drop the JSON lines of steps after `last_step`, and those that are damaged, such as a half-written last one."""
+    """Drop the JSON lines of steps after `last_step`, and damaged ones, such as a last line that is half written."""
     if path.exists():
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-        write_text(path, "".join(f"{line}\n" for line in lines if 0 <= _step(line) <= last_step))
+        kept = [f"{line}\n" for line in lines if 0 <= _step_of(line) <= last_step]
+        write_text(path, "".join(kept))
 
 
-def _step(line: str) -> int:
-    """The step of a line of metrics.jsonl; -1 where it is damaged."""
+def _step_of(line: str) -> int:
+    """The step of a line of metrics.jsonl; -1 if the line is damaged."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError):

@@ -114,11 +114,10 @@ def _tune(
     first, seconds, curve = _restore(out / CHECKPOINT, model, optimizer)
     started = time.perf_counter() - seconds
     diverged = 0
-    log = RunLog(out, first, steps, main=True)
-    with contextlib.closing(log), contextlib.ExitStack() as ends:
+    with RunLog(out, first, steps, main=True, on_progress=on_progress) as log, contextlib.ExitStack() as ends:
         for sentence in (*splits.notes, *initial.lines(), inside):
-            log.say(sentence)
-        log.say(f"{'resuming' if first else 'starting'} at step {first} of {steps}: {len(labelled.images)} images")
+            log.info(sentence)
+        log.info(f"{'resuming' if first else 'starting'} at step {first} of {steps}: {len(labelled.images)} images")
         times = config.evaluations if splits.val.images else 0
         evaluations = {round(steps * (i + 1) / times) for i in range(times)}
         order = _Order(len(labelled.images), config, first)
@@ -144,23 +143,22 @@ def _tune(
                 mean = float(torch.stack(window).mean())
                 pace = len(window) * config.optim.batch_size / (time.perf_counter() - since)
                 log.train_line(step, {"loss": mean, "images_per_second": pace})
-                on_progress(step, steps, f"{step}/{steps}  loss {mean:.3f}")
                 window, since = [], time.perf_counter()
                 if not math.isfinite(mean):
                     diverged = step
-                    log.say(f"diverged: the loss is {mean} at step {step}; write a lower optim.lr")
+                    log.info(f"diverged: the loss is {mean} at step {step}; write a lower optim.lr")
                     break
             if step in evaluations:
                 curve.append({"step": step, **work.score(splits.val)})
                 log.record(step, "val", curve[-1])
-                log.say(f"validation at step {step}: {shown(curve[-1])}")
+                log.info(f"validation at step {step}: {shown(curve[-1])}")
                 on_progress(step, steps, f"validation at step {step}: {shown(curve[-1])}")
                 since = time.perf_counter()
             asked = stop.agreed()
             if step < steps and (asked or step % config.run.checkpoint_every_steps == 0):
                 _save(out / CHECKPOINT, model, optimizer, step, time.perf_counter() - started, curve)
             if asked and step < steps:
-                log.say(f"stopped at step {step} of {steps} and saved; go on with --resume")
+                log.info(f"stopped at step {step} of {steps} and saved; go on with --resume")
                 return None
         result = Result(
             metrics=work.score(splits.test) if not diverged else work.nothing(),
@@ -169,7 +167,7 @@ def _tune(
             train_images=len(labelled.images), steps=steps, seconds=round(time.perf_counter() - started, 1),
             notes=list(splits.notes), labels=splits.digest(), config=config.to_dict(), versions=versions(),
         )  # fmt: skip
-        log.say(f"test: {shown(result.metrics)}")
+        log.info(f"test: {shown(result.metrics)}")
     if config.run.keep_model:
         tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
         write_atomic(out / WEIGHTS, lambda file: file.write(safetensors.torch.save(tensors)))

@@ -1,0 +1,151 @@
+"""Checks before the first step: settings and facts in, remarks out, or an error that says what to change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from plrc.config import Config, RegionConfig
+from plrc.errors import ConfigError, DataError, RunError
+from plrc.model import feature_side
+from plrc.settings import require
+
+
+def check_settings(config: Config, processes: int, device_type: str, sharded: bool) -> list[str]:
+    """Run all checks that need few facts besides the settings.
+
+    Args:
+        config: The adapted settings.
+        processes: How many processes share a batch.
+        device_type: "cpu" or "cuda".
+        sharded: Whether the images come from shards.
+
+    Returns:
+        Remarks for the user.
+
+    Raises:
+        ConfigError: If the settings cannot be used.
+    """
+    return [
+        *check_regions(config),
+        *check_cache(config, sharded),
+        *check_batch_norm(config, processes, device_type),
+    ]
+
+
+def check_required(config: Config) -> None:
+    """Raise ConfigError if images or run folder are not given."""
+    require(
+        config.data.source != "",
+        "no images named: write --data FOLDER (or a glob, a .txt list, a COCO .json, a VOC folder)",
+    )
+    require(config.run.out != "", "no run folder named: write --out FOLDER")
+
+
+def check_batch(config: Config, images: int, processes: int) -> None:
+    """Check that training images fill a batch, and that processes and micro-batches share it equally.
+
+    Args:
+        config: The settings.
+        images: Number of training images.
+        processes: How many processes share a batch.
+
+    Raises:
+        DataError: If there are too few images for any batch.
+        ConfigError: If the batch does not fit.
+    """
+    batch = config.optim.batch_size
+    accumulation = config.optim.gradient_accumulation_steps
+    if images < min(batch, 2):
+        raise DataError(f"{images} training image is too few: a batch needs at least two; add images")
+    if images < batch:
+        fitting = max(2, images // 2)
+        advice = f"add images or write --optim.batch-size {fitting}"
+        if fitting < config.model.bn_groups:
+            advice += f" --model.bn-groups {fitting // 2}"
+        raise ConfigError(f"{images} training images are fewer than one batch of {batch}: {advice}")
+    if batch % (accumulation * processes):
+        raise ConfigError(
+            f"optim.batch_size {batch} cannot be shared equally by {processes} processes x {accumulation} "
+            f"micro-batches; write a multiple of {processes * accumulation}"
+        )
+
+
+def check_regions(config: Config) -> list[str]:
+    """Remark on settings of regions that no term uses."""
+    unused = config.objectives.pixels or config.objectives.point_weight == 0
+    if unused and config.regions != RegionConfig():
+        return ["no term that is trained uses regions: the settings regions.* change nothing"]
+    return []
+
+
+def check_cache(config: Config, sharded: bool) -> list[str]:
+    """Check that the cache of decoded images can be used, and remark where it is."""
+    if not config.run.cache:
+        return []
+    advice = "leave it out, or write --data simplecache::ADDRESS"
+    require(not sharded, f"run.cache keeps images of folders only; {advice}")
+    return [f"decoded images are kept in {Path(config.run.cache).resolve()}"]
+
+
+def check_batch_norm(config: Config, processes: int, device_type: str) -> list[str]:
+    """Check that BatchNorm gets statistics that mean something, and remark where they are weak."""
+    groups = config.model.bn_groups
+    several = processes > 1
+    if several and config.model.sync_bn and device_type == "cpu":
+        raise ConfigError("model.sync_bn is set, but PyTorch shares BatchNorm statistics on GPUs only; leave it out")
+    images = config.optim.batch_size // config.optim.gradient_accumulation_steps // processes
+    require(images >= groups, f"model.bn_groups must be <= {images}, the images of a micro-batch, got {groups}")
+    values = images // groups * feature_side(config.model, config.views.size) ** 2
+    require(
+        values >= 2,
+        "BatchNorm would normalize a single value (one image, one position) to 0: "
+        "write a larger optim.batch_size or views.size, or a smaller model.bn_groups",
+    )
+    remarks: list[str] = []
+    if groups == 1 and (config.model.sync_bn or not several):
+        remarks.append("BatchNorm sees the whole batch at once: batch statistics may leak which images belong together")
+    if 1 < images < 2 * groups:
+        remarks.append("BatchNorm groups hold one image: their statistics come from its positions alone")
+    return remarks
+
+
+def check_resumed(config: Config, stored: Config, image_differences: Sequence[str], out: Path) -> None:
+    """Check that a resumed run computes what the stored one would have.
+
+    Args:
+        config: The settings now, adapted.
+        stored: The settings that the run was started with.
+        image_differences: How the images differ from those of manifest.json.
+        out: The run folder, for the message.
+
+    Raises:
+        RunError: If something differs and `run.allow_changes` is not set.
+    """
+    changes = [*config.changes(stored).values(), *image_differences]
+    if changes and not config.run.allow_changes:
+        raise RunError(
+            f"{out} was started with other settings or images ({'; '.join(changes)}): "
+            "resume without changing them, or add --run.allow-changes"
+        )
+
+
+def check_missing(config: Config, sizes: Mapping[str, int], root: str, out: Path) -> None:
+    """Check how many images of a resumed run are missing.
+
+    Args:
+        config: The settings.
+        sizes: Name -> bytes for each training image; -1 if it is missing.
+        root: Where the images are, for the message.
+        out: The run folder, for the message.
+
+    Raises:
+        DataError: If more are missing than `data.max_unreadable_fraction` allows.
+    """
+    missing = list(sizes.values()).count(-1)
+    limit = config.data.max_unreadable_fraction
+    if missing > limit * len(sizes):
+        raise DataError(
+            f"{missing} of the {len(sizes)} images of {out}/manifest.json are missing from {root}, more than "
+            f"data.max_unreadable_fraction ({limit:.0%}); restore them"
+        )
