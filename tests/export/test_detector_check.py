@@ -208,7 +208,7 @@ FAULTS: dict[str, tuple[Callable[[nn.Module], None], int, str]] = {
     "swapped blocks": (swapped, 98, "layer1.1.conv1.weight"),
     "layer4 left out": (no_layer4, 75, "the detector does not have all of layer4: some detectors leave the last level"),
     "layer4 initialised anew": (fresh("backbone.body.layer4"), 75, "these parts were initialised anew"),
-    "all initialised anew": (fresh("backbone.body"), 0, "load_state_dict(strict=False) passes over a wrong prefix"),
+    "all initialised anew": (fresh("backbone.body"), 0, "strict=False) silently ignores a wrong prefix"),
     "statistics moved": (statistics, 80, "BatchNorm statistics have moved: images have passed in training mode"),
     "trained": (moved, 80, "they were loaded and have moved since, by training or averaging"),
 }
