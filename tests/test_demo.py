@@ -24,7 +24,7 @@ def test_the_demo_learns_something_that_the_random_network_does_not_have(
     assert result["plrc"]["grouping_auc"] > result["random"]["grouping_auc"] + 0.02
     assert result["plrc"]["miou"] > result["random"]["miou"]
     assert json.loads((out / "result.json").read_text()) == result
-    assert "Too short to tell" in (out / "run" / "report.html").read_text(encoding="utf-8")
+    assert "Too early to judge" in (out / "run" / "report.html").read_text(encoding="utf-8")
     shown = capsys.readouterr().out
     assert str(out / "run" / "report.html") in shown
     assert f"{result['plrc']['grouping_auc']:.3f}" in shown

@@ -89,7 +89,7 @@ def test_code_named_in_somebodys_run_is_not_imported(trained: tuple[plrc.Run, st
 import plrc
 from plrc.export.detector_check import verify_detector
 from plrc.transfer.initial import initial_backbone
-from plrc.visualize.explorer import run_networks
+from plrc.visualize.explorer_inputs import run_networks
 from pathlib import Path
 import torch
 for path in ({str(run.path)!r}, {str(exported)!r}):

@@ -10,15 +10,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from plrc import pretrain
 from plrc.errors import PlrcError
 from plrc.presets import preset
 from plrc.scenes import write_scenes
+from plrc.visualize.figures import default_style
 
 CHROMIUM = "/usr/bin/chromium"
 EVIL = ('<b>"x.jpg', "</script>.jpg", "{{ 7 * 7 }} & 'y'.jpg")  # the second lies in a folder named "<"
+
+
+def figure_pixels(figure: Figure) -> NDArray[np.int64]:
+    """A figure as it is written to a file: [H, W, 3]."""
+    canvas = FigureCanvasAgg(figure)
+    with default_style():
+        canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].astype(np.int64)
+
+
+def tile_pixels(figure: Figure, index: int) -> NDArray[np.int64]:
+    """The part of `figure_pixels` that one of the figure's axes covers."""
+    pixels = figure_pixels(figure)
+    box = figure.axes[index].get_window_extent()
+    top = len(pixels) - round(box.y1)
+    left = round(box.x0)
+    return pixels[top : top + round(box.height), left : left + round(box.width)]
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ test("bytes are signed", () => {
 });
 
 test("a code is a multiple of its component's scale above its offset", () => {
-  close([...f.dequantise(Int8Array.of(10, -20, 0, 127), [0.5, 1], [0.1, 0.05])], [1.5, 0, 0.5, 7.35], 1e-6);
+  close([...f.dequantize(Int8Array.of(10, -20, 0, 127), [0.5, 1], [0.1, 0.05])], [1.5, 0, 0.5, 7.35], 1e-6);
 });
 
 test("affinity is the product of a place's feature with every other", () => {
@@ -47,19 +47,19 @@ test("shades are three affine functions of the feature", () => {
   assert.deepEqual([...pixels], [255, 128, 0, 255, 0, 128, 255, 255]);
 });
 
-test("nearest neighbours come best first, one an image", () => {
+test("nearest neighbors come most similar first, one for each image", () => {
   const maps = [
     { image: 4, features: Float32Array.of(1, 0, 0, 1) },
     { image: 7, features: Float32Array.of(0.6, 0.8, 0.8, 0.6, 0, 1) },
   ];
-  const found = f.nearest(maps, Float32Array.of(0.8, 0.6));
-  assert.deepEqual(found.map(({ image, place }) => [image, place]), [[7, 1], [4, 0]]);
-  close(found.map(({ value }) => value), [1, 0.8]);
+  const neighbors = f.nearest(maps, Float32Array.of(0.8, 0.6));
+  assert.deepEqual(neighbors.map(({ image, place }) => [image, place]), [[7, 1], [4, 0]]);
+  close(neighbors.map(({ value }) => value), [1, 0.8]);
 });
 
 test("places and shares of an image's sides are inverse, and the border belongs to the last place", () => {
   for (let place = 0; place < 12; place++) {
-    assert.equal(f.placeAt(...f.middle(place, 4, 3), 4, 3), place);
+    assert.equal(f.placeAt(...f.center(place, 4, 3), 4, 3), place);
   }
   assert.equal(f.placeAt(1, 1, 4, 3), 11);
   assert.equal(f.placeAt(-0.1, 2, 4, 3), 8);

@@ -114,7 +114,7 @@ def test_names_are_text_and_never_tags_or_templates(page: str) -> None:
 def test_the_recommendation_comes_first(page: str) -> None:
     text = Reader(page).text
     order = ["Which initial weights?", "use mine", "keep yours", "a first look", "AP of the test images", "Plots"]
-    order += ["Every pair", "Learning rates", "Every score", "Where this comes from"]
+    order += ["Every pair", "Learning rates", "Every score", "Commands, weights, versions"]
     places = [text.index(part) for part in order]
     assert places == sorted(places)
     assert "preliminary" in text
@@ -142,9 +142,8 @@ def test_plots_are_drawn_in_the_colours_of_the_page_alone(page: str) -> None:
     assert len({*ids}) == len(ids) or all(identical(page, name) for name in ids)
     for name in ("--soft", "--line", *(f"--c{i}" for i in range(7))):
         assert page.count(f"{name}: #") == 2  # light and dark
-    soft, line, series = charts.LIGHT  # what files are drawn in
-    assert f"--soft: {soft}; --line: {line};" in page
-    assert " ".join(f"--c{i}: {color};" for i, color in enumerate(series)) in page
+    assert f"--soft: {charts.LIGHT_TEXT}; --line: {charts.LIGHT_LINE};" in page  # files are drawn in the same colors
+    assert " ".join(f"--c{i}: {color};" for i, color in enumerate(charts.LIGHT_SERIES)) in page
 
 
 def identical(page: str, name: str) -> bool:

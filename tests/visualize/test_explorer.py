@@ -23,9 +23,10 @@ from plrc.data.manifest import write_manifest
 from plrc.data.shard_writer import write_shards
 from plrc.data.sources import find_images
 from plrc.engine.learner import Learner
-from plrc.visualize import explorer as exploring
-from plrc.visualize.affinity import colour_table
 from plrc.visualize.dense_features import dense_features, native_stride
+from plrc.visualize.explorer import _read_images
+from plrc.visualize.explorer_inputs import ExplorerConfig, named_images, run_networks
+from plrc.visualize.figures import heat_colors
 
 STRIDE, SIZE = 4, 64
 SIDE = SIZE // STRIDE
@@ -49,18 +50,17 @@ def made(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def exact(trained: Trained) -> dict[str, dict[str, NDArray[np.float32]]]:
     """{network and step: {image: unit features [h, w, C]}} in full precision."""
-    images, positions = exploring.named_images([str(trained.images)], 50)
-    budget = exploring.ExplorerConfig(SIZE, STRIDE)
-    pictures = [exploring._picture(images, i, DataConfig(), budget) for i in positions]
+    images, positions = named_images([str(trained.images)], 50)
+    shown_images, notes = _read_images(images, positions, DataConfig(), ExplorerConfig(SIZE, STRIDE))
+    assert notes == []
     out: dict[str, dict[str, NDArray[np.float32]]] = {}
-    for source in exploring.run_networks(trained.run, 5):
-        backbone, level = source.load()
+    for network in run_networks(trained.run, 5):
+        backbone, level = network.load()
         own = native_stride(backbone.eval(), level)
-        found = out[f"{source.label} {source.step}"] = {}
-        for picture in pictures:
-            assert isinstance(picture, exploring.ExplorerImage)
-            features = dense_features(backbone, level, own, picture.pixels, STRIDE)
-            found[picture.name] = features.permute(1, 2, 0).numpy()
+        by_name = out[f"{network.label} {network.step}"] = {}
+        for image in shown_images:
+            features = dense_features(backbone, level, own, image.pixels, STRIDE)
+            by_name[image.name] = features.permute(1, 2, 0).numpy()
     return out
 
 
@@ -80,7 +80,7 @@ def shown(page: Any, panel: int) -> NDArray[np.float64]:
         panel,
     )
     colors = np.array(pixels[2:]).reshape(pixels[0], pixels[1], 4)[..., :3]
-    distance = np.abs(colors[:, :, None].astype(int) - colour_table()[None, None].astype(int)).sum(axis=-1)
+    distance = np.abs(colors[:, :, None].astype(int) - heat_colors()[None, None].astype(int)).sum(axis=-1)
     assert distance.min(axis=2).max() == 0  # all are colors of the table
     words = page.locator("#panels p").nth(panel).inner_text().split()
     low, high = float(words[1]), float(words[3])
@@ -226,7 +226,7 @@ def test_attention_sharpens_with_the_temperature_and_colours_are_components(open
     def share(temperature: str) -> float:
         opened.locator("#temperature").fill(temperature)
         drawn(opened)
-        return float(opened.locator("#panels p").first.inner_text().split("holds ")[1].split(" %")[0])
+        return float(opened.locator("#panels p").first.inner_text().split("has ")[1].split(" %")[0])
 
     assert 100 / SIDE**2 < share("0") < share("-1") < share("-2") <= 100
     opened.locator("#mode").select_option("colors")
@@ -300,7 +300,7 @@ def test_fifty_images_stay_in_the_budget(trained: Trained, tmp_path: Path, page:
     assert main([*command, "--megabytes", "1.1"]) == 0
     assert out.stat().st_size <= 1.1e6
     told = capsys.readouterr().out
-    assert "50 of 60 images" in told and "to stay below 1.1 MB: 32 components a place instead of 128" in told
+    assert "50 of 60 images" in told and "to stay below 1.1 MB: 32 components per place instead of 128" in told
     page.goto(out.as_uri())
     page.wait_for_selector("#others .other")
     assert page.locator("#strip button").count() == 50 and page.locator("#others .other").count() == 12
@@ -313,12 +313,12 @@ def test_fifty_images_stay_in_the_budget(trained: Trained, tmp_path: Path, page:
     ("options", "sentence"),
     [
         (["{none}", "--images", "{images}"], "is not a run folder"),
-        (["{empty}", "--images", "{images}"], "holds no checkpoint"),
+        (["{empty}", "--images", "{images}"], "has no checkpoint"),
         (["{run}"], "no images named: write --images"),
         (["{run}", "--images", "{none}"], "does not exist"),
         (["{run}", "--images", "{broken}"], "none of the 1 images can be read"),
         (["{run}", "--images", "{images}/plain.jpg", "{none}"], "is not an image file"),
-        (["{run}", "--images", "{images}", "--stride", "3"], "--stride is 3; write 2, 4, 8, 16 or 32"),
+        (["{run}", "--images", "{images}", "--stride", "3"], "--stride must be one of 2, 4, 8, 16, 32, got 3"),
         (["{run}", "--images", "{images}", "--with", "{none}"], "there is no"),
         (["{run}", "--images", "{images}", "--with", "random", "random"], "twice"),
         (["{run}", "--images", "{images}", "--points", "2", "0.5"], "write shares of an image's width and height"),
@@ -398,5 +398,5 @@ def test_a_run_whose_images_are_gone_still_has_a_page(
         str(tmp_path / "p.html"),
     ]
     assert main([*command, "--steps", "1", "--size", "32"]) == 0
-    sentence = "Regions and views of this run cannot be drawn here"
+    sentence = "The regions and views of this run cannot be drawn here"
     assert sentence in capsys.readouterr().out and sentence in (tmp_path / "p.html").read_text(encoding="utf-8")

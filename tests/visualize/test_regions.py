@@ -1,28 +1,27 @@
-"""Pictures of regions: boundaries, tints and the dark unlabelled places are where the id map says."""
+"""Region preview: boundaries, tints and the dark unlabelled places are where the id map says."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+from tests.visualize.conftest import figure_pixels, tile_pixels
 
-from plrc.visualize.regions import region_sheet, region_tile
+from plrc.visualize.regions import region_sheet, tinted_regions
 
-GREY = np.full((40, 80, 3), 120, dtype=np.uint8)
+GRAY = np.full((40, 80, 3), 120, dtype=np.uint8)
 
 
 def test_boundaries_tints_and_unlabelled_places() -> None:
     ids = torch.tensor([[0, 1], [0, -1]], dtype=torch.int16)
-    tile = np.asarray(region_tile(GREY, ids)).astype(int)
+    tile = tinted_regions(GRAY, ids).astype(int)
     assert tile.shape == (128, 256, 3)
     white = (tile == 255).all(axis=2)
     assert white[:, 128].all()
     assert white[64, 128:].all()
     assert white.sum() == 128 + 127
-    left, right, unlabelled = (
-        tile[:, :128].reshape(-1, 3),
-        tile[:64, 129:].reshape(-1, 3),
-        tile[65:, 129:].reshape(-1, 3),
-    )
+    left = tile[:, :128].reshape(-1, 3)
+    right = tile[:64, 129:].reshape(-1, 3)
+    unlabelled = tile[65:, 129:].reshape(-1, 3)
     for part in (left, right, unlabelled):
         assert (part == part[0]).all()
     assert np.abs(left[0] - right[0]).max() > 60
@@ -32,20 +31,24 @@ def test_boundaries_tints_and_unlabelled_places() -> None:
 
 
 def test_a_map_without_regions() -> None:
-    tile = np.asarray(region_tile(GREY, torch.full((4, 4), -1, dtype=torch.int16)))
+    tile = tinted_regions(GRAY, torch.full((4, 4), -1, dtype=torch.int16))
     assert (tile == tile[0, 0]).all()
     assert tile[0, 0, 0] == 60
 
 
-def test_a_sheet_holds_every_tile_and_a_caption_below_it() -> None:
-    tile = region_tile(GREY, torch.zeros((2, 2), dtype=torch.int16))
+def test_a_sheet_holds_every_tile_to_the_pixel_and_a_caption_below_it() -> None:
+    ids = torch.tensor([[0, 1, 2], [3, -1, 4]], dtype=torch.int16)
+    tile = tinted_regions(GRAY, ids)
     names = ["a.jpg", "a/very/long/name" * 10 + ".jpg", "\udcff odd bytes.jpg"]
-    sheet = np.asarray(region_sheet([(name, tile) for name in names])).astype(int)
-    assert sheet.shape == (2 * 278 + 8, 2 * 264 + 8, 3)
-    color = np.asarray(tile)[0, 0]
-    for row, column in ((0, 0), (0, 1), (1, 0)):
-        y, x = 8 + 278 * row, 8 + 264 * column
-        assert (sheet[y : y + 128, x : x + 256] == color).all()
+    figure = region_sheet([(name, tile) for name in names])
+    sheet = figure_pixels(figure)
+    assert sheet.shape == (2 * (256 + 14) + 3 * 8, 2 * 256 + 3 * 8, 3)
+    for index, (row, column) in enumerate([(0, 0), (0, 1), (1, 0)]):
+        assert (tile_pixels(figure, index) == tile).all()
+        y = 8 + (256 + 14 + 8) * row
+        x = 8 + (256 + 8) * column
+        assert (sheet[y : y + 128, x : x + 256] == tile).all()
         caption = sheet[y + 128 : y + 142, x : x + 256]
         assert caption.min() < 100
         assert (sheet[y + 128 : y + 142, x + 256 : x + 264] == sheet[0, 0]).all()
+    assert (sheet[8 + 278 : 8 + 278 + 128, 8 + 264 : 8 + 264 + 256] == sheet[0, 0]).all()  # no fourth tile

@@ -25,7 +25,7 @@ EVIL = '<b>"x.jpg'
 
 
 def test_a_run_leaves_its_report(runs: Runs) -> None:
-    for name, headline in (("healthy", "Healthy"), ("ruined", "Collapsing since"), ("idle", "Has not left chance")):
+    for name, headline in (("healthy", "Healthy"), ("ruined", "Features collapsed since"), ("idle", "Still at chance")):
         assert headline in (runs[name] / "report.html").read_text(encoding="utf-8")
 
 
@@ -40,7 +40,7 @@ def test_it_says_where_everything_is_from(runs: Runs) -> None:
     receipt = json.loads(next((run / "exported").glob("*.receipt.json")).read_text())
     assert receipt["sha256"] in text and "step_00000070.pt" in text
     assert "optim.steps" in text and "health at step 70" in text
-    rows = {name: (here, there) for name, here, there in run_section(run)["chosen"]}
+    rows = {name: (here, there) for name, here, there in run_section(run)["changed"]}
     assert rows["optim.lr"] == (2e-3, 1e-3) and "model.backbone" not in rows
 
 
@@ -77,7 +77,7 @@ def test_the_cost_of_health_is_recorded(runs: Runs) -> None:
 def test_many_values_are_thinned_to_their_means() -> None:
     steps, values = list(range(10_001)), [float(step % 7) for step in range(10_001)]
     xs, ys = charts.thinned(steps, values)
-    assert len(xs) == len(ys) == charts.MOST
+    assert len(xs) == len(ys) == charts.MAX_POINTS
     assert xs == sorted(xs) and np.mean(ys) == pytest.approx(3, abs=0.05)
     assert charts.thinned([1, 2], [3.0, 4.0]) == ([1, 2], [3.0, 4.0])
 

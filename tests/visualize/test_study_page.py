@@ -64,9 +64,9 @@ def test_along_a_numeric_axis(page: Any, tmp_path: Path) -> None:
     assert page.problems == []
     save_study(tmp_path / "s.svg", found)
     picture = (tmp_path / "s.svg").read_text()
-    for text in ("auc_8", "random", "points", "plrc", *charts.LIGHT[2][:3]):
+    for text in ("auc_8", "random", "points", "plrc", *charts.LIGHT_SERIES[:3]):
         assert f">{text}<" in picture or f": {text}" in picture
-    assert charts.SERIES not in picture and charts.INK not in picture
+    assert charts.SERIES_PLACEHOLDER not in picture and charts.TEXT_PLACEHOLDER not in picture
 
 
 def test_a_study_that_has_only_begun_has_a_page(tmp_path: Path) -> None:

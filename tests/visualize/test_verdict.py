@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from plrc.visualize.report import read_records
-from plrc.visualize.verdict import health_checks, of_kind, standing, verdict
+from plrc.visualize.verdict import describe_progress, health_checks, judge, of_kind
 
 STEPS, FILLING = 70, 3
 Runs = dict[str, Path]
@@ -19,60 +19,62 @@ def until(records: list[dict[str, Any]], step: int) -> list[dict[str, Any]]:
 
 
 def test_a_healthy_run(runs: Runs) -> None:
-    found = verdict(read_records(runs["healthy"]), STEPS, FILLING)
-    assert (found.level, found.headline, found.since) == ("good", "Healthy", None)
-    point = next(reason for reason in found.reasons if reason.startswith("point contrast"))
+    verdict = judge(read_records(runs["healthy"]), STEPS, FILLING)
+    assert (verdict.level, verdict.headline, verdict.since) == ("good", "Healthy", None)
+    point = next(reason for reason in verdict.reasons if reason.startswith("point contrast"))
     share = int(point.split("%")[0].split()[-1])
     assert "below chance level" in point and share >= 10
-    assert not any("checks of the features" in reason for reason in found.reasons)
+    assert not any("health check" in reason for reason in verdict.reasons)
 
 
 def test_a_ruined_run_collapses_since_a_step(runs: Runs) -> None:
     records = read_records(runs["ruined"])
-    found = verdict(records, STEPS, FILLING)
+    verdict = judge(records, STEPS, FILLING)
     checks = health_checks(records)
     since = next(check.step for check in checks if check.collapsed)
-    assert (found.level, found.headline, found.since) == ("bad", f"Collapsing since step {since}", since)
+    assert (verdict.level, verdict.headline, verdict.since) == ("bad", f"Features collapsed since step {since}", since)
     assert 0 < since < checks[-1].step and all(not check.collapsed for check in checks if check.step < since)
-    assert any("lower optim.lr" in reason for reason in found.reasons)
-    assert not any("only the newest check" in reason for reason in found.reasons)
-    once = verdict(until(records, since), STEPS, FILLING)
-    assert once.headline == found.headline and any("only the newest check" in reason for reason in once.reasons)
-    assert "Collapsing" not in verdict(until(records, since - 1), STEPS, FILLING).headline
+    assert any("lower optim.lr" in reason for reason in verdict.reasons)
+    assert not any("only the newest check" in reason for reason in verdict.reasons)
+    once = judge(until(records, since), STEPS, FILLING)
+    assert once.headline == verdict.headline and any("only the newest check" in reason for reason in once.reasons)
+    assert "collapsed" not in judge(until(records, since - 1), STEPS, FILLING).headline
 
 
 def test_a_run_without_learning_has_not_left_chance_level(runs: Runs) -> None:
-    found = verdict(read_records(runs["idle"]), STEPS, FILLING)
-    assert (found.level, found.headline) == ("bad", "Has not left chance level")
-    assert any(reason.startswith("point contrast: at chance level") for reason in found.reasons)
+    verdict = judge(read_records(runs["idle"]), STEPS, FILLING)
+    assert (verdict.level, verdict.headline) == ("bad", "Still at chance level")
+    assert any(reason.startswith("point contrast: at chance level") for reason in verdict.reasons)
 
 
 @pytest.mark.parametrize("name", ["healthy", "idle"])
 def test_the_beginning_of_a_run_is_too_short_to_tell(runs: Runs, name: str) -> None:
     records = read_records(runs[name])
     for step in (0, 1, 20, 48):
-        found = verdict(until(records, step), STEPS, FILLING)
-        assert (found.level, found.headline) == ("open", "Too short to tell")
-    assert verdict([], STEPS, FILLING).headline == "Too short to tell"
+        verdict = judge(until(records, step), STEPS, FILLING)
+        assert (verdict.level, verdict.headline) == ("open", "Too early to judge")
+    assert judge([], STEPS, FILLING).headline == "Too early to judge"
 
 
 def test_an_unfinished_run_says_how_to_go_on(runs: Runs) -> None:
     records = read_records(runs["healthy"])
-    assert standing(records, STEPS, verdict(records, STEPS, FILLING)) == "finished: all 70 steps"
+    assert describe_progress(records, STEPS, judge(records, STEPS, FILLING)) == "finished: all 70 steps"
     part = until(records, 60)
-    found = verdict(part, STEPS, FILLING)
-    assert found.headline == "Healthy so far"
-    assert "step 60 of 70" in standing(part, STEPS, found) and "--resume" in standing(part, STEPS, found)
+    verdict = judge(part, STEPS, FILLING)
+    assert verdict.headline == "Healthy so far"
+    assert "step 60 of 70" in describe_progress(part, STEPS, verdict) and "--resume" in describe_progress(
+        part, STEPS, verdict
+    )
     ruined = read_records(runs["ruined"])  # to go on with collapsed features is no advice
-    assert "--resume" not in standing(ruined, STEPS, verdict(ruined, STEPS, FILLING))
+    assert "--resume" not in describe_progress(ruined, STEPS, judge(ruined, STEPS, FILLING))
 
 
 def test_few_checks_are_named_as_such(runs: Runs) -> None:
     records = read_records(runs["healthy"])
     sparse = [r for r in records if r["kind"] != "health" or r["step"] in (0, STEPS)]
-    assert any("only 2 checks" in reason for reason in verdict(sparse, STEPS, FILLING).reasons)
+    assert any("only 2 health checks" in reason for reason in judge(sparse, STEPS, FILLING).reasons)
     without = of_kind(records, "train")
-    assert any("no health check" in reason for reason in verdict(without, STEPS, FILLING).reasons)
+    assert any("no health check" in reason for reason in judge(without, STEPS, FILLING).reasons)
 
 
 def test_image_contrast_is_not_judged_while_its_queue_holds_random_keys(runs: Runs) -> None:
@@ -82,15 +84,15 @@ def test_image_contrast_is_not_judged_while_its_queue_holds_random_keys(runs: Ru
     ]
     early = [r for r in records if r["kind"] != "train" or r["step"] <= 2 * 5]
     late = [r | {"step": r["step"] + 60} for r in early]  # the same values, whose first ones are far below chance
-    assert verdict(late, 200, 0).headline == "Healthy so far"
-    assert verdict(late, 200, 80).headline == "Too short to tell"
+    assert judge(late, 200, 0).headline == "Healthy so far"
+    assert judge(late, 200, 80).headline == "Too early to judge"
 
 
 def test_alarms_of_the_features_keep_a_run_from_being_called_healthy(runs: Runs) -> None:
     records = [dict(r) for r in read_records(runs["healthy"])]
     of_kind(records, "health")[-1]["effective_rank"] = 2.0  # type: ignore[index]
-    found = verdict(records, STEPS, FILLING)
-    assert found.level == "open" and any("effective rank fell" in reason for reason in found.reasons)
+    verdict = judge(records, STEPS, FILLING)
+    assert verdict.level == "open" and any("effective rank fell" in reason for reason in verdict.reasons)
 
 
 def test_lines_that_are_damaged_are_left_out(runs: Runs, tmp_path: Path) -> None:
@@ -104,7 +106,7 @@ def test_features_that_are_no_numbers_have_collapsed(runs: Runs) -> None:
     """metrics.jsonl has null for what was not finite; the run itself stops after two such checks."""
     records = [dict(r) for r in read_records(runs["healthy"])]
     of_kind(records, "health")[-1].update(feature_std=None, effective_rank=None)  # type: ignore[attr-defined]
-    assert verdict(records, STEPS, FILLING).headline == f"Collapsing since step {STEPS}"
+    assert judge(records, STEPS, FILLING).headline == f"Features collapsed since step {STEPS}"
 
 
 def test_steps_without_a_finite_gradient(runs: Runs) -> None:
@@ -113,7 +115,7 @@ def test_steps_without_a_finite_gradient(runs: Runs) -> None:
     for record in records:
         if record["kind"] == "train" and record["step"] > 30:
             record["skipped_steps"] = 2.0
-    found = verdict(records, STEPS, FILLING)
-    assert (found.level, found.headline, found.since) == ("bad", "No step counts since step 30", 30)
+    verdict = judge(records, STEPS, FILLING)
+    assert (verdict.level, verdict.headline, verdict.since) == ("bad", "All steps skipped since step 30", 30)
     of_kind(records, "train")[-1]["skipped_steps"] = 1.0  # type: ignore[index]
-    assert verdict(records, STEPS, FILLING).level == "good"
+    assert judge(records, STEPS, FILLING).level == "good"

@@ -109,7 +109,7 @@ def run(arguments: Sequence[str]) -> int:
             from plrc.visualize.regions import save_preview
 
             indices = images.evenly_spaced(options.images)
-            summary = save_preview(config, images, indices, options.out, on_progress)
+            summary = save_preview(config, images, indices, options.out, on_progress).table()
     print(summary)
     return 0
 

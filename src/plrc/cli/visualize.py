@@ -15,7 +15,7 @@ from plrc.errors import ConfigError
 
 if TYPE_CHECKING:
     from plrc.model import Backbone
-    from plrc.visualize.explorer import ExplorerNetwork
+    from plrc.visualize.explorer_inputs import ExplorerNetwork
 
 LABEL_LENGTH = 40  # characters
 
@@ -93,38 +93,39 @@ def run(arguments: Sequence[str]) -> int:
     options.check()
     config = Config.load(options.run / "config.toml")
     from plrc.runtime import choose_device
-    from plrc.visualize import explorer
+    from plrc.visualize import explorer_inputs as inputs
+    from plrc.visualize.explorer import build_explorer
     from plrc.visualize.explorer_page import write_explorer_page
     from plrc.visualize.samples import run_samples
 
     size = options.size or 2 * config.views.size
-    limits = explorer.ExplorerConfig(size, options.stride, options.width, options.steps, options.megabytes)
-    networks = explorer.run_networks(options.run, options.steps, options.backbone)
+    limits = inputs.ExplorerConfig(size, options.stride, options.width, options.steps, options.megabytes)
+    networks = inputs.run_networks(options.run, options.steps, options.backbone)
     networks += _other_networks(options.with_, config, options.backbone)
-    images, positions = explorer.named_images(options.images, options.limit)
+    images, positions = inputs.named_images(options.images, options.limit)
     if len(positions) < len(images):
         print(f"{len(positions)} of {len(images)} images, evenly spread (--limit)")
     device = choose_device(options.device)
     with progress("images x networks") as on_progress:
-        view = explorer.build_explorer(images, positions, config.data, networks, limits, device, on_progress)
-    for note in view.notes:
+        explorer = build_explorer(images, positions, config.data, networks, limits, device, on_progress)
+    for note in explorer.notes:
         print(note)
     samples = run_samples(options.run, config, options.samples)
     if samples.note:
         print(samples.note)
-    page_bytes = write_explorer_page(options.out, view, options.run, samples)
-    print(f"{len(view.images)} images, {len(view.networks)} networks, {page_bytes / 1e6:.1f} MB: {options.out}")
+    page_bytes = write_explorer_page(options.out, explorer, options.run, samples)
+    print(f"{len(explorer.images)} images, {len(explorer.networks)} networks, {page_bytes / 1e6:.1f} MB: {options.out}")
     if options.png:
         from plrc.visualize.explorer_figures import save_explorer_figures
 
-        number = save_explorer_figures(options.png, view, samples, options.pairs())
+        number = save_explorer_figures(options.png, explorer, samples, options.pairs())
         print(f"{number} pictures: {options.png}")
     return 0
 
 
 def _other_networks(inits: Sequence[str], config: Config, named: str) -> list[ExplorerNetwork]:
     """The networks of --with, loaded at once so that an error is reported before anything is computed."""
-    from plrc.visualize.explorer import ExplorerNetwork
+    from plrc.visualize.explorer_inputs import ExplorerNetwork
 
     networks = []
     for init in inits:

@@ -1,5 +1,5 @@
-"""Layer 5: pictures of what was learned. May import layers 0 to 4; no sibling package."""
+"""Figures and pages of what was learned: affinities, regions, samples, and the reports of runs and comparisons."""
 
-from plrc.visualize.affinity import affinity, affinity_picture, save_affinities
+from plrc.visualize.affinity import affinity_figure, affinity_map, affinity_rows, save_affinities
 
-__all__ = ["affinity", "affinity_picture", "save_affinities"]
+__all__ = ["affinity_figure", "affinity_map", "affinity_rows", "save_affinities"]

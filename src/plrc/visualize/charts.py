@@ -1,7 +1,6 @@
-"""Plots for pages: inline SVG whose colors are the page's CSS variables, so that it follows light and dark; and the
-same in files. Layer 5.
+"""Charts as inline SVG, whose colors are the page's CSS variables so that it follows light and dark, and as files.
 
-Colours are told apart by color-blind readers (after Okabe and Ito), and never alone: markers or dashes go with them.
+Lines differ in color (distinct for color-blind readers, after Okabe and Ito) and in their markers or dashes.
 """
 
 from __future__ import annotations
@@ -9,12 +8,12 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from cycler import cycler
 from markupsafe import Markup, escape
@@ -23,35 +22,94 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from plrc.files import write_atomic
+from plrc.visualize.figures import default_style
 
-# --soft, --line, and --c0 (neutral) to --c6 of pages/base.html, where it is light
-LIGHT = "#5d646d", "#dedbd3", ("#5d646d", "#0072b2", "#d55e00", "#008560", "#b5578a", "#a87400", "#2d8fc4")
-COLOURS = len(LIGHT[2])
-MARKERS = dict(zip("osD^vPX*h", "●■◆▲▼✚✖★⬢", strict=True))  # in plots -> in text
-INK, LINE, SERIES = "#000001", "#000002", "#00001"  # stand for these until `svg` writes them
-MOST = 240  # points of a line; more cannot be seen, and make the page large
+Draw = Callable[[Axes], None]
+"""Draws a chart on empty axes."""
+
+LIGHT_TEXT = "#5d646d"
+LIGHT_LINE = "#dedbd3"
+LIGHT_SERIES = ("#5d646d", "#0072b2", "#d55e00", "#008560", "#b5578a", "#a87400", "#2d8fc4")
+"""--soft, --line, and --c0 (neutral) to --c6 of pages/base.html in its light form."""
+MARKERS = dict(zip("osD^vPX*h", "●■◆▲▼✚✖★⬢", strict=True))
+"""Markers of Matplotlib -> their signs in text."""
+MAX_POINTS = 240
+"""Points of a line; more cannot be seen, and would make the page large."""
+TEXT_PLACEHOLDER = "#000001"
+LINE_PLACEHOLDER = "#000002"
+SERIES_PLACEHOLDER = "#00001"  # a digit follows
 
 
-def svg(draw: Callable[[Axes], None], says: str, size: tuple[float, float] = (4.6, 2.9)) -> Markup:
-    """An inline SVG in the page's colors, called `says` for those who cannot see it; without ids, which a page may not
-    repeat."""
+@dataclass(frozen=True)
+class SeriesStyle:
+    """How a line differs from others.
+
+    Attributes:
+        color: Number of the page's color, 0 (neutral) to 6.
+        marker: Marker of Matplotlib.
+        sign: The same marker in text.
+    """
+
+    color: int
+    marker: str
+    sign: str
+
+    def line(self, dashed: bool = False) -> dict[str, Any]:
+        """Return the arguments of `Axes.plot` for this style."""
+        return {"color": page_color(self.color), "marker": self.marker, "linestyle": "--" if dashed else "-"}
+
+
+def series_styles(names: Iterable[str]) -> dict[str, SeriesStyle]:
+    """Choose a style for each name: the first is neutral; if there are many names, colors and markers repeat."""
+    styles = {}
+    markers = cycle(MARKERS.items())
+    for index, name in enumerate(names):
+        last = len(LIGHT_SERIES) - 1
+        color = index if index <= last else 1 + (index - 1) % last
+        styles[name] = SeriesStyle(color, *next(markers))
+    return styles
+
+
+def page_color(number: int) -> str:
+    """Return the page's color --c0 to --c6 under its name in Matplotlib."""
+    return f"C{number}"
+
+
+def svg(draw: Draw, description: str, size: tuple[float, float] = (4.6, 2.9)) -> Markup:
+    """Draw a chart as inline SVG in the page's colors.
+
+    Args:
+        draw: Draws on the axes.
+        description: Text for readers who cannot see the chart.
+        size: Width and height in inches; the page scales it.
+
+    Returns:
+        SVG without ids, which a page must not repeat.
+    """
+    series = [f"{SERIES_PLACEHOLDER}{number}" for number in range(len(LIGHT_SERIES))]
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     file = io.StringIO()
-    with matplotlib.rc_context(_look(INK, LINE, [f"{SERIES}{number}" for number in range(COLOURS)])):
+    with default_style(_settings(TEXT_PLACEHOLDER, LINE_PLACEHOLDER, series)):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure.subplots())
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+        figure.savefig(file, format="svg", transparent=True, metadata=no_metadata)
     text = file.getvalue()
-    text = re.sub(r' id="[a-z]+[0-9]*_\d+"', "", text[text.index("<svg") :])
-    text = text.replace(INK, "var(--soft)").replace(LINE, "var(--line)")
-    text = re.sub(f"{SERIES}(\\d)", r"var(--c\1)", text)
-    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(says)}"', 1))
+    text = text[text.index("<svg") :]
+    text = re.sub(r' id="[a-z]+[0-9]*_\d+"', "", text)
+    text = text.replace(TEXT_PLACEHOLDER, "var(--soft)").replace(LINE_PLACEHOLDER, "var(--line)")
+    text = re.sub(f"{SERIES_PLACEHOLDER}(\\d)", r"var(--c\1)", text)
+    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1))
 
 
-def save(draw: Callable[[Axes], None], path: Path, size: tuple[float, float] = (5.5, 3.4)) -> None:
-    """The same in a file, for papers: in the colors of a light page, with a legend where lines are labelled. The
-    path's ending names the format."""
-    with matplotlib.rc_context(_look(*LIGHT)):
+def save(draw: Draw, path: Path, size: tuple[float, float] = (5.5, 3.4)) -> None:
+    """Draw a chart to a file in the colors of a light page, with a legend if its lines have labels.
+
+    Args:
+        draw: Draws on the axes.
+        path: The file; its ending is the format.
+        size: Width and height in inches.
+    """
+    with default_style(_settings(LIGHT_TEXT, LIGHT_LINE, LIGHT_SERIES)):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         draw(axes)
@@ -60,42 +118,41 @@ def save(draw: Callable[[Axes], None], path: Path, size: tuple[float, float] = (
         write_atomic(path, partial(figure.savefig, format=path.suffix[1:].lower(), dpi=200))
 
 
-def _look(ink: str, line: str, series: Sequence[str]) -> Any:
+def _settings(text: str, line: str, series: Sequence[str]) -> dict[str, Any]:
     return {
-        "svg.fonttype": "none", "svg.hashsalt": "plrc", "font.size": 9, "text.parse_math": False, "grid.color": line,
-        "axes.edgecolor": line, "axes.labelcolor": ink, "text.color": ink, "xtick.color": ink, "ytick.color": ink,
-        "axes.grid": True, "axes.grid.axis": "y", "axes.spines.top": False, "axes.spines.right": False,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "plrc",
+        "font.size": 9,
+        "text.color": text,
+        "axes.labelcolor": text,
+        "xtick.color": text,
+        "ytick.color": text,
+        "axes.edgecolor": line,
+        "grid.color": line,
+        "axes.grid": True,
+        "axes.grid.axis": "y",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
         "axes.prop_cycle": cycler(color=series),
-    }  # fmt: skip
+    }
 
 
-def keys(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """What tells a name from the others: color (the first is neutral; they come again), marker, its sign in text."""
-    names = list(names)
-    colors = [i if i < COLOURS else 1 + (i - 1) % (COLOURS - 1) for i in range(len(names))]
-    looks = zip(colors, cycle(MARKERS.items()), strict=False)
-    found = [{"color": color, "marker": marker, "sign": sign} for color, (marker, sign) in looks]
-    return dict(zip(names, found, strict=True))
-
-
-def style(key: dict[str, Any], dashed: bool = False) -> dict[str, Any]:
-    """The look of a line of matplotlib, from one of `keys`."""
-    return {"color": color(key["color"]), "marker": key["marker"], "linestyle": "--" if dashed else "-"}
-
-
-def color(number: int) -> str:
-    """The page's color --c0 to --c6."""
-    return f"C{number}"
-
-
-def steps_axis(axes: Axes, label: str) -> None:
+def label_steps(axes: Axes, label: str) -> None:
+    """Label the horizontal axis, which counts steps."""
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.set_xlabel(label)
 
 
 def thinned(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:
-    """At most MOST points: the means of neighbours, so that a peak is lowered but none is lost between points."""
-    if len(steps) <= MOST:
+    """Reduce a line to at most `MAX_POINTS` points, each of them the mean of its neighbors.
+
+    A peak is lowered by that, but never lost between two points.
+    """
+    if len(steps) <= MAX_POINTS:
         return list(steps), list(values)
-    bins = [np.array_split(np.asarray(each, dtype=np.float64), MOST) for each in (steps, values)]
-    return [float(part.mean()) for part in bins[0]], [float(part.mean()) for part in bins[1]]
+    return _bin_means(steps), _bin_means(values)
+
+
+def _bin_means(values: Sequence[float]) -> list[float]:
+    bins = np.array_split(np.asarray(values, dtype=np.float64), MAX_POINTS)
+    return [float(part.mean()) for part in bins]

@@ -1,66 +1,79 @@
-"""Every picture of an explorer's page as a PNG file, for papers and slides.
-
-Layer 5. Affinities and colors are drawn from the page's own features.
-"""
+"""The figures of an explorer's page as PNG files, for papers and slides."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Container, Sequence
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
+from matplotlib.figure import Figure
 
-from plrc.files import write_atomic
-from plrc.visualize.affinity import Point, heat_picture
+from plrc.visualize.affinity import AffinityRow, Point, affinity_figure
 from plrc.visualize.explorer import Explorer
-from plrc.visualize.samples import Samples
+from plrc.visualize.figures import default_style, fitted_tile, save_figure, show_image, tile_grid, write_caption
+from plrc.visualize.samples import RunSamples
 
-_SIDE = 256  # longer side of a picture of colors, in pixels
+_TILE = 256  # pixels of the longer side of a tile of colors
 
 
-def save_explorer_figures(folder: Path, explorer: Explorer, samples: Samples, points: Sequence[Point]) -> int:
-    """Write NAME.affinity.png and NAME.colors.png of each image, views-N.png of the samples, and batch.png.
+def save_explorer_figures(folder: Path, explorer: Explorer, samples: RunSamples, points: Sequence[Point]) -> int:
+    """Write the figures of each image, of each sample of the run, and of its first batch.
 
-    A row of NAME.affinity.png is one of the points, a column a network; so are the columns of NAME.colors.png, after
-    the image. Returns how many files were written.
+    Args:
+        folder: Gets NAME.affinity.png and NAME.colors.png of each image, views-N.png, and batch.png.
+        explorer: The images, networks and features; affinities are those that the page shows.
+        samples: The samples of the run.
+        points: The points whose affinities are drawn.
+
+    Returns:
+        How many files were written.
     """
-    written: dict[str, Image.Image] = {}
-    for i, picture in enumerate(explorer.images):
-        name = _file(picture.name, written)
-        h, w = explorer.codes[0].codes[i].shape[:2]
-        places = [(min(int(y * h), h - 1), min(int(x * w), w - 1)) for x, y in points]
-        named = zip(explorer.networks, explorer.codes, strict=True)
-        heat = {source.title: [codes.affinity(i, *place) for place in places] for source, codes in named}
-        image = np.ascontiguousarray(picture.pixels.permute(1, 2, 0).numpy())
-        written[f"{name}.affinity.png"] = heat_picture(image, heat, points)
-        written[f"{name}.colors.png"] = _colours(explorer, i)
-    for i, (_, drawn) in enumerate(samples.pictures, start=1):
-        written[f"views-{i}.png"] = drawn
-    if samples.batch:
-        written["batch.png"] = samples.batch
-    for name, drawn in written.items():
-        write_atomic(folder / name, partial(drawn.save, format="PNG"))
-    return len(written)
+    names: set[str] = set()
+    for index, image in enumerate(explorer.images):
+        name = _unique_name(image.name, names)
+        names.add(name)
+        save_figure(_affinities(explorer, index, points), folder / f"{name}.affinity.png")
+        save_figure(_colors(explorer, index), folder / f"{name}.colors.png")
+    for number, (_, figure) in enumerate(samples.samples, start=1):
+        save_figure(figure, folder / f"views-{number}.png")
+    if samples.batch is None:
+        return 2 * len(names) + len(samples.samples)
+    save_figure(samples.batch, folder / "batch.png")
+    return 2 * len(names) + len(samples.samples) + 1
 
 
-def _colours(explorer: Explorer, image: int) -> Image.Image:
-    """The image, and its first three components by each network."""
-    height, width = explorer.images[image].pixels.shape[1:]
-    size = max(width * _SIDE // max(height, width), 1), max(height * _SIDE // max(height, width), 1)
-    shown = [explorer.images[image].pixels.permute(1, 2, 0).numpy(), *(c.colors(image) for c in explorer.codes)]
-    page = Image.new("RGB", (len(shown) * (size[0] + 8) - 8, size[1]), (255, 255, 255))
-    for x, pixels in enumerate(shown):
-        drawn = Image.fromarray(np.ascontiguousarray(pixels)).resize(size, Image.Resampling.BICUBIC)
-        page.paste(drawn, (x * (size[0] + 8), 0))
-    return page
+def _affinities(explorer: Explorer, index: int, points: Sequence[Point]) -> Figure:
+    """Draw a row for each point, a column for each network."""
+    image = explorer.images[index]
+    rows = []
+    for point in points:
+        row, column = image.place_at(point, explorer.config.stride)
+        affinities = {}
+        for network, features in zip(explorer.networks, explorer.features, strict=True):
+            affinities[network.title] = features.affinity(index, row, column)
+        rows.append(AffinityRow(image.array(), point, affinities))
+    return affinity_figure(rows)
 
 
-def _file(name: str, taken: dict[str, Image.Image]) -> str:
-    """A file name of an image: its path's parts joined by dashes, with a number where another one has that name."""
-    base = "-".join(Path(name).with_suffix("").parts).replace("/", "").lstrip("-.") or "image"
-    found, number = base, 2
-    while f"{found}.affinity.png" in taken:
-        found, number = f"{base}-{number}", number + 1
-    return found
+def _colors(explorer: Explorer, index: int) -> Figure:
+    """Draw the image, and the first three components of its features by each network."""
+    image = explorer.images[index].array()
+    width, height = fitted_tile(image, _TILE)
+    with default_style():
+        figure, axes = tile_grid([width] * (1 + len(explorer.networks)), [height], caption_lines=1)
+        show_image(axes[0, 0], image)
+        write_caption(axes[0, 0], "image")
+        for tile, network, features in zip(axes[0, 1:], explorer.networks, explorer.features, strict=True):
+            show_image(tile, features.colors(index))
+            write_caption(tile, network.title)
+    return figure
+
+
+def _unique_name(path: str, taken: Container[str]) -> str:
+    """Join the parts of an image's path by dashes; a number is added if another image has that name."""
+    base = "-".join(Path(path).with_suffix("").parts).replace("/", "").lstrip("-.") or "image"
+    name = base
+    number = 2
+    while name in taken:
+        name = f"{base}-{number}"
+        number += 1
+    return name

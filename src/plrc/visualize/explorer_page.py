@@ -1,6 +1,6 @@
-"""An `Explorer` and pictures of its run -> one self-contained HTML file.
+"""An `Explorer` and figures of its run -> one self-contained HTML file.
 
-Layer 5. The page runs its own scripts only (the policy in its head names their hash) and asks nothing of any host.
+The page runs only its own script, whose hash is in the policy of its head, and loads nothing from any host.
 """
 
 from __future__ import annotations
@@ -16,30 +16,41 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
 from plrc.errors import PlrcError
 from plrc.files import write_text
-from plrc.visualize.affinity import colour_table
 from plrc.visualize.dense_features import CompressedFeatures
-from plrc.visualize.explorer import Explorer, sides
+from plrc.visualize.explorer import Explorer
+from plrc.visualize.figures import default_style, heat_colors
 from plrc.visualize.page import render
 from plrc.visualize.report import run_section
-from plrc.visualize.samples import Samples
+from plrc.visualize.samples import RunSamples
 
 SCRIPTS = ("features.mjs", "explorer.mjs")
-_QUALITY = 85  # of the samples' pictures
+_WEBP_QUALITY = 85  # of the samples' figures
 
 
-def write_explorer_page(path: Path, explorer: Explorer, run: Path, samples: Samples) -> int:
-    """Write the page, which appears whole or not at all; returns its size in bytes."""
+def write_explorer_page(path: Path, explorer: Explorer, run: Path, samples: RunSamples) -> int:
+    """Write the page of an explorer; the file appears whole or not at all.
+
+    Args:
+        path: The file to write.
+        explorer: Images, networks and features.
+        run: The run folder, whose report becomes part of the page.
+        samples: Figures of the run's samples.
+
+    Returns:
+        The size of the page in bytes.
+    """
     write_text(path, explorer_page(explorer, run, samples))
     return path.stat().st_size
 
 
-def explorer_page(explorer: Explorer, run: Path, samples: Samples) -> str:
-    """The HTML of the page."""
+def explorer_page(explorer: Explorer, run: Path, samples: RunSamples) -> str:
+    """Return the HTML of an explorer; see `write_explorer_page`."""
     script = _script()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     content = _content(explorer)
@@ -50,18 +61,30 @@ def explorer_page(explorer: Explorer, run: Path, samples: Samples) -> str:
     except PlrcError as error:  # of a folder that was copied in part
         missing = str(error)
     return render(
-        "explorer.html", name=run.resolve().name, run=section, missing=missing, script=Markup(script),
-        script_hash=Markup(f"'sha256-{digest}'"), data=content, blocks=_blocks(explorer),
-        images=len(explorer.images), steps=len(content["steps"]), budget=explorer.config, notes=explorer.notes,
-        key=_data_uri(Image.fromarray(colour_table()[None])), networks=_errors(explorer), regions=samples.regions,
-        match=samples.match, samples_note=samples.note, batch=_data_uri(samples.batch, "WEBP") if samples.batch else "",
-        samples=[{"name": name, "source": _data_uri(picture, "WEBP")} for name, picture in samples.pictures],
-    )  # fmt: skip
+        "explorer.html",
+        name=run.resolve().name,
+        run=section,
+        missing=missing,
+        script=Markup(script),
+        script_hash=Markup(f"'sha256-{digest}'"),
+        data=content,
+        blocks=_blocks(explorer),
+        images=len(explorer.images),
+        steps=len(content["steps"]),
+        config=explorer.config,
+        notes=explorer.notes,
+        key=_color_key(),
+        networks=_cosine_errors(explorer),
+        regions=samples.regions,
+        has_match_view=samples.has_match_view,
+        samples_note=samples.note,
+        batch=_figure_uri(samples.batch) if samples.batch else "",
+        samples=[{"name": name, "source": _figure_uri(figure)} for name, figure in samples.samples],
+    )
 
 
 def _script() -> str:
-    """The modules as one script, their names in a block of their own; it runs where it stands, so that the first image
-    can be used while the others still arrive."""
+    """Join the modules to one classic script in a block; it runs before the images that follow it have arrived."""
     pages = files("plrc.visualize") / "pages"
     text = "\n".join((pages / name).read_text(encoding="utf-8") for name in SCRIPTS)
     text = re.sub(r"^import \{.*?\} from .*?;\n", "", text, flags=re.MULTILINE | re.DOTALL)
@@ -69,53 +92,78 @@ def _script() -> str:
 
 
 def _content(explorer: Explorer) -> dict[str, Any]:
-    """What explorer.mjs reads: images, networks, and the panels, one a network or one for all steps of a role."""
-    steps = sorted({source.step for source in explorer.networks if source.step is not None})
-    panels: dict[tuple[str, int], list[int]] = {}
-    for i, source in enumerate(explorer.networks):
-        panels.setdefault((source.label, -1 if source.step is not None else i), []).append(i)
+    """Return what explorer.mjs reads besides the images' files and features."""
     images = []
-    for picture, (rows, columns) in zip(explorer.images, sides(explorer), strict=True):
-        height, width = picture.pixels.shape[1:]
-        one = {"name": picture.name, "width": width, "height": height, "columns": columns, "rows": rows}
-        images.append(one | {"thumbnail": base64.b64encode(picture.thumbnail).decode()})
+    for image in explorer.images:
+        rows, columns = image.grid_size(explorer.config.stride)
+        height, width = image.pixels.shape[1:]
+        entry = {"name": image.name, "width": width, "height": height, "columns": columns, "rows": rows}
+        images.append(entry | {"thumbnail": _base64(image.thumbnail)})
     return {
         "images": images,
-        "steps": steps,
-        "panels": [{"label": label, "members": members} for (label, _), members in panels.items()],
-        "networks": [_network(codes) for codes in explorer.codes],
-        "table": base64.b64encode(colour_table().tobytes()).decode(),
+        "steps": sorted({network.step for network in explorer.networks if network.step is not None}),
+        "panels": _panels(explorer),
+        "networks": [_network(features) for features in explorer.features],
+        "table": _base64(heat_colors().tobytes()),
     }
 
 
-def _network(codes: CompressedFeatures) -> dict[str, Any]:
+def _panels(explorer: Explorer) -> list[dict[str, Any]]:
+    """List the panels: one for all steps of a role, one for each network that has no step."""
+    panels: dict[tuple[str, int], list[int]] = {}
+    for index, network in enumerate(explorer.networks):
+        distinct = index if network.step is None else -1
+        panels.setdefault((network.label, distinct), []).append(index)
+    return [{"label": label, "members": members} for (label, _), members in panels.items()]
+
+
+def _network(features: CompressedFeatures) -> dict[str, Any]:
     return {
-        "dim": len(codes.offset), "offset": _numbers(codes.offset), "scale": _numbers(codes.scale),
-        "color": _numbers(codes.color),
-    }  # fmt: skip
+        "dim": len(features.offset),
+        "offset": _rounded(features.offset),
+        "scale": _rounded(features.scale),
+        "color": _rounded(features.color),
+    }
 
 
-def _numbers(values: NDArray[np.float32]) -> list[float]:
+def _rounded(values: NDArray[np.float32]) -> list[float]:
     return [float(f"{value:.7g}") for value in values.ravel().tolist()]
 
 
 def _blocks(explorer: Explorer) -> Iterator[dict[str, Any]]:
-    """The heavy part of each image, as base64."""
-    for i, picture in enumerate(explorer.images):
-        features = [base64.b64encode(codes.codes[i].tobytes()).decode() for codes in explorer.codes]
-        yield {"picture": base64.b64encode(picture.jpeg).decode(), "features": features}
+    """Yield the file and the features of each image in base64."""
+    for index, image in enumerate(explorer.images):
+        codes = [_base64(features.codes[index].tobytes()) for features in explorer.features]
+        yield {"picture": _base64(image.jpeg), "features": codes}
 
 
-def _errors(explorer: Explorer) -> list[dict[str, Any]]:
-    return [
-        {
-            "label": source.title, "dim": len(codes.offset), "rms": codes.error_rms, "most": codes.error_max,
-        }
-        for source, codes in zip(explorer.networks, explorer.codes, strict=True)
-    ]  # fmt: skip
+def _cosine_errors(explorer: Explorer) -> list[dict[str, Any]]:
+    rows = []
+    for network, features in zip(explorer.networks, explorer.features, strict=True):
+        components = len(features.offset)
+        rows.append(
+            {
+                "label": network.title,
+                "components": components,
+                "rms": features.error_rms,
+                "max": features.error_max,
+            }
+        )
+    return rows
 
 
-def _data_uri(picture: Image.Image, kind: str = "PNG") -> str:
+def _color_key() -> str:
     file = io.BytesIO()
-    picture.save(file, kind, quality=_QUALITY)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+    Image.fromarray(heat_colors()[None]).save(file, "PNG")
+    return f"data:image/png;base64,{_base64(file.getvalue())}"
+
+
+def _figure_uri(figure: Figure) -> str:
+    file = io.BytesIO()
+    with default_style():
+        figure.savefig(file, format="webp", pil_kwargs={"quality": _WEBP_QUALITY})
+    return f"data:image/webp;base64,{_base64(file.getvalue())}"
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()

@@ -1,21 +1,21 @@
-"""Pictures of regions: an image with its regions tinted and their boundaries drawn, and a sheet of many.
+"""Region preview: images with their regions in color and their boundaries drawn.
 
-Layer 5: imports data and below. Writes the pictures that it is asked for.
-
-Shapes: H x W the image, h x w its id map, T x S the pixels of a tile.
+Shapes: H x W pixels of an image, h x w its id map, T x S pixels of a tile.
 """
 
 from __future__ import annotations
 
-import colorsys
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from matplotlib.colors import hsv_to_rgb
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
 from plrc.config import Config
@@ -23,89 +23,126 @@ from plrc.data.id_maps import RegionError, map_path
 from plrc.data.image_files import DecodeError
 from plrc.data.regions import Regions
 from plrc.data.sources import ImageList
-from plrc.errors import PlrcError
+from plrc.errors import ConfigError, DataError
 from plrc.files import write_atomic
 from plrc.geometry import lattice, look_up
-from plrc.text import printable
+from plrc.progress import OnProgress, ignore_progress
+from plrc.visualize.figures import default_style, fitted_tile, save_figure, show_image, tile_grid, write_caption
 
-_TILE = 256  # pixels of a tile's longer side
-_GAP, _LINE = 8, 14  # between tiles; height of a caption
-_PAPER, _INK, _EDGE = (250, 250, 248), (32, 34, 38), (255, 255, 255)
+TILE = 256
+"""Pixels of the longer side of a tinted image."""
 _TINT = 0.35  # share of the region's color
-_TURN = (math.sqrt(5) - 1) / 2  # of the colour circle, from one region to the next
+_HUE_STEP = (math.sqrt(5) - 1) / 2  # from a region to the next, as a share of the color circle
+
+
+@dataclass(frozen=True)
+class PreviewReport:
+    """The result of a preview.
+
+    Attributes:
+        out: The file or folder that was written.
+        drawn: Number of images that were drawn.
+        left_out: (name, reason) of the other images.
+    """
+
+    out: Path
+    drawn: int
+    left_out: list[tuple[str, str]]
+
+    def table(self) -> str:
+        """Return the result as lines of text."""
+        lines = [f"{self.drawn} images drawn: {self.out}"]
+        lines += [f"left out {name}: {reason}" for name, reason in self.left_out]
+        return "\n".join(lines)
 
 
 def save_preview(
-    config: Config, images: ImageList, positions: Sequence[int], out: Path, progress: Callable[[int, int], None]
-) -> str:
-    """Draw the regions that the settings make for the images at `positions`; progress(done, total).
+    config: Config,
+    images: ImageList,
+    positions: Sequence[int],
+    out: Path,
+    on_progress: OnProgress = ignore_progress,
+) -> PreviewReport:
+    """Draw the regions that the settings make for some images.
 
-    out: a .png or .jpg for all of them, or a folder for NAME.regions.png of each. Returns what to tell the user. Raises
-    PlrcError for another ending, and where no image can be drawn.
+    Args:
+        config: The settings `data`, `regions` and `seed`.
+        images: All images.
+        positions: Which of them to draw.
+        out: A .png or .jpg for one sheet of all of them, or a folder for NAME.regions.png of each.
+        on_progress: Called after each image.
+
+    Raises:
+        ConfigError: `out` has another ending.
+        DataError: No image can be drawn.
     """
-    kind = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", "": ""}.get("" if out.is_dir() else out.suffix.lower())
-    if kind is None:
-        raise PlrcError(f"--out is {out}; let it end in .png or .jpg, or name a folder without an ending")
+    one_file = not out.is_dir() and out.suffix != ""
+    if one_file and out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise ConfigError(f"--out is {out}; let it end in .png or .jpg, or name a folder without an ending")
     regions = Regions(config, images)
-    tiles: list[tuple[str, Image.Image]] = []
-    unusable: list[tuple[str, str]] = []
+    tiles: list[tuple[str, NDArray[np.uint8]]] = []
+    left_out: list[tuple[str, str]] = []
     for done, position in enumerate(positions, start=1):
         name = images.names[position]
         try:
             ids = regions(position)
-            image = images.decode(position, config.data, _TILE)
+            image = images.decode(position, config.data, TILE)
         except (RegionError, DecodeError) as error:
-            unusable.append((name, error.reason))
+            left_out.append((name, error.reason))
         else:
-            tiles.append((name, region_tile(image.permute(1, 2, 0).numpy(), ids)))
-        progress(done, len(positions))
+            tiles.append((name, tinted_regions(image.permute(1, 2, 0).numpy(), ids)))
+        on_progress(done, len(positions))
     if not tiles:
-        raise PlrcError(f"none of the {len(positions)} images can be drawn; the first, {': '.join(unusable[0])}")
-    if kind:
-        write_atomic(out, partial(region_sheet(tiles).save, format=kind))
+        raise DataError(f"none of the {len(positions)} images can be drawn; the first, {': '.join(left_out[0])}")
+    if one_file:
+        save_figure(region_sheet(tiles), out)
     else:
         for name, tile in tiles:
-            write_atomic(map_path(out, name).with_suffix(".regions.png"), partial(tile.save, format="PNG"))
-    return "\n".join([f"{len(tiles)} images drawn: {out}", *(f"left out {name}: {why}" for name, why in unusable)])
+            path = map_path(out, name).with_suffix(".regions.png")
+            write_atomic(path, partial(Image.fromarray(tile).save, format="PNG"))
+    return PreviewReport(out, len(tiles), left_out)
 
 
-def region_tile(image: NDArray[np.uint8], regions: Tensor) -> Image.Image:
-    """The image [H, W, 3] at most 256 pixels large, tinted by the ids [h, w], with white boundaries; unlabelled places
-    (-1) are dark and grey."""
-    height, width = image.shape[:2]
-    scale = _TILE / max(height, width)
-    size = max(round(width * scale), 1), max(round(height * scale), 1)
-    shown = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC), dtype=np.float32)
-    ids = look_up(regions[None], lattice(size[1], size[0])[None])[0].reshape(size[1], size[0]).numpy()
-    table = np.array([*region_colours(int(ids.max()) + 1), (0, 0, 0)], dtype=np.float32)  # the last is that of -1
-    unlabelled = (ids < 0)[..., None]
-    ground = np.where(unlabelled, shown.mean(axis=2, keepdims=True) / 2, shown)
-    drawn = np.where(unlabelled, ground, (1 - _TINT) * ground + _TINT * table[ids])
-    edge = np.zeros(ids.shape, dtype=bool)
-    edge[:, 1:] |= ids[:, 1:] != ids[:, :-1]
-    edge[1:] |= ids[1:] != ids[:-1]
-    drawn[edge] = _EDGE
-    return Image.fromarray(drawn.astype(np.uint8))
+def tinted_regions(image: NDArray[np.uint8], regions: Tensor) -> NDArray[np.uint8]:
+    """Tint an image by its regions and draw their boundaries, one white pixel wide.
+
+    Args:
+        image: uint8 [H, W, 3].
+        regions: Ids [h, w]; places without a region (-1) become dark and gray.
+
+    Returns:
+        uint8 [T, S, 3], whose longer side is `TILE`.
+    """
+    width, height = fitted_tile(image, TILE)
+    enlarged = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+    pixels = np.asarray(enlarged, dtype=np.float32)
+    ids = look_up(regions[None], lattice(height, width)[None])[0].reshape(height, width).numpy()
+    colors = region_colors(int(ids.max()) + 1)
+    unlabelled = ids < 0
+    tinted = pixels.copy()
+    tinted[~unlabelled] = (1 - _TINT) * pixels[~unlabelled] + _TINT * colors[ids[~unlabelled]]
+    tinted[unlabelled] = pixels[unlabelled].mean(axis=1, keepdims=True) / 2
+    boundary = np.zeros(ids.shape, dtype=bool)
+    boundary[:, 1:] |= ids[:, 1:] != ids[:, :-1]
+    boundary[1:] |= ids[1:] != ids[:-1]
+    tinted[boundary] = 255
+    return tinted.astype(np.uint8)
 
 
-def region_colours(count: int) -> list[tuple[int, int, int]]:
-    """A color a region, far apart for neighbouring ids."""
-    shares = (colorsys.hsv_to_rgb(i * _TURN % 1, 1, 1) for i in range(count))
-    return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in shares]
+def region_colors(count: int) -> NDArray[np.uint8]:
+    """Return a saturated color for each of `count` regions, far apart for neighboring ids: [count, 3]."""
+    hsv = np.ones((count, 3))
+    hsv[:, 0] = np.arange(count) * _HUE_STEP % 1
+    return np.asarray(np.rint(255 * hsv_to_rgb(hsv)), dtype=np.uint8)
 
 
-def region_sheet(tiles: Sequence[tuple[str, Image.Image]]) -> Image.Image:
-    """Tiles (at least one) with captions in rows, about as wide as high."""
+def region_sheet(tiles: Sequence[tuple[str, NDArray[np.uint8]]]) -> Figure:
+    """Draw named tiles [T, S, 3] (at least one) with their names below, in about as many rows as columns."""
     columns = math.ceil(math.sqrt(len(tiles)))
     rows = math.ceil(len(tiles) / columns)
-    step = _TILE + _GAP, _TILE + _GAP + _LINE
-    page = Image.new("RGB", (columns * step[0] + _GAP, rows * step[1] + _GAP), _PAPER)
-    draw = ImageDraw.Draw(page)
-    for i, (caption, tile) in enumerate(tiles):
-        x, y = _GAP + i % columns * step[0], _GAP + i // columns * step[1]
-        page.paste(tile, (x, y))
-        caption = printable(caption)
-        while draw.textlength(caption) > _TILE and len(caption) > 1:
-            caption = "…" + caption[2:]
-        draw.text((x, y + tile.height + 1), caption, fill=_INK)
-    return page
+    with default_style():
+        figure, axes = tile_grid([TILE] * columns, [TILE] * rows, caption_lines=1)
+        for (name, tile), place in zip(tiles, axes.flat, strict=False):
+            show_image(place, tile, "nearest")
+            write_caption(place, name)
+    return figure

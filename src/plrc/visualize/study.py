@@ -1,12 +1,8 @@
-"""A study as a page, and its first plot as a picture: means with 95 % intervals, along a numeric axis if it has one.
-
-Layer 5: imports config and files, and this folder's page and charts. Takes what `study.content` and `study.summary`
-give, which are plain dicts.
-"""
+"""The page of a study, and its first chart as a file: means and intervals, against a numeric axis if there is one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,122 +10,157 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from plrc.errors import PlrcError
+from plrc.errors import ConfigError, DataError
 from plrc.files import write_text
 from plrc.visualize import charts
 from plrc.visualize.page import render
 
 ENDINGS = (".png", ".svg", ".pdf")
 
+Row = dict[str, Any]
+"""A row of `study.content`: its axes, and the mean and interval of its score."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart of a study before it is drawn.
+
+    Attributes:
+        caption: What it shows.
+        draw: Draws it.
+        names: The names of its lines, in order.
+        size: Width and height in inches.
+    """
+
+    caption: str
+    draw: charts.Draw
+    names: Iterable[str] = ()
+    size: tuple[float, float] = (4.6, 2.9)
+
 
 def write_study_page(content: dict[str, Any], path: str | Path) -> Path:
-    """Write `study_page` to a file, which appears whole or not at all."""
+    """Write the page of a study; the file appears whole or not at all.
+
+    Args:
+        content: What `study.content` returns.
+        path: The file to write.
+    """
     write_text(Path(path), study_page(content))
     return Path(path)
 
 
 def study_page(content: dict[str, Any]) -> str:
-    """The HTML of a study, from `study.content`."""
-    named = [(_name(row["axes"], content["axes"]), row) for row in content["rows"]]
-    plots = [
-        {"caption": one.caption, "svg": charts.svg(one.draw, one.caption, one.size), "keys": charts.keys(one.names)}
-        for one in _drawings(content)
-    ]
-    return render("study.html", s=content, named=named, plots=plots)
+    """Return the HTML of a study, from what `study.content` returns."""
+    named_rows = [(_name(row["axes"], content["axes"]), row) for row in content["rows"]]
+    plots = []
+    for chart in _charts(content):
+        drawn = charts.svg(chart.draw, chart.caption, chart.size)
+        plots.append({"caption": chart.caption, "svg": drawn, "styles": charts.series_styles(chart.names)})
+    return render("study.html", s=content, named_rows=named_rows, plots=plots)
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """A plot before it is drawn. names: of its lines, in order; size: in inches."""
+def save_study(path: Path, content: dict[str, Any]) -> None:
+    """Write the page's first chart as a picture.
 
-    caption: str
-    draw: Callable[[Axes], None]
-    names: Iterable[str] = ()
-    size: tuple[float, float] = (4.6, 2.9)
+    Args:
+        path: The file to write; its ending is the format.
+        content: What `study.content` returns.
+
+    Raises:
+        ConfigError: The path has another ending than those of `ENDINGS`.
+        DataError: No run has the study's score yet.
+    """
+    if path.suffix not in ENDINGS:
+        raise ConfigError(f"the chart must end in {', '.join(ENDINGS)}, got {path}")
+    if not content["rows"]:
+        raise DataError(f"no run has the score {content['metric']} yet, so there is nothing to draw")
+    chart = _charts(content)[0]
+    charts.save(chart.draw, path, chart.size)
 
 
-def _drawings(content: dict[str, Any]) -> list[Drawing]:
-    """One for each numeric axis, or one that lists all rows where there is none; and grouping while training."""
-    rows, metric = content["rows"], content["metric"]
-    found = []
+def _charts(content: dict[str, Any]) -> list[Chart]:
+    """List a chart for each numeric axis, or one of all rows if there is no such axis; then grouping over training."""
+    rows = content["rows"]
+    metric = content["metric"]
+    listed = []
     for axis in content["numeric"]:
         kinds = _kinds(rows, axis, content["axes"])
-        draw = partial(_lines, kinds=kinds, axis=axis, metric=metric)
-        found.append(Drawing(f"{metric} against {axis}: mean and 95 % interval over seeds", draw, kinds))
-    if rows and not found:
-        draw = partial(_bars, rows=rows, order=content["axes"], metric=metric)
+        caption = f"{metric} against {axis}: mean and 95 % interval over seeds"
+        listed.append(Chart(caption, partial(_draw_lines, kinds=kinds, axis=axis, metric=metric), kinds))
+    if rows and not listed:
         caption = f"{metric}: mean and 95 % interval over seeds"
-        found.append(Drawing(caption, draw, size=(6.4, 0.7 + 0.28 * len(rows))))
-    teachers = {
-        _name(row["axes"], content["axes"]): row for row in content["curves"] if row["network"] == "teacher"
-    }  # fmt: skip
+        draw = partial(_draw_rows, rows=rows, order=content["axes"], metric=metric)
+        listed.append(Chart(caption, draw, size=(6.4, 0.7 + 0.28 * len(rows))))
+    teachers = {}
+    for row in content["curves"]:
+        if row["network"] == "teacher":
+            teachers[_name(row["axes"], content["axes"])] = row
     if teachers:
-        caption = "grouping AUC of the teacher, matched for distance: mean over seeds; dashed: the regions given"
-        found.append(Drawing(caption, partial(_grouping, teachers=teachers), teachers))
-    return found
+        caption = "grouping AUC of the teacher, matched for distance: mean over seeds; dashed: the regions themselves"
+        listed.append(Chart(caption, partial(_draw_grouping, teachers=teachers), teachers))
+    return listed
 
 
-def _grouping(axes: Axes, teachers: dict[str, dict[str, Any]]) -> None:
-    keys = charts.keys(teachers)
-    for name, row in teachers.items():
-        look = charts.style(keys[name])
-        axes.plot(list(row["steps"]), [one["mean"] for one in row["steps"].values()], lw=1.5, ms=5, **look)
-        if row["regions"]:
-            axes.axhline(row["regions"]["mean"], color=look["color"], lw=1, ls="--")
-    charts.steps_axis(axes, "steps")
-    axes.set_ylabel("AUC")
-
-
-def _kinds(rows: Sequence[dict[str, Any]], axis: str, order: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """What differs in nothing but the axis, by name; rows without the axis come first."""
-    kinds: dict[str, list[dict[str, Any]]] = {}
+def _kinds(rows: Sequence[Row], axis: str, order: Sequence[str]) -> dict[str, list[Row]]:
+    """Collect the rows that differ only along an axis, by name; rows without the axis come first."""
+    other_axes = [name for name in order if name != axis]
+    kinds: dict[str, list[Row]] = {}
     for row in rows:
-        kinds.setdefault(_name(row["axes"], [name for name in order if name != axis]), []).append(row)
-    shown = {name: found for name, found in kinds.items() if len(found) > 1 or axis not in found[0]["axes"]}
-    return dict(sorted(shown.items(), key=lambda kind: axis in kind[1][0]["axes"]))
+        kinds.setdefault(_name(row["axes"], other_axes), []).append(row)
+    without_axis = {}
+    along_axis = {}
+    for name, members in kinds.items():
+        if axis not in members[0]["axes"]:
+            without_axis[name] = members
+        elif len(members) > 1:
+            along_axis[name] = members
+    return without_axis | along_axis
 
 
-def _lines(axes: Axes, kinds: dict[str, list[dict[str, Any]]], axis: str, metric: str) -> None:
-    keys = charts.keys(kinds)
+def _draw_lines(axes: Axes, kinds: dict[str, list[Row]], axis: str, metric: str) -> None:
+    styles = charts.series_styles(kinds)
     for name, rows in kinds.items():
-        look = charts.style(keys[name])
+        style = styles[name].line()
         placed = sorted((row for row in rows if axis in row["axes"]), key=lambda row: row["axes"][axis])
         if placed:
+            places = [row["axes"][axis] for row in placed]
             means = [row["mean"] for row in placed]
-            axes.plot([row["axes"][axis] for row in placed], means, lw=1.5, ms=5, label=name, **look)
+            axes.plot(places, means, lw=1.5, ms=5, label=name, **style)
         for row in rows:
             if axis not in row["axes"]:
-                axes.axhline(row["mean"], color=look["color"], lw=1.2, ls="--", label="" if placed else name)
+                axes.axhline(row["mean"], color=style["color"], lw=1.2, ls="--", label="" if placed else name)
             elif row["low"] is not None:
-                axes.plot([row["axes"][axis]] * 2, [row["low"], row["high"]], color=look["color"], lw=1)
+                axes.plot([row["axes"][axis]] * 2, [row["low"], row["high"]], color=style["color"], lw=1)
     axes.set_xlabel(axis)
     axes.set_ylabel(metric)
 
 
-def _bars(axes: Axes, rows: Sequence[dict[str, Any]], order: Sequence[str], metric: str) -> None:
-    blue = charts.color(1)
-    for at, row in enumerate(rows):
+def _draw_rows(axes: Axes, rows: Sequence[Row], order: Sequence[str], metric: str) -> None:
+    color = charts.page_color(1)
+    for height, row in enumerate(rows):
         if row["low"] is not None:
-            axes.plot([row["low"], row["high"]], [at, at], color=blue, lw=1.4)
-        axes.plot(row["mean"], at, "o", color=blue, ms=5)
+            axes.plot([row["low"], row["high"]], [height, height], color=color, lw=1.4)
+        axes.plot(row["mean"], height, "o", color=color, ms=5)
     axes.set_yticks(range(len(rows)), [_name(row["axes"], order) for row in rows])
     axes.invert_yaxis()
     axes.set_xlabel(metric)
 
 
+def _draw_grouping(axes: Axes, teachers: dict[str, Row]) -> None:
+    styles = charts.series_styles(teachers)
+    for name, row in teachers.items():
+        style = styles[name].line()
+        means = [measured["mean"] for measured in row["steps"].values()]
+        axes.plot(list(row["steps"]), means, lw=1.5, ms=5, **style)
+        if row["regions"]:
+            axes.axhline(row["regions"]["mean"], color=style["color"], lw=1, ls="--")
+    charts.label_steps(axes, "steps")
+    axes.set_ylabel("AUC")
+
+
 def _name(axes: dict[str, Any], order: Sequence[str]) -> str:
-    """The method, and the other settings by the last part of their names."""
+    """Name a row by its method, and by its other settings under the last parts of their names."""
     words = [str(axes["method"])] if "method" in axes and "method" in order else []
-    words += [f"{name.rpartition('.')[2]} {axes[name]}" for name in order if name != "method" and name in axes]
+    others = [axis for axis in order if axis != "method" and axis in axes]
+    words += [f"{axis.rpartition('.')[2]} {axes[axis]}" for axis in others]
     return ", ".join(words)
-
-
-def save_study(path: Path, content: dict[str, Any]) -> None:
-    """Write the page's first plot as a picture; the path's ending says how. Raises PlrcError for another ending, or
-    where there is no row."""
-    if path.suffix not in ENDINGS:
-        raise PlrcError(f"{path} is no picture that can be written; end it in {', '.join(ENDINGS)}")
-    if not content["rows"]:
-        raise PlrcError(f"no run has the score {content['metric']} yet, so there is nothing to draw")
-    first = _drawings(content)[0]
-    charts.save(first.draw, path, first.size)

@@ -1,30 +1,36 @@
-"""How a run is doing, in plain words: a pure function of its records.
-
-Layer 5: imports the engine's health alarms. Thresholds are held against real runs in tests/visualize/test_verdict.py.
-"""
+"""Whether a run is learning, in plain sentences: a pure function of its records."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal
 
 from plrc.engine.health import COLLAPSE_ADVICE, Health, alarms
 from plrc.objectives import TERMS
 
-SHORT_STEPS, SHORT_LINES, FEW_CHECKS = 50, 5, 3
-LEFT = 0.05  # a term has left its chance level once its divergence lies this share below it
-LATE = 0.2  # share of the lines, the last ones, over which divergences are averaged
+MIN_STEPS = 50
+MIN_LINES = 5
+FEW_CHECKS = 3
+LEARNED_SHARE = 0.05
+"""A term has left its chance level once its divergence lies this share below it."""
+LATE_SHARE = 0.2
+"""Divergences are averaged over this share of the lines, the last ones."""
 
 Records = Sequence[Mapping[str, Any]]
+"""The lines of metrics.jsonl."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """level: good, bad, or open (nothing is wrong that can be seen, but it is not shown to be right).
+    """The state of a run.
 
-    since: the step since which it is so, where there is one.
+    Attributes:
+        level: good, bad, or open (no fault is seen, but learning is not shown either).
+        headline: The verdict in a few words.
+        reasons: Sentences that explain it.
+        since: The step since which it holds, if it has one.
     """
 
     level: Literal["good", "bad", "open"]
@@ -33,120 +39,167 @@ class Verdict:
     since: int | None = None
 
 
-def verdict(records: Records, steps: int, filling: int = 0) -> Verdict:
-    """`records`: the content of metrics.jsonl; `steps`: of the whole run; `filling`: steps until the queue of image
-    contrast holds real keys only, before which that term says nothing."""
-    lines, checks = of_kind(records, "train"), health_checks(records)
+@dataclass(frozen=True)
+class TermProgress:
+    """How far a term has come over the last lines.
+
+    Attributes:
+        divergence: The loss minus the entropy of its target, which no network can avoid.
+        chance: The divergence of uniform affinities.
+    """
+
+    divergence: float
+    chance: float
+
+    @property
+    def share_below_chance(self) -> float:
+        return 1 - self.divergence / max(self.chance, 1e-12)
+
+
+def judge(records: Records, steps: int, queue_fill_steps: int = 0) -> Verdict:
+    """Judge how a run is doing.
+
+    Args:
+        records: The content of metrics.jsonl.
+        steps: Steps of the whole run.
+        queue_fill_steps: Steps until the queue of image contrast holds only real keys; before, that term is not judged.
+    """
+    lines = of_kind(records, "train")
+    checks = health_checks(records)
     done = last_step(records)
-    found = _not_finite(lines) or _collapsed(checks)
-    if found:
-        return found
-    if done < SHORT_STEPS or len(lines) < SHORT_LINES:
-        return Verdict("open", "Too short to tell", (f"{done} steps, {len(lines)} lines of losses so far",))
-    gains = _gains(lines, filling)
-    if not gains:
-        return Verdict("open", "Too short to tell", (f"the queue of image contrast is filled at step {filling}",))
-    reasons = [_about(name, *gain) for name, gain in gains.items()] + list(_about_health(checks))
-    judged = {name: gain for name, gain in gains.items() if name != "distill"} or gains
-    if all(share < LEFT for share, _, _ in judged.values()):
-        advice = "the learning rate may be too low, or the run too short: the terms should fall below chance early on"
-        return Verdict("bad", "Has not left chance level", (*reasons, advice))
+    failure = _skipped_steps(lines) or _collapse(checks)
+    if failure:
+        return failure
+    if done < MIN_STEPS or len(lines) < MIN_LINES:
+        return Verdict("open", "Too early to judge", (f"{done} steps and {len(lines)} lines of losses so far",))
+    progress = _term_progress(lines, queue_fill_steps)
+    if not progress:
+        reason = f"the queue of image contrast holds random keys until step {queue_fill_steps}"
+        return Verdict("open", "Too early to judge", (reason,))
+    reasons = [_describe_term(name, term) for name, term in progress.items()]
+    reasons += _describe_health(checks)
+    # distillation follows the other terms, so it is judged only where it is trained alone
+    judged = {name: term for name, term in progress.items() if name != "distill"} or progress
+    if all(term.share_below_chance < LEARNED_SHARE for term in judged.values()):
+        advice = "the learning rate may be too low, or the run too short: the terms should fall below chance early"
+        return Verdict("bad", "Still at chance level", (*reasons, advice))
     raised = alarms(checks) if checks else []
     if raised:
-        return Verdict("open", "Learning, but look at the features", (*raised, *reasons), checks[-1].step)
+        return Verdict("open", "Learning, but check the features", (*raised, *reasons), checks[-1].step)
     return Verdict("good", "Healthy" if done >= steps else "Healthy so far", tuple(reasons))
 
 
-def standing(records: Records, steps: int, found: Verdict) -> str:
-    """How far the run is; with a verdict that is not bad, also how it goes on."""
+def describe_progress(records: Records, steps: int, verdict: Verdict) -> str:
+    """Return how far the run is, with the way to continue it unless its verdict is bad."""
     done = last_step(records)
     if done >= steps:
         return f"finished: all {steps} steps"
-    where = f"stopped at, or on its way through, step {done} of {steps}"
-    return where if found.level == "bad" else f"{where}; if it is not under way, go on with --resume"
+    progress = f"step {done} of {steps}, running or stopped"
+    if verdict.level == "bad":
+        return progress
+    return f"{progress}; a stopped run continues with --resume"
 
 
 def of_kind(records: Records, kind: str) -> list[Mapping[str, Any]]:
+    """Return the records of a kind, such as "train", "health" or "start"."""
     return [record for record in records if record["kind"] == kind]
 
 
 def last_step(records: Records) -> int:
-    """Of the last line of losses or check of health; 0 before there is one."""
+    """Return the step of the last record; 0 before the first one."""
     return max((int(record["step"]) for record in records), default=0)
 
 
 def health_checks(records: Records) -> list[Health]:
-    """All checks (grouping needs masks, and is left out); a measure that was not finite is nan."""
+    """Return all health checks without their grouping; a measure that was not finite becomes nan."""
     names = [field.name for field in fields(Health) if field.default is MISSING]
-    measured: list[dict[str, Any]] = [
-        {name: math.nan if line.get(name) is None else line[name] for name in names}
-        for line in of_kind(records, "health")
-    ]
-    return [Health(**values) for values in measured]
+    checks = []
+    for line in of_kind(records, "health"):
+        values: dict[str, Any] = {}
+        for name in names:
+            value = line.get(name)
+            values[name] = math.nan if value is None else value
+        checks.append(Health(**values))
+    return checks
 
 
-def _not_finite(lines: Records) -> Verdict | None:
-    """The last lines hold no step that counted."""
-    since, begins = None, [0, *(int(line["step"]) for line in lines[:-1])][: len(lines)]
-    for line, began in zip(reversed(lines), reversed(begins), strict=True):
-        if line["skipped_steps"] < line["step"] - began:
+def _skipped_steps(lines: Records) -> Verdict | None:
+    """Return a verdict if the last lines hold only steps that were skipped."""
+    since = None
+    for index in reversed(range(len(lines))):
+        begin = int(lines[index - 1]["step"]) if index > 0 else 0
+        if lines[index]["skipped_steps"] < lines[index]["step"] - begin:
             break
-        since = began
+        since = begin
     if since is None:
         return None
-    why = (
-        f"since step {since} no gradient was finite, so every step was skipped",
+    reasons = (
+        f"no gradient has been finite since step {since}, so every step was skipped",
         "start again with a lower optim.lr, or with optim.precision float32",
     )
-    return Verdict("bad", f"No step counts since step {since}", why, since)
+    return Verdict("bad", f"All steps skipped since step {since}", reasons, since)
 
 
-def _collapsed(checks: Sequence[Health]) -> Verdict | None:
-    """The last checks found collapsed features."""
-    bad = 0
-    while bad < len(checks) and checks[-1 - bad].collapsed:
-        bad += 1
-    if not bad:
+def _collapse(checks: Sequence[Health]) -> Verdict | None:
+    """Return a verdict if the last checks show collapsed features."""
+    first = len(checks)
+    while first > 0 and checks[first - 1].collapsed:
+        first -= 1
+    if first == len(checks):
         return None
-    first, now = checks[-bad], checks[-1]
-    once = ("only the newest check says so; the next one will tell",) if bad == 1 else ()
-    measured = f"feature std {now.feature_std:.3f}, effective rank {now.effective_rank:.1f} at step {now.step}"
-    whole = checks[:-bad]
-    before = (f"at step {whole[-1].step}, the check before, they were in order",) if whole else ()
-    reasons = (measured, *before, *once, COLLAPSE_ADVICE)
-    return Verdict("bad", f"Collapsing since step {first.step}", reasons, first.step)
+    now = checks[-1]
+    since = checks[first].step
+    reasons = [f"feature std {now.feature_std:.3f}, effective rank {now.effective_rank:.1f} at step {now.step}"]
+    if first > 0:
+        reasons.append(f"the features were in order at the check before, at step {checks[first - 1].step}")
+    if first == len(checks) - 1:
+        reasons.append("only the newest check shows this; wait for the next one")
+    reasons.append(COLLAPSE_ADVICE)
+    return Verdict("bad", f"Features collapsed since step {since}", tuple(reasons), since)
 
 
-def _gains(lines: Records, filling: int) -> dict[str, tuple[float, float, float]]:
-    """Term -> (share below chance, divergence, chance), over the last lines."""
-    late = lines[-max(SHORT_LINES, round(LATE * len(lines))) :]
-    found = {}
+def _term_progress(lines: Records, queue_fill_steps: int) -> dict[str, TermProgress]:
+    """Average the divergence and the chance level of each term over the last lines."""
+    count = max(MIN_LINES, round(LATE_SHARE * len(lines)))
+    progress = {}
     for name in TERMS:
-        pairs = [(line[f"{name}_kl"], line[f"{name}_chance"]) for line in late if _judged(line, name, filling)]
-        if pairs:
-            now, chance = (sum(values) / len(pairs) for values in zip(*pairs, strict=True))
-            found[name] = (1 - now / max(chance, 1e-12), now, chance)
-    return found
+        divergences = []
+        chances = []
+        for line in lines[-count:]:
+            divergence = line.get(f"{name}_kl")
+            chance = line.get(f"{name}_chance")
+            counts = name != "image" or line["step"] > queue_fill_steps
+            if counts and divergence is not None and chance is not None:
+                divergences.append(divergence)
+                chances.append(chance)
+        if divergences:
+            progress[name] = TermProgress(sum(divergences) / len(divergences), sum(chances) / len(chances))
+    return progress
 
 
-def _judged(line: Mapping[str, Any], name: str, filling: int) -> bool:
-    known = line.get(f"{name}_kl") is not None and line.get(f"{name}_chance") is not None
-    return known and (name != "image" or line["step"] > filling)
+def _describe_term(name: str, term: TermProgress) -> str:
+    share = term.share_below_chance
+    if share >= LEARNED_SHARE:
+        place = f"{share:.0%} below"
+    elif share > -LEARNED_SHARE:
+        place = "at"
+    else:
+        place = f"{-share:.0%} above"
+    values = f"divergence {term.divergence:.3g}, chance {term.chance:.3g}"
+    return f"{TERMS[name].title}: {place} chance level ({values})"
 
 
-def _about(name: str, share: float, now: float, chance: float) -> str:
-    where = f"{share:.0%} below" if share >= LEFT else "at" if share > -LEFT else f"{-share:.0%} above"
-    return f"{TERMS[name].title}: {where} chance level (divergence {now:.3g}, chance {chance:.3g})"
-
-
-def _about_health(checks: Sequence[Health]) -> Iterator[str]:
+def _describe_health(checks: Sequence[Health]) -> list[str]:
     if not checks:
-        yield "no health check was made (no image is held out: data.held_out)"
-        return
-    first, now = checks[0], checks[-1]
-    yield f"effective rank of the features {now.effective_rank:.1f} ({first.effective_rank:.1f} at the start)"
+        return ["no health check was made, because no image is held out (data.held_out)"]
+    first = checks[0]
+    now = checks[-1]
     times = now.point_match / max(now.point_match_chance, 1e-12)
-    yield f"points are found again in another view {times:.1f} times as often as by chance"
+    sentences = [
+        f"effective rank of the features {now.effective_rank:.1f} ({first.effective_rank:.1f} at the start)",
+        f"points are matched between views {times:.1f} times as often as by chance",
+    ]
     if len(checks) < FEW_CHECKS:
-        many = "1 check" if len(checks) == 1 else f"{len(checks)} checks"
-        yield f"only {many} of the features: a lower run.health_every_steps says more"
+        plural = "" if len(checks) == 1 else "s"
+        sentences.append(f"only {len(checks)} health check{plural}: a lower run.health_every_steps measures more often")
+    return sentences

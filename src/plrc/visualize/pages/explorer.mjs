@@ -1,11 +1,11 @@
-// The explorer: what the reader does becomes a state, and `draw` shows it. Inlined into the page after features.mjs.
+// The explorer: events change the state, and `draw` shows it. Inlined into the page after features.mjs.
 import {
-  affinity, bytes, dequantise, featureAt, middle, moved, nearest, paint, placeAt, range, shades, softmax,
+  affinity, bytes, dequantize, featureAt, center, moved, nearest, paint, placeAt, range, shades, softmax,
 } from "./features.mjs";
 
-const OTHERS = 12; // images that are shown beside the one in hand
-const REST = 150; // milliseconds that the point rests before they are computed
-const KEPT = 150; // maps that are kept ready for use
+const MAX_OTHERS = 12; // other images that are shown
+const REST_MS = 150; // the point must rest for this long before they are drawn
+const MAX_DECODED = 150; // feature grids in memory
 
 const byId = (id) => document.getElementById(id);
 const data = JSON.parse(byId("explorer-data").textContent);
@@ -13,15 +13,15 @@ const table = new Uint8Array(bytes(data.table).buffer);
 const state = { image: 0, place: 0, pinned: false, step: data.steps.length - 1 };
 const decoded = new Map(); // "image-network" -> features
 
-/** Features of an image by a network, or null as long as the page is still arriving. */
+/** Features of an image by a network; null while the page is still loading. */
 function features(image, network) {
   const key = `${image}-${network}`;
   if (!decoded.has(key)) {
     const holder = byId(`features-${key}`);
     if (!holder) return null;
     const { offset, scale } = data.networks[network];
-    if (decoded.size >= KEPT) decoded.delete(decoded.keys().next().value); // the oldest
-    decoded.set(key, dequantise(bytes(holder.textContent), offset, scale));
+    if (decoded.size >= MAX_DECODED) decoded.delete(decoded.keys().next().value); // the oldest
+    decoded.set(key, dequantize(bytes(holder.textContent), offset, scale));
   }
   return decoded.get(key);
 }
@@ -44,8 +44,8 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 
-/** A picture with a heat map above it and a ring at the point. */
-function tile() {
+/** An image with a heat map over it and a ring at the point. */
+function createTile() {
   const img = element("img", { alt: "", draggable: false });
   const canvas = element("canvas");
   const ring = element("i", { className: "ring" });
@@ -53,53 +53,53 @@ function tile() {
   return { box, img, canvas, ring };
 }
 
-function show(one, image, source) {
+function showImage(tile, image, source) {
   const { width, height, name } = data.images[image];
-  one.box.style.aspectRatio = `${width} / ${height}`;
-  if (one.img.src !== source) one.img.src = source;
-  one.img.alt = name;
+  tile.box.style.aspectRatio = `${width} / ${height}`;
+  if (tile.img.src !== source) tile.img.src = source;
+  tile.img.alt = name;
 }
 
-function put(canvas, pixels, columns, rows) {
+function putPixels(canvas, pixels, columns, rows) {
   if (canvas.width !== columns || canvas.height !== rows) Object.assign(canvas, { width: columns, height: rows });
   canvas.getContext("2d").putImageData(new ImageData(pixels, columns, rows), 0, 0);
 }
 
 function ringAt(ring, place, { columns, rows }) {
-  const [x, y] = middle(place, columns, rows);
+  const [x, y] = center(place, columns, rows);
   ring.style.left = `${100 * x}%`;
   ring.style.top = `${100 * y}%`;
 }
 
 const panels = data.panels.map((panel) => {
-  const one = tile();
+  const tile = createTile();
   const range = element("p", { className: "soft" });
   const caption = element("figcaption");
-  byId("panels").append(element("figure", {}, caption, one.box, range));
-  return { ...panel, ...one, range, caption };
+  byId("panels").append(element("figure", {}, caption, tile.box, range));
+  return { ...panel, ...tile, range, caption };
 });
 
 const temperature = () => 10 ** Number(byId("temperature").value);
 const mode = () => byId("mode").value;
 
-/** Where the colors of cosines begin and end. */
-const ends = (cosines) => (byId("common").checked ? [0, 1] : range(cosines));
+/** The cosines of the lowest and the highest color. */
+const colorRange = (cosines) => (byId("common").checked ? [0, 1] : range(cosines));
 
-/** What a panel's heat map shows: values, and the ends of its colors. */
-function heat(map, dim, place) {
+/** The values of a panel's heat map, and those of the lowest and the highest color. */
+function heatValues(map, dim, place) {
   const cosines = affinity(map, featureAt(map, dim, place), place);
   if (mode() === "softmax") {
     const shares = softmax(cosines, temperature());
     return { cosines, values: shares, low: 0, high: range(shares)[1] };
   }
-  const [low, high] = ends(cosines);
+  const [low, high] = colorRange(cosines);
   return { cosines, values: cosines, low, high };
 }
 
 function draw() {
   const image = data.images[state.image];
   const { columns, rows } = image;
-  const [x, y] = middle(state.place, columns, rows);
+  const [x, y] = center(state.place, columns, rows);
   byId("name").textContent = `${state.image + 1} of ${data.images.length}: ${image.name}`;
   byId("state").textContent = `${state.pinned ? "pinned" : "pointed"} at ${Math.round(100 * x)} % across, `
     + `${Math.round(100 * y)} % down`;
@@ -112,20 +112,20 @@ function draw() {
     const network = networkOf(panel);
     const { dim, color } = data.networks[network];
     const map = features(state.image, network);
-    show(panel, state.image, pictureOf(state.image));
+    showImage(panel, state.image, pictureOf(state.image));
     ringAt(panel.ring, state.place, image);
     panel.ring.classList.toggle("pinned", state.pinned);
     panel.caption.textContent = panel.members.length > 1 ? `${panel.label}, step ${data.steps[state.step]}` : panel.label;
     if (!map) continue;
     if (mode() === "colors") {
-      put(panel.canvas, shades(map, dim, color), columns, rows);
+      putPixels(panel.canvas, shades(map, dim, color), columns, rows);
       panel.range.textContent = "first three principal components";
     } else {
-      const found = heat(map, dim, state.place);
-      put(panel.canvas, paint(found.values, found.low, found.high, table), columns, rows);
-      const [low, high] = range(found.cosines);
+      const heat = heatValues(map, dim, state.place);
+      putPixels(panel.canvas, paint(heat.values, heat.low, heat.high, table), columns, rows);
+      const [low, high] = range(heat.cosines);
       panel.range.textContent = mode() === "softmax"
-        ? `the point itself holds ${(100 * found.values[state.place]).toPrecision(2)} % of the attention`
+        ? `the point itself has ${(100 * heat.values[state.place]).toPrecision(2)} % of the attention`
         : `cosine ${number(low)} to ${number(high)}`;
     }
   }
@@ -143,47 +143,47 @@ function drawOthers() {
   const own = features(state.image, network);
   if (!own || data.images.length < 2) return;
   const query = featureAt(own, dim, state.place);
-  const [low, high] = ends(affinity(own, query, state.place));
+  const [low, high] = colorRange(affinity(own, query, state.place));
   const maps = [];
   for (let image = 0; image < data.images.length; image++) {
     const map = image === state.image ? null : features(image, network);
     if (map) maps.push({ image, features: map });
   }
-  const found = nearest(maps, query).slice(0, OTHERS);
-  list.replaceChildren(...found.map(({ image, place, value }) => {
+  const neighbors = nearest(maps, query).slice(0, MAX_OTHERS);
+  list.replaceChildren(...neighbors.map(({ image, place, value }) => {
     const { columns, rows, name } = data.images[image];
-    const one = tile();
-    show(one, image, thumbnailOf(image));
+    const other = createTile();
+    showImage(other, image, thumbnailOf(image));
     const map = features(image, network);
-    if (mode() === "colors") put(one.canvas, shades(map, dim, data.networks[network].color), columns, rows);
-    else put(one.canvas, paint(affinity(map, query), low, high, table), columns, rows);
-    ringAt(one.ring, place, data.images[image]);
+    if (mode() === "colors") putPixels(other.canvas, shades(map, dim, data.networks[network].color), columns, rows);
+    else putPixels(other.canvas, paint(affinity(map, query), low, high, table), columns, rows);
+    ringAt(other.ring, place, data.images[image]);
     const caption = element("span", { textContent: `${number(value)} ${name}` });
-    const button = element("button", { type: "button", className: "other" }, one.box, caption);
+    const button = element("button", { type: "button", className: "other" }, other.box, caption);
     button.addEventListener("click", () => {
-      go(image, place);
+      goTo(image, place);
       state.pinned = true;
       change();
     });
     return button;
   }));
-  byId("others-note").textContent = `${found.length} of ${data.images.length - 1} other images, most similar first; `
-    + "the ring is the nearest neighbour of the point, with its cosine. Click to go there.";
+  byId("others-note").textContent = `${neighbors.length} of ${data.images.length - 1} other images, most similar first; `
+    + "the ring marks the nearest neighbor of the point, with its cosine. Click an image to go there.";
 }
 
 let waiting = 0, resting = 0;
 
-/** Draw at the next frame, however often something changes until then. */
+/** Draw once at the next frame, even if the state changes several times before. */
 function change() {
   if (!waiting) waiting = requestAnimationFrame(() => { waiting = 0; draw(); });
   clearTimeout(resting);
-  resting = setTimeout(drawOthers, REST);
+  resting = setTimeout(drawOthers, REST_MS);
 }
 
-/** Another image; without a place, the point keeps its share of both sides. */
-function go(image, place) {
+/** Go to an image; without a place, the point stays at the same share of both sides. */
+function goTo(image, place) {
   const before = data.images[state.image];
-  const [x, y] = middle(state.place, before.columns, before.rows);
+  const [x, y] = center(state.place, before.columns, before.rows);
   state.image = (image + data.images.length) % data.images.length;
   const { columns, rows } = data.images[state.image];
   state.place = place ?? placeAt(x, y, columns, rows);
@@ -220,8 +220,8 @@ document.addEventListener("keydown", (event) => {
   if (place !== null && inside) state.place = place;
   else if (event.key === "Enter" && !event.target.closest("button, a, summary")) state.pinned = !state.pinned;
   else if (event.key === "Escape") state.pinned = false;
-  else if (event.key === "n") return go(state.image + 1);
-  else if (event.key === "p") return go(state.image - 1);
+  else if (event.key === "n") return goTo(state.image + 1);
+  else if (event.key === "p") return goTo(state.image - 1);
   else return;
   event.preventDefault();
   change();
@@ -235,15 +235,15 @@ byId("step").addEventListener("input", (event) => {
   state.step = Number(event.target.value);
   change();
 });
-byId("previous").addEventListener("click", () => go(state.image - 1));
-byId("next").addEventListener("click", () => go(state.image + 1));
+byId("previous").addEventListener("click", () => goTo(state.image - 1));
+byId("next").addEventListener("click", () => goTo(state.image + 1));
 byId("step").max = String(Math.max(data.steps.length - 1, 0));
 byId("step").value = String(state.step);
 byId("judge").append(...panels.map((panel, i) => element("option", { value: String(i), textContent: panel.label })));
 byId("strip").append(...data.images.map(({ name }, i) => {
   const button = element("button", { type: "button", title: name },
     element("img", { src: thumbnailOf(i), alt: name, loading: "lazy" }));
-  button.addEventListener("click", () => go(i));
+  button.addEventListener("click", () => goTo(i));
   return button;
 }));
 {

@@ -1,6 +1,6 @@
-// Arithmetic of the explorer, without any page: numbers in, numbers out. Tested with `node --test` and in the browser.
+// Arithmetic of the explorer: numbers in, numbers out. Tested with `node --test` and in the browser.
 //
-// A map has `dim` numbers a place, place by place, rows first. A place is the number of a cell, row * columns + column.
+// A feature grid has `dim` numbers per place, row by row. A place is row * columns + column.
 
 /** Base64 -> Int8Array. */
 export function bytes(text) {
@@ -11,7 +11,7 @@ export function bytes(text) {
 }
 
 /** Codes -> features: component d is offset[d] + scale[d] * code. */
-export function dequantise(codes, offset, scale) {
+export function dequantize(codes, offset, scale) {
   const dim = offset.length;
   const out = new Float32Array(codes.length);
   for (let start = 0; start < codes.length; start += dim) {
@@ -25,7 +25,7 @@ export function featureAt(features, dim, place) {
   return features.subarray(place * dim, (place + 1) * dim);
 }
 
-/** Cosine of `query` with every place; 1 with itself, at the place `own`, if it is one of these. */
+/** Cosine of `query` with every place; 1 at the place `own`, where `query` comes from. */
 export function affinity(features, query, own = -1) {
   const dim = query.length;
   const out = new Float32Array(features.length / dim);
@@ -38,7 +38,7 @@ export function affinity(features, query, own = -1) {
   return out;
 }
 
-/** exp(value / temperature) as shares of their sum. */
+/** exp(value / temperature), divided by the sum over all values. */
 export function softmax(values, temperature) {
   const [, highest] = range(values);
   const out = values.map((value) => Math.exp((value - highest) / temperature));
@@ -56,14 +56,14 @@ export function range(values) {
   return [low, high];
 }
 
-/** The place of the highest value, and that value; the first of equals. */
+/** The highest value and its place; the first one if several are equal. */
 export function peak(values) {
   let place = 0;
   for (let i = 1; i < values.length; i++) if (values[i] > values[place]) place = i;
   return { place, value: values[place] };
 }
 
-/** Values -> pixels RGBA by a table of 256 colors RGB; `low` and below is the first, `high` and above the last. */
+/** Values -> pixels RGBA by a table of 256 colors RGB; `low` and below get the first, `high` and above the last. */
 export function paint(values, low, high, table) {
   const out = new Uint8ClampedArray(4 * values.length);
   const span = high - low;
@@ -78,7 +78,7 @@ export function paint(values, low, high, table) {
   return out;
 }
 
-/** Features -> pixels RGBA; `color` holds three rows of dim weights and an addend, for shades from 0 to 1. */
+/** Features -> pixels RGBA; `color` holds three rows of dim weights and a bias, for shades from 0 to 1. */
 export function shades(features, dim, color) {
   const out = new Uint8ClampedArray(4 * (features.length / dim));
   for (let place = 0; 4 * place < out.length; place++) {
@@ -93,31 +93,31 @@ export function shades(features, dim, color) {
   return out;
 }
 
-/** The nearest neighbour of `query` in each of the maps {image, features}: {image, place, value}, nearest first. */
-export function nearest(maps, query) {
-  return maps
+/** The nearest neighbor of `query` in each of the grids {image, features}: {image, place, value}, most similar first. */
+export function nearest(grids, query) {
+  return grids
     .map(({ image, features }) => ({ image, ...peak(affinity(features, query)) }))
     .sort((a, b) => b.value - a.value || a.image - b.image);
 }
 
-/** The place at (x, y), shares of the image's sides. */
+/** The place at (x, y), given as shares of the image's sides. */
 export function placeAt(x, y, columns, rows) {
   const column = Math.min(Math.max(Math.floor(x * columns), 0), columns - 1);
   const row = Math.min(Math.max(Math.floor(y * rows), 0), rows - 1);
   return row * columns + column;
 }
 
-/** The middle of a place, as shares of the image's sides. */
-export function middle(place, columns, rows) {
+/** The center of a place, as shares of the image's sides. */
+export function center(place, columns, rows) {
   return [((place % columns) + 0.5) / columns, (Math.floor(place / columns) + 0.5) / rows];
 }
 
 const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
-/** The place that an arrow key leads to, `far` places away; null for another key. */
-export function moved(place, key, columns, rows, far = 1) {
+/** The place that is `distance` places away in the direction of an arrow key; null for another key. */
+export function moved(place, key, columns, rows, distance = 1) {
   if (!(key in MOVES)) return null;
-  const column = (place % columns) + far * MOVES[key][0];
-  const row = Math.floor(place / columns) + far * MOVES[key][1];
+  const column = (place % columns) + distance * MOVES[key][0];
+  const row = Math.floor(place / columns) + distance * MOVES[key][1];
   return Math.min(Math.max(row, 0), rows - 1) * columns + Math.min(Math.max(column, 0), columns - 1);
 }
