@@ -12,7 +12,7 @@ import torch
 from torch.nn import Conv2d, ReLU, Sequential
 from torch.nn.functional import interpolate, normalize
 
-from plrc.geometry import lattice, look_up, sample
+from plrc.geometry import cell_centers, look_up, sample
 from plrc.objectives import affinity_distillation, image_contrast, point_region_contrast
 
 
@@ -31,7 +31,7 @@ def main(steps: int = 60, images: int = 8, points: int = 64) -> list[float]:
         regions = look_up(grid, where).flatten()
         query, key, reference = (
             normalize(sample(features, at), dim=-1)  # [B, N, D]
-            for features, at in ((a, where), (c, where), (c, lattice(8, 8).expand(images, -1, -1)))
+            for features, at in ((a, where), (c, where), (c, cell_centers(8, 8).expand(images, -1, -1)))
         )
         image_query, image_key = (normalize(features.mean(dim=(2, 3)), dim=1) for features in (a, c))
         loss = 0.3 * image_contrast(image_query, image_key, queue)

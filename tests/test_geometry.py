@@ -35,12 +35,12 @@ def test_inside_includes_the_border_and_nothing_beyond() -> None:
 
 def test_lattice_holds_cell_centres_row_by_row() -> None:
     expected = [[x, y] for y in (0.25, 0.75) for x in (1 / 6, 3 / 6, 5 / 6)]
-    torch.testing.assert_close(geometry.lattice(2, 3), torch.tensor(expected))
+    torch.testing.assert_close(geometry.cell_centers(2, 3), torch.tensor(expected))
 
 
 def test_sampling_at_the_lattice_returns_the_features() -> None:
     features = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(1))
-    read = geometry.sample(features, geometry.lattice(4, 6).expand(2, -1, -1))
+    read = geometry.sample(features, geometry.cell_centers(4, 6).expand(2, -1, -1))
     torch.testing.assert_close(read, features.flatten(2).transpose(1, 2))
 
 
@@ -64,4 +64,4 @@ def test_look_up_returns_the_cell_that_a_point_lies_in() -> None:
 
 def test_look_up_returns_each_cell_at_its_centre() -> None:
     ids = torch.randint(-1, 9, (2, 7, 5), generator=torch.Generator().manual_seed(2))
-    assert torch.equal(geometry.look_up(ids, geometry.lattice(7, 5).expand(2, -1, -1)), ids.flatten(1))
+    assert torch.equal(geometry.look_up(ids, geometry.cell_centers(7, 5).expand(2, -1, -1)), ids.flatten(1))

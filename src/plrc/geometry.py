@@ -2,7 +2,7 @@
 
 Layer 0: imports nothing of ours.
 
-Shapes: B images, N points, C channels, H x W a lattice.
+Shapes: B images, N points, C channels, H x W feature cells.
 Convention: a point is (x, y) in [0, 1] x [0, 1] of its frame (image or view), whatever the frame's size in pixels; the
 centre of cell i of n lies at (i + 0.5) / n. A box is (x0, y0, x1, y1) in the same units. A map is (sx, sy, ox, oy):
 point in the image = (sx, sy) * point in the view + (ox, oy). A horizontal flip is a negative sx.
@@ -39,8 +39,8 @@ def inside(points: Tensor) -> Tensor:
     return ((points >= 0) & (points <= 1)).all(dim=-1)
 
 
-def lattice(height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
-    """The centers of a height x width lattice, row by row: [height * width, 2]."""
+def cell_centers(height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
+    """Return the centers of a height x width grid of cells, row by row: [height * width, 2]."""
     y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
     x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 2)

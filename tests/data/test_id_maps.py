@@ -16,7 +16,7 @@ from plrc.data.id_maps import RegionError, load_regions, save_regions
 from plrc.data.regions import Regions, grid_regions
 from plrc.data.sources import ImageList
 from plrc.errors import PlrcError
-from plrc.geometry import lattice, look_up
+from plrc.geometry import cell_centers, look_up
 
 QUARTERS = np.kron(np.array([[0, 7], [300, 7]]), np.ones((40, 30), dtype=int))  # [80, 60]: ids 0 (unlabelled), 7, 300
 COMPACT = torch.tensor([[-1, 0], [1, 0]], dtype=torch.int16).repeat_interleave(4, 0).repeat_interleave(4, 1)
@@ -26,7 +26,7 @@ def test_grid_numbers_its_cells_row_by_row() -> None:
     grid = grid_regions(4)
     assert grid.dtype == torch.int16
     assert torch.equal(grid.long(), torch.arange(16).reshape(4, 4))
-    points = lattice(8, 8)
+    points = cell_centers(8, 8)
     expected = (points[:, 1] * 4).long() * 4 + (points[:, 0] * 4).long()
     assert torch.equal(look_up(grid[None], points[None])[0], expected)
 
@@ -86,7 +86,7 @@ def test_reduction_reads_the_cell_centres(tmp_path: Path) -> None:
     ids = np.random.default_rng(1).integers(0, 10_000, (37, 53))
     np.save(tmp_path / "a.npy", ids)
     small = load_regions(tmp_path / "a.npy", 16)
-    expected = look_up(torch.from_numpy(ids)[None], lattice(16, 16)[None])[0].reshape(16, 16)
+    expected = look_up(torch.from_numpy(ids)[None], cell_centers(16, 16)[None])[0].reshape(16, 16)
     names = {int(a): int(b) for a, b in zip(small.flatten(), expected.flatten(), strict=True)}
     assert torch.equal(torch.tensor([[names[int(v)] for v in row] for row in small]), expected)
     assert sorted(names) == list(range(len(names)))

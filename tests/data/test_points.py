@@ -41,7 +41,7 @@ def blobs(count: int, ids: int, seed: int, side: int = 24) -> Tensor:
     """Random Voronoi cells, a quarter of them unlabelled: int16 [B, side, side]."""
     generator = torch.Generator().manual_seed(seed)
     seeds = torch.rand(count, ids, 2, generator=generator)
-    nearest = torch.cdist(geometry.lattice(side, side).expand(count, -1, -1), seeds).argmin(-1)
+    nearest = torch.cdist(geometry.cell_centers(side, side).expand(count, -1, -1), seeds).argmin(-1)
     nearest = nearest.where(torch.rand(count, ids, generator=generator).gather(1, nearest) > 0.25, -1)
     return nearest.reshape(count, side, side).to(torch.int16)
 
@@ -249,7 +249,7 @@ def test_pixels_equal_a_slow_loop(side: int) -> None:
     for b in range(20):
         assert got.query_regions[b].tolist() == slow_pixels([query[b].tolist(), key[b].tolist()], side)
     assert (got.key_regions == torch.arange(side**2)).all()
-    assert torch.equal(got.query[3], geometry.lattice(side, side))
+    assert torch.equal(got.query[3], geometry.cell_centers(side, side))
     assert (got.query_regions >= 0).any()
     assert side == 1 or (got.query_regions < 0).any()
 

@@ -26,7 +26,7 @@ def draw(seed: int, height: int, width: int, config: ViewConfig = CONFIG, match:
 
 def coordinate_image(height: int, width: int) -> Tensor:
     """uint8 [3, H, W]: red is 255 x, green is 255 y, blue is 255 (1 - x), at pixel centers."""
-    points = geometry.lattice(height, width).reshape(height, width, 2)
+    points = geometry.cell_centers(height, width).reshape(height, width, 2)
     channels = torch.stack([points[..., 0], points[..., 1], 1 - points[..., 0]], dim=-1)
     return (channels * 255).round().to(torch.uint8).permute(2, 0, 1)
 

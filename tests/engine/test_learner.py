@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from plrc.config import Config
 from plrc.engine.learner import Learner
-from plrc.geometry import lattice, sample
+from plrc.geometry import cell_centers, sample
 from plrc.objectives import affinity_distillation, mean_affinity
 from plrc.objectives.reference import reference_keys
 
@@ -27,7 +27,7 @@ def test_affinities_to_the_reference_grid_do_not_depend_on_the_basis(
     learner = Learner(tiny(model__distill_dim=width, objectives__reference_grid=side), CPU)
     features = torch.randn(3, width, 4, 4)
     student, teacher = (F.normalize(torch.randn(3, 50, width), dim=-1).requires_grad_() for _ in range(2))
-    points = lattice(learner.reference_side(), learner.reference_side())
+    points = cell_centers(learner.reference_side(), learner.reference_side())
     plain = F.normalize(sample(features, points.expand(3, -1, -1)), dim=-1)
     keys, basis = reference_keys(features, learner.reference_side(), learner.mixture)
     assert (basis is not None) == reduced

@@ -43,7 +43,8 @@ def test_the_part_that_fits_is_named_and_does_fit(tiny: Callable[..., Config], t
     assert done.returncode == 2, done.stderr
     sentence = done.stderr.strip().splitlines()[-1]
     named = re.search(
-        r"out of memory with 48 images at a time; (\d+) should fit .* --optim\.gradient-accumulation-steps (\d+),", sentence
+        r"out of memory with 48 images at a time; (\d+) should fit .* --optim\.gradient-accumulation-steps (\d+),",
+        sentence,
     )
     assert named, done.stderr
     fitting, parts = map(int, named.groups())

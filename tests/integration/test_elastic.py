@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc to find the worker processes"),
 ]
 HANGS = 1800  # seconds after which something is taken to hang, however busy the machine is
-STALL = 20  # seconds; the default is 600
+STALL = 8  # seconds; the default is 600
 
 
 @contextmanager

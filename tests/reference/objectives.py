@@ -87,7 +87,7 @@ def distillation(
 
 
 def mean_affinity(teacher: list[Matrix], reference: list[Matrix], valid: list[list[bool]]) -> tuple[Vector, int]:
-    """Mean over all valid queries of t_i . k_j, for each lattice position j."""
+    """Mean over all valid queries of t_i . k_j, for each position j of the reference grid."""
     affinities = [
         [dot(t, k) for k in reference[b]]
         for b, image_points in enumerate(teacher)

@@ -50,7 +50,7 @@ OF_THE_LOAD = ("cpu_seconds_per_image", "images_per_second")  # these change wit
 def command(images: Path, out: Path, save_every: int) -> list[str]:
     """A training that would take days, of a small network, with a checkpoint every `save_every` steps."""
     options = {
-        "data": images, "out": out, "run.workers": 2, "run.threads": 1, "run.device": "cpu", "data.bad-limit": 0.5,
+        "data": images, "out": out, "run.workers": 2, "run.threads": 1, "run.device": "cpu", "data.max-unreadable-fraction": 0.5,
         "views.size": 32, "optim.batch-size": BATCH, "optim.steps": 10_000_000, "objectives.queue": 128,
         "model.bn-groups": 2, "run.checkpoint-every-steps": save_every, "run.health-every-steps": 200,
         "run.log-every-steps": 1,
@@ -101,7 +101,7 @@ def sample(pid: int, metrics: Path, started: float) -> dict[str, Any] | None:
 
 def blocks(samples: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     """BLOCKS stretches of time, without the warm-up: medians, so that it counts what is held and not whether a sample
-    met an export, which holds a second network for a second; rates are differences over a stretch."""
+    met a report, which holds figures for a second; rates are differences over a stretch."""
     span = samples[-1]["seconds"]
     kept = [s for s in samples if s["seconds"] >= WARM * span and s["workers"] and s["images"]]
     parts = [part for part in np.array_split(np.arange(len(kept)), BLOCKS) if len(part) >= 2]
@@ -199,7 +199,7 @@ def watch(folder: Path, minutes: float, every: float, path: Path, save_every: in
                 found = sample(training.pid, out / "metrics.jsonl", started)
                 if found is None:
                     break
-                if not (out / "exported" / "backbone.safetensors.receipt.json").exists():
+                if not (out / "report.html").exists():
                     started = time.monotonic()
                 else:
                     samples.append(found)

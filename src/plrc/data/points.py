@@ -86,7 +86,7 @@ def pixel_points(map_query: Tensor, map_key: Tensor, side: int) -> ContrastPoint
     maps [B, 4]. Nearest in the image frame, and only where the distance is below NEAR times the diagonal of the larger
     of both views' cells; a query without such a position has id -1. METHOD section 5 (`pixel`).
     """
-    grid = geometry.lattice(side, side, map_query.device)
+    grid = geometry.cell_centers(side, side, map_query.device)
     points = grid.expand(len(map_query), -1, -1)
     places = geometry.to_image(points, map_query)
     cell = (geometry.to_view(places, map_key) * side).long().clamp(0, side - 1)
@@ -111,7 +111,7 @@ def _candidates(
 
     bounds [B, R + 1]: candidates bounds[r] up to bounds[r + 1] lie in region r; unlabelled ones come before region 0.
     """
-    cells = geometry.lattice(CANDIDATES, CANDIDATES, places.device)
+    cells = geometry.cell_centers(CANDIDATES, CANDIDATES, places.device)
     points = cells + (places - 0.5) / CANDIDATES
     ids = geometry.look_up(regions, geometry.to_image(points, maps))
     ordered, order = ((ids << _KEY_BITS) + (ranks * 2**_KEY_BITS).long()).sort(dim=1, stable=True)

@@ -120,7 +120,7 @@ def rename_damaged(run: Path) -> list[str]:
     if not remaining:
         newest, reason = next(iter(damaged.items()))
         raise RunError(
-            f"the checkpoint {newest} cannot be read ({reason}), and there is no other one in {run}; "
+            f"the checkpoint {newest} cannot be read ({reason}), and {run} holds no other checkpoint; "
             "restore one from a copy, or start again with another --out"
         )
     used = remaining[-1].name

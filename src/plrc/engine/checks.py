@@ -12,7 +12,7 @@ from plrc.settings import require
 
 
 def check_settings(config: Config, processes: int, device_type: str, sharded: bool) -> list[str]:
-    """Run all checks that need few facts besides the settings.
+    """Run all checks that need only the settings and a few facts.
 
     Args:
         config: The adapted settings.

@@ -26,7 +26,7 @@ from plrc.data.points import match_draws, match_points
 from plrc.data.sources import ImageList
 from plrc.data.views import MATCH, QUERY
 from plrc.errors import PlrcError
-from plrc.geometry import lattice, look_up, sample, to_image
+from plrc.geometry import cell_centers, look_up, sample, to_image
 from plrc.measures.features import feature_statistics
 from plrc.measures.grouping import grouping_auc
 
@@ -223,6 +223,6 @@ def _objects(config: Config, images: ImageList, names: Sequence[str], batches: S
     unlabelled = np.full((MASK_SIDE, MASK_SIDE), -1, dtype=np.int32)
     object_maps = [masks.objects(name, MASK_SIDE) if name in masks.entries else unlabelled for name in names]
     view_maps = torch.cat([batch.maps[QUERY] for batch in batches])
-    places = to_image(lattice(MASK_SIDE, MASK_SIDE).expand(len(names), -1, -1), view_maps)
+    places = to_image(cell_centers(MASK_SIDE, MASK_SIDE).expand(len(names), -1, -1), view_maps)
     ids = look_up(torch.from_numpy(np.stack(object_maps)), places)
     return ids.reshape(len(names), MASK_SIDE, MASK_SIDE)

@@ -127,10 +127,12 @@ class Monitor:
 
 def log_start(log: RunLog, plan: Plan, state: TrainingState, first: int) -> None:
     """Log how the run starts, and what was decided before."""
-    for sentence in (*plan.remarks, *state.remarks):
+    for sentence in plan.remarks:
         log.info(sentence)
     for sentence in plan.warnings:
         log.warning(sentence)
+    for sentence in state.remarks:
+        log.info(sentence)
     if first >= plan.steps:
         log.info(f"nothing left to do: the run is finished, at step {first} of {plan.steps}")
         return

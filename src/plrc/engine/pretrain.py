@@ -103,9 +103,8 @@ def _train(plan: Plan, lock: FolderLock, stop: StopRequest, hooks: Hooks) -> Run
     first = state.begin(plan.checkpoint, plan.out / "checkpoints")
     with RunLog(plan.out, first, plan.steps, distributed.is_main(), hooks.on_progress) as log:
         log_start(log, plan, state, first)
-        if first >= plan.steps:
-            step = first
-        else:
+        step = first
+        if first < plan.steps:
             step = _loop(plan, state, log, Checkpointer(plan, lock, state, log, hooks.on_checkpoint), stop, first)
         if distributed.is_main():
             _finish(plan.out, hooks.on_finish)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from plrc.geometry import lattice, sample
+from plrc.geometry import cell_centers, sample
 
 
 def reference_keys(features: Tensor, side: int, mixture: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -29,7 +29,7 @@ def reference_keys(features: Tensor, side: int, mixture: Tensor | None = None) -
         queries [B, N, D] must be multiplied by the basis [B, D, h w] before they are compared with keys.
     """
     if mixture is None:
-        positions = lattice(side, side, features.device).expand(len(features), -1, -1)
+        positions = cell_centers(side, side, features.device).expand(len(features), -1, -1)
         return F.normalize(sample(features, positions), dim=-1), None
     cells = features.float().flatten(2)
     squared_lengths = (mixture @ (cells.mT @ cells) * mixture).sum(dim=-1, keepdim=True)
@@ -48,4 +48,4 @@ def cell_mixture(feature_side: int, side: int, device: torch.device) -> Tensor:
         [M, h w] weights; every row sums to 1.
     """
     one_hot = torch.eye(feature_side**2, device=device).unflatten(1, (feature_side, feature_side))
-    return sample(one_hot[None], lattice(side, side, device)[None])[0]
+    return sample(one_hot[None], cell_centers(side, side, device)[None])[0]

@@ -25,7 +25,7 @@ from plrc.data.regions import Regions
 from plrc.data.sources import ImageList
 from plrc.errors import ConfigError, DataError
 from plrc.files import write_atomic
-from plrc.geometry import lattice, look_up
+from plrc.geometry import cell_centers, look_up
 from plrc.progress import OnProgress, ignore_progress
 from plrc.visualize.figures import default_style, fitted_tile, save_figure, show_image, tile_grid, write_caption
 
@@ -116,7 +116,7 @@ def tinted_regions(image: NDArray[np.uint8], regions: Tensor) -> NDArray[np.uint
     width, height = fitted_tile(image, TILE)
     enlarged = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
     pixels = np.asarray(enlarged, dtype=np.float32)
-    ids = look_up(regions[None], lattice(height, width)[None])[0].reshape(height, width).numpy()
+    ids = look_up(regions[None], cell_centers(height, width)[None])[0].reshape(height, width).numpy()
     colors = region_colors(int(ids.max()) + 1)
     unlabelled = ids < 0
     tinted = pixels.copy()
