@@ -24,7 +24,7 @@ from plrc.export.formats import read_tensors, write_tensors
 from plrc.export.proof import prove
 from plrc.model import build_backbone
 from plrc.model.user_code import call_function
-from plrc.transfer.initial import initial_backbone, verify_inside
+from plrc.transfer.initial import initial_backbone, verify_initial_weights
 
 State = dict[str, torch.Tensor]
 
@@ -137,7 +137,7 @@ def test_initial_weights_of_own_code_reach_a_network_of_transfer(trained: tuple[
     run, name = trained
     backbone, initial = initial_backbone(str(run.path), name)
     assert (backbone.name, initial.backbone) == (name, name)
-    assert verify_inside(torch.nn.Sequential(backbone), initial).startswith("20 of 20 backbone tensors in the detector")
+    assert verify_initial_weights(torch.nn.Sequential(backbone), initial).startswith("20 of 20 backbone tensors in the detector")
 
 
 def test_a_network_for_whole_strides_only_goes_to_files_and_onnx(tmp_path: Path) -> None:

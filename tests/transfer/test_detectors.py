@@ -14,7 +14,7 @@ from plrc.errors import PlrcError
 from plrc.model.backbone import Backbone, build_backbone
 from plrc.scenes import render_scene
 from plrc.transfer.detectors import build_detector
-from plrc.transfer.norms import FrozenBatchNorm2d, head_norm
+from plrc.transfer.norms import FrozenBatchNorm2d, norm_layer
 from plrc.transfer.protocols import DetectorConfig, InputConfig
 
 SIZE, CLASSES = 64, 9
@@ -205,7 +205,7 @@ def test_norms_of_the_heads(kind: str) -> None:
     ]
     assert len(norms) == (0 if kind == "none" else 2 * 3 + 4 + 4)  # pyramid, box head, mask head
     assert {module.num_groups for module in norms if isinstance(module, nn.GroupNorm)} <= {16}
-    assert isinstance(head_norm("gn")(256), nn.GroupNorm) and head_norm("gn")(256).num_groups == 32
+    assert isinstance(norm_layer("gn")(256), nn.GroupNorm) and norm_layer("gn")(256).num_groups == 32
 
 
 @pytest.mark.parametrize("config", [FPN, C4], ids=["fpn", "c4"])

@@ -15,7 +15,7 @@ from plrc.engine.checkpoint import KEYS, save_checkpoint
 from plrc.errors import PlrcError
 from plrc.model.backbone import build_backbone
 from plrc.transfer.detectors import build_detector
-from plrc.transfer.initial import initial_backbone, verify_inside
+from plrc.transfer.initial import initial_backbone, verify_initial_weights
 from plrc.transfer.protocols import DetectorConfig, InputConfig
 from plrc.transfer.semantic import build_segmenter
 
@@ -64,7 +64,7 @@ def test_a_file_arrives_in_the_detector(prefix: str, norm: str, neck: str, state
     model, initial = detector(path, neck, norm)
     inside = model.backbone.body.net.state_dict()
     assert all(torch.equal(inside[name], tensor) for name, tensor in state.items())
-    assert verify_inside(model, initial) == f"120 of 120 backbone tensors in the detector equal {path}"
+    assert verify_initial_weights(model, initial) == f"120 of 120 backbone tensors in the detector equal {path}"
     assert initial.lines() == [f"resnet18 with the weights of {path}: 120 tensors match, 1 are left aside"]
     assert f"prefix in the file: state_dict.{prefix}" in initial.table()
     assert (initial.source, initial.backbone) == (path, "resnet18")
@@ -73,7 +73,7 @@ def test_a_file_arrives_in_the_detector(prefix: str, norm: str, neck: str, state
 def test_a_file_arrives_in_the_segmenter(state: State, tmp_path: Path) -> None:
     backbone, initial = initial_backbone(write(tmp_path / "w.pt", state), "resnet18", layer4_stride=1)
     model = build_segmenter(backbone, DetectorConfig(width=16, head_norm="bn", norm="frozen"), 3, 0)
-    assert verify_inside(model, initial).startswith("120 of 120 backbone tensors")
+    assert verify_initial_weights(model, initial).startswith("120 of 120 backbone tensors")
 
 
 @pytest.mark.parametrize("neck", ["fpn", "c4"])
@@ -85,21 +85,21 @@ def test_one_changed_value_is_found_and_named(name: str, neck: str, state: State
     with torch.no_grad():
         model.backbone.body.net.state_dict()[name].view(-1)[-1] += 1e-3
     with pytest.raises(PlrcError, match=rf"see backbone\.body\.net\.{name}$"):
-        verify_inside(model, initial)
+        verify_initial_weights(model, initial)
 
 
 def test_a_second_copy_of_a_layer_is_compared_too(state: State, tmp_path: Path) -> None:
     model, initial = detector(write(tmp_path / "w.pt", state))
     model.roi_heads.extra = torch.nn.ModuleDict({"layer4": build_backbone("resnet18").net.layer4})
     with pytest.raises(PlrcError, match=r"see roi_heads\.extra\.layer4\.0\.conv1\.weight, "):
-        verify_inside(model, initial)
+        verify_initial_weights(model, initial)
 
 
 def test_a_missing_layer_is_named(state: State, tmp_path: Path) -> None:
     model, initial = detector(write(tmp_path / "w.pt", state))
     model.backbone.body.net.layer2[0].conv1 = torch.nn.Identity()
     with pytest.raises(PlrcError, match=r"see layer2\.0\.conv1\.weight \(absent\)$"):
-        verify_inside(model, initial)
+        verify_initial_weights(model, initial)
 
 
 def test_random_weights_follow_from_the_seed() -> None:
@@ -107,7 +107,7 @@ def test_random_weights_follow_from_the_seed() -> None:
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["conv1.weight"], other["conv1.weight"])
     model, initial = detector("random")
-    assert "no file to compare with" in verify_inside(model, initial)
+    assert "no file to compare with" in verify_initial_weights(model, initial)
     assert initial.lines() == ["resnet18, random weights"]
     assert (initial.source, initial.weights, initial.report) == ("random", None, None)
 
@@ -176,7 +176,7 @@ def test_a_file_that_does_not_fit_is_refused(change: Any, complaint: str, state:
 def test_a_partial_file_is_taken_if_asked(state: State, tmp_path: Path) -> None:
     path = write(tmp_path / "w.pt", dropped(state))
     model, initial = detector(path, partial=True, seed=4)
-    assert verify_inside(model, initial) == f"119 of 120 backbone tensors in the detector equal {path}"
+    assert verify_initial_weights(model, initial) == f"119 of 120 backbone tensors in the detector equal {path}"
     left = initial_backbone("random", "resnet18", seed=4)[0].net.state_dict()["layer3.0.conv1.weight"]
     assert torch.equal(model.backbone.body.net.layer3[0].conv1.weight, left)
     broken = dropped(state) | {"bn1.bias": torch.full((64,), float("inf"))}
@@ -190,7 +190,7 @@ def test_a_partial_file_is_taken_if_asked(state: State, tmp_path: Path) -> None:
 def test_old_files_without_step_counters_are_whole(state: State, tmp_path: Path) -> None:
     old = {name: tensor.half() for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
     model, initial = detector(write(tmp_path / "w.pt", old))
-    assert verify_inside(model, initial).startswith("100 of 100 backbone tensors")
+    assert verify_initial_weights(model, initial).startswith("100 of 100 backbone tensors")
 
 
 def test_torchvisions_own_file(state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

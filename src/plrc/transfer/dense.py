@@ -1,26 +1,20 @@
-"""`plrc transfer probe`: labelled images of any layout -> label maps of one size -> the measures of `probe.py`.
-
-Layer 5: imports model and below, and this folder. No detector is trained: minutes on a CPU.
-"""
+"""Linear probes and grouping of frozen features, on labelled images of any layout. No detector is trained."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from plrc.config import Config
-from plrc.data.decode import decode
-from plrc.data.masks import decode_masks
-from plrc.data.photometric import MEAN
 from plrc.data.regions import Regions
 from plrc.data.sources import ImageList
 from plrc.engine.checkpoint import checkpoints, load_checkpoint
@@ -30,9 +24,10 @@ from plrc.files import write_json
 from plrc.measures.grouping import grouping_auc
 from plrc.measures.linear_probe import evaluate_probe, fit_probe
 from plrc.measures.segmentation import IGNORED
+from plrc.progress import OnProgress, ignore_progress
 from plrc.rng import generator
 from plrc.transfer.initial import initial_backbone
-from plrc.transfer.labels.annotations import LabelledImage
+from plrc.transfer.labels.rasterize import rasterize, scaled_size
 from plrc.transfer.labels.splits import LabelledSet, Splits, labelled_subset, read_labelled
 from plrc.transfer.probe import extract_features
 from plrc.transfer.protocols import LabelledConfig, Task
@@ -43,7 +38,20 @@ LEVELS = (8, 16, 32)
 
 @dataclass(frozen=True)
 class DenseResult:
-    """Of each level: mIoU and pixel accuracy in percent, and the grouping AUC (nan where no objects are labelled)."""
+    """Scores of a frozen backbone.
+
+    Attributes:
+        init: The initial weights, as given.
+        backbone: Name of the backbone.
+        classes: Names of the classes of pixels.
+        train_images: Number of images that the probes are fitted on.
+        test_images: Number of images that are scored.
+        miou: Stride -> mean IoU of the probe, in percent.
+        accuracy: Stride -> pixel accuracy of the probe, in percent.
+        grouping: Stride -> grouping AUC; nan if no objects are labelled.
+        notes: What to know about the labels and the weights.
+        init_report: The table of the tensors that were loaded.
+    """
 
     init: str
     backbone: str
@@ -57,11 +65,18 @@ class DenseResult:
     init_report: str
 
     def table(self, notes: bool = True) -> str:
-        rows = [f"{s:>6}  {self.miou[s]:6.1f}  {self.accuracy[s]:8.1f}  {self.grouping[s]:12.3f}" for s in self.miou]
-        head = f"frozen {self.backbone}, {self.init}: {self.train_images} images to fit, {self.test_images} to score"
-        return "\n".join([*(self.notes if notes else ()), head, "stride    mIoU  accuracy  grouping AUC", *rows])
+        """Format the scores as a table, after the notes if `notes`."""
+        lines = list(self.notes) if notes else []
+        lines.append(
+            f"frozen {self.backbone}, {self.init}: {self.train_images} images to fit, {self.test_images} to score"
+        )
+        lines.append("stride    mIoU  accuracy  grouping AUC")
+        for stride, miou in self.miou.items():
+            lines.append(f"{stride:>6}  {miou:6.1f}  {self.accuracy[stride]:8.1f}  {self.grouping[stride]:12.3f}")
+        return "\n".join(lines)
 
     def save(self, path: Path) -> None:
+        """Write the scores as JSON; nan becomes null."""
         write_json(path, dataclasses.asdict(self))
 
 
@@ -73,94 +88,139 @@ def dense_probe(
     images: int,
     seed: int,
     levels: Sequence[int] = LEVELS,
+    on_progress: OnProgress = ignore_progress,
 ) -> list[DenseResult]:
-    """Probe the backbones that `inits` name on at most `images` images of each split, their longer side `size` pixels.
+    """Probe backbones with several initial weights; the labelled images are read once.
 
-    All are of the kind of the first; images and labels are read once. `levels`: the strides to probe. Classes of pixels
-    come from masks, or from boxes (0 is then the background; smaller objects lie on larger ones).
+    Classes of pixels come from masks, or from boxes if there are no masks, or from id maps. With objects, class 0 is
+    the background and smaller objects lie on top of larger ones.
+
+    Args:
+        data: The labelled images.
+        inits: Initial weights: "random", "torchvision", a run folder or a file.
+        backbone: Name of the backbone; empty: that of the first weights. All weights are of the same backbone.
+        size: Longer side of the images, in pixels.
+        images: Largest number of images to read of each split.
+        seed: Seed of the choice of images, of random weights, and of the pixels that the probes are fitted on.
+        levels: Strides to probe.
+        on_progress: Called after each probe.
+
+    Returns:
+        A result for each of `inits`.
+
+    Raises:
+        ConfigError: Sizes that cannot be used, or too many classes.
+        DataError: Labels that cannot be used.
+        WeightsError: Weights that cannot be read or do not fit.
     """
     if size < 64 or images < 1:
-        raise ConfigError("write --size 64 or more and --images 1 or more")
-    nets = []
+        raise ConfigError(f"size must be >= 64 and images >= 1, got {size} and {images}: write --size and --images")
+    networks = []
     for init in inits:
-        nets.append(initial_backbone(init, backbone, partial=False, layer4_stride=1, seed=seed))
-        backbone = nets[-1][1].backbone
-    splits, task = _read(data)
+        network, initial = initial_backbone(init, backbone, partial=False, layer4_stride=1, seed=seed)
+        networks.append((network, initial))
+        backbone = initial.backbone
+    splits, task = _read_most_detailed(data)
     train = _at_most(labelled_subset(splits.train, data.fraction, data.shots, seed, task), images, seed)
     test = _at_most(splits.test, images, seed)
-    names = splits.train.classes if task == "semantic" else ("background", *splits.train.classes)
-    if len(names) > IGNORED:
-        raise ConfigError(f"{len(names)} classes are more than the probe takes ({IGNORED}); merge some of them")
-    fitted, scored = _maps(train, size), _maps(test, size)
-    objects = task != "semantic" and bool((scored[2] > 0).any())
+    classes = splits.train.classes
+    if task != "semantic":
+        classes = ("background", *classes)
+    if len(classes) > IGNORED:
+        raise ConfigError(f"{len(classes)} classes are more than the probe supports ({IGNORED}); merge some of them")
+    fitted = rasterize(train, size)
+    scored = rasterize(test, size)
+    has_objects = task != "semantic" and bool((scored.objects > 0).any())
     results: list[DenseResult] = []
-    for init, (net, initial) in zip(inits, nets, strict=True):
-        miou, accuracy, grouping = {}, {}, {}
-        for stride in sorted(set(levels) & set(net.channels)):
-            fit = fit_probe(extract_features(net, fitted[0], stride), fitted[1], len(names), seed=seed)
-            features = extract_features(net, scored[0], stride)
-            found = evaluate_probe(fit, features, scored[1])
-            miou[stride], accuracy[stride] = 100 * found.miou, 100 * found.accuracy
-            grouping[stride] = grouping_auc(features, scored[2], seed=seed) if objects else np.nan
+    for init, (network, initial) in zip(inits, networks, strict=True):
+        miou = {}
+        accuracy = {}
+        grouping = {}
+        strides = sorted(set(levels) & set(network.channels))
+        for stride in strides:
+            features = extract_features(network, fitted.images, stride)
+            probe = fit_probe(features, fitted.classes, len(classes), seed=seed)
+            features = extract_features(network, scored.images, stride)
+            scores = evaluate_probe(probe, features, scored.classes)
+            miou[stride] = 100 * scores.miou
+            accuracy[stride] = 100 * scores.accuracy
+            grouping[stride] = grouping_auc(features, scored.objects, seed=seed) if has_objects else math.nan
+            done = len(results) * len(strides) + len(miou)
+            on_progress(done, len(inits) * len(strides), f"{init}: stride {stride}, mIoU {miou[stride]:.1f}")
         results.append(
             DenseResult(
-                init, backbone, names, len(train.images), len(test.images), miou, accuracy, grouping,
-                (*splits.notes, *initial.lines()), initial.table(),
+                init=init,
+                backbone=backbone,
+                classes=classes,
+                train_images=len(train.images),
+                test_images=len(test.images),
+                miou=miou,
+                accuracy=accuracy,
+                grouping=grouping,
+                notes=(*splits.notes, *initial.lines()),
+                init_report=initial.table(),
             )
-        )  # fmt: skip
+        )
     return results
 
 
 def grouping_curve(data: LabelledConfig, config: Config, size: int, images: int, seed: int) -> list[dict[str, float]]:
-    """Grouping AUC of a pre-training run at each of its checkpoints, on at most `images` test images with objects.
+    """Compute the grouping AUC of a pre-training run at each of its checkpoints.
 
-    One entry a checkpoint: `step`; `student` and `teacher`, the AUC of the level that was trained; `regions`, that of
-    the regions which `config` gives to these images (a point's affinity is 1 in its own region and 0 in others).
+    Args:
+        data: Labelled images; the test split is used.
+        config: Configuration of the run.
+        size: Longer side of the images, in pixels.
+        images: Largest number of images.
+        seed: Seed of the choice of images and points.
+
+    Returns:
+        One entry per checkpoint: "step"; "student" and "teacher", the AUC of the level that was trained; "regions",
+        that of the regions which `config` gives to these images (the affinity of a point is 1 in its own region and 0
+        in others), nan for region maps.
     """
-    splits, _ = _read(data)
+    splits, _ = _read_most_detailed(data)
     test = _at_most(splits.test, images, seed)
-    pixels, _, objects = _maps(test, size)
-    regions = _region_features(test, objects, config)
-    given = grouping_auc(regions, objects, seed=seed) if regions is not None else np.nan
+    labels = rasterize(test, size)
+    regions = _region_features(test, labels.objects, config)
+    regions_auc = math.nan
+    if regions is not None:
+        regions_auc = grouping_auc(regions, labels.objects, seed=seed)
     learner = Learner(config, torch.device("cpu"))
     curve = []
     for path in checkpoints(Path(config.run.out)):
-        stored, point = load_checkpoint(path), {"regions": given}
+        stored = load_checkpoint(path)
+        entry = {"step": float(stored["step"]), "regions": regions_auc}
         for name, network in (("student", learner.student), ("teacher", learner.teacher)):
             network.load_state_dict(stored[name])
-            point[name] = grouping_auc(
-                extract_features(network.backbone, pixels, config.model.stride), objects, seed=seed
-            )
-        curve.append({"step": float(stored["step"])} | point)
+            features = extract_features(network.backbone, labels.images, config.model.stride)
+            entry[name] = grouping_auc(features, labels.objects, seed=seed)
+        curve.append(entry)
     return curve
 
 
 def _region_features(labelled: LabelledSet, objects: Tensor, config: Config) -> Tensor | None:
-    """One-hot features [n, K, size, size] of the region that a pixel lies in, zero where it has none."""
+    """One-hot features [n, K, size, size] of the region of each pixel, zero for pixels without one; None for maps."""
     if config.regions.source == "maps":
         return None
-    own = config.regions.source == "coco"
+    from_masks = config.regions.source == "coco"
     names = tuple(os.path.abspath(item.path) for item in labelled.images)
-    settings = config.with_values({"regions.source": "grid", "regions.maps": ""}) if own else config
+    settings = config.with_values({"regions.source": "grid", "regions.maps": ""}) if from_masks else config
     regions = Regions(settings, ImageList("/", names, "list"))
     maps = torch.full(objects.shape, -1, dtype=torch.long)
     for i, item in enumerate(labelled.images):
-        height, width = _fitted(item.height, item.width, objects.shape[-1])
-        masks = objects[i, :height, :width].clamp(min=0) - 1
-        found = regions.with_noise(masks, names[i]) if own else regions(i)
-        near = F.interpolate(found[None, None].float(), (height, width), mode="nearest-exact")
-        maps[i, :height, :width] = near[0, 0].long()
+        height, width = scaled_size(item.height, item.width, objects.shape[-1])
+        if from_masks:
+            ids = regions.with_noise(objects[i, :height, :width].clamp(min=0) - 1, names[i])
+        else:
+            ids = regions(i)
+        scaled = F.interpolate(ids[None, None].float(), (height, width), mode="nearest-exact")
+        maps[i, :height, :width] = scaled[0, 0].long()
     return F.one_hot(maps + 1)[..., 1:].permute(0, 3, 1, 2).float()
 
 
-def _fitted(height: int, width: int, size: int) -> tuple[int, int]:
-    """Sides of an image whose longer one becomes `size`."""
-    scale = size / max(height, width)
-    return max(1, round(height * scale)), max(1, round(width * scale))
-
-
-def _read(data: LabelledConfig) -> tuple[Splits, Task]:
-    """Masks of objects where there are any, else boxes, else maps of classes."""
+def _read_most_detailed(data: LabelledConfig) -> tuple[Splits, Task]:
+    """Read masks of objects; boxes if the source has no masks; id maps if it has no boxes."""
     tasks: tuple[Task, ...] = ("instances", "detection")
     for task in tasks:
         with contextlib.suppress(LayoutError):
@@ -173,43 +233,3 @@ def _at_most(labelled: LabelledSet, images: int, seed: int) -> LabelledSet:
         return labelled
     chosen = generator(seed, "probe", index=1).permutation(len(labelled.images))[:images]
     return dataclasses.replace(labelled, images=tuple(labelled.images[i] for i in sorted(chosen)))
-
-
-def _maps(labelled: LabelledSet, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(images uint8 [n, 3, size, size], classes uint8 [n, size, size], objects int32 [n, size, size]).
-
-    Images keep their shape, at the upper left; the rest is ImageNet's mean color and ignored (objects: -1).
-    """
-    color = (255 * torch.tensor(MEAN)).to(torch.uint8)[:, None, None]
-    images = color.expand(3, size, size).repeat(len(labelled.images), 1, 1, 1)
-    classes = torch.full((len(labelled.images), size, size), IGNORED, dtype=torch.uint8)
-    objects = torch.full((len(labelled.images), size, size), -1, dtype=torch.int32)
-    for i, item in enumerate(labelled.images):
-        pixels = decode(item.path).float()
-        height, width = _fitted(pixels.shape[1], pixels.shape[2], size)
-        small = F.interpolate(pixels[None], (height, width), mode="bilinear", antialias=True, align_corners=False)[0]
-        images[i, :, :height, :width] = small.round().clamp(0, 255).to(torch.uint8)
-        for target, painted in zip((classes, objects), _paint(item, labelled), strict=True):
-            near = F.interpolate(torch.from_numpy(painted)[None, None].float(), (height, width), mode="nearest-exact")
-            target[i, :height, :width] = near[0, 0].to(target.dtype)
-    return images, classes, objects
-
-
-def _paint(item: LabelledImage, labelled: LabelledSet) -> tuple[np.ndarray, np.ndarray]:
-    """(class of each pixel, object of each pixel), [H, W]; the largest objects first, so that none is hidden."""
-    if labelled.class_of_id is not None:
-        found = labelled.read_classes(item)
-        return found, np.full(found.shape, -1)
-    classes = np.zeros((item.height, item.width), dtype=np.int32)
-    objects = np.zeros((item.height, item.width), dtype=np.int32)
-    masks = decode_masks(item.segments, item.height, item.width).astype(bool)
-    for i in np.argsort(-item.areas):
-        if len(masks):
-            where = masks[i]
-        else:
-            x0, y0, x1, y1 = item.boxes[i].round().astype(int)
-            where = np.zeros(classes.shape, dtype=bool)
-            where[y0:y1, x0:x1] = True
-        classes[where] = IGNORED if item.ignored[i] else item.classes[i] + 1
-        objects[where] = -1 if item.ignored[i] else i + 1
-    return classes, objects

@@ -1,13 +1,14 @@
 """Faster and Mask R-CNN on our backbones, from torchvision's parts: with a feature pyramid, or C4 as in the paper.
 
-Layer 5: imports model and below, and this folder. C4 (paper, section 4; MoCo's detection transfer): regions are read
-from stride 16, layer4 is their head, and a normalization follows it. Losses, samplers and thresholds are torchvision's.
+C4 (paper, section 4; MoCo's detection transfer): regions are read from stride 16, layer4 is their head, and a
+normalization follows it. Losses, samplers and thresholds are torchvision's.
 
-Shapes: R regions of all images, C channels of layer4, K classes without background.
+Shapes: H x W an image, R regions of all images, C channels of layer4, K classes without background.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,35 +26,56 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from plrc import rng
 from plrc.data.photometric import MEAN, STD
 from plrc.model.backbone import Backbone
-from plrc.transfer.norms import head_norm, prepare_backbone, resnet_of
+from plrc.transfer.norms import norm_layer, prepare_backbone, require_resnet
 from plrc.transfer.protocols import DetectorConfig, InputConfig
 
 RATIOS = (0.5, 1.0, 2.0)  # height to width of the anchors
-C4_ANCHORS = (32, 64, 128, 256, 512)  # pixels
+C4_ANCHORS = (32, 64, 128, 256, 512)  # sides in pixels
 SIZE_STEP = 32  # pixels between the shorter sides that training draws from
-MASK_WIDTH = 256  # of C4's mask head
+C4_MASK_WIDTH = 256  # channels of the mask head of C4
 
-PYRAMID_PROPOSALS = {"training": 2000, "testing": 1000}  # before non-maximum suppression, a level
+PYRAMID_PROPOSALS = {"training": 2000, "testing": 1000}  # before non-maximum suppression, per level
 C4_PROPOSALS = {"training": 12_000, "testing": 6000}
-PROPOSALS = {"training": 2000, "testing": 1000}  # after it, an image
+KEPT_PROPOSALS = {"training": 2000, "testing": 1000}  # after it, per image
 
 
 def build_detector(
     backbone: Backbone, config: DetectorConfig, size: InputConfig, classes: int, masks: bool, seed: int
 ) -> nn.Module:
-    """A torchvision GeneralizedRCNN for `classes` classes (background not counted), around a backbone with its weights.
+    """Build a torchvision GeneralizedRCNN around a backbone with its weights.
 
-    It takes lists of images [3, H, W] in [0, 1] and targets, as torchvision documents. The random weights of its heads
-    follow from `seed` alone. The backbone's normalization and frozen layers are set here, in place.
+    The network takes lists of images [3, H, W] in [0, 1] and of targets, as torchvision documents.
+
+    Args:
+        backbone: The backbone; its normalization and frozen layers are set in place.
+        config: The network.
+        size: Sizes of the images.
+        classes: K, without background.
+        masks: Whether to predict masks (Mask R-CNN).
+        seed: The random weights of the heads follow from this alone.
+
+    Raises:
+        ConfigError: The configuration needs a torchvision ResNet, and the backbone is another network.
     """
     prepare_backbone(backbone, config.norm, config.trainable_layers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.torch_seed(seed, "heads"))
-        build = _c4 if config.neck == "c4" else _pyramid
-        body, anchors, proposals, heads = build(backbone, config, classes, masks)
-        head = RPNHead(body.out_channels, anchors.num_anchors_per_location()[0])
-        rpn = RegionProposalNetwork(anchors, head, 0.7, 0.3, 256, 0.5, proposals, PROPOSALS, 0.7)
-    model: nn.Module = GeneralizedRCNN(body, rpn, heads, Resize(size))
+        if config.neck == "c4":
+            parts = _c4_parts(backbone, config, classes, masks)
+        else:
+            parts = _pyramid_parts(backbone, config, classes, masks)
+        rpn = RegionProposalNetwork(
+            parts.anchors,
+            RPNHead(parts.body.out_channels, parts.anchors.num_anchors_per_location()[0]),
+            fg_iou_thresh=0.7,
+            bg_iou_thresh=0.3,
+            batch_size_per_image=256,
+            positive_fraction=0.5,
+            pre_nms_top_n=parts.proposals,
+            post_nms_top_n=KEPT_PROPOSALS,
+            nms_thresh=0.7,
+        )
+    model: nn.Module = GeneralizedRCNN(parts.body, rpn, parts.heads, Resize(size))
     return model
 
 
@@ -61,11 +83,16 @@ class Resize(GeneralizedRCNNTransform):  # type: ignore[misc]
     """torchvision's resizing and normalization, with one size at test and several in training.
 
     Training draws the shorter side with PyTorch's generator from low, low + SIZE_STEP, ... high.
+
+    Args:
+        size: Sizes of the images.
     """
 
     def __init__(self, size: InputConfig) -> None:
-        low, high = (round(side) for side in size.train_size)
-        self.train_sizes, self.test_sizes = tuple(range(low, high + 1, SIZE_STEP)), (round(size.test_size),)
+        low = round(size.train_size[0])
+        high = round(size.train_size[1])
+        self.train_sizes = tuple(range(low, high + 1, SIZE_STEP))
+        self.test_sizes = (round(size.test_size),)
         super().__init__(self.test_sizes, size.max_size, list(MEAN), list(STD))
 
     def resize(self, image: Tensor, target: Any = None) -> Any:
@@ -74,24 +101,33 @@ class Resize(GeneralizedRCNNTransform):  # type: ignore[misc]
 
 
 class Pyramid(nn.Module):
-    """Backbone and feature pyramid: images -> {"4" (a stride): finest level, ..., "pool"}, all of `out_channels`."""
+    """Backbone and feature pyramid: images -> {"4" (a stride): finest level, ..., "pool"}, all of `out_channels`.
+
+    Args:
+        body: The backbone.
+        config: Smallest stride, width and normalization of the pyramid.
+    """
 
     def __init__(self, body: Backbone, config: DetectorConfig) -> None:
         super().__init__()
         self.body = body
-        self.strides = [s for s in body.channels if s >= config.min_stride]
+        self.strides = [stride for stride in body.channels if stride >= config.min_stride]
         self.out_channels = config.width
-        widths = [body.channels[s] for s in self.strides]
-        self.fpn = FeaturePyramidNetwork(widths, config.width, LastLevelMaxPool(), head_norm(config.head_norm))
+        widths = [body.channels[stride] for stride in self.strides]
+        self.fpn = FeaturePyramidNetwork(widths, config.width, LastLevelMaxPool(), norm_layer(config.head_norm))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         levels = self.body(images)
-        found: dict[str, Tensor] = self.fpn({str(s): levels[s] for s in self.strides})
-        return found
+        pyramid: dict[str, Tensor] = self.fpn({str(stride): levels[stride] for stride in self.strides})
+        return pyramid
 
 
 class C4Body(nn.Module):
-    """A backbone up to stride 16. Its layer4 stays a part of it, by name, and is run by the heads."""
+    """A backbone up to stride 16. Its layer4 keeps its place and name in the backbone, and is run by the heads.
+
+    Args:
+        body: The backbone.
+    """
 
     def __init__(self, body: Backbone) -> None:
         super().__init__()
@@ -103,11 +139,16 @@ class C4Body(nn.Module):
 
 
 class Shared(nn.Module):
-    """Runs a module that is a part of another one: its tensors have one name, there."""
+    """Runs a module that is registered elsewhere in the network: its tensors keep a single name, that of the other
+    place.
+
+    Args:
+        module: The module.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self._module = (module,)  # in a tuple: not registered a second time
+        self._module = (module,)  # in a tuple, so that it is not registered a second time
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self._module[0](x)
@@ -115,10 +156,10 @@ class Shared(nn.Module):
 
 
 class C4Heads(RoIHeads):  # type: ignore[misc]
-    """torchvision's heads, with `box_head` giving features [R, C, 7, 7] that boxes and masks are both read from.
+    """torchvision's heads, in which `box_head` gives the features [R, C, 7, 7] of both boxes and masks.
 
-    In training `box_head` runs once, on all sampled regions, and the masks take its features of the objects: so its
-    BatchNorm sees each region once. At test it runs a second time, on the boxes that were found, as torchvision does.
+    In training `box_head` runs once, on all sampled regions, and the masks use its features of the objects, so that its
+    BatchNorm sees each region once. At test it runs a second time, on the predicted boxes, as in torchvision.
     """
 
     def forward(
@@ -135,7 +176,7 @@ class C4Heads(RoIHeads):  # type: ignore[misc]
         classifier, boxes = fastrcnn_loss(*self.box_predictor(regions), labels, offsets)
         losses = {"loss_classifier": classifier, "loss_box_reg": boxes}
         if self.has_mask() and targets is not None:
-            positive = [found > 0 for found in labels]
+            positive = [image_labels > 0 for image_labels in labels]
             losses["loss_mask"] = maskrcnn_loss(
                 self.mask_predictor(regions[torch.cat(positive)]),
                 [boxes[chosen] for boxes, chosen in zip(proposals, positive, strict=True)],
@@ -146,38 +187,68 @@ class C4Heads(RoIHeads):  # type: ignore[misc]
         return [], losses
 
 
-def _pyramid(backbone: Backbone, config: DetectorConfig, classes: int, masks: bool) -> tuple[Any, ...]:
+@dataclass(frozen=True)
+class _Parts:
+    """What differs between the two kinds of detectors."""
+
+    body: nn.Module
+    anchors: AnchorGenerator
+    proposals: dict[str, int]
+    heads: RoIHeads
+
+
+def _pyramid_parts(backbone: Backbone, config: DetectorConfig, classes: int, masks: bool) -> _Parts:
     body = Pyramid(backbone, config)
-    levels = [str(s) for s in body.strides]
-    sides = [config.anchors * s for s in (*body.strides, 2 * body.strides[-1])]
+    levels = [str(stride) for stride in body.strides]
+    sides = [config.anchors * stride for stride in (*body.strides, 2 * body.strides[-1])]
     anchors = AnchorGenerator(tuple((side,) for side in sides), (RATIOS,) * len(sides))
-    norm, width = head_norm(config.head_norm), config.width
-    box_parts = (
-        MultiScaleRoIAlign(levels, output_size=7, sampling_ratio=2),
-        FastRCNNConvFCHead((width, 7, 7), [width] * 4, [config.hidden], norm)
-        if norm
-        else TwoMLPHead(width * 7 * 7, config.hidden),
-        FastRCNNPredictor(config.hidden, classes + 1),
-    )
-    mask_parts = (
-        MultiScaleRoIAlign(levels, output_size=14, sampling_ratio=2),
-        MaskRCNNHeads(width, [width] * 4, 1, norm),
-        MaskRCNNPredictor(width, width, classes + 1),
-    )
-    return body, anchors, PYRAMID_PROPOSALS, RoIHeads(*box_parts, *_sampling(config), *(mask_parts if masks else ()))
+    norm = norm_layer(config.head_norm)
+    width = config.width
+    pool = MultiScaleRoIAlign(levels, output_size=7, sampling_ratio=2)
+    box_head: nn.Module
+    if norm is None:
+        box_head = TwoMLPHead(width * 7 * 7, config.hidden)
+    else:
+        box_head = FastRCNNConvFCHead((width, 7, 7), [width] * 4, [config.hidden], norm)
+    predictor = FastRCNNPredictor(config.hidden, classes + 1)
+    heads = RoIHeads(pool, box_head, predictor, **_sampling(config))
+    # The random weights of the mask head are drawn in any case: those of the proposals do not depend on `masks`.
+    mask_head = MaskRCNNHeads(width, [width] * 4, 1, norm)
+    mask_predictor = MaskRCNNPredictor(width, width, classes + 1)
+    if masks:
+        heads.mask_roi_pool = MultiScaleRoIAlign(levels, output_size=14, sampling_ratio=2)
+        heads.mask_head = mask_head
+        heads.mask_predictor = mask_predictor
+    return _Parts(body, anchors, PYRAMID_PROPOSALS, heads)
 
 
-def _c4(backbone: Backbone, config: DetectorConfig, classes: int, masks: bool) -> tuple[Any, ...]:
-    layer4 = resnet_of(backbone, "model.neck", "write --model.neck fpn").layer4
-    norm, channels = head_norm(config.head_norm), backbone.channels[32]
+def _c4_parts(backbone: Backbone, config: DetectorConfig, classes: int, masks: bool) -> _Parts:
+    layer4 = require_resnet(backbone, "model.neck", "write --model.neck fpn").layer4
+    norm = norm_layer(config.head_norm)
+    channels = backbone.channels[32]
     pool = MultiScaleRoIAlign(["16"], output_size=14, sampling_ratio=2)
-    head = nn.Sequential(Shared(layer4), *([norm(channels)] if norm else []))
+    head = nn.Sequential(Shared(layer4))
+    if norm is not None:
+        head.append(norm(channels))
     predictor = nn.Sequential(nn.AdaptiveAvgPool2d(1), FastRCNNPredictor(channels, classes + 1))
-    mask_parts = (pool, Shared(head), MaskRCNNPredictor(channels, MASK_WIDTH, classes + 1))
-    heads = C4Heads(pool, head, predictor, *_sampling(config), *(mask_parts if masks else ()))
-    return C4Body(backbone), AnchorGenerator((C4_ANCHORS,), (RATIOS,)), C4_PROPOSALS, heads
+    heads = C4Heads(pool, head, predictor, **_sampling(config))
+    mask_predictor = MaskRCNNPredictor(channels, C4_MASK_WIDTH, classes + 1)  # drawn in any case, as in a pyramid
+    if masks:
+        heads.mask_roi_pool = pool
+        heads.mask_head = Shared(head)
+        heads.mask_predictor = mask_predictor
+    return _Parts(C4Body(backbone), AnchorGenerator((C4_ANCHORS,), (RATIOS,)), C4_PROPOSALS, heads)
 
 
-def _sampling(config: DetectorConfig) -> tuple[Any, ...]:
-    """What RoIHeads takes after its box parts: which regions are trained on, which boxes are given out."""
-    return 0.5, 0.5, config.rois_per_image, 0.25, None, 0.05, 0.5, 100
+def _sampling(config: DetectorConfig) -> dict[str, Any]:
+    """The arguments of RoIHeads that say which regions are trained on and which boxes are returned."""
+    return {
+        "fg_iou_thresh": 0.5,
+        "bg_iou_thresh": 0.5,
+        "batch_size_per_image": config.rois_per_image,
+        "positive_fraction": 0.25,
+        "bbox_reg_weights": None,
+        "score_thresh": 0.05,
+        "nms_thresh": 0.5,
+        "detections_per_img": 100,
+    }

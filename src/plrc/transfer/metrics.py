@@ -1,8 +1,8 @@
-"""Scores of detectors (COCO's and Pascal VOC's average precision), in percent.
+"""Scores of detectors in percent: COCO's and Pascal VOC's average precision.
 
-A score that nothing defines (no object of that size, no pixel) is nan.
+A score that is not defined (no object of that size) is nan.
 
-Shapes: n objects of an image, K classes.
+Shapes: n objects or predictions of an image, N predictions of all images, M objects of all images, K classes.
 """
 
 from __future__ import annotations
@@ -22,80 +22,112 @@ from plrc.errors import MissingPackageError
 from plrc.transfer.labels.annotations import LabelledImage
 from plrc.transfer.labels.splits import LabelledSet
 
-_THRESHOLDS = np.arange(50, 100, 5) / 100  # 0.5, 0.55 ... 0.95, each the double nearest to it
+_COCO_SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # the first of the scorer's `stats`
+_THRESHOLDS = np.arange(50, 100, 5) / 100  # 0.5, 0.55 ... 0.95, each the nearest float64
 _RECALLS = np.arange(11)  # tenths
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a detector found in one image, in any order."""
+    """What a detector predicts for an image, in any order.
+
+    Attributes:
+        boxes: [n, 4], x0 y0 x1 y1 in pixels, x1 and y1 exclusive.
+        scores: [n], higher is more confident.
+        classes: [n], from 0.
+        masks: n masks as COCO run lengths of the size of the image; empty if only boxes are predicted.
+    """
 
     boxes: NDArray[np.float32]
-    """[n, 4]: x0 y0 x1 y1 in pixels, x1 and y1 exclusive."""
     scores: NDArray[np.float32]
-    """[n], higher is surer."""
     classes: NDArray[np.int64]
-    """[n], from 0."""
     masks: tuple[dict[str, Any], ...] = ()
-    """[n] COCO run lengths of the image's size; () if boxes only."""
 
 
 def coco_metrics(
     truth: LabelledSet, predictions: Sequence[Prediction], kind: Literal["bbox", "segm"]
 ) -> dict[str, float]:
-    """COCO's AP (mean over IoU .50:.05:.95 and classes), AP50, AP75 and, by size of the object, APs, APm, APl.
+    """Compute COCO's average precision.
 
-    The 100 surest predictions of a class in an image count. Ignored objects are COCO's crowds: predictions inside them
-    are neither right nor wrong. kind: IoU of boxes or of masks. predictions: one for each image, in the set's order.
-    Raises MissingPackageError if faster-coco-eval is not installed.
+    For each image and class the 100 most confident predictions count. Ignored objects are COCO's crowds: predictions
+    inside them are neither right nor wrong.
+
+    Args:
+        truth: The labelled images.
+        predictions: One for each image, in the same order.
+        kind: IoU of boxes or of masks.
+
+    Returns:
+        AP (mean over IoU .50:.05:.95 and classes), AP50, AP75 and, by size of the object, APs, APm, APl.
+
+    Raises:
+        MissingPackageError: faster-coco-eval is not installed.
     """
     try:
         from faster_coco_eval import COCO, COCOeval_faster
     except ImportError as error:
         raise MissingPackageError("COCO's scores", "faster-coco-eval") from error
-    objects, found = [], []
+    objects: list[dict[str, Any]] = []
+    detections: list[dict[str, Any]] = []
     for index, (image, prediction) in enumerate(zip(truth.images, predictions, strict=True)):
-        known = {"area": image.areas.tolist(), "iscrowd": image.ignored.astype(int).tolist()}
-        objects += _coco_rows(index, image.classes, _coco_shapes(kind, image.boxes, image.segments) | known)
-        shapes = _coco_shapes(kind, prediction.boxes, prediction.masks)
-        found += _coco_rows(index, prediction.classes, shapes | {"score": prediction.scores.tolist()})
-    shared = {
-        "images": [{"id": i, "height": image.height, "width": image.width} for i, image in enumerate(truth.images)],
-        "categories": [{"id": k, "name": name} for k, name in enumerate(truth.classes)],
-    }
-    # ids from 1: to the scorer, 0 means "without a match"
-    tables = [{**shared, "annotations": [{"id": i, **row} for i, row in enumerate(t, 1)]} for t in (objects, found)]
-    scorer = COCOeval_faster(*map(COCO, tables), iouType=kind, print_function=lambda *_: None)
+        columns = _coco_shapes(kind, image.boxes, image.segments)
+        columns |= {"area": image.areas.tolist(), "iscrowd": image.ignored.astype(int).tolist()}
+        objects += _coco_rows(index, image.classes, columns)
+        columns = _coco_shapes(kind, prediction.boxes, prediction.masks) | {"score": prediction.scores.tolist()}
+        detections += _coco_rows(index, prediction.classes, columns)
+    scorer = COCOeval_faster(
+        COCO(_coco_table(truth, objects)),
+        COCO(_coco_table(truth, detections)),
+        iouType=kind,
+        print_function=lambda *_: None,
+    )
     scorer.evaluate()
     scorer.accumulate()
     scorer.summarize()
-    scores = dict(zip(("AP", "AP50", "AP75", "APs", "APm", "APl"), scorer.stats.tolist(), strict=False))
-    return {name: 100 * score if score >= 0 else math.nan for name, score in scores.items()}  # -1: no such object
+    scores = {}
+    for name, score in zip(_COCO_SCORES, scorer.stats.tolist(), strict=False):
+        scores[name] = 100 * score if score >= 0 else math.nan  # -1: there is no such object
+    return scores
 
 
 def voc_metrics(truth: LabelledSet, predictions: Sequence[Prediction], eleven_points: bool) -> dict[str, float]:
-    """Pascal VOC's AP at IoU .50 (AP50), at .75 (AP75), and the mean over .50:.05:.95 (AP); means over classes.
+    """Compute Pascal VOC's average precision by the rule of the VOC devkit.
 
-    The rule of the VOC devkit: the predictions of a class, surest first over all images (ties: in their order), each
-    belong to the object of highest IoU. At least the threshold: right the first time, wrong if the object is taken,
-    left out if it is ignored (difficult); else wrong. AP is the mean of the best precision at recalls 0, .1 ... 1
-    (`eleven_points`, VOC 2007) or the area under its curve (2010 on). Classes without objects are left out.
+    The predictions of a class, the most confident first over all images (ties: in their order), each belong to the
+    object of highest IoU. At or above the threshold a prediction is right if it is the first of its object, wrong if
+    the object is taken, and left out if the object is ignored (difficult); below it, it is wrong. Classes without
+    objects are left out.
+
+    Args:
+        truth: The labelled images.
+        predictions: One for each image, in the same order.
+        eleven_points: True: AP is the mean of the best precision at recalls 0, .1 ... 1 (VOC 2007). False: the area
+            under the curve (VOC 2010 and later).
+
+    Returns:
+        Means over classes: AP (mean over IoU .50:.05:.95), AP50 and AP75.
     """
-    offsets = np.cumsum([0, *(len(image.classes) for image in truth.images)])
-    pairs = zip(truth.images, predictions, offsets[:-1], strict=True)
-    nearest = [_nearest(image, prediction, int(offset)) for image, prediction, offset in pairs]
-    owner, overlap = (np.concatenate(column) for column in zip(*nearest, strict=True))
-    scores, classes = (np.concatenate([getattr(p, name) for p in predictions]) for name in ("scores", "classes"))
-    ignored, known = (np.concatenate([getattr(i, name) for i in truth.images]) for name in ("ignored", "classes"))
-    totals = np.bincount(known[~ignored], minlength=len(truth.classes))
+    owner, overlap = _match(truth, predictions)
+    scores = np.concatenate([prediction.scores for prediction in predictions])
+    classes = np.concatenate([prediction.classes for prediction in predictions])
+    ignored = np.concatenate([image.ignored for image in truth.images])
+    object_classes = np.concatenate([image.classes for image in truth.images])
+    totals = np.bincount(object_classes[~ignored], minlength=len(truth.classes))
     table = []
     for k in np.flatnonzero(totals):
         chosen = np.flatnonzero(classes == k)
         chosen = chosen[np.argsort(-scores[chosen], kind="stable")]
-        judged = [_judge(owner[chosen], overlap[chosen] >= threshold, ignored) for threshold in _THRESHOLDS]
-        table.append([_average_precision(right, int(totals[k]), eleven_points) for right in judged])
+        row = []
+        for threshold in _THRESHOLDS:
+            right = _judge(owner[chosen], overlap[chosen] >= threshold, ignored)
+            row.append(_average_precision(right, int(totals[k]), eleven_points))
+        table.append(row)
     by_threshold = np.array(table).reshape(-1, len(_THRESHOLDS))
-    return {"AP": _percent(by_threshold), "AP50": _percent(by_threshold[:, 0]), "AP75": _percent(by_threshold[:, 5])}
+    return {
+        "AP": _mean_percent(by_threshold),
+        "AP50": _mean_percent(by_threshold[:, 0]),
+        "AP75": _mean_percent(by_threshold[:, 5]),
+    }
 
 
 def _coco_shapes(kind: str, boxes: NDArray[np.float32], masks: Sequence[Any]) -> dict[str, Sequence[Any]]:
@@ -109,27 +141,53 @@ def _coco_shapes(kind: str, boxes: NDArray[np.float32], masks: Sequence[Any]) ->
 
 def _coco_rows(image: int, classes: NDArray[np.int64], columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     """Columns of n objects -> n COCO annotations."""
-    rows = zip(classes.tolist(), *columns.values(), strict=True)
-    return [dict(zip(("image_id", "category_id", *columns), (image, *row), strict=True)) for row in rows]
+    rows = []
+    for i, category in enumerate(classes.tolist()):
+        row = {"image_id": image, "category_id": category}
+        for name, column in columns.items():
+            row[name] = column[i]
+        rows.append(row)
+    return rows
 
 
-def _nearest(
-    image: LabelledImage, prediction: Prediction, offset: int
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """For each prediction [n] the object of its class with the highest IoU, counted over all images, and that IoU.
+def _coco_table(truth: LabelledSet, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The content of a COCO file; ids start at 1 because 0 means "without a match" to the scorer."""
+    return {
+        "images": [{"id": i, "height": image.height, "width": image.width} for i, image in enumerate(truth.images)],
+        "categories": [{"id": k, "name": name} for k, name in enumerate(truth.classes)],
+        "annotations": [{"id": i, **row} for i, row in enumerate(rows, start=1)],
+    }
 
-    Boxes that are exclusive at the end have the widths that the devkit computes from inclusive pixels with + 1.
+
+def _match(truth: LabelledSet, predictions: Sequence[Prediction]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """For each prediction [N] the object of its class with the highest IoU, counted over all images, and that IoU."""
+    owners = []
+    overlaps = []
+    offset = 0
+    for image, prediction in zip(truth.images, predictions, strict=True):
+        owner, overlap = _match_image(image, prediction)
+        owners.append(offset + owner)
+        overlaps.append(overlap)
+        offset += len(image.classes)
+    return np.concatenate(owners), np.concatenate(overlaps)
+
+
+def _match_image(image: LabelledImage, prediction: Prediction) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The object of the image with the highest IoU [n], -1 if there is none, and that IoU [n].
+
+    Boxes whose end is exclusive have the widths that the devkit computes from inclusive pixels with + 1.
     """
-    boxes, objects = (torch.from_numpy(b.astype(np.float64)) for b in (prediction.boxes, image.boxes))
-    same = prediction.classes[:, None] == image.classes
-    overlaps = np.where(same, box_iou(boxes, objects).numpy(), 0)
-    overlaps = np.pad(overlaps, ((0, 0), (1, 0)))  # a column for "none", where there is no object to be nearest
+    boxes = torch.from_numpy(prediction.boxes.astype(np.float64))
+    objects = torch.from_numpy(image.boxes.astype(np.float64))
+    same_class = prediction.classes[:, None] == image.classes
+    overlaps = np.where(same_class, box_iou(boxes, objects).numpy(), 0)
+    overlaps = np.pad(overlaps, ((0, 0), (1, 0)))  # a first column for "no object"
     best = overlaps.argmax(axis=1)
-    return offset + best - 1, overlaps[np.arange(len(best)), best]
+    return best - 1, overlaps[np.arange(len(best)), best]
 
 
 def _judge(owner: NDArray[np.int64], hit: NDArray[np.bool_], ignored: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which predictions, surest first, are right; those that hit an ignored object are left out."""
+    """Which predictions, the most confident first, are right; those that hit an ignored object are left out."""
     right = np.zeros_like(hit)
     _, first = np.unique(owner[hit], return_index=True)
     right[np.flatnonzero(hit)[first]] = True
@@ -142,10 +200,10 @@ def _average_precision(right: NDArray[np.bool_], objects: int, eleven_points: bo
     best = np.maximum.accumulate(precision[::-1])[::-1]  # at this recall or a higher one
     if not eleven_points:
         return float(best[right].sum() / objects)
-    reached = np.searchsorted(10 * hits, objects * _RECALLS)  # the first prediction there; whole numbers, so exact
+    reached = np.searchsorted(10 * hits, objects * _RECALLS)  # the first prediction there; integers, so exact
     return float(np.append(best, 0)[reached].mean())
 
 
-def _percent(shares: NDArray[np.float64]) -> float:
-    """100 x the mean; nan of nothing."""
+def _mean_percent(shares: NDArray[np.float64]) -> float:
+    """100 x the mean; nan without values."""
     return 100 * float(shares.mean()) if shares.size else math.nan

@@ -1,6 +1,6 @@
-"""Semantic segmentation with an FCN, as MoCo's and its followers' transfer: layer4 dilated, two wide convolutions.
+"""Semantic segmentation with an FCN, as in the transfer of MoCo and its successors: layer4 dilated, two wide convolutions.
 
-Layer 5: imports model and below, and this folder. Shapes: B images, H x W pixels, K classes.
+Shapes: B images, H x W pixels, K classes.
 """
 
 from __future__ import annotations
@@ -12,17 +12,24 @@ from torchvision.ops import Conv2dNormActivation
 
 from plrc import rng
 from plrc.model.backbone import Backbone
-from plrc.transfer.norms import head_norm, prepare_backbone, resnet_of
+from plrc.transfer.norms import norm_layer, prepare_backbone, require_resnet
 from plrc.transfer.protocols import DetectorConfig
 
 
 class Segmenter(nn.Module):
-    """Normalized images [B, 3, H, W] -> logits [B, K, H, W]."""
+    """Backbone and FCN head: normalized images [B, 3, H, W] -> logits [B, K, H, W].
+
+    Args:
+        body: The backbone.
+        config: Normalization, width and dilation of the head.
+        classes: K.
+    """
 
     def __init__(self, body: Backbone, config: DetectorConfig, classes: int) -> None:
         super().__init__()
         self.body = body
-        norm, width = head_norm(config.head_norm), config.width
+        norm = norm_layer(config.head_norm)
+        width = config.width
         self.head = nn.Sequential(
             Conv2dNormActivation(body.channels[32], width, norm_layer=norm, dilation=config.dilation),
             Conv2dNormActivation(width, width, norm_layer=norm, dilation=config.dilation),
@@ -35,17 +42,26 @@ class Segmenter(nn.Module):
 
 
 def build_segmenter(backbone: Backbone, config: DetectorConfig, classes: int, seed: int) -> nn.Module:
-    """An FCN around a backbone that was built with `layer4_stride=1`: its level 32 has the lattice of stride 16.
+    """Build an FCN around a backbone built with `layer4_stride=1`, whose level 32 has the feature grid of stride 16.
 
-    With `layer4_dilation` 2 the 3 x 3 convolutions of layer4 are dilated, as in MoCo's recipe, which gives back the
-    reach of weights that were trained at stride 32; 1 is for weights whose layer4 had stride 1 (small_r18). The random
-    weights of the head follow from `seed` alone. The backbone is changed in place.
+    With `layer4_dilation` 2 the 3 x 3 convolutions of layer4 are dilated, as in MoCo's recipe, which restores the
+    receptive field of weights that were trained at stride 32; 1 is for weights whose layer4 had stride 1 (small_r18).
+
+    Args:
+        backbone: The backbone; it is changed in place.
+        config: The network.
+        classes: K.
+        seed: The random weights of the head follow from this alone.
+
+    Raises:
+        ConfigError: The backbone is not a torchvision ResNet.
     """
-    net = resnet_of(backbone, "the semantic task", "name a ResNet with --model.backbone")
+    net = require_resnet(backbone, "the semantic task", "name a ResNet with --model.backbone")
     prepare_backbone(backbone, config.norm, config.trainable_layers)
     for module in net.layer4.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
-            module.dilation = module.padding = (config.layer4_dilation, config.layer4_dilation)
+            module.dilation = (config.layer4_dilation, config.layer4_dilation)
+            module.padding = (config.layer4_dilation, config.layer4_dilation)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.torch_seed(seed, "heads"))
         return Segmenter(backbone, config, classes)

@@ -1,10 +1,12 @@
-"""The tasks: what a batch's loss is, and how a data set is scored. Layer 5: imports model and this folder."""
+"""The tasks: the loss of a batch, and the scores of a set of images.
+
+Shapes: B images, H x W pixels, K classes.
+"""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,51 +25,72 @@ from plrc.transfer.metrics import Prediction, coco_metrics, voc_metrics
 from plrc.transfer.protocols import TransferConfig
 from plrc.transfer.semantic import build_segmenter
 
+MAIN_METRIC = {"detection": "AP", "instances": "AP_mask", "semantic": "mIoU"}
+"""Task -> the score by which settings and weights are compared."""
 
-class Work(ABC):
-    """A model for a task, on a device."""
 
-    def __init__(self, config: TransferConfig, backbone: Backbone, classes: int, device: torch.device) -> None:
-        self.config, self.classes, self.device = config, classes, device
-        self.model = self.build(backbone).to(device)
+class TaskModel(Protocol):
+    """A model for a task, on a device.
 
-    @abstractmethod
-    def build(self, backbone: Backbone) -> nn.Module:
-        """The network, around a backbone that holds its initial weights."""
+    Attributes:
+        model: The network.
+        device: Where it is.
+    """
 
-    @abstractmethod
+    model: nn.Module
+    device: torch.device
+
     def training_images(self, labelled: LabelledSet) -> Dataset[Any]:
         """Items by (epoch, index)."""
+        ...
 
-    @abstractmethod
-    def loss(self, batch: list[Any]) -> Tensor:
-        """Of a list of items."""
+    def loss(self, batch: Sequence[Any]) -> Tensor:
+        """The loss of a list of items, with the model in training mode."""
+        ...
 
-    @abstractmethod
     def score(self, labelled: LabelledSet) -> dict[str, float]:
-        """Scores in percent; the model's mode is left at evaluation."""
+        """Scores in percent; the model stays in evaluation mode."""
+        ...
 
-    @abstractmethod
-    def nothing(self) -> dict[str, float]:
-        """The scores of a model that has diverged: 0."""
+    def zero_scores(self) -> dict[str, float]:
+        """The scores of a model that has diverged."""
+        ...
 
 
-class Detection(Work):
-    """Boxes, and with `masks` instance masks."""
+def build_task_model(config: TransferConfig, backbone: Backbone, classes: int, device: torch.device) -> TaskModel:
+    """Build the model for `config.task` around a backbone that has its initial weights.
 
-    masks = False
+    Args:
+        config: The transfer run.
+        backbone: The backbone; it is changed in place.
+        classes: Number of classes, without background for detectors.
+        device: Where the model goes.
+    """
+    if config.task == "semantic":
+        return SemanticModel(config, backbone, classes, device)
+    return DetectionModel(config, backbone, classes, device)
 
-    def build(self, backbone: Backbone) -> nn.Module:
-        mask_functions()  # a package that scoring needs is missed now and not after days of training
-        config = self.config
-        return build_detector(backbone, config.model, config.input, self.classes, self.masks, config.seed)
+
+class DetectionModel:
+    """A detector of boxes, and for the task "instances" of masks."""
+
+    def __init__(self, config: TransferConfig, backbone: Backbone, classes: int, device: torch.device) -> None:
+        mask_functions()  # raises now, not after days of training, if a package that scoring needs is missing
+        self.config = config
+        self.device = device
+        self.masks = config.task == "instances"
+        detector = build_detector(backbone, config.model, config.input, classes, self.masks, config.seed)
+        self.model = detector.to(device)
 
     def training_images(self, labelled: LabelledSet) -> Dataset[Any]:
         return DetectionImages(labelled, self.config.input, train=True, masks=self.masks, seed=self.config.seed)
 
-    def loss(self, batch: list[Any]) -> Tensor:
-        images = [image.to(self.device).float() / 255 for image, _ in batch]
-        targets = [{k: v.to(self.device) for k, v in t.items() if isinstance(v, Tensor)} for _, t in batch]
+    def loss(self, batch: Sequence[tuple[Tensor, dict[str, Any]]]) -> Tensor:
+        images = []
+        targets = []
+        for image, target in batch:
+            images.append(image.to(self.device).float() / 255)
+            targets.append({name: t.to(self.device) for name, t in target.items() if isinstance(t, Tensor)})
         losses: dict[str, Tensor] = self.model(images, targets)
         return torch.stack(list(losses.values())).sum()
 
@@ -78,36 +101,43 @@ class Detection(Work):
         predictions = [self._predict(images[i][0]) for i in range(len(labelled.images))]
         scores = coco_metrics(labelled, predictions, "bbox")
         if self.masks:
-            scores |= {f"{name}_mask": value for name, value in coco_metrics(labelled, predictions, "segm").items()}
+            for name, value in coco_metrics(labelled, predictions, "segm").items():
+                scores[f"{name}_mask"] = value
         else:
             for label, eleven_points in (("VOC", False), ("VOC07", True)):
-                found = voc_metrics(labelled, predictions, eleven_points)
-                scores |= {f"{name}_{label}": value for name, value in found.items()}
+                for name, value in voc_metrics(labelled, predictions, eleven_points).items():
+                    scores[f"{name}_{label}"] = value
         return scores
 
-    def nothing(self) -> dict[str, float]:
+    def zero_scores(self) -> dict[str, float]:
         names = ["AP", "AP50", "AP75"]
-        extra = ("mask",) if self.masks else ("VOC", "VOC07")
-        return dict.fromkeys([*names, *(f"{name}_{label}" for label in extra for name in names)], 0.0)
+        scores = dict.fromkeys(names, 0.0)
+        for label in ("mask",) if self.masks else ("VOC", "VOC07"):
+            scores |= {f"{name}_{label}": 0.0 for name in names}
+        return scores
 
     def _predict(self, image: Tensor) -> Prediction:
-        found = {k: v.cpu() for k, v in self.model([image.to(self.device).float() / 255])[0].items()}
-        masks = [encode_mask(m) for m in (found["masks"][:, 0] > 0.5).numpy()] if self.masks else []
-        classes = found["labels"].numpy() - 1
-        return Prediction(found["boxes"].numpy(), found["scores"].numpy(), classes, tuple(masks))
+        output = self.model([image.to(self.device).float() / 255])[0]
+        output = {name: tensor.cpu() for name, tensor in output.items()}
+        masks = []
+        if self.masks:
+            masks = [encode_mask(mask) for mask in (output["masks"][:, 0] > 0.5).numpy()]
+        return Prediction(
+            boxes=output["boxes"].numpy(),
+            scores=output["scores"].numpy(),
+            classes=output["labels"].numpy() - 1,
+            masks=tuple(masks),
+        )
 
 
-class Instances(Detection):
-    """Boxes and masks."""
+class SemanticModel:
+    """A network that gives a class for every pixel."""
 
-    masks = True
-
-
-class Semantic(Work):
-    """A class for every pixel."""
-
-    def build(self, backbone: Backbone) -> nn.Module:
-        return build_segmenter(backbone, self.config.model, self.classes, self.config.seed)
+    def __init__(self, config: TransferConfig, backbone: Backbone, classes: int, device: torch.device) -> None:
+        self.config = config
+        self.classes = classes
+        self.device = device
+        self.model = build_segmenter(backbone, config.model, classes, config.seed).to(device)
 
     def training_images(self, labelled: LabelledSet) -> Dataset[Any]:
         return SemanticImages(labelled, self.config.input, train=True, seed=self.config.seed)
@@ -115,7 +145,8 @@ class Semantic(Work):
     def loss(self, batch: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         images = torch.stack([image for image, _ in batch]).to(self.device)
         labels = torch.stack([labels for _, labels in batch]).to(self.device).long()
-        total = F.cross_entropy(self.model(normalize(images)).float(), labels, ignore_index=IGNORED, reduction="sum")
+        logits = self.model(normalize(images)).float()
+        total = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
         return total / (labels != IGNORED).sum().clamp(min=1)
 
     @torch.no_grad()
@@ -130,13 +161,5 @@ class Semantic(Work):
             counts += confusion_matrix(labels.numpy(), predicted.cpu().numpy(), self.classes)
         return semantic_metrics(counts)
 
-    def nothing(self) -> dict[str, float]:
+    def zero_scores(self) -> dict[str, float]:
         return {"mIoU": 0.0, "accuracy": 0.0}
-
-
-TASKS: dict[str, Callable[[TransferConfig, Backbone, int, torch.device], Work]] = {
-    "detection": Detection,
-    "instances": Instances,
-    "semantic": Semantic,
-}
-MAIN_METRIC = {"detection": "AP", "instances": "AP_mask", "semantic": "mIoU"}
