@@ -19,7 +19,7 @@ from plrc.transfer.protocols import LabelledConfig
 
 
 def test_weights_are_probed_side_by_side(tmp_path: Path) -> None:
-    write_scenes(tmp_path / "scenes", {"train": 6, "test": 4}, seed=0, size=64)
+    write_scenes(tmp_path / "scenes", {"train": 3, "test": 2}, seed=0, size=64)
     torch.manual_seed(1)
     torch.save(build_backbone("resnet18").net.state_dict(), tmp_path / "mine.pt")
     data, mine = LabelledConfig(source=str(tmp_path / "scenes")), str(tmp_path / "mine.pt")
@@ -27,10 +27,10 @@ def test_weights_are_probed_side_by_side(tmp_path: Path) -> None:
     assert both == [dense_probe(data, [init], "resnet18", 64, 100, 0)[0] for init in (mine, "random")]
     assert both[0].miou != both[1].miou
     assert "prefix in the file: (none)" in both[0].init_report and "random" in both[1].init_report
-    for found in both:
-        assert found.classes[0] == "background" and list(found.miou) == [8, 16, 32]
-        assert (found.train_images, found.test_images) == (5, 4)  # a fifth of the training images is for validation
-        assert all(0 < found.grouping[stride] < 1 for stride in found.grouping)
+    for result in both:
+        assert result.classes[0] == "background" and list(result.miou) == [8, 16, 32]
+        assert (result.train_images, result.test_images) == (2, 2)  # a fifth of the training images is for validation
+        assert all(0 < result.grouping[stride] < 1 for stride in result.grouping)
 
 
 def test_a_measure_that_nothing_defines_is_null_in_the_file(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_a_measure_that_nothing_defines_is_null_in_the_file(tmp_path: Path) -> N
 
 
 def test_sizes_that_cannot_be_used(tmp_path: Path) -> None:
-    with pytest.raises(PlrcError, match="--size 64 or more and --images 1 or more"):
+    with pytest.raises(PlrcError, match="size must be >= 64 and images >= 1, got 32 and 1: write --size and --images"):
         dense_probe(LabelledConfig(source=str(tmp_path)), ["random"], "", 32, 1, 0)
 
 

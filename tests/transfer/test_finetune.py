@@ -178,7 +178,7 @@ def test_a_file_that_fails_while_training_is_named_in_one_sentence(workers: int,
     path.write_bytes(content[:half] + (b"\xff\xc0" * half)[: len(content) - half - 2] + content[-2:])
     with pytest.raises(PlrcError) as error:
         transfer(config("semantic", tmp_path / "s", tmp_path / "out", **{"run.workers": workers}))
-    sentence = rf"{path}: damaged or unusual JPEG data \(.*\); mend or remove this file and start again"
+    sentence = rf"{path}: damaged or unusual JPEG data \(.*\); fix or remove this file and start again"
     assert re.fullmatch(sentence, str(error.value))
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from plrc.engine.checkpoint import KEYS, save_checkpoint
-from plrc.errors import PlrcError
+from plrc.errors import PlrcError, WeightsError
 from plrc.model.backbone import build_backbone
 from plrc.transfer.detectors import build_detector
 from plrc.transfer.initial import initial_backbone, verify_initial_weights
@@ -65,7 +65,7 @@ def test_a_file_arrives_in_the_detector(prefix: str, norm: str, neck: str, state
     inside = model.backbone.body.net.state_dict()
     assert all(torch.equal(inside[name], tensor) for name, tensor in state.items())
     assert verify_initial_weights(model, initial) == f"120 of 120 backbone tensors in the detector equal {path}"
-    assert initial.lines() == [f"resnet18 with the weights of {path}: 120 tensors match, 1 are left aside"]
+    assert initial.lines() == [f"resnet18 with the weights of {path}: 120 tensors match, 1 are ignored"]
     assert f"prefix in the file: state_dict.{prefix}" in initial.table()
     assert (initial.source, initial.backbone) == (path, "resnet18")
 
@@ -119,7 +119,8 @@ def test_a_run_gives_its_newest_students_weights_and_name(state: State, tmp_path
     assert (initial.source, initial.backbone) == (str(newest), "resnet18")
     assert initial.report is not None and initial.report.prefix == "student.backbone.net."
     assert all(torch.equal(tensor, state[name]) for name, tensor in backbone.net.state_dict().items())
-    with pytest.raises(PlrcError, match=r"holds a resnet18, not a resnet50; write --model\.backbone resnet18"):
+    wrong = r"has the weights of a resnet18, not of a resnet50; write --model\.backbone resnet18"
+    with pytest.raises(WeightsError, match=wrong):
         initial_backbone(str(tmp_path / "run"), "resnet50")
 
 
@@ -144,7 +145,8 @@ def test_a_foreign_file_is_recognised_by_its_tensors(foreign: dict[str, Any], tm
 
 def test_another_architecture_names_the_fix(state: State, tmp_path: Path) -> None:
     path = write(tmp_path / "w.pt", state)
-    with pytest.raises(PlrcError, match=r"holds a resnet18, not a resnet34; write --model\.backbone resnet18, or name"):
+    wrong = r"has the weights of a resnet18, not of a resnet34; write --model\.backbone resnet18, or name"
+    with pytest.raises(WeightsError, match=wrong):
         initial_backbone(path, "resnet34")
 
 
@@ -218,5 +220,6 @@ def test_the_torch_home_of_the_environment_counts(tmp_path: Path, monkeypatch: p
 
 
 def test_a_source_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(PlrcError, match="there is no imagenet; write random, torchvision, a run folder or a file"):
+    choices = "initial weights are random, torchvision, a run folder or a file of weights"
+    with pytest.raises(WeightsError, match=f"imagenet does not exist; {choices}"):
         initial_backbone("imagenet", "resnet18")

@@ -210,10 +210,8 @@ def _region_features(labelled: LabelledSet, objects: Tensor, config: Config) -> 
     maps = torch.full(objects.shape, -1, dtype=torch.long)
     for i, item in enumerate(labelled.images):
         height, width = scaled_size(item.height, item.width, objects.shape[-1])
-        if from_masks:
-            ids = regions.with_noise(objects[i, :height, :width].clamp(min=0) - 1, names[i])
-        else:
-            ids = regions(i)
+        masks = objects[i, :height, :width].clamp(min=0) - 1
+        ids = regions.with_noise(masks, names[i]) if from_masks else regions(i)
         scaled = F.interpolate(ids[None, None].float(), (height, width), mode="nearest-exact")
         maps[i, :height, :width] = scaled[0, 0].long()
     return F.one_hot(maps + 1)[..., 1:].permute(0, 3, 1, 2).float()

@@ -1,4 +1,4 @@
-"""Semantic segmentation with an FCN, as in the transfer of MoCo and its successors: layer4 dilated, two wide convolutions.
+"""Semantic segmentation with an FCN: layer4 dilated, two wide convolutions, as in the transfer of MoCo.
 
 Shapes: B images, H x W pixels, K classes.
 """
