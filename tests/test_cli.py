@@ -1,4 +1,4 @@
-"""The command line: every mistake ends in one sentence and an exit status, and what is asked for is what runs."""
+"""The command line: every error ends in a sentence and an exit status, and the options arrive in the run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 def refused(capsys: Capture, *arguments: object) -> str:
-    """The one sentence that the command ends in, with exit status 2 and nothing else printed."""
+    """The sentence that the command ends in, with exit status 2 and nothing else printed."""
     capsys.readouterr()
     assert main([str(a) for a in arguments]) == 2
     out, err = capsys.readouterr()
@@ -110,7 +110,7 @@ UNNAMED = (
         *UNNAMED,
     ],
 )
-def test_a_mistake_is_one_sentence(
+def test_an_error_is_one_sentence(
     arguments: str, sentence: str, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

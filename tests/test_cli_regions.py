@@ -1,4 +1,4 @@
-"""`plrc regions`: pictures, measures and id maps from the command line; every mistake is one sentence."""
+"""`plrc regions`: pictures, measures and id maps from the command line; every error is a sentence."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from plrc.cli import main
 Capture = pytest.CaptureFixture[str]
 
 
-def told(capsys: Capture, *arguments: object) -> str:
+def output_of(capsys: Capture, *arguments: object) -> str:
     """What a successful call prints; nothing else may be printed."""
     capsys.readouterr()
     assert main(["regions", *map(str, arguments)]) == 0
@@ -44,7 +44,7 @@ def told(capsys: Capture, *arguments: object) -> str:
         ("precompute --out maps --regions.reassign 2", "regions.reassign must be between 0 and 1, got 2.0"),
     ],
 )
-def test_a_mistake_is_one_sentence(
+def test_an_error_is_one_sentence(
     arguments: str, sentence: str, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -58,7 +58,7 @@ def test_a_mistake_is_one_sentence(
 
 @pytest.mark.parametrize("task", ["preview", "quality", "precompute"])
 def test_each_task_explains_itself(task: str, capsys: Capture) -> None:
-    out = told(capsys, task, "--help")
+    out = output_of(capsys, task, "--help")
     assert "cells per side (paper: 4" in out
     assert "--data STR" in out
     assert "held" not in out
@@ -66,7 +66,7 @@ def test_each_task_explains_itself(task: str, capsys: Capture) -> None:
 
 def test_a_sheet_of_some_images(scenes: Path, tmp_path: Path, capsys: Capture) -> None:
     for name in ("sheet.png", "sheet.jpg"):
-        out = told(capsys, "preview", "--data", scenes, "--regions.source", "slic", "--out", tmp_path / name)
+        out = output_of(capsys, "preview", "--data", scenes, "--regions.source", "slic", "--out", tmp_path / name)
         assert out == f"12 images drawn: {tmp_path / name}\n"
         with Image.open(tmp_path / name) as sheet:
             assert sheet.size == (4 * 264 + 8, 3 * 278 + 8)
@@ -80,7 +80,7 @@ def test_a_picture_of_each_image(scenes: Path, tmp_path: Path, capsys: Capture) 
     shutil.copytree(scenes, photos / "a")
     (photos / "a" / "000000.jpg").write_bytes(b"broken")
     arguments = ["--data", photos, "--out", photos, "--images", "6", "--regions.source", "boxes"]
-    first, second = told(capsys, "preview", *arguments).splitlines()
+    first, second = output_of(capsys, "preview", *arguments).splitlines()
     assert first == f"5 images drawn: {photos}"
     assert second.startswith("left out a/000000.jpg: not an image")
     drawn = sorted(path.name for path in photos.rglob("*.png"))
@@ -94,20 +94,20 @@ def test_a_picture_of_each_image(scenes: Path, tmp_path: Path, capsys: Capture) 
 def test_the_measures(scenes: Path, capsys: Capture) -> None:
     truth = scenes.parent / "annotations.json"
     arguments = ["--data", scenes, "--truth", truth, "--images", "8"]
-    perfect = told(capsys, "quality", *arguments, "--regions.source", "coco", "--regions.maps", truth)
+    perfect = output_of(capsys, "quality", *arguments, "--regions.source", "coco", "--regions.maps", truth)
     lines = [line.split(maxsplit=2) for line in perfect.splitlines()]
     assert " ".join(lines[0]) == "images 8, and 0 without objects, which do not count"
     assert "mean best IoU  1.000" in perfect
     assert "same object    1.000 of the pairs of one region" in perfect
-    grid = told(capsys, "quality", *arguments, "--regions.grid", "2")
+    grid = output_of(capsys, "quality", *arguments, "--regions.grid", "2")
     assert re.search(r"^regions +4\.0 per image$", grid, re.MULTILINE)
     assert float(re.findall(r"mean best IoU +(\S+)", grid)[0]) < 0.5
 
 
 def test_maps_in_advance_and_again(scenes: Path, tmp_path: Path, capsys: Capture) -> None:
     arguments = ["--data", scenes, "--out", tmp_path, "--workers", "1", "--regions.source", "voronoi", "--seed", "3"]
-    assert "0 id maps were there, 48 to do" in told(capsys, "precompute", *arguments)
-    assert "48 id maps were there, 0 to do" in told(capsys, "precompute", *arguments)
+    assert "0 id maps were there, 48 to do" in output_of(capsys, "precompute", *arguments)
+    assert "48 id maps were there, 0 to do" in output_of(capsys, "precompute", *arguments)
     assert main(["regions", "precompute", *map(str, arguments[:-1]), "4"]) == 2
     assert "(seed: stored 3, now 4); name another --out" in capsys.readouterr().err
     with Image.open(tmp_path / "000000.png") as image:

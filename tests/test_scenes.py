@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plrc.errors import PlrcError
+from plrc.errors import DataError
 from plrc.scenes import MATERIALS, encode_rle, render_scene, scene_names, write_scenes
 
 
@@ -188,9 +188,9 @@ def test_written_files_hold_the_scenes(tmp_path):
             assert np.abs(image.astype(int) - scene.image).mean() < 12  # JPEG
             labels = np.asarray(Image.open(folder / "semantic" / f"{number:06d}.png"))
             assert (labels == scene.semantic).all()
-            found = [a for a in table["annotations"] if a["image_id"] == record["id"]]
-            assert [a["category_id"] for a in found] == (scene.classes + 1).tolist()
-            for i, entry in enumerate(found):
+            annotations = [a for a in table["annotations"] if a["image_id"] == record["id"]]
+            assert [a["category_id"] for a in annotations] == (scene.classes + 1).tolist()
+            for i, entry in enumerate(annotations):
                 mask = decode_rle(entry["segmentation"])
                 assert (mask == (scene.masks == i + 1)).all()
                 assert entry["area"] == mask.sum()
@@ -201,8 +201,8 @@ def test_written_files_hold_the_scenes(tmp_path):
 
 def test_a_folder_with_anything_in_it_is_refused(tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
-    with pytest.raises(PlrcError, match="not an empty folder"):
+    with pytest.raises(DataError, match="not an empty folder"):
         write_scenes(tmp_path, {"train": 1})
-    with pytest.raises(PlrcError, match="not an empty folder"):
+    with pytest.raises(DataError, match="not an empty folder"):
         write_scenes(tmp_path / "mine.txt", {"train": 1})
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]

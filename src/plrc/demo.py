@@ -62,7 +62,7 @@ def run_demo(out: Path, steps: int, images: int = IMAGES) -> dict[str, dict[str,
     """Run the demo.
 
     Args:
-        out: Folder to write into: empty, absent, or that of a demo that was stopped.
+        out: Folder to write into: empty, absent, or that of a stopped demo.
         steps: Optimizer steps.
         images: Number of scenes to pre-train on.
 

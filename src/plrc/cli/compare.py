@@ -1,4 +1,4 @@
-"""`plrc compare`: fine-tune from several initial weights and say which to use."""
+"""`plrc compare`: fine-tune from several initial weights and recommend one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class GridOptions:
     shots: tuple[int, ...] = ()
     """Images of each class whose labels are used, instead of shares."""
     seeds: int = 5
-    """Runs of each kind; their intervals come from these."""
+    """Runs per kind, with different seeds; intervals are computed from them."""
     lrs: tuple[float, ...] = ()
     """Learning rates to choose from, on validation images. Empty: half, once and twice that of the protocol."""
     processes: int = 1
@@ -44,7 +44,7 @@ GRID_NAMES = frozenset(GridOptions.__dataclass_fields__)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Fine-tune from several initial weights, fairly, and say which to use.
+    """Fine-tune from several initial weights, fairly, and recommend the best.
 
     Same detector, schedule and data order for each, the same few learning rates, chosen on validation images. Repeat
     the command to continue after a stop; nothing is run twice.
@@ -90,7 +90,7 @@ def parse_comparison(arguments: Sequence[str]) -> tuple[GridOptions, TransferCon
             "no initial weights named: write --init RUN or --init FILE; random weights are always compared"
         )
     if grid.fractions and grid.shots:
-        raise ConfigError("--fractions and --shots are both given; write one of them")
+        raise ConfigError("--fractions and --shots are both given; write only one")
     return grid, config
 
 

@@ -21,7 +21,7 @@ NEXT_STEPS = """next, with your own images:
 @dataclass(frozen=True)
 class DemoOptions:
     out: Path = Path("plrc-demo")
-    """Folder to write into: empty, absent, or that of a demo that was stopped."""
+    """Folder to write into: empty, absent, or that of a stopped demo."""
     steps: int = 200
     """Optimiser steps."""
 

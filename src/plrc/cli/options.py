@@ -32,7 +32,7 @@ class CommandParser(argparse.ArgumentParser):
     Args:
         command: Name of the command, such as "pretrain".
         about: What the help prints above the options.
-        refused: Names of options that this command does not take, with the sentence that says what to use instead.
+        refused: Options that the command does not take -> the error message, which names what to use instead.
     """
 
     def __init__(self, command: str, about: str, refused: Mapping[str, str] | None = None) -> None:
@@ -112,7 +112,7 @@ class CommandParser(argparse.ArgumentParser):
         return values
 
     def error(self, message: str) -> NoReturn:
-        """Raise what argparse found wrong."""
+        """Raise an error of argparse as ConfigError."""
         self._fail(message.removeprefix("argument "))
 
     def _fail(self, message: str) -> NoReturn:
@@ -182,7 +182,7 @@ def read_options(command: str, options: type[T], arguments: Sequence[str], about
 
 
 def choose_task(command: str, arguments: Sequence[str], tasks: Collection[str], about: Callable[[], str]) -> str | None:
-    """Return the first argument, which must be one of the tasks; None if the help was asked for, which is printed."""
+    """Return the first argument, which must be one of the tasks; None after printing the help."""
     given = arguments[0] if arguments else "--help"
     if given in ("-h", "--help"):
         print(f"{about()}\n\nHelp for a task: plrc {command} {next(iter(tasks))} --help")

@@ -1,4 +1,4 @@
-"""`plrc pretrain`: options -> a configuration -> a run, in several processes if asked for."""
+"""`plrc pretrain`: options, configuration, training; --devices starts several processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from plrc.settings import read_toml, setting
 @dataclass(frozen=True)
 class StartOptions:
     preset: str = setting("", metavar="NAME")
-    """One of the presets above."""
+    """A preset from the list above."""
     method: str = setting("", metavar="{image,pixel,region,points,plrc}")
     """Which terms are trained: image contrast alone (MoCo v2); image and point contrast between grid positions
     (pixel), whole regions (region) or points of regions (points); these and affinity distillation (plrc)."""

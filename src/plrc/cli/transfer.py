@@ -23,7 +23,7 @@ TASKS = (*DEFAULT_PROTOCOLS, "probe")
 @dataclass(frozen=True)
 class StartOptions:
     preset: str = setting("", metavar="NAME")
-    """One of the protocols above. Empty: the small one of the task."""
+    """A protocol from the list above. Empty: the small protocol of the task."""
     config: str = setting("", metavar="FILE")
     """TOML file laid over the protocol. Options given here are laid over both."""
 
