@@ -205,7 +205,7 @@ def test_no_id_map_is_written_through_a_link(scenes: Path, tiny: Callable[..., C
         (images / name).write_bytes(next(scenes.iterdir()).read_bytes())
     config = tiny(data__source=str(images), regions__source="voronoi")
     listed = find_images(config.data)
-    precompute_regions(config, listed, maps, 0, lambda done, total: None)
+    precompute_regions(config, listed, maps, 0)
     (maps / "a" / "0.png").unlink()
     (maps / "a").rmdir()
     (maps / "a").symlink_to(elsewhere)
@@ -213,7 +213,7 @@ def test_no_id_map_is_written_through_a_link(scenes: Path, tiny: Callable[..., C
     (elsewhere / "kept.png").write_bytes(b"kept")
     (maps / "1.png").symlink_to(elsewhere / "kept.png")
     with pytest.raises(PlrcError, match=r"leads out of .*maps"):
-        precompute_regions(config, listed, maps, 0, lambda done, total: None)
+        precompute_regions(config, listed, maps, 0)
     assert os.listdir(elsewhere) == ["kept.png"] and (elsewhere / "kept.png").read_bytes() == b"kept"
 
 

@@ -16,7 +16,7 @@ from plrc.data.decode import decode
 from plrc.data.loader import Batch, ViewDataset
 from plrc.data.sources import find_images
 from plrc.engine.setup import prepare
-from plrc.errors import PlrcError
+from plrc.errors import ConfigError
 from plrc.scenes import write_scenes
 
 
@@ -80,7 +80,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence_at_the_start_and_no_end
     path = next(folder.glob("*.jpg"))
     (tmp_path / "file").write_text("in the way")
     cache = str(tmp_path / "file" / "cache")
-    with pytest.raises(PlrcError, match=r"cannot write to run\.cache .*file/cache \(Not a directory\); name another"):
+    with pytest.raises(ConfigError, match=r"cannot write to run\.cache .*file/cache \(Not a directory\); name another"):
         prepare(tiny(run__cache=cache))
     assert not (tmp_path / "run").exists()
     assert torch.equal(load_cached(cache, str(path), (), lambda: decode(path)), decode(path))

@@ -19,7 +19,7 @@ from PIL import Image
 
 from plrc.data import decode as module
 from plrc.data.decode import decode, decode_bytes, rescale
-from plrc.data.image_files import DecodeError, read_size
+from plrc.data.image_files import DecodeError, read_file_header
 
 HEIGHT, WIDTH = 40, 64
 
@@ -139,10 +139,10 @@ def test_transparent_pixels_are_laid_on_white(mode: str, kind: str) -> None:
     image[:, 4:, 3] = 0
     image[0, :, 3] = 128
     data = encoded(Image.fromarray(image).convert(mode), kind, **({"lossless": True} if kind == "WEBP" else {}))
-    found = pixels(data)
-    assert (found[1:, :4] == 100).all()
-    assert (found[1:, 4:] == 255).all()
-    assert difference(found[0], np.full((8, 3), round(100 * 128 / 255 + 127), np.uint8)) <= 1
+    result = pixels(data)
+    assert (result[1:, :4] == 100).all()
+    assert (result[1:, 4:] == 255).all()
+    assert difference(result[0], np.full((8, 3), round(100 * 128 / 255 + 127), np.uint8)) <= 1
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF"])
@@ -166,18 +166,18 @@ def test_deep_grey_is_scaled_by_percentiles(dtype: Any, kind: str) -> None:
     data = encoded(Image.fromarray(values.astype(dtype)), kind)
     low, high = np.percentile(values, (1, 99))
     expected = np.clip((values - low) / (high - low) * 255, 0, 255)
-    found = pixels(data, percentiles=(1, 99))
-    assert np.abs(found - expected[:, :, None]).max() <= 1
-    assert found.min() == 0
-    assert found.max() == 255
+    result = pixels(data, percentiles=(1, 99))
+    assert np.abs(result - expected[:, :, None]).max() <= 1
+    assert result.min() == 0
+    assert result.max() == 255
 
 
 def test_deep_colour_png_keeps_its_low_bits() -> None:
     """A 12-bit camera's values in a 16-bit PNG: all below 4096, so their upper bytes alone hold 16 levels."""
     values = np.linspace(0, 4095, HEIGHT * WIDTH * 3).reshape(HEIGHT, WIDTH, 3).astype(np.uint16)
-    found = pixels(deep_png(values), percentiles=(0, 100))
-    assert difference(found, np.rint(values / 4095 * 255).astype(np.uint8)) <= 1
-    assert len(np.unique(found)) == 256
+    result = pixels(deep_png(values), percentiles=(0, 100))
+    assert difference(result, np.rint(values / 4095 * 255).astype(np.uint8)) <= 1
+    assert len(np.unique(result)) == 256
 
 
 def test_deep_colour_png_without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,10 +193,10 @@ def test_deep_png_with_alpha_is_laid_on_white(channels: int) -> None:
     values[:, :4, :-1] = 5000
     values[..., -1] = 65535
     values[0, :, -1] = 0
-    found = pixels(deep_png(values))
-    assert (found[0] == 255).all()
-    assert (found[1:, :4] == 255).all()
-    assert (found[1:, 4:] == 0).all()
+    result = pixels(deep_png(values))
+    assert (result[0] == 255).all()
+    assert (result[1:, :4] == 255).all()
+    assert (result[1:, 4:] == 0).all()
 
 
 def deep_png(values: np.ndarray) -> bytes:
@@ -228,9 +228,9 @@ def test_stretch_of_extreme_values() -> None:
 def test_the_first_frame_of_many_is_taken(kind: str) -> None:
     frames = [Image.new("RGB", (16, 12), color) for color in ("red", "lime", "blue")]
     options = {"lossless": True} if kind == "WEBP" else {}
-    found = pixels(encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options))
-    assert found.shape == (12, 16, 3)
-    assert difference(found, np.asarray(frames[0])) == 0
+    result = pixels(encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options))
+    assert result.shape == (12, 16, 3)
+    assert difference(result, np.asarray(frames[0])) == 0
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"])
@@ -240,8 +240,8 @@ def test_size_limit_is_read_from_the_header(kind: str, monkeypatch: pytest.Monke
 
     data = encoded(np.zeros((100, 300, 3), np.uint8), kind)
     monkeypatch.setattr(module, "_decode_by_torchvision", fail)
-    found = reason(data, max_megapixels=0.02)
-    assert found == "300 x 100 = 0.03 megapixels is more than data.max_megapixels = 0.02"
+    result = reason(data, max_megapixels=0.02)
+    assert result == "300 x 100 = 0.03 megapixels is more than data.max_megapixels = 0.02"
 
 
 def test_a_decompression_bomb_is_refused_and_a_large_image_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +284,7 @@ def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
         "none.jpg": "does not exist (or is a dangling link)",
     }
     for name, expected in reasons.items():
-        for function in (decode, read_size):
+        for function in (decode, read_file_header):
             with pytest.raises(DecodeError) as caught:
                 function(tmp_path / name)
             assert caught.value.reason == expected
@@ -294,15 +294,15 @@ def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
     assert (copied.reason, copied.path, str(copied)) == (caught.value.reason, caught.value.path, str(caught.value))
 
 
-def test_read_size_reports_what_is_stored(tmp_path: Path) -> None:
+def test_read_file_header_reports_what_is_stored(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     (tmp_path / "a.jpg").write_bytes(encoded(coordinates(), "JPEG", exif=exif))
     (tmp_path / "b.png").write_bytes(deep_png(np.zeros((5, 7, 3), np.uint16)))
     (tmp_path / "c.tif").write_bytes(encoded(np.zeros((5, 7), np.float32), "TIFF"))
-    assert read_size(tmp_path / "a.jpg") == (HEIGHT, WIDTH, "RGB")
-    assert read_size(tmp_path / "b.png") == (5, 7, "RGB;16")
-    assert read_size(tmp_path / "c.tif") == (5, 7, "F")
+    assert read_file_header(tmp_path / "a.jpg")[:3] == (HEIGHT, WIDTH, "RGB")
+    assert read_file_header(tmp_path / "b.png")[:3] == (5, 7, "RGB;16")
+    assert read_file_header(tmp_path / "c.tif")[:3] == (5, 7, "F")
 
 
 def test_damaged_exif_does_not_cost_the_image() -> None:

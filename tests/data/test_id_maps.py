@@ -15,7 +15,7 @@ from plrc.config import Config, RegionConfig
 from plrc.data.id_maps import RegionError, load_regions, save_regions
 from plrc.data.regions import Regions, grid_regions
 from plrc.data.sources import ImageList
-from plrc.errors import PlrcError
+from plrc.errors import ConfigError
 from plrc.geometry import cell_centers, look_up
 
 QUARTERS = np.kron(np.array([[0, 7], [300, 7]]), np.ones((40, 30), dtype=int))  # [80, 60]: ids 0 (unlabelled), 7, 300
@@ -33,7 +33,7 @@ def test_grid_numbers_its_cells_row_by_row() -> None:
 
 def test_grid_refuses_more_cells_than_ids() -> None:
     assert grid_regions(181).max() == 181**2 - 1
-    with pytest.raises(PlrcError, match="at most 181"):
+    with pytest.raises(ConfigError, match="must be <= 181, got 182"):
         grid_regions(182)
 
 
@@ -104,7 +104,7 @@ def test_an_unlabelled_map_is_unlabelled(tmp_path: Path) -> None:
 
 def test_more_regions_than_ids_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.arange(200 * 200).reshape(200, 200))
-    with pytest.raises(PlrcError, match="40000 regions"):
+    with pytest.raises(RegionError, match="40000 regions"):
         load_regions(tmp_path / "a.npy", 200)
 
 
@@ -121,7 +121,7 @@ class Planted:
 def test_pickles_are_refused_and_not_run(tmp_path: Path) -> None:
     for save, name in ((np.save, "a.npy"), (np.savez, "a.npz")):
         save(tmp_path / name, np.array([[Planted(tmp_path / "mark")]], dtype=object))
-        with pytest.raises(PlrcError, match=name):
+        with pytest.raises(RegionError, match=name):
             load_regions(tmp_path / name, 4)
     assert not (tmp_path / "mark").exists()
 
@@ -131,7 +131,7 @@ def test_pickles_are_refused_and_not_run(tmp_path: Path) -> None:
 )
 def test_arrays_of_another_kind_are_refused(tmp_path: Path, array: np.ndarray) -> None:
     np.save(tmp_path / "a.npy", array)
-    with pytest.raises(PlrcError, match=r"whole numbers of shape \[height, width\]"):
+    with pytest.raises(RegionError, match=r"whole numbers of shape \[height, width\]"):
         load_regions(tmp_path / "a.npy", 4)
 
 
@@ -146,15 +146,15 @@ def test_broken_files_end_in_one_sentence(tmp_path: Path, ending: str) -> None:
     whole = path.read_bytes()
     for broken in (b"", b"not an image", whole[: len(whole) // 2], whole[:40]):
         path.write_bytes(broken)
-        with pytest.raises(PlrcError, match="cannot read the id map"):
+        with pytest.raises(RegionError, match="cannot read the id map"):
             load_regions(path, 4)
 
 
 def test_an_empty_npz_and_other_endings_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz")
-    with pytest.raises(PlrcError, match="no array"):
+    with pytest.raises(RegionError, match="no array"):
         load_regions(tmp_path / "a.npz", 4)
-    with pytest.raises(PlrcError, match="its ending must be one of"):
+    with pytest.raises(RegionError, match="its ending must be one of"):
         load_regions(tmp_path / "a.tif", 4)
 
 
@@ -180,7 +180,7 @@ def test_maps_are_found_beside_their_images_names(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     config = Config(regions=RegionConfig(source="maps", maps=str(tmp_path / "absent")))
-    with pytest.raises(PlrcError, match=r"regions\.maps is .*absent, which is not a folder; name the one with"):
+    with pytest.raises(ConfigError, match=r"regions\.maps is .*absent, which is not a folder; name the one with"):
         Regions(config, listed(tmp_path, "a.jpg"))
 
 

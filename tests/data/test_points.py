@@ -1,4 +1,4 @@
-"""Points: a slow loop for one image, and what must hold for every image, whatever its regions and views."""
+"""Points: a slow loop for one image, and what must hold for every image."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def slow_contrast(regions: Tensor, maps: list[Tensor], uniform: Tensor, n: int) 
     total = CANDIDATES**2
     by_view: list[dict[int, list[tuple[float, Tensor]]]] = []
     for view in (0, 1):
-        found: dict[int, list[tuple[float, Tensor]]] = {}
+        candidates: dict[int, list[tuple[float, Tensor]]] = {}
         for c in range(total):
             at = 2 * (view * total + c)
             x = (c % CANDIDATES + float(uniform[at])) / CANDIDATES
@@ -71,14 +71,14 @@ def slow_contrast(regions: Tensor, maps: list[Tensor], uniform: Tensor, n: int) 
             column = min(int((sx * x + ox) * regions.shape[1]), regions.shape[1] - 1)
             row = min(int((sy * y + oy) * regions.shape[0]), regions.shape[0] - 1)
             rank = float(uniform[4 * total + view * total + c])
-            found.setdefault(int(regions[row, column]), []).append((rank, torch.tensor([x, y])))
-        by_view.append({r: sorted(points, key=lambda p: p[0]) for r, points in found.items()})
+            candidates.setdefault(int(regions[row, column]), []).append((rank, torch.tensor([x, y])))
+        by_view.append({r: sorted(points, key=lambda p: p[0]) for r, points in candidates.items()})
     shared = sorted(set(by_view[0]) & set(by_view[1]) - {-1})
     offset = int(float(uniform[-1]) * len(shared))
     chosen = [shared[(j + offset) % len(shared)] for j in range(n)]
     points = [
-        torch.stack([found[r][(j // len(shared)) % len(found[r])][1] for j, r in enumerate(chosen)])
-        for found in by_view
+        torch.stack([candidates[r][(j // len(shared)) % len(candidates[r])][1] for j, r in enumerate(chosen)])
+        for candidates in by_view
     ]
     return points, chosen
 
@@ -234,12 +234,12 @@ def slow_pixels(maps: list[list[float]], side: int) -> list[int]:
 
     query, key = places(*maps[0]), places(*maps[1])
     diagonal = max(math.hypot(sx, sy) / side for sx, sy, _, _ in maps)
-    found = []
+    positives = []
     for here in query:
         distances = [math.dist(here, there) for there in key]
         nearest = min(range(len(key)), key=lambda i: distances[i])
-        found.append(nearest if distances[nearest] < 0.7 * diagonal else -1)
-    return found
+        positives.append(nearest if distances[nearest] < 0.7 * diagonal else -1)
+    return positives
 
 
 @pytest.mark.parametrize("side", [1, 3, 8])

@@ -28,12 +28,12 @@ def cells(count: int = 12, size: int = 64, seed: int = 5) -> np.ndarray:
 
 def neighbours(ids: np.ndarray, region: int) -> set[int]:
     """Regions that have an edge with the region, cell by cell."""
-    found = set()
+    neighbors = set()
     for row, column in zip(*np.nonzero(ids == region), strict=True):
         for r, c in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
             if 0 <= r < ids.shape[0] and 0 <= c < ids.shape[1]:
-                found.add(int(ids[r, c]))
-    return found - {region, -1}
+                neighbors.add(int(ids[r, c]))
+    return neighbors - {region, -1}
 
 
 @pytest.mark.parametrize("name", KNOBS)
@@ -169,7 +169,7 @@ def test_small_displacements_move_boundaries_only() -> None:
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
 def test_the_share_of_cells_that_change(share: float) -> None:
-    """A share p gets a random one of k ids, which is another one with probability 1 - 1 / k."""
+    """A share p gets a random id of k, which differs with probability 1 - 1 / k."""
     k, size = 5, 250
     ids = voronoi_regions(k, size, rng(1))
     ids[0] = -1

@@ -15,7 +15,7 @@ from PIL import Image
 from plrc.config import Config, DataConfig, RegionConfig
 from plrc.data.region_quality import QualityReport, mean_best_iou, measure_quality, same_object_share
 from plrc.data.sources import ImageList, find_images
-from plrc.errors import PlrcError
+from plrc.errors import DataError
 from plrc.scenes import render_scene
 
 
@@ -88,8 +88,9 @@ def quality(scenes: Path, truth: Path | None = None, **regions: object) -> Quali
 )
 def test_quality_falls_as_a_knob_turns(scenes: Path, source: str, knob: str, shares: tuple[float, ...]) -> None:
     maps = {"maps": str(scenes.parent / "annotations.json")} if source == "coco" else {}
-    found = [quality(scenes, source=source, **maps, **{knob: share}) for share in (0.0, *shares)]
-    best, same = [q.best_iou for q in found], [q.same_object for q in found]
+    reports = [quality(scenes, source=source, **maps, **{knob: share}) for share in (0.0, *shares)]
+    best = [report.best_iou for report in reports]
+    same = [report.same_object for report in reports]
     assert best == sorted(best, reverse=True)
     assert best[-1] < 0.85 * best[0]
     if knob != "split":  # halves of a pure region are pure
@@ -107,7 +108,7 @@ def test_better_sources_measure_better(scenes: Path) -> None:
 
 
 def test_truth_may_be_a_folder_of_id_maps(scenes: Path, tmp_path: Path) -> None:
-    """Every second image is looked at; one without objects, without a map or with a broken one is left out."""
+    """Every second image is measured; images without objects, without a map or with a broken map are left out."""
     for index in range(48):
         Image.fromarray(render_scene(3, index, 64).masks.astype(np.uint8)).save(tmp_path / f"{index:06d}.png")
     by_map, by_coco = quality(scenes, tmp_path), quality(scenes)
@@ -127,9 +128,9 @@ def test_truth_may_be_a_folder_of_id_maps(scenes: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_to_measure_is_one_sentence(scenes: Path, tmp_path: Path) -> None:
-    with pytest.raises(PlrcError, match=re.escape(f"none of the 24 images has objects in {tmp_path}")):
+    with pytest.raises(DataError, match=re.escape(f"none of the 24 images has objects in {tmp_path}")):
         quality(scenes, tmp_path)
-    with pytest.raises(PlrcError, match=r"absent\.json cannot be read"):
+    with pytest.raises(DataError, match=r"absent\.json cannot be read"):
         quality(scenes, tmp_path / "absent.json")
 
 
@@ -151,15 +152,15 @@ def test_crowds_count_as_unlabelled(tmp_path: Path) -> None:
     (tmp_path / "maps").mkdir()
     (tmp_path / "a.npy").rename(tmp_path / "maps" / "a.npy")
     images = ImageList(str(tmp_path), ("a.png",), "folder")
-    found = measure_quality(config, images, str(tmp_path / "truth.json"), [0], lambda *_: None)
-    assert (found.best_iou, found.same_object) == (1, 1)
+    report = measure_quality(config, images, str(tmp_path / "truth.json"), [0])
+    assert (report.best_iou, report.same_object) == (1, 1)
 
 
 def test_real_photos(real_data: Path) -> None:
     folder = real_data / "coco128"
     truth = folder / "annotations" / "instances_train2017.json"
-    found = {s: quality(folder / "train2017", truth, source=s) for s in ("voronoi", "slic", "felzenszwalb")}
-    assert found["slic"].best_iou > found["voronoi"].best_iou
-    assert found["felzenszwalb"].best_iou > found["voronoi"].best_iou
-    assert found["slic"].same_object > found["voronoi"].same_object
-    assert all(q.images + q.empty + len(q.unknown) == 24 for q in found.values())
+    reports = {s: quality(folder / "train2017", truth, source=s) for s in ("voronoi", "slic", "felzenszwalb")}
+    assert reports["slic"].best_iou > reports["voronoi"].best_iou
+    assert reports["felzenszwalb"].best_iou > reports["voronoi"].best_iou
+    assert reports["slic"].same_object > reports["voronoi"].same_object
+    assert all(q.images + q.empty + len(q.unknown) == 24 for q in reports.values())

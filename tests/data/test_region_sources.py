@@ -20,7 +20,7 @@ from plrc.data.masks import read_coco_masks
 from plrc.data.regions import Regions, box_regions, grid_regions, voronoi_regions
 from plrc.data.sampler import StepSampler
 from plrc.data.sources import ImageList, find_images
-from plrc.errors import PlrcError
+from plrc.errors import DataError, MissingPackageError
 from plrc.scenes import render_scene
 
 SOURCES = ("grid", "voronoi", "boxes", "slic", "felzenszwalb", "maps", "coco")
@@ -167,8 +167,8 @@ def test_superpixels_follow_the_colours(tmp_path: Path) -> None:
 def test_slic_gives_about_as_many_regions_as_asked_for(scenes: Path, id_maps: Path) -> None:
     for count in (8, 32, 128):
         regions = regions_of(configured(scenes, id_maps, "slic", count=count))
-        found = np.mean([int(regions(position).max()) + 1 for position in range(8)])
-        assert found == pytest.approx(count, rel=0.35)
+        mean_count = np.mean([int(regions(position).max()) + 1 for position in range(8)])
+        assert mean_count == pytest.approx(count, rel=0.35)
 
 
 def test_a_larger_scale_gives_fewer_segments(scenes: Path, id_maps: Path) -> None:
@@ -183,7 +183,8 @@ def test_a_larger_scale_gives_fewer_segments(scenes: Path, id_maps: Path) -> Non
 def test_without_scikit_image(scenes: Path, id_maps: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "skimage.segmentation", None)
     monkeypatch.setitem(sys.modules, "skimage", None)
-    with pytest.raises(PlrcError, match=r"^superpixels need scikit-image; install with: pip install scikit-image$"):
+    sentence = r"^superpixels need scikit-image; install with: pip install scikit-image$"
+    with pytest.raises(MissingPackageError, match=sentence):
         regions_of(configured(scenes, id_maps, source))
 
 
@@ -217,12 +218,16 @@ def listed(*names: str) -> ImageList:
 
 def test_small_masks_lie_on_large_ones_and_all_on_crowds(tmp_path: Path) -> None:
     run_lengths = {"size": [40, 80], "counts": [40 * 60, 40 * 20]}  # the columns from 60 on
-    path = coco(
-        tmp_path / "a.json", ["a.jpg"],
-        {"segmentation": box(20, 0, 10, 20)}, {"segmentation": box(0, 0, 40, 40)},
-        {"segmentation": run_lengths, "iscrowd": 1}, {"segmentation": box(70, 0, 10, 40)},
-        {"segmentation": [[1, 2, 3]]}, {"segmentation": []}, {},
-    )  # fmt: skip
+    annotations = [
+        {"segmentation": box(20, 0, 10, 20)},
+        {"segmentation": box(0, 0, 40, 40)},
+        {"segmentation": run_lengths, "iscrowd": 1},
+        {"segmentation": box(70, 0, 10, 40)},
+        {"segmentation": [[1, 2, 3]]},
+        {"segmentation": []},
+        {},
+    ]
+    path = coco(tmp_path / "a.json", ["a.jpg"], *annotations)
     objects = read_coco_masks(path, listed("a.jpg")).objects("a.jpg", 8)
     assert objects.tolist() == [[2, 2, 1, 2, 0, 0, -1, 4]] * 4 + [[2, 2, 2, 2, 0, 0, -1, 4]] * 4
     config = Config(regions=RegionConfig(source="coco", maps=str(path), map_size=8))
@@ -238,8 +243,8 @@ def test_masks_are_those_of_the_scene(scenes: Path, id_maps: Path) -> None:
 def test_an_entry_belongs_to_the_image_with_whose_path_it_ends(tmp_path: Path) -> None:
     path = coco(tmp_path / "a.json", ["photos/a.jpg", "./b/a.jpg", "a.jpg", "c.jpg"], {"segmentation": box(0, 0, 9, 9)})
     masks = read_coco_masks(path, listed("a.jpg", "b/a.jpg", "deep/er/a.jpg", "dc.jpg"))
-    found = {name: json.loads(entry)[2] != [] for name, entry in masks.entries.items()}
-    assert found == {"a.jpg": True, "b/a.jpg": False, "deep/er/a.jpg": False}
+    has_masks = {name: json.loads(entry)[2] != [] for name, entry in masks.entries.items()}
+    assert has_masks == {"a.jpg": True, "b/a.jpg": False, "deep/er/a.jpg": False}
     with pytest.raises(RegionError, match=r"a\.json does not list image dc\.jpg; add it there, or leave it out"):
         masks.objects("dc.jpg", 8)
 
@@ -259,20 +264,22 @@ def test_a_file_that_cannot_be_used(tmp_path: Path, content: str | None, sentenc
     path = tmp_path / "a.json"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(PlrcError, match=f"^{re.escape(str(path))} .*{re.escape(sentence)}"):
+    with pytest.raises(DataError, match=f"^{re.escape(str(path))} .*{re.escape(sentence)}"):
         Regions(Config(regions=RegionConfig(source="coco", maps=str(path))), listed("a.jpg"))
 
 
 def test_a_file_of_other_images(tmp_path: Path) -> None:
     path = coco(tmp_path / "a.json", ["a.jpg"], {"segmentation": box(0, 0, 9, 9)})
-    with pytest.raises(PlrcError, match=r"lists none of the 2 images, such as b\.jpg; name its images"):
+    with pytest.raises(DataError, match=r"lists none of the 2 images, such as b\.jpg; name its images"):
         read_coco_masks(path, listed("b.jpg", "c.jpg"))
-    with pytest.raises(PlrcError, match=r"lists a\.jpg once, but test/a\.jpg and train/a\.jpg both fit"):
+    with pytest.raises(DataError, match=r"lists a\.jpg once, but test/a\.jpg and train/a\.jpg both fit"):
         read_coco_masks(path, listed("test/a.jpg", "train/a.jpg"))
 
 
 def test_masks_without_their_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = coco(tmp_path / "a.json", ["a.jpg"], {"segmentation": box(0, 0, 9, 9)})
     monkeypatch.setitem(sys.modules, "faster_coco_eval.core", None)
-    with pytest.raises(PlrcError, match=r"^masks need faster-coco-eval; install with: pip install faster-coco-eval$"):
+    with pytest.raises(
+        MissingPackageError, match=r"^masks need faster-coco-eval; install with: pip install faster-coco-eval$"
+    ):
         read_coco_masks(path, listed("a.jpg"))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from plrc.config import DataConfig
 from plrc.data.scan import ScanReport, scan
-from plrc.errors import PlrcError
+from plrc.errors import DataError
 
 
 @pytest.fixture(autouse=True)
@@ -97,17 +97,17 @@ def test_report_as_text_and_as_json(mixed: Path) -> None:
 
 
 def test_progress_reaches_the_end(mixed: Path) -> None:
-    told: list[tuple[int, int]] = []
+    calls: list[tuple[int, int]] = []
     for i in range(30):
         (mixed / f"copy{i}.jpg").write_bytes((mixed / "a.jpg").read_bytes())
-    scan(DataConfig(source=str(mixed)), 2, lambda done, total: told.append((done, total)))
-    assert told == sorted(told)
-    assert len(told) > 1
-    assert told[-1] == (41, 41)
+    scan(DataConfig(source=str(mixed)), 2, lambda done, total: calls.append((done, total)))
+    assert calls == sorted(calls)
+    assert len(calls) > 1
+    assert calls[-1] == (41, 41)
 
 
 def test_a_source_without_usable_images(tmp_path: Path) -> None:
-    with pytest.raises(PlrcError, match="no image in"):
+    with pytest.raises(DataError, match="no image in"):
         looked(tmp_path)
     assert os.listdir(tmp_path) == []
     (tmp_path / "a.jpg").touch()

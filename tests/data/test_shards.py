@@ -1,4 +1,4 @@
-"""Shards: written whole, read by range from anywhere, every sample once an epoch, and faults named and survived."""
+"""Shards: written whole, read by range from anywhere, every sample once per epoch; faults are named and survived."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from plrc.data.shard_writer import ShardReport, write_shards
 from plrc.data.sources import ImageList, find_images
 from plrc.engine.checkpoint import load_checkpoint, newest_checkpoint
 from plrc.engine.pretrain import pretrain
-from plrc.errors import PlrcError
+from plrc.errors import ConfigError, DataError, PlrcError
 
 webdataset = pytest.importorskip("webdataset", reason="the extra shards is not installed")
 
@@ -51,7 +51,7 @@ def listed(source: str | Path, **settings: Any) -> ImageList:
 
 
 def shard(source: str | Path, out: Path, maps: str = "", megabytes: float = 0.008) -> ShardReport:
-    return write_shards(listed(source), out, maps, megabytes, lambda done, total: None)
+    return write_shards(listed(source), out, maps, megabytes)
 
 
 def contents(images: ImageList) -> dict[str, bytes]:
@@ -117,7 +117,7 @@ def test_the_same_images_give_the_same_files(scenes: Path, packed: Path, tmp_pat
 
 
 @pytest.mark.slow
-def test_killed_while_writing_it_goes_on_with_what_is_whole(scenes: Path, packed: Path, tmp_path: Path) -> None:
+def test_killed_while_writing_it_resumes_with_what_is_whole(scenes: Path, packed: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     code = (
         "import os, signal, sys; from pathlib import Path; from plrc.config import DataConfig\n"
@@ -129,16 +129,16 @@ def test_killed_while_writing_it_goes_on_with_what_is_whole(scenes: Path, packed
         [sys.executable, "-c", code, str(scenes), str(out)], capture_output=True, text=True, check=False
     )
     assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
-    with pytest.raises(PlrcError, match="are unfinished; give the same plrc shard command again"):
+    with pytest.raises(DataError, match="are unfinished; give the same plrc shard command again"):
         listed(out)
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
     assert len(before) == 4
     assert shard(scenes, out).present == 4
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert contents(listed(out)) == contents(listed(packed))
-    with pytest.raises(PlrcError, match="shards of other images or settings \\(megabytes\\)"):
+    with pytest.raises(DataError, match="shards of other images or settings \\(megabytes\\)"):
         shard(scenes, out, megabytes=1)
-    with pytest.raises(PlrcError, match=r"is not empty and holds no shards\.json"):
+    with pytest.raises(DataError, match=r"is not empty and holds no shards\.json"):
         shard(packed, scenes)
 
 
@@ -163,7 +163,7 @@ def test_awkward_names_unreadable_files_and_id_maps(tmp_path: Path) -> None:
     assert torch.equal(regions(at), torch.from_numpy(ids.astype(np.int16) - 1))
     with pytest.raises(RegionError, match="no id map in its shard"):
         regions((at + 1) % 5)
-    with pytest.raises(PlrcError, match="names no shards with id maps"):
+    with pytest.raises(ConfigError, match="names no shards with id maps"):
         Regions(config, listed(tmp_path / "in"))
 
 
@@ -176,9 +176,9 @@ def test_every_address_gives_the_same_images(packed: Path, served: str) -> None:
     memory.put(str(packed), "/bucket", recursive=True)
     last = len(list(packed.glob("*.tar"))) - 1
     pattern = f"shard-{{000000..{last:06d}}}.tar"
+    addresses = [f"file://{packed}", "memory://bucket", served, f"{served}/{pattern}", f"simplecache::{served}"]
     try:
-        for source in (packed / "*.tar", packed / pattern, f"file://{packed}", "memory://bucket", served,
-                       f"{served}/{pattern}", f"simplecache::{served}"):  # fmt: skip
+        for source in (packed / "*.tar", packed / pattern, *addresses):
             assert contents(listed(source)) == expected, source
     finally:
         memory.rm("/bucket", recursive=True)
@@ -186,7 +186,7 @@ def test_every_address_gives_the_same_images(packed: Path, served: str) -> None:
 
 
 def test_shards_of_others_are_read_from_their_headers(scenes: Path, tmp_path: Path, served: str) -> None:
-    """Written by webdataset itself, with other parts beside the image and no index."""
+    """Written by webdataset itself, with other members next to the image and no index."""
     with webdataset.ShardWriter(str(tmp_path / "o-%03d.tar"), maxcount=20, verbose=0) as out:
         for path in sorted(scenes.iterdir()):
             out.write({"__key__": path.stem, "jpg": path.read_bytes(), "cls": b"7", "json": b"{}"})
@@ -213,7 +213,7 @@ def test_members_never_leave_their_folder(scenes: Path, tmp_path: Path) -> None:
     assert [note for note in images.notes if "no plain files with plain names: 8 (" in note]
     for shards_of in ({"../s.tar": [["good.jpg", 512, 10, -1, -1]]}, {"s.tar": [["../../x.jpg", 512, 10, -1, -1]]}):
         (tmp_path / "shards.json").write_text(json.dumps({"version": 1, "shards": shards_of}))
-        with pytest.raises(PlrcError, match="may lie outside of its folder"):
+        with pytest.raises(DataError, match="may lie outside of its folder"):
             listed(tmp_path)
 
 
@@ -234,7 +234,7 @@ def test_members_never_leave_their_folder(scenes: Path, tmp_path: Path) -> None:
 )
 def test_a_wrong_index_is_one_sentence(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "shards.json").write_text(text)
-    with pytest.raises(PlrcError, match=message):
+    with pytest.raises(DataError, match=message):
         listed(tmp_path)
 
 
@@ -294,7 +294,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 def test_stop_and_resume_in_the_middle_of_an_epoch_bit_for_bit(
     packed: Path, served: str, tiny: Callable[..., Config], tmp_path: Path
 ) -> None:
-    """5 steps an epoch, over HTTP with loader processes, stopped at the third and gone on into the second epoch: the
+    """5 steps per epoch, over HTTP with loader processes, stopped at the third and resumed into the second epoch: the
     same numbers as one run on the folder without any of this."""
     base = tiny(optim__steps=8)
     pretrain(base.with_values({"run.out": str(tmp_path / "whole"), "data.source": str(packed)}))
@@ -354,8 +354,8 @@ def test_the_images_of_an_overwritten_shard_are_named_one_by_one(
     struck.write_bytes(bytes(struck.stat().st_size))
     data = ViewDataset(listed(tmp_path), np.arange(48), tiny(data__source=str(tmp_path)))
     for i, name in enumerate(data.images.names):
-        found = data.load_sample(0, i)
-        assert (found if isinstance(found, str) else "").startswith("not an image") == name.startswith(struck.name)
+        sample = data.load_sample(0, i)
+        assert (sample if isinstance(sample, str) else "").startswith("not an image") == name.startswith(struck.name)
         assert data.failed_name(i) == name
 
 
@@ -388,7 +388,7 @@ def test_a_server_without_ranges_is_named(packed: Path) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Plain, directory=str(packed))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_address[1]}"
-        with pytest.raises(PlrcError, match="answers with the whole file, not with a range; write simplecache::"):
+        with pytest.raises(DecodeError, match="answers with the whole file, not with a range; write simplecache::"):
             listed(address).read(0)
         assert contents(listed(f"simplecache::{address}")) == contents(listed(packed))
         server.shutdown()

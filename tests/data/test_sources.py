@@ -1,4 +1,4 @@
-"""find_images in every layout, exclusions, the index, and the manifest: what is found, and what is said otherwise."""
+"""find_images in every layout, exclusions, the index, and the manifest."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from plrc.config import DataConfig
 from plrc.data.manifest import build_manifest, read_manifest, write_manifest
 from plrc.data.scan import scan
 from plrc.data.sources import ImageList, find_images
-from plrc.errors import PlrcError
+from plrc.errors import ConfigError, DataError, LayoutError, PlrcError
 
 COLOURS = np.random.default_rng(0)
 
@@ -40,8 +40,8 @@ def find(source: Path | str, **settings: Any) -> ImageList:
     return find_images(DataConfig(source=str(source), **settings))
 
 
-def refused(source: Path | str, **settings: Any) -> str:
-    with pytest.raises(PlrcError) as caught:
+def refused(source: Path | str, error: type[PlrcError] = DataError, **settings: Any) -> str:
+    with pytest.raises(error) as caught:
         find(source, **settings)
     return str(caught.value)
 
@@ -53,12 +53,12 @@ def test_a_folder_is_listed_with_all_below_it(tmp_path: Path) -> None:
     names = ("b.PNG", "a.jpg", "x/c.jpeg", "x/y/d.webp", "x/e.tif", "z/f.TIFF", "z/g.bmp", "h.gif")
     fill(tmp_path, *names, ".hidden.jpg", ".folder/i.jpg")
     (tmp_path / "notes.txt").write_text("no image")
-    found = find(tmp_path)
-    assert found.names == tuple(sorted(names))
-    assert found.layout == "folder"
-    assert found.notes == ()
-    assert len(found) == 8
-    assert all(os.path.isfile(found.path(i)) for i in range(8))
+    images = find(tmp_path)
+    assert images.names == tuple(sorted(names))
+    assert images.layout == "folder"
+    assert images.notes == ()
+    assert len(images) == 8
+    assert all(os.path.isfile(images.path(i)) for i in range(8))
     assert sorted(os.listdir(tmp_path)) == sorted(
         [".hidden.jpg", ".folder", "a.jpg", "b.PNG", "h.gif", "notes.txt", "x", "z"]
     )
@@ -67,9 +67,9 @@ def test_a_folder_is_listed_with_all_below_it(tmp_path: Path) -> None:
 def test_a_relative_source_survives_a_change_of_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path / "in", "a.jpg")
     monkeypatch.chdir(tmp_path)
-    found = find("in")
+    images = find("in")
     monkeypatch.chdir("/")
-    assert os.path.isfile(found.path(0))
+    assert os.path.isfile(images.path(0))
 
 
 def test_links_are_followed_once(tmp_path: Path) -> None:
@@ -87,10 +87,10 @@ def test_folders_and_dangling_links_named_like_images_are_noted(tmp_path: Path) 
     fill(tmp_path, "a.jpg", "x.jpg/inner.png")
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
     for source in (tmp_path, tmp_path / "*"):
-        found = find(source)
-        assert found.names == ("a.jpg",)
-        assert "x.jpg" in " ".join(found.notes)
-        assert "gone.png" in " ".join(found.notes)
+        images = find(source)
+        assert images.names == ("a.jpg",)
+        assert "x.jpg" in " ".join(images.notes)
+        assert "gone.png" in " ".join(images.notes)
 
 
 def test_a_source_without_images_says_what_is_there_instead(tmp_path: Path) -> None:
@@ -108,14 +108,14 @@ def test_a_source_without_images_says_what_is_there_instead(tmp_path: Path) -> N
 def test_missing_and_unsuitable_sources(tmp_path: Path) -> None:
     fill(tmp_path, "a.jpg")
     assert "does not exist" in refused(tmp_path / "none")
-    assert "data.source is empty" in refused("")
+    assert "data.source is empty" in refused("", ConfigError)
     assert "nowhere://bucket/images is not an address that can be read" in refused("nowhere://bucket/images")
     assert "no shards" in refused("memory://nowhere/images")
     assert "single file" in refused(tmp_path / "a.jpg")
-    assert "is not a folder" in refused(tmp_path / "a.jpg", layout="folder")
+    assert "is not a folder" in refused(tmp_path / "a.jpg", LayoutError, layout="folder")
     assert "is not a file" in refused(tmp_path, layout="list")
-    assert "no folder JPEGImages" in refused(tmp_path, layout="voc")
-    assert "splits work with VOC alone" in refused(tmp_path, split="train")
+    assert "no folder JPEGImages" in refused(tmp_path, LayoutError, layout="voc")
+    assert "splits work with VOC alone" in refused(tmp_path, ConfigError, split="train")
 
 
 # ---------------------------------------------------------------------------------------------------- glob, list, COCO
@@ -148,10 +148,10 @@ def test_list_file(tmp_path: Path) -> None:
         "e.jpg",
     ]
     (tmp_path / "in" / "train.txt").write_bytes("\r\n".join(lines).encode("utf-8-sig"))
-    found = find(tmp_path / "in" / "train.txt")
-    assert found.names == tuple(sorted([f"{tmp_path}/out/d.jpg", "a.jpg", "b/c.png"]))
-    assert all(os.path.isfile(found.path(i)) for i in range(3))
-    assert found.notes == (
+    images = find(tmp_path / "in" / "train.txt")
+    assert images.names == tuple(sorted([f"{tmp_path}/out/d.jpg", "a.jpg", "b/c.png"]))
+    assert all(os.path.isfile(images.path(i)) for i in range(3))
+    assert images.notes == (
         "entries of the list that do not exist: 2 (e.jpg, gone.jpg)",
         "images that are named more than once and taken once: 1",
     )
@@ -170,11 +170,11 @@ def test_coco_images_are_searched_in_the_usual_places(tmp_path: Path, place: str
     fill(annotations / place, "1.jpg", "sub/2.jpg")
     entries = [{"id": i, "file_name": name} for i, name in enumerate(("1.jpg", "sub/2.jpg", "3.jpg"))]
     (annotations / "instances_train2017.json").write_text(json.dumps({"images": entries, "annotations": []}))
-    found = find(annotations / "instances_train2017.json")
-    assert found.layout == "coco"
-    assert found.names == ("1.jpg", "sub/2.jpg")
-    assert Path(found.path(1)).samefile(annotations / place / "sub" / "2.jpg")
-    assert found.notes == ("images of the annotations that do not exist: 1 (3.jpg)",)
+    images = find(annotations / "instances_train2017.json")
+    assert images.layout == "coco"
+    assert images.names == ("1.jpg", "sub/2.jpg")
+    assert Path(images.path(1)).samefile(annotations / place / "sub" / "2.jpg")
+    assert images.notes == ("images of the annotations that do not exist: 1 (3.jpg)",)
 
 
 def test_coco_errors_name_where_it_looked(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_coco_errors_name_where_it_looked(tmp_path: Path) -> None:
     assert all(str(tmp_path / place) in message for place in ("annotations", "images", "train", "annotations/images"))
     for text in ("[]", "{}", "{", '{"images": [{"id": 1}]}'):
         path.write_text(text)
-        assert "is not a COCO file" in refused(path)
+        assert "is not a COCO file" in refused(path, LayoutError)
 
 
 # ---------------------------------------------------------------------------------------------------------------- VOC
@@ -199,11 +199,11 @@ def test_voc(tmp_path: Path) -> None:
     (lists / "cat_train.txt").write_text("a  1\nb -1\n")
     (lists / "empty.txt").write_text("\n")
     assert find(tmp_path).names == ("a.jpg", "b.jpg", "c.png", "d e.jpg")
-    found = find(tmp_path, split="train")
-    assert (found.layout, found.names) == ("voc", ("a.jpg", "c.png", "d e.jpg"))
-    assert found.notes == ("entries of the split train without an image: 1 (gone)",)
+    images = find(tmp_path, split="train")
+    assert (images.layout, images.names) == ("voc", ("a.jpg", "c.png", "d e.jpg"))
+    assert images.notes == ("entries of the split train without an image: 1 (gone)",)
     assert find(tmp_path, split="cat_train").names == ("a.jpg", "b.jpg")
-    assert "write one of: cat_train, empty, train" in refused(tmp_path, split="test")
+    assert "write one of: cat_train, empty, train" in refused(tmp_path, ConfigError, split="test")
     assert "none of the 0 entries" in refused(tmp_path, split="empty")
 
 
@@ -214,10 +214,10 @@ def test_exclude_list_takes_paths_names_and_stems(tmp_path: Path) -> None:
     fill(tmp_path / "in", "a.jpg", "b/a.jpg", "b/c.png", "d/e.jpg", "f.jpg", "g.jpg")
     path = tmp_path / "exclude.txt"
     path.write_text("# test images\nb/a.jpg\nc\ne.jpg\nin/f.jpg\nnothing.jpg\n")
-    found = find(tmp_path / "in", exclude=str(path))
-    assert found.names == ("a.jpg", "g.jpg")
-    assert found.excluded == 4
-    assert found.notes == ("entries of data.exclude that match no image: 1 (nothing.jpg)",)
+    images = find(tmp_path / "in", exclude=str(path))
+    assert images.names == ("a.jpg", "g.jpg")
+    assert images.excluded == 4
+    assert images.notes == ("entries of data.exclude that match no image: 1 (nothing.jpg)",)
 
 
 def test_a_bare_name_takes_all_images_of_that_name(tmp_path: Path) -> None:
@@ -229,16 +229,16 @@ def test_a_bare_name_takes_all_images_of_that_name(tmp_path: Path) -> None:
 def test_exclude_folder_inside_the_source_spares_equal_names_elsewhere(tmp_path: Path) -> None:
     fill(tmp_path, "train/1.jpg", "train/2.jpg", "test/1.jpg")
     for exclude in (tmp_path / "test", tmp_path / "te*" / "*.jpg"):
-        found = find(tmp_path, exclude=str(exclude))
-        assert (found.names, found.excluded) == (("train/1.jpg", "train/2.jpg"), 1)
+        images = find(tmp_path, exclude=str(exclude))
+        assert (images.names, images.excluded) == (("train/1.jpg", "train/2.jpg"), 1)
 
 
 def test_exclude_folder_elsewhere_finds_copies_by_file_name(tmp_path: Path) -> None:
     fill(tmp_path / "in", "x/1.jpg", "x/2.jpg", "3.png", "y/1.jpg")
     fill(tmp_path / "test", "deep/1.jpg", "4.jpg")
-    found = find(tmp_path / "in", exclude=str(tmp_path / "test"))
-    assert (found.names, found.excluded) == (("3.png", "x/2.jpg"), 2)
-    assert found.notes == (f"entries of data.exclude that match no image: 1 ({tmp_path}/test/4.jpg)",)
+    images = find(tmp_path / "in", exclude=str(tmp_path / "test"))
+    assert (images.names, images.excluded) == (("3.png", "x/2.jpg"), 2)
+    assert images.notes == (f"entries of data.exclude that match no image: 1 ({tmp_path}/test/4.jpg)",)
 
 
 def test_exclude_coco_file(tmp_path: Path) -> None:
@@ -250,9 +250,9 @@ def test_exclude_coco_file(tmp_path: Path) -> None:
 def test_exclude_errors(tmp_path: Path) -> None:
     fill(tmp_path, "in/1.jpg")
     (tmp_path / "empty").mkdir()
-    assert "names all 1 images" in refused(tmp_path / "in", exclude=str(tmp_path / "in"))
-    assert "data.exclude" in refused(tmp_path / "in", exclude=str(tmp_path / "none"))
-    assert refused(tmp_path / "in", exclude=str(tmp_path / "empty")).startswith("data.exclude")
+    assert "names all 1 images" in refused(tmp_path / "in", ConfigError, exclude=str(tmp_path / "in"))
+    assert "data.exclude" in refused(tmp_path / "in", ConfigError, exclude=str(tmp_path / "none"))
+    assert refused(tmp_path / "in", ConfigError, exclude=str(tmp_path / "empty")).startswith("data.exclude")
 
 
 # -------------------------------------------------------------------------------------------------------------- index
@@ -280,10 +280,10 @@ def test_a_fresh_index_saves_the_walk_and_leaves_out_the_unreadable(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "scandir", fail)
-        found = find(tmp_path)
+        images = find(tmp_path)
     assert before.names == ("a.jpg", "b/bad.jpg", "b/c.jpg")
-    assert found.names == ("a.jpg", "b/c.jpg")
-    assert found.notes == (
+    assert images.names == ("a.jpg", "b/c.jpg")
+    assert images.notes == (
         "skipped folders named like an image: 1 (b/x.jpg)",
         "left out images that plrc scan could not read: 1 (b/bad.jpg)",
     )
@@ -307,7 +307,7 @@ def test_the_walk_through_a_large_folder_is_kept_in_the_cache(
     assert len(os.listdir(cache / "plrc")) == 1
     with monkeypatch.context() as patch:
         patch.setattr(os, "scandir", lambda *_: pytest.fail("walked"))
-        assert find(tmp_path) == first  # what the scan found unreadable included
+        assert find(tmp_path) == first  # including what the scan could not read
     fill(tmp_path, "b/newer.jpg")
     assert "b/newer.jpg" in find(tmp_path).names
 
@@ -331,7 +331,7 @@ def test_a_stale_index_is_walked_again(tmp_path: Path) -> None:
     assert find(tmp_path).names == ("a.jpg", "b/c.jpg", "b/new.jpg")
     (tmp_path / "a.jpg").unlink()
     assert find(tmp_path).names == ("b/c.jpg", "b/new.jpg")
-    fill(tmp_path, "b/bad.jpg")  # mended: the folder does not tell, size and time of the file do
+    fill(tmp_path, "b/bad.jpg")  # repaired: only size and time of the file show it
     assert find(tmp_path).names == ("b/bad.jpg", "b/c.jpg", "b/new.jpg")
 
 
@@ -430,11 +430,11 @@ def test_manifest_digest_follows_the_images_and_not_their_place(tmp_path: Path) 
 
 
 def test_manifest_errors(tmp_path: Path) -> None:
-    with pytest.raises(PlrcError, match="cannot read the manifest"):
+    with pytest.raises(DataError, match="cannot read the manifest"):
         read_manifest(tmp_path / "manifest.json")
     for text in ("", "[]", "{}"):
         (tmp_path / "manifest.json").write_text(text)
-        with pytest.raises(PlrcError, match="manifest"):
+        with pytest.raises(DataError, match="manifest"):
             read_manifest(tmp_path / "manifest.json")
 
 
@@ -452,27 +452,27 @@ def real() -> Path:
 def test_bccd_as_voc_without_its_test_images(real: Path) -> None:
     lists = real / "bccd" / "ImageSets" / "Main"
     test = lists / "test.txt"
-    found = find(real / "bccd", split="trainval", exclude=str(test))
-    assert (found.layout, len(found), found.excluded) == ("voc", 292, 0)
+    images = find(real / "bccd", split="trainval", exclude=str(test))
+    assert (images.layout, len(images), images.excluded) == ("voc", 292, 0)
     everything = find(real / "bccd", exclude=str(test))
     assert (len(everything), everything.excluded) == (292, 72)
-    assert everything.names == found.names
-    assert {Path(n).stem for n in found.names} == set((lists / "trainval.txt").read_text().split())
+    assert everything.names == images.names
+    assert {Path(n).stem for n in images.names} == set((lists / "trainval.txt").read_text().split())
 
 
 def test_coco128(real: Path) -> None:
     source = real / "coco128" / "annotations" / "instances_train2017.json"
     entries = json.loads(source.read_text())["images"]
-    found = find(source)
-    assert found.root == str(real.absolute() / "coco128" / "train2017")
-    assert found.names == tuple(sorted(entry["file_name"] for entry in entries))
-    assert found.notes == ()
+    images = find(source)
+    assert images.root == str(real.absolute() / "coco128" / "train2017")
+    assert images.names == tuple(sorted(entry["file_name"] for entry in entries))
+    assert images.notes == ()
 
 
 def test_clothing_as_a_nested_folder(real: Path) -> None:
-    found = find(real / "clothing", exclude=str(real / "clothing" / "hat"))
-    assert found.layout == "folder"
-    assert found.excluded == len(os.listdir(real / "clothing" / "hat"))
-    assert {name.partition("/")[0] for name in found.names} == {
+    images = find(real / "clothing", exclude=str(real / "clothing" / "hat"))
+    assert images.layout == "folder"
+    assert images.excluded == len(os.listdir(real / "clothing" / "hat"))
+    assert {name.partition("/")[0] for name in images.names} == {
         "dress", "longsleeve", "outwear", "pants", "shirt", "shoes", "shorts", "skirt", "t-shirt"
     }  # fmt: skip

@@ -277,7 +277,7 @@ def test_missing_and_damaged_region_maps_are_named_and_replaced(tiny: Tiny, scen
 
 
 def test_a_mistake_that_a_worker_meets_ends_in_its_own_sentence(tiny: Tiny) -> None:
-    with pytest.raises(PlrcError, match=r"^regions\.grid is 200; write at most 181$"):
+    with pytest.raises(PlrcError, match=r"^regions\.grid must be <= 181, got 200$"):
         pretrain(tiny(regions__grid=200, run__workers=1, data__held_out=0))
     assert multiprocessing.active_children() == []
 

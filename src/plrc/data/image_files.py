@@ -112,10 +112,10 @@ def read_header(file: BinaryIO) -> Header:
         return Header(image.height, image.width, image.mode + ";16" * more_bits, str(image.format))
 
 
-def read_size(path: str | os.PathLike[str]) -> tuple[int, int, str]:
-    """Read height, width and mode of an image file, as in `Header`. Raises DecodeError."""
+def read_file_header(path: str | os.PathLike[str]) -> Header:
+    """Read the header of an image file, without decoding the image. Raises DecodeError, which names the file."""
     with name_errors(path), open(path, "rb", opener=_open_regular) as file:
-        return read_header(file)[:3]
+        return read_header(file)
 
 
 def require_plausible_size(size: int, max_megapixels: float) -> None:

@@ -59,7 +59,7 @@ class ImageList:
         return self.shards.read(i, max_megapixels) if self.shards else read_bytes(self.path(i), max_megapixels)
 
     def decode(self, i: int, data: DataConfig, min_side: int = 0) -> Tensor:
-        """Decode image i as the settings say; see `decode_bytes`.
+        """Decode image i by the settings; see `decode_bytes`.
 
         Returns:
             uint8 [3, H, W].

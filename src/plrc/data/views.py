@@ -1,7 +1,7 @@
 """Which crops of an image become its views, and how a crop becomes pixels.
 
-Layer 1: imports config and geometry. Policy and transform are apart: `draw_views` turns random numbers into `View`
-objects, which map image, points and their inverses alike; `render` and `View.map` are functions of a `View` alone.
+Policy and transform are separate: `draw_views` turns random numbers into `View` objects; `render` and `View.map` are
+functions of a `View` alone, so that pixels, points and their inverses follow the same crop.
 
 Shapes: H x W the decoded image in pixels, S the side of a rendered view.
 """
@@ -21,12 +21,22 @@ from plrc.config import ViewConfig
 QUERY, REFERENCE, MATCH = 0, 1, 2
 """Positions of A, C and B in the tuple of views (METHOD section 2)."""
 
-_TRIES = 10  # draws of a crop's shape before the centred fallback, as in the usual random-resized-crop recipe
+_TRIES = 10  # draws of a crop's shape before the centered fallback, as in the usual random-resized-crop recipe
 
 
 @dataclass(frozen=True)
 class View:
-    """A crop in whole pixels of the decoded image, mirrored left to right if `flip`."""
+    """A crop of an image.
+
+    Attributes:
+        left: First column, in pixels of the decoded image.
+        top: First row.
+        width: Columns.
+        height: Rows.
+        image_width: Columns of the image.
+        image_height: Rows of the image.
+        flip: Whether the view is mirrored left to right.
+    """
 
     left: int
     top: int
@@ -38,7 +48,7 @@ class View:
 
     @property
     def box(self) -> geometry.Box:
-        """The crop in the image frame, in shares of its width and height."""
+        """The crop in the image frame, as shares of the image's width and height."""
         return (
             self.left / self.image_width,
             self.top / self.image_height,
@@ -48,16 +58,26 @@ class View:
 
     @property
     def map(self) -> geometry.Map:
-        """The map view -> image, see geometry."""
+        """The map from the view to the image; see `geometry`."""
         return geometry.crop_map(self.box, self.flip)
 
 
 def draw_views(rng: np.random.Generator, height: int, width: int, config: ViewConfig, match: bool) -> tuple[View, ...]:
-    """The views (A, C) of an H x W image or, with `match`, (A, C, B); B is drawn last and changes neither A nor C.
+    """Draw the views of an image. METHOD section 2.
 
     A and C are independent random-resized-crops. B comes from the same distribution, drawn until its overlap with A
-    reaches `config.overlap`; after `config.overlap_tries` draws it is A's crop with a flip of its
-    own. METHOD section 2.
+    reaches `config.overlap`; after `config.overlap_tries` draws it is A's crop with a flip of its own. B is drawn last
+    and changes neither A nor C.
+
+    Args:
+        rng: Source of the random numbers.
+        height: Rows of the image.
+        width: Columns of the image.
+        config: The settings of views.
+        match: Whether B is drawn.
+
+    Returns:
+        (A, C) or, with `match`, (A, C, B).
     """
     pair = _crops(rng, 2, height, width, config)
     flips = rng.random(3) < config.flip_prob
@@ -74,15 +94,21 @@ def draw_views(rng: np.random.Generator, height: int, width: int, config: ViewCo
 
 
 def shorter_side(config: ViewConfig) -> int:
-    """Shorter side in pixels from which on even the smallest crop of an image has as many pixels as its view."""
+    """Return the shorter side in pixels at which the smallest crop of an image has as many pixels as its view."""
     return math.ceil(config.size / math.sqrt(config.scale[0] * min(config.ratio[0], 1 / config.ratio[1])))
 
 
 def render(image: Tensor, view: View, size: int) -> Tensor:
-    """The pixels of `view`: uint8 [3, H, W] -> uint8 [3, S, S], antialiased bilinear.
+    """Crop and resize an image, antialiased bilinear.
 
-    The crop is a view of the image's memory. An image stored as rows of RGB pixels (a permuted [H, W, 3], which is
-    what decoders give) is resized twice as fast as one stored as three planes; the result is the same.
+    Args:
+        image: uint8 [3, H, W]. One stored as rows of RGB pixels (a permuted [H, W, 3], as decoders give it) is resized
+            faster than one stored as three planes, with the same result.
+        view: The crop.
+        size: S.
+
+    Returns:
+        uint8 [3, S, S].
     """
     crop = image[None, :, view.top : view.top + view.height, view.left : view.left + view.width]
     pixels = F.interpolate(crop, size=(size, size), mode="bilinear", antialias=True, align_corners=False)[0]
@@ -90,29 +116,33 @@ def render(image: Tensor, view: View, size: int) -> Tensor:
 
 
 def _crops(rng: np.random.Generator, count: int, height: int, width: int, config: ViewConfig) -> np.ndarray:
-    """`count` random-resized-crops as whole numbers [count, 4]: left, top, width, height.
+    """Draw random-resized-crops as whole numbers [count, 4]: left, top, width, height.
 
-    Area uniform, aspect log-uniform; the first of ten draws that fits into the image counts, else the fallback.
+    The area is uniform and the aspect ratio log-uniform. The first of ten draws that fits into the image is used, or
+    the largest centered crop.
     """
     draws = rng.random((count, 2 * _TRIES + 2))
     share = config.scale[0] + (config.scale[1] - config.scale[0]) * draws[:, :_TRIES]
-    low, high = math.log(config.ratio[0]), math.log(config.ratio[1])
+    low = math.log(config.ratio[0])
+    high = math.log(config.ratio[1])
     root_aspect = np.exp(0.5 * (low + (high - low) * draws[:, _TRIES:-2]))
     side = np.sqrt(share * (height * width))
-    widths, heights = np.rint(side * root_aspect), np.rint(side / root_aspect)
+    widths = np.rint(side * root_aspect)
+    heights = np.rint(side / root_aspect)
     fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
-    row, first = np.arange(count), fits.argmax(axis=1)
-    largest = _largest_centred(height, width, config)
+    row = np.arange(count)
+    first = fits.argmax(axis=1)
     crops = np.empty((count, 4), dtype=np.int64)
-    crops[:, 2], crops[:, 3] = widths[row, first], heights[row, first]
+    crops[:, 2] = widths[row, first]
+    crops[:, 3] = heights[row, first]
     crops[:, 0] = draws[:, -2] * (width - crops[:, 2] + 1)
     crops[:, 1] = draws[:, -1] * (height - crops[:, 3] + 1)
-    crops[~fits[row, first]] = largest
+    crops[~fits[row, first]] = _largest_centered(height, width, config)
     return crops
 
 
-def _largest_centred(height: int, width: int, config: ViewConfig) -> tuple[int, int, int, int]:
-    """The largest centred crop whose aspect is allowed: left, top, width, height (at least one pixel each)."""
+def _largest_centered(height: int, width: int, config: ViewConfig) -> tuple[int, int, int, int]:
+    """The largest centered crop of an allowed aspect ratio: left, top, width, height (at least one pixel each)."""
     crop_width = max(1, min(width, round(height * config.ratio[1])))
     crop_height = max(1, min(height, round(width / config.ratio[0])))
     return (width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height
@@ -120,7 +150,8 @@ def _largest_centred(height: int, width: int, config: ViewConfig) -> tuple[int, 
 
 def _overlaps(crop: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Common area / larger area of one crop [4] and others [count, 4], in whole pixels: [count]. METHOD section 2."""
-    start, end = np.maximum(crop[:2], others[:, :2]), np.minimum(crop[:2] + crop[2:], others[:, :2] + others[:, 2:])
+    start = np.maximum(crop[:2], others[:, :2])
+    end = np.minimum(crop[:2] + crop[2:], others[:, :2] + others[:, 2:])
     both = np.clip(end - start, 0, None).prod(axis=1)
     larger = np.maximum(crop[2:].prod(), others[:, 2:].prod(axis=1))
     shares: np.ndarray = both / larger

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from plrc.data import layouts
-from plrc.data.image_files import read_size
+from plrc.data.image_files import read_file_header
 from plrc.transfer.labels.annotations import ImageAnnotation, Notes, annotate_image
 from plrc.transfer.labels.label_maps import MODES, check_mode
 
@@ -102,9 +102,9 @@ def pair_with_id_maps(
         annotation = annotate_image(root, image, notes)
         if annotation is None:
             continue
-        height, width, mode = read_size(id_map)
-        check_mode(id_map, mode, modes)
-        if (height, width) == (annotation.height, annotation.width):
+        header = read_file_header(id_map)
+        check_mode(id_map, header.mode, modes)
+        if (header.height, header.width) == (annotation.height, annotation.width):
             annotations.append(replace(annotation, id_map=str(id_map)))
         else:
             notes.count("label maps of another size than the image, dropped", key)
