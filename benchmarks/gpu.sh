@@ -7,13 +7,8 @@
 #
 # A machine without network installs missing packages from ./wheels. Fill that folder on a machine with network:
 #   pip download --no-deps --only-binary=:all: --python-version 3.12 --dest wheels \
-<<<<<<< HEAD
 #       docstring-parser tomli-w hatchling trove-classifiers
 # PyTorch is not touched: dependencies are not followed. Without ./wheels nothing is installed; plrc must be there.
-=======
-#       docstring-parser tomli-w hatchling trove-classifiers
-# PyTorch stays as it is: no package's needs are followed. Without ./wheels nothing is installed and plrc must be.
->>>>>>> 77b0606 (cli: one file per command, options from argparse, plrc verify)
 #
 # A step that fails or exceeds its time does not stop the others; the status is then 1 and the last line names it.
 set -uo pipefail

@@ -1,10 +1,9 @@
-"""Files that appear whole or not at all, and folders that are one process's own. Layer 0: imports nothing of ours."""
+"""Atomic files, JSON without nan, and locked folders."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import math
 import os
@@ -12,16 +11,26 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
 
 LOCK = "lock"
-PARTIAL = re.compile(r"\..+\.\d+")  # the names that `write_atomic` writes under
-
-_locks: set[TextIO] = set()  # held by this process
+PARTIAL = re.compile(r"\..+\.\d+")  # names of the temporary files of `write_atomic`
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write to a neighbour file, flush it to the disk, then rename: the path holds the old content or the new."""
+    """Write a file atomically: afterwards, and after a crash, it has its old or its new content.
+
+    The content is written to a temporary file in the same folder, flushed to the disk and renamed.
+
+    Args:
+        path: The file. Its folder is created if it does not exist.
+        write: Called with the open temporary file.
+
+    Raises:
+        OSError: The file cannot be written; the old content is untouched.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -35,16 +44,17 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def remove_partial(folder: Path) -> None:
-    """Delete what killed processes left of `write_atomic` below a folder. Only for whoever holds its lock."""
+    """Delete the temporary files that killed processes left below a folder. The caller must hold the folder's lock."""
     for path in folder.rglob(".*"):
         if PARTIAL.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
 
 
 def damage(path: Path) -> str:
-    """What is wrong with a zip archive, such as a torch file: cut short, a checksum that does not fit; else empty.
+    """Describe what is wrong with a zip archive, such as a file of torch.save; empty if it is intact.
 
-    Raises PermissionError, which is no damage.
+    Raises:
+        PermissionError: The file may not be read.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -53,21 +63,23 @@ def damage(path: Path) -> str:
         raise
     except Exception as error:  # zipfile raises many kinds for damaged files
         return str(error) or type(error).__name__
-    return f"the checksum of its record {record} is wrong" if record else ""
+    if record is None:
+        return ""
+    return f"the checksum of its record {record} is wrong"
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_atomic` for text, in UTF-8."""
+    """Write a UTF-8 text file atomically."""
     write_atomic(path, lambda file: file.write(text.encode()))
 
 
 def write_json(path: Path, content: Any) -> None:
-    """`write_atomic` for JSON, which has no nan: see `without_nan`."""
+    """Write a JSON file atomically, with null for numbers that are not finite."""
     write_text(path, json.dumps(without_nan(content), indent=1, allow_nan=False) + "\n")
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What a JSON text holds. Raises ValueError where it is none, also where it is nested too deeply to be read."""
+    """Parse a JSON text. Raises ValueError if it is invalid or nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -75,68 +87,75 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def without_nan(value: Any) -> Any:
-    """A copy of nested dicts and lists with None, JSON's null, for every number that is not finite."""
+    """Copy nested dicts and lists, with None for every number that is not finite."""
     if isinstance(value, dict):
         return {key: without_nan(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 class FolderLock:
-    """What makes a folder one process's own: an exclusive lock on its file `lock`.
+    """An exclusive lock on a folder, held through its file `lock`.
 
-    The end of the process, however it comes, gives it back; processes that it has forked do not keep it.
+    The system releases the lock when the process ends, however it ends. Forked child processes do not hold it.
     """
 
     def __init__(self) -> None:
-        self.path: Path | None = None
-        self.file: TextIO | None = None
+        self._lock: FileLock | None = None
+        self._path: Path | None = None
+        self._locked_file: os.stat_result | None = None
 
     def take(self, folder: Path) -> bool:
-        """Whether the folder, which is made where there is none, is ours now. Raises OSError."""
+        """Try to lock a folder, which is created if it does not exist.
+
+        Args:
+            folder: The folder.
+
+        Returns:
+            Whether the lock was free and is now held.
+
+        Raises:
+            OSError: The folder cannot be written, or its file system does not support locks.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / LOCK
-        file = open(self.path, "w")  # noqa: SIM115 - open is locked
+        path = folder / LOCK
+        # fallback_to_soft=False: without support for locks, a marker file would outlive a killed process
+        lock = FileLock(path, blocking=False, thread_local=False, fallback_to_soft=False, on_acquired=self._remember)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.close()
-            if isinstance(error, BlockingIOError):
-                return False
-            raise
-        self.file = file
-        _locks.add(file)
+            lock.acquire()
+        except Timeout:
+            return False
+        self._lock = lock
+        self._path = path
         return True
 
     def check(self) -> None:
-        """Raises OSError where the folder that was taken is gone, or another one has its name."""
-        if self.file is None or self.path is None:
+        """Raise OSError if the locked folder was removed, or if another folder has taken its place."""
+        if self._path is None or self._locked_file is None:
             return
-        if not self.path.exists() or not os.path.samestat(os.fstat(self.file.fileno()), os.stat(self.path)):
+        if not self._path.exists() or not os.path.samestat(self._locked_file, self._path.stat()):
             raise OSError(errno.ENOENT, "the folder was removed or replaced while it was in use")
 
     def release(self) -> None:
-        if self.file is not None:
-            _locks.discard(self.file)
-            self.file.close()
-            self.file = None
+        """Release the lock, if it is held."""
+        if self._lock is not None:
+            self._lock.release()
+        self._lock = None
+        self._path = None
+        self._locked_file = None
+
+    def _remember(self, descriptor: int) -> None:
+        self._locked_file = os.fstat(descriptor)
 
 
 @contextlib.contextmanager
 def claim(folder: Path) -> Iterator[bool]:
-    """Whether the folder is ours until the block ends (`FolderLock`)."""
+    """Hold a `FolderLock` while the block runs; gives whether the lock was free."""
     lock = FolderLock()
     try:
         yield lock.take(folder)
     finally:
         lock.release()
-
-
-def _forget_locks() -> None:
-    for file in _locks:
-        file.close()
-    _locks.clear()
-
-
-os.register_at_fork(after_in_child=_forget_locks)
