@@ -237,7 +237,9 @@ def test_refusals_lose_nothing(run: Path, scenes: Path, tmp_path: Path, capsys: 
     new = tmp_path / "new"
     few = ["--optim.batch-size", "64", "--no-adapt"]
     assert "44 training images are fewer than one batch of 64" in refused(capsys, *start, new, *few)
-    assert "run.device is 'tpu'; write auto, cpu, cuda or cuda:N" in refused(capsys, *start, new, "--run.device", "tpu")
+    assert "run.device must be auto, cpu, cuda or cuda:N, got 'tpu'" in refused(
+        capsys, *start, new, "--run.device", "tpu"
+    )
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.md").write_text("x")
     nothing = refused(capsys, "pretrain", *TINY, "--data", tmp_path / "empty", "--out", new)

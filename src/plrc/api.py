@@ -96,7 +96,7 @@ class LiveReport:
             from plrc.visualize.report import write_report
 
             write_report(run)
-        except Exception as error:  # whatever is wrong with the report, training must continue
+        except Exception as error:  # no error of the report may stop training
             logger.warning("cannot write %s (%r); training continues without reports", run / "report.html", error)
             self._enabled = False
         self._next_time = time.monotonic() + 60 * self._minutes

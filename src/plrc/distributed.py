@@ -1,8 +1,8 @@
-"""Every collective of the project, each with a single-process meaning: nobody else calls torch.distributed.
+"""All collective operations of the package; each of them also works in a single process.
 
-Layer 0. A run under torchrun (or any launcher that sets RANK, WORLD_SIZE, MASTER_ADDR) joins its process group; without
-one, `world_size()` is 1 and all functions return at once. Tensors travel where they are; flags and words travel between
-hosts (gloo), so that they never wait for a GPU.
+A run under torchrun, or any launcher that sets RANK, WORLD_SIZE and MASTER_ADDR, joins its process group. Without a
+launcher `world_size()` is 1 and all functions return at once. Tensors are exchanged on their device; flags and texts
+are exchanged on the CPU (gloo), so that they never wait for a GPU.
 
 Shapes: B images of this process, R processes.
 """
@@ -20,34 +20,40 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-ARRIVAL = 600.0  # seconds within which all processes must have come, however short a stall may be
-GRACE = 5.0  # seconds within which all that are alive have noticed that one is not
+ARRIVAL = 600.0  # seconds within which all processes must have started, even if run.stall_seconds is shorter
+GRACE = 5.0  # seconds within which all living processes have noticed that another one failed
 
-_store: Store | None = None  # words between processes that do not need the others' answer
+_store: Store | None = None  # lets a process leave a message for the others without waiting for them
 
 
 def rank() -> int:
+    """Return the number of this process, 0 in a single process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
+    """Return whether this is the main process, which writes files."""
     return rank() == 0
 
 
 def is_started() -> bool:
+    """Return whether a process group exists."""
     return dist.is_initialized()
 
 
 def start(device: torch.device, stall_seconds: float = 600.0) -> None:
-    """Join the process group that the launcher's environment names (nccl for GPUs, gloo for CPUs), if any.
+    """Join the process group of the launcher, if there is one (nccl for GPUs, gloo for CPUs).
 
-    A collective fails after waiting `stall_seconds` for another process; `lost` then tells for which one.
+    Args:
+        device: The device of this process.
+        stall_seconds: Time after which a collective fails if another process does not answer; `lost` names it.
     """
-    global _store  # noqa: PLW0603 - it belongs to the process, as PyTorch's group does
+    global _store  # noqa: PLW0603 - one per process, like PyTorch's process group
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         shared, mine, world = next(rendezvous("env://", timeout=timedelta(seconds=ARRIVAL)))
         _store = PrefixStore("plrc", shared)
@@ -59,8 +65,16 @@ def start(device: torch.device, stall_seconds: float = 600.0) -> None:
 
 
 def lost(error: BaseException) -> str:
-    """After a collective failed in this process: which processes did not notice, and so have ended or hang, in words.
-    Empty where `error` is not that of a collective."""
+    """Name the processes that made a collective fail in this process.
+
+    Each process that notices a failure reports it in the store. A process that reports nothing exited or hung.
+
+    Args:
+        error: What was raised in this process.
+
+    Returns:
+        A sentence without a full stop; empty if `error` does not come from a collective.
+    """
     if _store is None or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
         return ""
     silent = list(range(world_size()))
@@ -71,23 +85,24 @@ def lost(error: BaseException) -> str:
             silent = [other for other in silent if not _store.check([f"failed {other}"])]
             time.sleep(0.1)
         names = [f"process {other} of {world_size()} (on {_store.get(f'host {other}').decode()})" for other in silent]
-    except RuntimeError:  # the store is gone, and with it the process that held it
+    except RuntimeError:  # the store is held by the first process
         return "the first process, or its host, does not answer"
     return f"no answer from {', '.join(names)}" if names else "the connection between the processes broke"
 
 
 def stop() -> None:
+    """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def barrier() -> None:
-    """Go on when every process has come here."""
+    """Wait until every process has called this."""
     any_process(False)
 
 
 def sum_over_processes(value: Tensor) -> Tensor:
-    """The sum of a tensor over processes, without gradient."""
+    """Return the sum of a tensor over all processes, without gradient."""
     value = value.detach().clone()
     if dist.is_initialized():
         dist.all_reduce(value)
@@ -95,12 +110,12 @@ def sum_over_processes(value: Tensor) -> Tensor:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set in any process; every process gets the same answer."""
+    """Return whether the flag is set in any process; every process gets the same answer."""
     return bool(sum_over_processes(torch.tensor(int(flag))) > 0)
 
 
 def gather_words(words: dict[str, str]) -> dict[str, str]:
-    """The dictionaries of all processes in one."""
+    """Return the dictionaries of all processes merged into one."""
     if world_size() == 1:
         return words
     parts: list[dict[str, str]] = [{} for _ in range(world_size())]
@@ -110,7 +125,14 @@ def gather_words(words: dict[str, str]) -> dict[str, str]:
 
 @torch.no_grad()
 def gather(tensor: Tensor) -> Tensor:
-    """[B, ...] of every process -> [R * B, ...] in rank order, without gradient."""
+    """Join a tensor over all processes, without gradient.
+
+    Args:
+        tensor: [B, ...], of this process.
+
+    Returns:
+        [R * B, ...], in rank order.
+    """
     tensor = tensor.detach().contiguous()
     if world_size() == 1:
         return tensor
@@ -121,9 +143,16 @@ def gather(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def shuffle(tensor: Tensor, order: Tensor) -> Tensor:
-    """This process's part of the joined batch in the order [R * B] (a permutation that all processes share).
+    """Permute a batch over all processes.
 
-    Each process sends and receives B rows, whatever R is. An order on the CPU costs no wait for a GPU.
+    Each process sends and receives B rows, for any R. An order on the CPU avoids waiting for the GPU.
+
+    Args:
+        tensor: [B, ...], the rows of this process.
+        order: [R * B], a permutation of the joined batch, the same in all processes.
+
+    Returns:
+        This process's rows [B, ...] of the permuted batch.
     """
     if world_size() == 1:
         return tensor.detach()[order]
@@ -141,5 +170,5 @@ def shuffle(tensor: Tensor, order: Tensor) -> Tensor:
 
 @torch.no_grad()
 def unshuffle(tensor: Tensor, order: Tensor) -> Tensor:
-    """Undo `shuffle` on something computed from its result."""
+    """Undo `shuffle` with the same order, on a tensor [B, ...] that was computed from its result."""
     return shuffle(tensor, torch.argsort(order))

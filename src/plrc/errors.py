@@ -1,4 +1,4 @@
-"""The errors that a user can fix. Each carries one sentence that says what is wrong and what to do."""
+"""Errors that a user can fix. Each message is one sentence: what is wrong and what to do."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from __future__ import annotations
 class PlrcError(Exception):
     """An error the user can fix.
 
-    The command line prints its sentence on standard error and exits with status 2. A wrong call of a function (an array
+    The command line prints the message on standard error and exits with status 2. A wrong call of a function (an array
     of the wrong shape, an argument of the wrong type) raises ValueError or TypeError instead.
     """
 
@@ -20,7 +20,7 @@ class DataError(PlrcError):
 
 
 class LayoutError(DataError):
-    """A folder or file that does not have the layout (VOC, COCO, ...) that was asked for or tried."""
+    """A folder or file that does not have the requested layout (VOC, COCO, ...)."""
 
 
 class WeightsError(PlrcError):
@@ -32,7 +32,7 @@ class RunError(PlrcError):
 
 
 class ExportError(PlrcError):
-    """Weights that cannot be exported, or whose exported file failed its proof."""
+    """Weights that cannot be exported, or an exported file that failed its verification."""
 
 
 class MissingPackageError(PlrcError):

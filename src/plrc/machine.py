@@ -1,4 +1,4 @@
-"""The processor that we run on, its memory, and the versions that compute. Layer 0: imports nothing of ours."""
+"""The machine and the software that a result was computed with."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from pathlib import Path
 
 
 def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def processor() -> str:
-    """Its name. On Linux only the kernel's listing has it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    """Return the name of the CPU."""
+    with contextlib.suppress(OSError):  # Linux only; elsewhere the standard library knows the name
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def plrc_version() -> str:
@@ -34,15 +35,21 @@ def plrc_version() -> str:
 
 
 def versions() -> dict[str, str]:
-    """What computed a result."""
+    """Return the versions of plrc, PyTorch and Python."""
     import torch
 
     return {"plrc": plrc_version(), "torch": torch.__version__, "python": platform.python_version()}
 
 
 def commit(root: Path = Path(__file__).parents[2]) -> str:
-    """The commit at `root` (the checkout that plrc runs from), with "-dirty" where files differ from it; "" where
-    `root` is not a checkout."""
+    """Return the git commit of a checkout, with "-dirty" appended if files were changed.
+
+    Args:
+        root: Root of the checkout; by default that of plrc itself.
+
+    Returns:
+        The commit; empty if `root` is not a checkout.
+    """
     if not (root / ".git").exists():
         return ""
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
@@ -53,12 +60,12 @@ def commit(root: Path = Path(__file__).parents[2]) -> str:
 
 
 def return_freed_memory() -> None:
-    """Give back what a process that now and then holds a second network for a moment (each export) has no use for.
+    """Collect unreachable cycles, and return freed memory to the operating system.
 
-    Cycles, such as those of plots, wait long for Python's collector. And glibc keeps freed memory that lies between
-    living blocks: 12 MB at every export.
+    Call it after work that briefly needs much memory. Otherwise cycles wait for Python's collector, and glibc keeps
+    freed blocks.
     """
     gc.collect()
     if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # another C library
+        with contextlib.suppress(OSError, AttributeError):  # C libraries other than glibc have no malloc_trim
             ctypes.CDLL(None).malloc_trim(0)

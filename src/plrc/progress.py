@@ -1,4 +1,4 @@
-"""How long jobs report their progress: one kind of callback for all of them."""
+"""The progress callback of long jobs."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import Protocol
 
 
 class OnProgress(Protocol):
-    """Called by a long job now and then.
+    """Called by a long job at intervals.
 
     Args:
-        done: Units of work (steps, images, runs) that are finished.
-        total: Units of work in all.
-        line: A short description of where the job stands; may be empty.
+        done: Number of finished units of work (steps, images, runs).
+        total: Number of all units of work.
+        line: A short description of the current state; may be empty.
     """
 
     def __call__(self, done: int, total: int, line: str = "") -> None: ...
 
 
 def ignore_progress(done: int, total: int, line: str = "") -> None:
-    """The callback of a caller who does not want any."""
+    """Do nothing: the default progress callback."""

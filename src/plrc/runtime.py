@@ -11,59 +11,100 @@ from types import FrameType
 import torch
 
 from plrc import distributed
-from plrc.errors import PlrcError
+from plrc.errors import ConfigError
 from plrc.machine import cores
+
+MAX_WORKERS = 12  # per GPU
 
 
 def choose_device(name: str) -> torch.device:
-    """auto: this process's GPU (by torchrun's number, else Slurm's) if there is one, else the CPU."""
+    """Return the device that a setting names.
+
+    Args:
+        name: cpu, cuda, cuda:N, or auto: this process's GPU, or the CPU if there is no GPU.
+
+    Raises:
+        ConfigError: The name is invalid, or there is no such GPU.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and torch.cuda.is_available():
-        several = torch.cuda.device_count() > 1  # Slurm may show each of its processes one GPU, always as number 0
-        slurm = os.environ.get("SLURM_LOCALID", "0") if several else "0"
-        name = f"cuda:{os.environ.get('LOCAL_RANK', slurm)}"
+        name = f"cuda:{_local_rank()}"
     if re.fullmatch(r"cpu|cuda(:\d+)?", name) is None:
-        raise PlrcError(f"run.device is {name!r}; write auto, cpu, cuda or cuda:N")
+        raise ConfigError(f"run.device must be auto, cpu, cuda or cuda:N, got {name!r}")
     device = torch.device(name)
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            advice = "write --run.device cpu, or see: plrc doctor"
-            raise PlrcError(f"run.device is {name} but PyTorch finds no GPU here; {advice}")
-        if (device.index or 0) >= torch.cuda.device_count():
-            raise PlrcError(f"run.device is {name} but there are {torch.cuda.device_count()} GPUs; write a lower N")
+            raise ConfigError(
+                f"run.device is {name} but PyTorch finds no GPU here; write --run.device cpu, or see: plrc doctor"
+            )
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise ConfigError(f"run.device must be below cuda:{count} ({count} GPUs), got {name}")
         torch.cuda.set_device(device)
     return device
 
 
+def _local_rank() -> str:
+    """Return the number of this process on its host, as torchrun or Slurm gives it."""
+    rank = os.environ.get("LOCAL_RANK")
+    if rank is not None:
+        return rank
+    if torch.cuda.device_count() > 1:
+        return os.environ.get("SLURM_LOCALID", "0")
+    return "0"  # Slurm may show each process a single GPU, always as number 0
+
+
 def choose_workers(workers: int, device: torch.device) -> int:
-    """-1: with a GPU up to 12 a process, leaving it a core; with a CPU one, since it shares its cores with training."""
+    """Return the number of loader processes.
+
+    Args:
+        workers: The setting run.workers. -1: with a GPU this process's share of the cores, less one for training; with
+            a CPU 1, since loading and training share the cores.
+        device: The device of this process.
+    """
     if workers >= 0:
         return workers
-    return min(12, max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)) if device.type == "cuda" else 1
+    if device.type != "cuda":
+        return 1
+    share = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(MAX_WORKERS, max(1, share - 1))
 
 
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of convolutions and heads; objectives are always float32."""
+    """Return the dtype of convolutions and heads. Objectives are always computed in float32.
+
+    Args:
+        precision: The setting optim.precision.
+        device: The device of this process, which decides what auto means.
+    """
     if precision != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
     if device.type != "cuda":
         return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    return torch.float16
 
 
 class StopRequest:
-    """SIGTERM or SIGINT asks the loop to save and end after the current step; a second SIGINT interrupts at once.
+    """Turns SIGTERM and SIGINT into a request to save and stop after the current step.
 
-    One inside another (a run of a comparison) shares what was asked: neither misses a signal that the other got.
+    A second SIGINT interrupts at once. A request inside another one (a run of a comparison) shares its state, so that
+    neither misses a signal. Outside the main thread, where signals cannot be handled, it does nothing.
+
+    Attributes:
+        asked: Whether this process was asked to stop.
     """
 
     def __init__(self) -> None:
-        wanted = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
         outer = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-        self._outer = outer if isinstance(outer, StopRequest) else None
+        self._outer: StopRequest | None = outer if isinstance(outer, StopRequest) else None
         self.asked: bool = self._outer is not None and self._outer.asked
-        self._previous = {s: signal.signal(s, self._ask) for s in wanted}
+        self._previous = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self._outer is not None:
@@ -73,9 +114,10 @@ class StopRequest:
         self.asked = True
 
     def agreed(self) -> bool:
-        """Whether any process was asked to stop; all of them call this at the same step and get the same answer."""
+        """Return whether any process was asked to stop. All processes must call this at the same step."""
         return distributed.any_process(self.asked)
 
     def restore(self) -> None:
+        """Restore the previous signal handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)

@@ -5,28 +5,43 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterable, Sequence
 
+SIMILAR = 0.6  # smallest similarity, from 0 to 1, at which a name is suggested
+
 
 def printable(text: str) -> str:
-    """`text`, such as a file's name, on one line that any terminal and any log can take: control characters, what turns
-    the direction of writing, and bytes that are no text are escaped."""
+    """Escape what a terminal or a log may not show: control characters, changes of the writing direction, raw bytes.
+
+    Args:
+        text: Any text, such as the name of a file.
+
+    Returns:
+        The text on one line.
+    """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def printable_lines(text: str) -> str:
-    """`printable` for each of the lines of a text of ours that may hold foreign names."""
+    """Apply `printable` to each line of a text."""
     return "\n".join(map(printable, text.split("\n")))
 
 
 def note(what: str, names: Collection[str]) -> list[str]:
-    """One note that counts names and shows the first three; none where there are no names."""
-    shown = ", ".join(map(printable, sorted(names)[:3])) + (", ..." if len(names) > 3 else "")
-    return [f"{what}: {len(names)} ({shown})"] if names else []
+    """Return one line that counts names and shows the first three, or no line if there are no names."""
+    if not names:
+        return []
+    shown = ", ".join(map(printable, sorted(names)[:3]))
+    if len(names) > 3:
+        shown += ", ..."
+    return [f"{what}: {len(names)} ({shown})"]
 
 
 def some(names: Iterable[str], shown: int = 5) -> str:
-    """The first of many names, and how many more there are."""
+    """Return the first names, separated by commas, and how many more there are."""
     names = list(names)
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+    text = ", ".join(names[:shown])
+    if len(names) > shown:
+        text += f" and {len(names) - shown} more"
+    return text
 
 
 def list_failures(failures: Sequence[tuple[str, str]], shown: int = 10) -> list[str]:
@@ -38,19 +53,36 @@ def list_failures(failures: Sequence[tuple[str, str]], shown: int = 10) -> list[
 
 
 def aligned(rows: Iterable[tuple[str, str]], width: int = 12) -> str:
-    """(name, text) of a report, one below the other; `width`: of the column of names."""
+    """Return a table of (name, text) rows; the column of names is `width` characters wide."""
     return "\n".join(f"{name:<{width}}{text}" for name, text in rows)
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
-    """The name that is most like the word, in whole and after its last dot, where initials are as good (lr)."""
+    """Return the name that is most similar to a word.
 
-    def likeness(name: str) -> float:
-        ends = word.rpartition(".")[2], name.rpartition(".")[2]
-        whole, end = (difflib.SequenceMatcher(None, a, b).ratio() for a, b in ((word, name), ends))
-        return whole + (1 if _initials(ends[0]) == ends[1] or ends[0] == _initials(ends[1]) else end)
+    Dotted names are compared as a whole and by their last part, where initials count as equal (lr, learning_rate).
+    """
 
-    return max(names, key=likeness)
+    def similarity(name: str) -> float:
+        word_end = word.rpartition(".")[2]
+        name_end = name.rpartition(".")[2]
+        if _initials(word_end) == name_end or word_end == _initials(name_end):
+            return _ratio(word, name) + 1
+        return _ratio(word, name) + _ratio(word_end, name_end)
+
+    return max(names, key=similarity)
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """Return " (did you mean NAME?)" for the most similar name, or an empty text if no name is similar."""
+    name = nearest(word, names)
+    if _ratio(word, name) < SIMILAR:
+        return ""
+    return f" (did you mean {name}?)"
+
+
+def _ratio(word: str, name: str) -> float:
+    return difflib.SequenceMatcher(None, word, name).ratio()
 
 
 def _initials(words: str) -> str:

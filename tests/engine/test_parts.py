@@ -134,7 +134,7 @@ def test_metrics_after_the_restored_step_are_cut(tmp_path: Path) -> None:
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 1, 2, 3]
 
 
-def test_a_misspelt_preset_is_told_the_nearest() -> None:
+def test_the_error_for_an_unknown_preset_suggests_the_nearest() -> None:
     with pytest.raises(PlrcError, match=r"write one of paper_r50, .* \(did you mean small_r18\?\)$"):
         preset("smal_r18")
     with pytest.raises(PlrcError, match=r"debug_cpu$"):

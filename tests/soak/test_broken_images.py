@@ -57,7 +57,9 @@ def test_training_goes_on_and_stops_above_the_limit(folder: Path, tiny: Callable
     log = (run.path / "log.txt").read_text(encoding="utf-8")
     assert log.count("another image takes its place") > 20 and "\x1b" not in log
     stopped = tiny().with_values(settings | {"run.out": str(run.path.with_name("stopped"))})
-    with pytest.raises(PlrcError, match=r"images cannot be read, more than data\.max_unreadable_fraction \(10%\), such as "):
+    with pytest.raises(
+        PlrcError, match=r"images cannot be read, more than data\.max_unreadable_fraction \(10%\), such as "
+    ):
         pretrain(stopped)
 
 
