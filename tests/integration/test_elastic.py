@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc to find the worker processes"),
 ]
 HANGS = 1800  # seconds after which something is taken to hang, however busy the machine is
-STALL = 8  # seconds; the default is 600
+STALL = 12  # seconds; the default is 600
 
 
 @contextmanager
@@ -72,10 +72,10 @@ def steps(out: Path) -> list[int]:
 
 @pytest.fixture
 def config(tiny: Callable[..., Config], tmp_path: Path) -> Path:
-    """60 steps, a checkpoint every 5."""
+    """30 steps, a checkpoint every 5."""
     path = tmp_path / "config.toml"
     small = {"model__bn_groups": 1, "run__checkpoint_every_steps": 5, "run__threads": 1, "optim__lr": 1e-4}
-    tiny(optim__steps=60, run__stall_seconds=60, **small).save(path)
+    tiny(optim__steps=30, run__stall_seconds=20, **small).save(path)
     return path
 
 
@@ -94,11 +94,11 @@ def test_a_worker_killed_on_one_of_two_hosts(config: Path, tmp_path: Path) -> No
     log = (hurt / "log.txt").read_text()
     resumed = [line for line in log.splitlines() if "resuming at step" in line]
     assert len(resumed) == 1 and int(resumed[0].split("step ")[1].split()[0]) % 5 == 0
-    assert steps(hurt) == list(range(1, 61))
+    assert steps(hurt) == list(range(1, 31))
     with started([*plain, *train, str(whole)], folder=tmp_path) as (one,):
         assert one.wait(timeout=HANGS) == 0
     a, b = (load_checkpoint(path) for path in map(newest_checkpoint, (hurt, whole)) if path is not None)
-    assert a["step"] == b["step"] == 60
+    assert a["step"] == b["step"] == 30
     for part in ("student", "teacher", "queue"):
         assert all(torch.equal(a[part][name], b[part][name]) for name in a[part]), part
 

@@ -95,10 +95,10 @@ def ended(process: subprocess.Popen[str]) -> dict[str, Any]:
     return {"status": process.returncode, "seconds": time.monotonic() - started, "out": out, "err": err.strip()}
 
 
-def training(images: Path, out: Path, steps: int, bad_limit: float) -> list[object]:
+def training(images: Path, out: Path, steps: int, limit: float) -> list[object]:
     """The arguments of a training of a small network."""
     return [
-        "pretrain", "--preset", "debug_cpu", "--data", images, "--out", out, "--data.max-unreadable-fraction", bad_limit,
+        "pretrain", "--preset", "debug_cpu", "--data", images, "--out", out, "--data.max-unreadable-fraction", limit,
         "--optim.steps", steps, "--optim.batch-size", 32, "--views.size", 32, "--run.workers", 2, "--run.threads", 1,
         "--run.device", "cpu", "--run.log-every-steps", 5, "--objectives.queue", 64, "--model.bn-groups", 2,
         "--run.no-stop-on-collapse", "--data.held-out", 8,
@@ -160,7 +160,7 @@ def strike(rng: np.random.Generator, path: Path, other: Path) -> None:
                 path.symlink_to(os.readlink(thing))
 
 
-def change_while_training(work: Path, images: int, steps: int, bad_limit: float, seed: int) -> dict[str, Any]:
+def change_while_training(work: Path, images: int, steps: int, limit: float, seed: int) -> dict[str, Any]:
     """Train on `images` scenes, all of which are struck, one after another, while the training runs."""
     write_scenes(work / "scenes", {"train": images}, seed=seed, size=64)
     paths = sorted((work / "scenes" / "train" / "images").iterdir())
@@ -169,7 +169,7 @@ def change_while_training(work: Path, images: int, steps: int, bad_limit: float,
     other = work / "things" / "other.jpg"
     shutil.copy(paths[0], other)
     rng = np.random.default_rng(seed)
-    process = plrc(training(paths[0].parent, work / "run", steps, bad_limit))
+    process = plrc(training(paths[0].parent, work / "run", steps, limit))
     metrics = work / "run" / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and '"train"' in metrics.read_text()):
         time.sleep(0.05)

@@ -50,7 +50,8 @@ OF_THE_LOAD = ("cpu_seconds_per_image", "images_per_second")  # these change wit
 def command(images: Path, out: Path, save_every: int) -> list[str]:
     """A training that would take days, of a small network, with a checkpoint every `save_every` steps."""
     options = {
-        "data": images, "out": out, "run.workers": 2, "run.threads": 1, "run.device": "cpu", "data.max-unreadable-fraction": 0.5,
+        "data": images, "out": out, "run.workers": 2, "run.threads": 1, "run.device": "cpu",
+        "data.max-unreadable-fraction": 0.5,
         "views.size": 32, "optim.batch-size": BATCH, "optim.steps": 10_000_000, "objectives.queue": 128,
         "model.bn-groups": 2, "run.checkpoint-every-steps": save_every, "run.health-every-steps": 200,
         "run.log-every-steps": 1,

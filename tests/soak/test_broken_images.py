@@ -76,7 +76,7 @@ def test_a_damaged_folder_below_the_limit_ends_no_run(scenes: Path, tiny: Callab
 
 @pytest.mark.slow
 def test_images_that_change_while_a_training_runs(tmp_path: Path) -> None:
-    assert changes(tmp_path / "changes", images=120, steps=30, seed=1)["faults"] == []
+    assert changes(tmp_path / "changes", images=120, steps=18, seed=1)["faults"] == []
 
 
 def test_what_is_no_file_does_not_hang_and_root_reads_the_forbidden(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from tests.soak.soak import MEASURES, verdicts, watch
 
 @pytest.mark.slow
 def test_memory_and_handles_of_a_training_do_not_grow(tmp_path: Path) -> None:
-    found = watch(tmp_path, minutes=0.4, every=0.25, path=tmp_path / "soak.json", save_every=5)
+    found = watch(tmp_path, minutes=0.3, every=0.25, path=tmp_path / "soak.json", save_every=5)
     assert found["ended"] == "stopped and saved"
     assert set(found["verdicts"]) == set(MEASURES)
     grows = [name for name in MEASURES if found["verdicts"][name]["verdict"] == "grows"]
