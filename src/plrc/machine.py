@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
 import os
 import platform
 import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -57,15 +53,3 @@ def commit(root: Path = Path(__file__).parents[2]) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
-
-
-def return_freed_memory() -> None:
-    """Collect unreachable cycles, and return freed memory to the operating system.
-
-    Call it after work that briefly needs much memory. Otherwise cycles wait for Python's collector, and glibc keeps
-    freed blocks.
-    """
-    gc.collect()
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # C libraries other than glibc have no malloc_trim
-            ctypes.CDLL(None).malloc_trim(0)

@@ -230,14 +230,14 @@ class Code:
 
 def test_a_file_with_code_is_refused_and_not_run(state: State, tmp_path: Path) -> None:
     path = save(tmp_path / "w.pt", {"state_dict": state, "args": Code()})
-    with pytest.raises(PlrcError, match="Python objects beside tensors, which plrc does not run"):
+    with pytest.raises(PlrcError, match="Python objects in addition to tensors, which plrc does not run"):
         read_weights(path)
 
 
 def test_a_bare_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
     path = tmp_path / "w.pkl"
     path.write_bytes(pickle.dumps(Code(), protocol=2))
-    with pytest.raises(PlrcError, match="Python objects beside tensors, which plrc does not run"):
+    with pytest.raises(PlrcError, match="Python objects in addition to tensors, which plrc does not run"):
         read_weights(path)
 
 

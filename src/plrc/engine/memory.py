@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+
 import torch
 
 from plrc import distributed
 from plrc.data.loader import ViewDataset, collate
 from plrc.engine.setup import Plan
 from plrc.engine.state import TrainingState
-from plrc.machine import return_freed_memory
 
 CPU_MESSAGES = ("can't allocate memory", "bad_alloc", "Cannot allocate memory")  # PyTorch's allocator, C++, the system
 
@@ -66,7 +67,7 @@ def _halves(images: int, least: int) -> list[int]:
 
 def _fits(plan: Plan, images: int) -> bool:
     """Whether two steps with this many images at a time, on a new state, get the memory they need."""
-    return_freed_memory()
+    gc.collect()
     if plan.device.type == "cuda":
         torch.cuda.empty_cache()
     try:

@@ -19,6 +19,7 @@ import safetensors
 import torch
 import torchvision
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from plrc.config import Config
 from plrc.data.manifest import read_manifest
@@ -70,7 +71,7 @@ def model_card(receipt: Receipt, saved: Mapping[str, Any], run: Path) -> str:
         "data": _data(config, run),
         "regions_from_files": config.regions.source in ("maps", "coco"),
         "recipe": _recipe(config, receipt),
-        "starting_point": "the preset" if name != "custom" else "plrc's defaults",
+        "has_preset": name != "custom",
         "changed_settings": _changed_settings(config, preset(name, config.method)),
         "losses": _last_losses(run),
         "health": _health(saved["health"]),
@@ -94,6 +95,7 @@ def model_card(receipt: Receipt, saved: Mapping[str, Any], run: Path) -> str:
 def _template_environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("plrc.export", ""),
+        autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -104,13 +106,13 @@ def _template_environment() -> Environment:
     return environment
 
 
-def code_span(text: str) -> str:
+def code_span(text: str) -> Markup:
     """A Markdown code span that holds any text: its fence is longer than every run of backticks inside."""
     text = " ".join(text.split()) or " "
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * (longest + 1)
     space = " " if text.startswith("`") or text.endswith("`") else ""
-    return f"{fence}{space}{text}{space}{fence}"
+    return Markup(f"{fence}{space}{text}{space}{fence}")  # complete: nothing in it is read as Markdown or HTML
 
 
 def start_of(init: str) -> list[str]:

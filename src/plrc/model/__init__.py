@@ -6,6 +6,12 @@ from plrc.model.queue import KeyQueue
 from plrc.model.teacher import make_teacher, update_teacher
 
 __all__ = [
-    "Backbone", "KeyQueue", "Network", "build_backbone", "check_feature_side", "feature_side", "make_teacher",
+    "Backbone",
+    "KeyQueue",
+    "Network",
+    "build_backbone",
+    "check_feature_side",
+    "feature_side",
+    "make_teacher",
     "update_teacher",
-]  # fmt: skip
+]

@@ -1,9 +1,9 @@
 """Backbones: an image in, a dictionary {stride: feature map} out.
 
-Layer 2. `Backbone.net` carries the tensor names of the library it came from (torchvision, timm, or the user's own code:
-user_code.py), so that weights move between plrc and that library without renaming.
+`Backbone.net` carries the tensor names of the library it came from (torchvision, timm, or the user's own code), so that
+weights move between plrc and that library without renaming.
 
-Shapes: B images, H x W pixels, C channels.
+Shapes: B images, H x W pixels, C channels, s a stride.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
-from plrc.errors import ConfigError
+from plrc.errors import ConfigError, MissingPackageError
 from plrc.model.user_code import backbone_from_function, features_by_stride, is_user_code
 
-RESNETS = tuple(n for n in torchvision.models.list_models(module=torchvision.models) if "resne" in n)
+RESNETS = tuple(name for name in torchvision.models.list_models(module=torchvision.models) if "resne" in name)
 
 
 class ResNetLevels(nn.Module):
@@ -27,22 +27,34 @@ class ResNetLevels(nn.Module):
 
     def __init__(self, net: ResNet) -> None:
         super().__init__()
-        self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
-        self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
+        self.conv1 = net.conv1
+        self.bn1 = net.bn1
+        self.relu = net.relu
+        self.maxpool = net.maxpool
+        self.layer1 = net.layer1
+        self.layer2 = net.layer2
+        self.layer3 = net.layer3
+        self.layer4 = net.layer4
 
     def forward(self, images: Tensor, levels: int = 4) -> list[Tensor]:
         x: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        found = []
+        features = []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4)[:levels]:
             x = layer(x)
-            found.append(x)
-        return found
+            features.append(x)
+        return features
 
 
 class Backbone(nn.Module):
-    """{stride: features}: images [B, 3, H, W] -> {s: [B, channels[s], ceil(H / s), ceil(W / s)]}.
+    """Images [B, 3, H, W] -> {s: features [B, channels[s], ceil(H / s), ceil(W / s)]}.
 
-    Strides are those of the unchanged network: with `layer4_stride=1` the level called 32 has the lattice of level 16.
+    Strides are those of the unchanged network: with `layer4_stride=1` the level called 32 has the feature grid of level
+    16.
+
+    Attributes:
+        name: `model.backbone`, from which it was built.
+        net: The network under its library's tensor names.
+        channels: {stride: channels}, from fine to coarse.
     """
 
     def __init__(self, name: str, net: nn.Module, channels: dict[int, int]) -> None:
@@ -52,18 +64,38 @@ class Backbone(nn.Module):
         self.channels = channels
 
     def forward(self, images: Tensor, deepest: int | None = None) -> dict[int, Tensor]:
-        """`deepest`: the largest stride that is wanted; a torchvision ResNet then skips the layers after it."""
-        wanted = [s for s in self.channels if deepest is None or s <= deepest]
+        """Compute the features of every level.
+
+        Args:
+            images: Normalized images [B, 3, H, W].
+            deepest: The largest stride that is wanted; a torchvision ResNet then skips the layers after it.
+
+        Returns:
+            {s: features [B, channels[s], ceil(H / s), ceil(W / s)]}.
+        """
+        wanted = [stride for stride in self.channels if deepest is None or stride <= deepest]
         if is_user_code(self.name):
-            found = features_by_stride(self.net, self.net(images))
-            return {stride: found[stride] for stride in wanted}
+            features = features_by_stride(self.net, self.net(images))
+            return {stride: features[stride] for stride in wanted}
         levels = self.net(images, len(wanted)) if isinstance(self.net, ResNetLevels) else self.net(images)
         return dict(zip(wanted, levels, strict=False))
 
 
 def build_backbone(name: str, layer4_stride: int = 2) -> Backbone:
-    """A backbone with random weights: a torchvision ResNet by its name, `timm:NAME` (a model with features_only), or
-    the user's own function (user_code.py), which is imported and called."""
+    """Build a backbone with random weights.
+
+    Args:
+        name: A torchvision ResNet, `timm:NAME` (a model with features_only), or a function of the user's own
+            (FILE.py:FUNCTION or package.module:function), which is imported and called.
+        layer4_stride: Stride of layer4 of a torchvision ResNet: 2 as usual, or 1.
+
+    Returns:
+        The backbone in training mode.
+
+    Raises:
+        ConfigError: There is no such backbone, or it does not give one feature map per stride.
+        MissingPackageError: timm is needed and not installed.
+    """
     if is_user_code(name):
         return Backbone(name, *backbone_from_function(name))
     if name.startswith("timm:"):
@@ -75,29 +107,39 @@ def build_backbone(name: str, layer4_stride: int = 2) -> Backbone:
         )
     build: Callable[..., ResNet] = torchvision.models.get_model_builder(name)
     net = ResNetLevels(build(weights=None))
-    widths = [_last_width(layer) for layer in (net.layer1, net.layer2, net.layer3, net.layer4)]
     if layer4_stride == 1:
         for module in net.layer4[0].modules():
             if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
                 module.stride = (1, 1)
-    return Backbone(name, net, dict(zip((4, 8, 16, 32), widths, strict=True)))
+    channels = {
+        4: _last_width(net.layer1),
+        8: _last_width(net.layer2),
+        16: _last_width(net.layer3),
+        32: _last_width(net.layer4),
+    }
+    return Backbone(name, net, channels)
 
 
 def _last_width(layer: nn.Sequential) -> int:
-    convolutions = [m for name, m in layer[-1].named_modules() if isinstance(m, nn.Conv2d) and "downsample" not in name]
-    return int(convolutions[-1].out_channels)
+    """Output channels of a stage of a ResNet: those of its last convolution that is not on a shortcut."""
+    width = 0
+    for name, module in layer[-1].named_modules():
+        if isinstance(module, nn.Conv2d) and "downsample" not in name:
+            width = int(module.out_channels)
+    return width
 
 
 def _timm_backbone(name: str) -> Backbone:
     try:
         import timm
     except ImportError as error:
-        raise ConfigError(f"{name} needs timm; install it with: pip install 'plrc-pretrain[timm]'") from error
+        raise MissingPackageError("timm backbones", "timm") from error
     try:
         net: Any = timm.create_model(name.removeprefix("timm:"), pretrained=False, features_only=True)
     except (RuntimeError, AttributeError) as error:
         raise ConfigError(f"timm cannot build {name!r} with features_only: {error}") from error
-    strides, channels = net.feature_info.reduction(), net.feature_info.channels()
+    strides = net.feature_info.reduction()
+    channels = net.feature_info.channels()
     with torch.no_grad():
         levels = net.eval()(torch.zeros(1, 3, 224, 224))
     if len(set(strides)) < len(strides) or [level.shape[1] for level in levels] != channels:

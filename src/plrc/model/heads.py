@@ -1,6 +1,6 @@
-"""The two projection heads, applied at every position of the feature lattice as 1 x 1 convolutions.
+"""The two projection heads, applied at every position of the feature grid as 1 x 1 convolutions.
 
-Layer 2: imports nothing of ours. Shapes: B images, C channels, h x w the lattice.
+Shapes: B images, C channels, h x w the feature grid.
 """
 
 from __future__ import annotations
@@ -9,12 +9,30 @@ from torch import nn
 
 
 def contrast_head(channels: int, hidden: int, dim: int) -> nn.Sequential:
-    """[B, channels, h, w] -> [B, dim, h, w]: two layers, ReLU, no BN; for the image and point terms (METHOD 3)."""
+    """Build the head of the image and point terms (METHOD section 3): two layers with ReLU, without BatchNorm.
+
+    Args:
+        channels: Channels of the features.
+        hidden: Channels of the hidden layer.
+        dim: Channels of the output.
+
+    Returns:
+        A module [B, channels, h, w] -> [B, dim, h, w].
+    """
     return nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, dim, 1))
 
 
 def distill_head(channels: int, hidden: int, dim: int) -> nn.Sequential:
-    """[B, channels, h, w] -> [B, dim, h, w]: three layers with BN and ReLU between them (METHOD 3)."""
+    """Build the head of the distillation term (METHOD section 3): three layers with BatchNorm and ReLU between them.
+
+    Args:
+        channels: Channels of the features.
+        hidden: Channels of the hidden layers.
+        dim: Channels of the output.
+
+    Returns:
+        A module [B, channels, h, w] -> [B, dim, h, w].
+    """
     return nn.Sequential(
         nn.Conv2d(channels, hidden, 1, bias=False),
         nn.BatchNorm2d(hidden),

@@ -1,4 +1,4 @@
-"""Names of a ResNet's tensors in torchvision, detectron2 and transformers, by one rule each. Layer 2: imports nothing.
+"""Names of a ResNet's tensors in torchvision, detectron2 and transformers, by one rule for each library.
 
 timm and mmdetection use torchvision's names. Sources of the rules: torchvision/models/resnet.py, detectron2's
 modeling/backbone/resnet.py (BasicStem, BasicBlock, BottleneckBlock), transformers' models/resnet/modeling_resnet.py.
@@ -16,7 +16,13 @@ _BLOCKS = 36  # in the longest stage of a ResNet
 
 
 class Place(NamedTuple):
-    """Where a convolution stands. stage 0: the stem; convolution 0: the shortcut of a block."""
+    """Where a convolution is in a ResNet.
+
+    Attributes:
+        stage: 1 to 4; 0 for the stem.
+        block: Index of the block in its stage.
+        convolution: Number of the convolution in its block, from 1; 0 for the shortcut.
+    """
 
     stage: int
     block: int
@@ -27,6 +33,7 @@ Naming = Callable[[Place], tuple[str, str]]  # the modules' names: the convoluti
 
 
 def torchvision(place: Place) -> tuple[str, str]:
+    """torchvision's names of a convolution and its BatchNorm."""
     if not place.stage:
         return "conv1", "bn1"
     block = f"layer{place.stage}.{place.block}."
@@ -36,26 +43,41 @@ def torchvision(place: Place) -> tuple[str, str]:
 
 
 def detectron2(place: Place) -> tuple[str, str]:
+    """detectron2's names of a convolution and its BatchNorm."""
+    if not place.stage:
+        return "stem.conv1", "stem.conv1.norm"
     part = f"conv{place.convolution}" if place.convolution else "shortcut"
-    module = f"res{place.stage + 1}.{place.block}.{part}" if place.stage else "stem.conv1"
+    module = f"res{place.stage + 1}.{place.block}.{part}"
     return module, f"{module}.norm"
 
 
 def transformers(place: Place) -> tuple[str, str]:
+    """transformers' names of a convolution and its BatchNorm."""
+    if not place.stage:
+        return "embedder.embedder.convolution", "embedder.embedder.normalization"
     part = f"layer.{place.convolution - 1}" if place.convolution else "shortcut"
-    module = f"encoder.stages.{place.stage - 1}.layers.{place.block}.{part}" if place.stage else "embedder.embedder"
+    module = f"encoder.stages.{place.stage - 1}.layers.{place.block}.{part}"
     return f"{module}.convolution", f"{module}.normalization"
 
 
 def torchvision_names(names: Iterable[str]) -> dict[str, str]:
-    """{name in a file: torchvision's name for it}, prefixes kept; the same name where the file holds no such ResNet."""
-    out = {name: name for name in names}
+    """Recognize the names of detectron2's and transformers' ResNets.
+
+    Args:
+        names: Names of tensors in a file or network, with any prefix.
+
+    Returns:
+        {name: torchvision's name with the same prefix}; other names stay as they are.
+    """
+    renamed = {name: name for name in names}
     for naming in (detectron2, transformers):
-        sign = f"{naming(Place(1, 0, 1))[1]}.weight"  # every ResNet of the library has it
-        if any(name == sign or name.endswith(f".{sign}") for name in out):
-            known = _modules(naming)
-            out = {name: _renamed(now, known) for name, now in out.items()}
-    return out
+        _, norm = naming(Place(1, 0, 1))
+        sign = f"{norm}.weight"  # every ResNet of the library has it
+        if any(name == sign or name.endswith(f".{sign}") for name in renamed.values()):
+            modules = _modules(naming)
+            for name, current in renamed.items():
+                renamed[name] = _renamed(current, modules)
+    return renamed
 
 
 def name_difference(actual: Iterable[str], expected: Iterable[str]) -> str:
@@ -71,17 +93,23 @@ def name_difference(actual: Iterable[str], expected: Iterable[str]) -> str:
 
 
 def _modules(naming: Naming) -> dict[str, str]:
-    """{a module's name: torchvision's} for every place that a ResNet may have."""
-    inside = (Place(stage, block, part) for stage in range(1, 5) for block in range(_BLOCKS) for part in range(4))
-    places = (Place(0, 0, 1), *inside)
-    return {other: own for place in places for other, own in zip(naming(place), torchvision(place), strict=True)}
+    """{a module's name in a library: torchvision's name} for every place that a ResNet may have."""
+    places = [Place(0, 0, 1)]
+    for stage in range(1, 5):
+        for block in range(_BLOCKS):
+            places += [Place(stage, block, convolution) for convolution in range(4)]
+    modules: dict[str, str] = {}
+    for place in places:
+        modules.update(zip(naming(place), torchvision(place), strict=True))
+    return modules
 
 
-def _renamed(name: str, known: dict[str, str]) -> str:
+def _renamed(name: str, modules: dict[str, str]) -> str:
+    """A tensor's name with its module's name replaced by torchvision's, the prefix kept."""
     module, _, leaf = name.rpartition(".")
     parts = module.split(".")
     for start in range(len(parts)):
-        own = known.get(".".join(parts[start:]))
-        if own is not None:
-            return ".".join([*parts[:start], own, leaf])
+        torchvision_name = modules.get(".".join(parts[start:]))
+        if torchvision_name is not None:
+            return ".".join([*parts[:start], torchvision_name, leaf])
     return name

@@ -1,7 +1,7 @@
 """Pickles of plain numpy arrays, which detectron2 reads: written so that they name nothing else, read without trust.
 
-Layer 2: imports files. A pickle can name any function to be called; here all but numpy's are refused,
-and of those our own, which make arrays of numbers alone, take the place.
+A pickle can name any function to be called. Here all functions but numpy's are refused, and numpy's are replaced by
+functions of our own that make nothing but arrays of numbers.
 """
 
 from __future__ import annotations
@@ -28,18 +28,22 @@ _MODULES = (
 
 
 def write_arrays(path: Path, content: Mapping[str, Any]) -> None:
-    """Nested dictionaries as a pickle in which every tensor is a plain array and only `numpy.ndarray` is named."""
+    """Write nested dictionaries as a pickle that names only `numpy.ndarray`; every tensor becomes a plain array."""
     write_atomic(path, lambda file: _Writer(file, protocol=5).dump(content))
 
 
 def read_arrays(path: Path) -> Any:
-    """The content of a pickle with tensors for arrays. Raises UnpicklingError for one that names other things."""
+    """Read a pickle of nested dictionaries, with tensors in place of arrays.
+
+    Raises:
+        pickle.UnpicklingError: It names anything but numpy's functions for arrays of numbers.
+    """
     with open(path, "rb") as file:
         return _tensors(_Reader(file, encoding="latin1").load())
 
 
 class _Writer(pickle.Pickler):
-    """numpy's own way names private modules, which differ between its versions."""
+    """Writes arrays so that no private module of numpy is named: these differ between its versions."""
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -49,15 +53,16 @@ class _Writer(pickle.Pickler):
 
 
 def _dtype(kind: Any, *_: Any) -> np.dtype[Any]:
-    found = np.dtype(kind, copy=True) if isinstance(kind, (str, np.dtype)) else None
-    if found is None or found.kind not in "biuf":
-        raise pickle.UnpicklingError(f"it has an array of {kind!r}, not of numbers")
-    return found
+    if isinstance(kind, (str, np.dtype)):
+        dtype = np.dtype(kind, copy=True)
+        if dtype.kind in "biuf":
+            return dtype
+    raise pickle.UnpicklingError(f"it has an array of {kind!r}, not of numbers")
 
 
 def _frombuffer(buffer: Any, kind: Any, shape: Any, order: Any = "C") -> np.ndarray:
-    known = isinstance(buffer, (bytes, bytearray)) and type(shape) is tuple and all(type(side) is int for side in shape)
-    if not known or order not in ("C", "F"):
+    valid = isinstance(buffer, (bytes, bytearray)) and type(shape) is tuple and all(type(side) is int for side in shape)
+    if not valid or order not in ("C", "F"):
         raise pickle.UnpicklingError("it has an array that numpy has not written")
     return np.frombuffer(buffer, _dtype(kind)).reshape(shape, order=order)
 
@@ -68,21 +73,21 @@ def _encode(text: Any, encoding: Any) -> bytes:
     return text.encode("latin1")
 
 
-_KNOWN: dict[str, Callable[..., Any]] = {
+_REPLACEMENTS: dict[str, Callable[..., Any]] = {
     "ndarray": lambda shape, kind, buffer: _frombuffer(buffer, kind, shape),
     "dtype": _dtype,
     "_reconstruct": lambda *_: np.empty(0, np.uint8),  # older protocols: its state follows
     "_frombuffer": _frombuffer,
     "encode": _encode,  # older protocols: how bytes are written
 }
-"""What stands for the functions that numpy's pickles name. Numpy's own would take bytes for objects: addresses."""
+"""Replacements of the functions that numpy's pickles name. numpy's own would accept bytes as objects: addresses."""
 
 
 class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if name not in _KNOWN or module not in _MODULES:
+        if name not in _REPLACEMENTS or module not in _MODULES:
             raise pickle.UnpicklingError(f"GLOBAL {module}.{name} is not numpy's; it is not run")
-        return _KNOWN[name]
+        return _REPLACEMENTS[name]
 
 
 def _tensors(content: Any) -> Any:

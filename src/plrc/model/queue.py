@@ -1,6 +1,6 @@
-"""The queue of past image keys (MoCo): the negatives of image contrast. Owns its state; part of every checkpoint.
+"""The queue of past image keys (MoCo): the negatives of image contrast. Its state is part of every checkpoint.
 
-Layer 2: imports nothing of ours. Shapes: K keys in the queue, B new keys, D feature width.
+Shapes: K keys in the queue, B new keys, D feature width.
 """
 
 from __future__ import annotations
@@ -11,7 +11,17 @@ from torch.nn import functional as F
 
 
 class KeyQueue(nn.Module):
-    """`keys` [K, D], unit length, oldest overwritten first; filled with random directions at the start."""
+    """A ring of past keys, filled with random directions at the start; the oldest are overwritten first.
+
+    Args:
+        size: Number of keys K.
+        dim: Feature width D.
+        generator: Random numbers for the first keys.
+
+    Attributes:
+        keys: [K, D], of unit length.
+        position: 0-dim, the slot that is overwritten next.
+    """
 
     keys: Tensor
     position: Tensor
@@ -23,7 +33,12 @@ class KeyQueue(nn.Module):
 
     @torch.no_grad()
     def push(self, keys: Tensor, keep: Tensor) -> None:
-        """Store keys [B, D] (the last K of them if B > K). Where the 0-dim bool `keep` is False nothing changes."""
+        """Store new keys, the last K of them if there are more.
+
+        Args:
+            keys: [B, D], of unit length.
+            keep: 0-dim bool; False leaves the queue as it is (a skipped step).
+        """
         size = len(self.keys)
         new = keys[-size:].to(self.keys.dtype)
         slots = (self.position + torch.arange(len(new), device=new.device)) % size

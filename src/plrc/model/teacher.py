@@ -1,6 +1,6 @@
 """The momentum teacher: a copy of the student that moves only by exponential moving average.
 
-Layer 2: imports nothing of ours. The teacher's BatchNorm buffers come from its own forward passes.
+The teacher's BatchNorm buffers come from its own forward passes.
 """
 
 from __future__ import annotations
@@ -15,23 +15,28 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def make_teacher(student: M) -> M:
-    """A copy of the student whose parameters never receive a gradient."""
+    """Copy the student; the parameters of the copy never receive a gradient."""
     return copy.deepcopy(student).requires_grad_(False)
 
 
 @torch.no_grad()
 def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float, keep: Tensor) -> None:
-    """teacher <- momentum * teacher + (1 - momentum) * student, for all parameters at once.
+    """Compute teacher <- momentum * teacher + (1 - momentum) * student for all parameters at once.
 
-    `keep` is a 0-dim bool tensor on the parameters' device: False leaves the teacher as it is (a skipped step), without
-    the host having to know.
+    Args:
+        teacher: Changed in place.
+        student: The network that is trained.
+        momentum: Share of the teacher that stays.
+        keep: 0-dim bool on the parameters' device; False leaves the teacher as it is (a skipped step) without the host
+            having to wait for it.
     """
-    mine: list[Tensor] = list(teacher.parameters())
-    theirs: list[Tensor] = list(student.parameters())
-    weight = (1.0 - momentum) * keep.to(mine[0].dtype)
+    teacher_parameters: list[Tensor] = list(teacher.parameters())
+    student_parameters: list[Tensor] = list(student.parameters())
+    weight = (1.0 - momentum) * keep.to(teacher_parameters[0].dtype)
     if weight.device.type == "cpu":
-        torch._foreach_lerp_(mine, theirs, float(weight))
+        torch._foreach_lerp_(teacher_parameters, student_parameters, float(weight))
     else:
-        step = torch._foreach_sub(theirs, mine)  # lerp with a weight on the device would launch a kernel a parameter
+        # lerp with a weight on the device would launch one kernel per parameter
+        step = torch._foreach_sub(student_parameters, teacher_parameters)
         torch._foreach_mul_(step, weight)
-        torch._foreach_add_(mine, step)
+        torch._foreach_add_(teacher_parameters, step)

@@ -1,8 +1,8 @@
-"""Weight files -> a backbone: found, checked name by name and shape by shape, copied, compared again.
+"""Weight files into a backbone: checked name by name and shape by shape, copied, then compared again.
 
-Layer 2: imports config and this folder. A name in a file is PREFIX + the library's own name (`conv1.weight`, ...). The
-prefix (`module.encoder_q.`, `backbone.body.`, `student.backbone.net.`, nothing, ...) is not looked up in a list: it is
-the one that gives the most names of the backbone.
+A name in a file is PREFIX + the library's own name (`conv1.weight`, ...). The prefix (`module.encoder_q.`,
+`backbone.body.`, `student.backbone.net.`, nothing, ...) does not come from a list: it is the prefix under which the
+file holds the most names of the backbone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from plrc.errors import PlrcError
+from plrc.errors import WeightsError
 from plrc.files import damage
 from plrc.model.backbone import RESNETS, Backbone
 from plrc.model.naming import COUNTER, torchvision_names
@@ -35,7 +35,13 @@ SHOWN = 12  # names per row of the table
 
 @dataclass(frozen=True)
 class Weights:
-    """The tensors of a file by their names there (nested dictionaries joined by dots), and what else it says."""
+    """The content of a weights file.
+
+    Attributes:
+        state: Tensors by their names in the file, those of nested dictionaries joined by dots.
+        source: Path of the file.
+        metadata: What else the file holds.
+    """
 
     state: dict[str, Tensor]
     source: str
@@ -44,23 +50,32 @@ class Weights:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of each tensor of the backbone (by the library's names) and of the file (by its own)."""
+    """What became of each tensor of the backbone (under the library's names) and of the file (under the file's names).
+
+    Attributes:
+        prefix: What stands before the backbone's names in the file.
+        matched: Tensors of the backbone that the file holds in the right shape.
+        missing: Tensors of the backbone that the file does not hold.
+        unexpected: Tensors of the file inside the backbone's modules that the backbone does not have: the file holds
+            another network.
+        shape_mismatch: Tensors of the backbone that the file holds in another shape.
+        ignored: The other tensors of the file, such as classifiers, heads and optimizer state.
+    """
 
     prefix: str
     matched: tuple[str, ...]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
-    """Names inside the backbone's own modules that it does not have: the file holds another network."""
     shape_mismatch: tuple[str, ...]
     ignored: tuple[str, ...]
-    """Classifiers, heads, optimiser state and the like: harmless."""
 
     @property
     def complete(self) -> bool:
+        """Whether the file holds exactly this backbone."""
         return not (self.missing or self.unexpected or self.shape_mismatch)
 
     def table(self) -> str:
-        """One row for each fate: count and first names."""
+        """One row per field: count and first names."""
         rows = {
             "matched": self.matched,
             "missing": self.missing,
@@ -68,46 +83,61 @@ class LoadReport:
             "unexpected": self.unexpected,
             "ignored": self.ignored,
         }
-        head = f"prefix in the file: {self.prefix or '(none)'}"
-        return "\n".join(
-            [head, *(f"{fate:<14}{len(names):>5}  {some(names, SHOWN)}".rstrip() for fate, names in rows.items())]
-        )
+        lines = [f"prefix in the file: {self.prefix or '(none)'}"]
+        for field, names in rows.items():
+            lines.append(f"{field:<14}{len(names):>5}  {some(names, SHOWN)}".rstrip())
+        return "\n".join(lines)
 
 
 def read_weights(path: str | Path) -> Weights:
     """Read a safetensors or torch file, or a .pkl of numpy arrays, without running any code in it.
 
-    A ResNet of detectron2 or transformers gets torchvision's names.
+    Args:
+        path: The file.
 
-    Raises PlrcError for a file that is absent, damaged, of another kind, without tensors, or that holds code.
+    Returns:
+        Its tensors and metadata. A ResNet of detectron2 or transformers gets torchvision's names.
+
+    Raises:
+        WeightsError: The file is missing, damaged, of another kind, holds no tensors, or holds code.
     """
     path = Path(path)
     if path.is_dir():
-        raise PlrcError(f"{path} is a folder; name a weights file in it")
+        raise WeightsError(f"{path} is a folder; name a weights file in it")
     try:
         with open(path, "rb") as file:
             head = file.read(9)
     except OSError as error:
-        raise PlrcError(f"cannot read the weights {path}: {error.strerror}") from error
+        raise WeightsError(f"cannot read the weights {path}: {error.strerror}") from error
     weights = _read_safetensors(path) if head[8:] == b"{" else _read_torch(path)
     if not weights.state:
-        raise PlrcError(f"{path} holds no tensors; name a file with a network's state dictionary")
-    known = torchvision_names(weights.state)
-    return replace(weights, state={known[name]: tensor for name, tensor in weights.state.items()})
+        raise WeightsError(f"{path} holds no tensors; name a file with a network's state dictionary")
+    names = torchvision_names(weights.state)
+    return replace(weights, state={names[name]: tensor for name, tensor in weights.state.items()})
 
 
 def load_into(backbone: Backbone, weights: Weights, allow_partial: bool = False) -> LoadReport:
-    """Copy weights into `backbone.net` in place; a refused file leaves it as it was.
+    """Copy weights into `backbone.net` in place; a file that is refused leaves it as it was.
 
-    Raises PlrcError, with the table of names, where a tensor of the backbone is missing or has another shape, or where
-    the file holds a larger network of the same family; with `allow_partial` only where nothing fits. Values that are
-    not finite are refused in any case. BatchNorm's step counters may be missing: older files lack them.
+    BatchNorm's step counters may be missing: older files do not have them.
+
+    Args:
+        backbone: The backbone to fill.
+        weights: The file's content.
+        allow_partial: Take what fits, if anything does, instead of refusing a file that does not fit as a whole.
+
+    Returns:
+        What became of each tensor.
+
+    Raises:
+        WeightsError: A tensor of the backbone is missing or has another shape, or the file holds a larger network of
+            the same family; the error has the table of names. Values that are not finite are always refused.
     """
     target = backbone.net.state_dict()
     prefix = find_prefix(weights.state, target)
     report = _compare(weights.state, target, prefix)
     if not report.matched or not (report.complete or allow_partial):
-        raise PlrcError(
+        raise WeightsError(
             f"{weights.source} does not fit {backbone.name} ({len(report.missing)} tensors missing, "
             f"{len(report.shape_mismatch)} of another shape, {len(report.unexpected)} unexpected) and was not loaded; "
             f"name the weights of a {backbone.name}\n{report.table()}"
@@ -117,73 +147,108 @@ def load_into(backbone: Backbone, weights: Weights, allow_partial: bool = False)
     with torch.no_grad():
         for name, tensor in chosen.items():
             target[name].copy_(tensor)
-    now = backbone.net.state_dict()
-    wrong = [name for name, tensor in chosen.items() if not torch.equal(now[name], tensor.to(now[name]))]
+    loaded = backbone.net.state_dict()
+    wrong = [name for name, tensor in chosen.items() if not torch.equal(loaded[name], tensor.to(loaded[name]))]
     if wrong:
-        raise PlrcError(
+        raise WeightsError(
             f"after loading {weights.source} these tensors of {backbone.name} differ from it: {some(wrong)}"
         )
     return report
 
 
 def find_prefix(names: Iterable[str], target: Iterable[str]) -> str:
-    """What stands before the target's names in a file: the prefix that gives the most of them.
+    """Find what stands before the backbone's names in a file: the prefix under which it holds the most of them.
 
-    Of equals, the network itself goes before an averaged copy of it (FOLLOWERS), then the first in the file.
+    If several hold equally many, the network itself is preferred to an averaged copy of it (FOLLOWERS), then the first
+    in the file.
+
+    Args:
+        names: Names in the file.
+        target: Names of the backbone's tensors.
+
+    Returns:
+        The prefix with its final dot; empty if there is none.
     """
-    target, found = set(target), Counter[str]()
+    targets = set(target)
+    counts = Counter[str]()
     for name in names:
         parts = name.split(".")
         for start in range(len(parts)):
-            if ".".join(parts[start:]) in target:
-                found["".join(f"{part}." for part in parts[:start])] += 1
-    return max(found, key=lambda prefix: (found[prefix], FOLLOWERS.isdisjoint(re.split("[._]", prefix))), default="")
+            if ".".join(parts[start:]) in targets:
+                counts["".join(f"{part}." for part in parts[:start])] += 1
+
+    def preference(prefix: str) -> tuple[int, bool]:
+        return counts[prefix], FOLLOWERS.isdisjoint(re.split("[._]", prefix))
+
+    return max(counts, key=preference, default="")
 
 
 def stored_name(metadata: dict[str, Any]) -> str:
-    """The backbone's name in the metadata of an export or of a checkpoint; empty if plrc knows none such."""
-    name = _named(metadata)
+    """The backbone's name in the metadata of an export or checkpoint; empty if it is none of torchvision or timm."""
+    name = _backbone_name(metadata)
     return name if name in RESNETS or name.startswith("timm:") else ""
 
 
 def stored_code(metadata: dict[str, Any]) -> str:
-    """The code of somebody's own that built the backbone, as the metadata name it; it is for the user to name again."""
-    name = _named(metadata)
+    """The function that built the backbone, as the metadata name it; empty if it was no code of somebody's own.
+
+    It is shown to the user, who has to name it before it is imported.
+    """
+    name = _backbone_name(metadata)
     return name if is_user_code(name) else ""
 
 
-def _named(metadata: dict[str, Any]) -> str:
+def _backbone_name(metadata: dict[str, Any]) -> str:
+    """The backbone's name in the metadata of an export, or in the configuration of a checkpoint."""
+    if "backbone" in metadata:
+        return str(metadata["backbone"])
     config = metadata.get("config")
     model = config.get("model") if isinstance(config, dict) else None
-    return str(metadata.get("backbone", model.get("backbone", "") if isinstance(model, dict) else ""))
+    return str(model.get("backbone", "")) if isinstance(model, dict) else ""
 
 
 def refuse_non_finite(state: Mapping[str, Tensor], source: str) -> None:
-    """Raise PlrcError where a tensor holds NaN or infinity."""
+    """Check that tensors hold neither NaN nor infinity.
+
+    Args:
+        state: Tensors by name.
+        source: Where they come from, the subject of the error's sentence.
+
+    Raises:
+        WeightsError: Some do; it names them.
+    """
     bad = [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())]
     if bad:
-        raise PlrcError(f"{source} holds values that are not finite in {some(bad)}; take weights from before that step")
+        raise WeightsError(
+            f"{source} holds values that are not finite in {some(bad)}; take weights from before that step"
+        )
 
 
 def _compare(state: Mapping[str, Tensor], target: Mapping[str, Tensor], prefix: str) -> LoadReport:
-    inner = {name.removeprefix(prefix) for name in state if name.startswith(prefix)}
+    """Compare the names and shapes of a file with those of a backbone."""
+    matched: list[str] = []
+    missing: list[str] = []
+    shape_mismatch: list[str] = []
+    for name, tensor in target.items():
+        stored = state.get(prefix + name)
+        if stored is None:
+            if not name.endswith(COUNTER):
+                missing.append(name)
+        elif stored.shape == tensor.shape:
+            matched.append(name)
+        else:
+            shape_mismatch.append(f"{name} {list(stored.shape)} instead of {list(tensor.shape)}")
     modules = {name.partition(".")[0] for name in target}
-    both = [name for name in target if name in inner]
-    mismatch = {name for name in both if state[prefix + name].shape != target[name].shape}
-    foreign = [name for name in state if not (name.startswith(prefix) and name.removeprefix(prefix) in target)]
-    inside = {n for n in foreign if n.startswith(prefix) and n.removeprefix(prefix).partition(".")[0] in modules}
-    return LoadReport(
-        prefix=prefix,
-        matched=tuple(name for name in both if name not in mismatch),
-        missing=tuple(n for n in target if n not in inner and not n.endswith(COUNTER)),
-        unexpected=tuple(name for name in foreign if name in inside),
-        shape_mismatch=tuple(
-            f"{name} {list(state[prefix + name].shape)} instead of {list(target[name].shape)}"
-            for name in both
-            if name in mismatch
-        ),
-        ignored=tuple(name for name in foreign if name not in inside),
-    )
+    unexpected: list[str] = []
+    ignored: list[str] = []
+    for name in state:
+        inner = name.removeprefix(prefix)
+        if not name.startswith(prefix):
+            ignored.append(name)
+        elif inner not in target:
+            inside = inner.partition(".")[0] in modules
+            (unexpected if inside else ignored).append(name)
+    return LoadReport(prefix, tuple(matched), tuple(missing), tuple(unexpected), tuple(shape_mismatch), tuple(ignored))
 
 
 def _read_safetensors(path: Path) -> Weights:
@@ -192,35 +257,42 @@ def _read_safetensors(path: Path) -> Weights:
             metadata = dict(file.metadata() or {})
         return Weights(safetensors.torch.load_file(path), str(path), metadata)
     except SafetensorError as error:
-        raise PlrcError(f"{path} is a damaged safetensors file ({error}); copy or export it again") from error
+        raise WeightsError(f"{path} is a damaged safetensors file ({error}); copy or export it again") from error
 
 
 def _read_torch(path: Path) -> Weights:
-    if zipfile.is_zipfile(path) and (reason := damage(path)):  # which torch.load does not look for
-        raise PlrcError(f"{path} is damaged ({reason}); copy it again")
+    if zipfile.is_zipfile(path):
+        reason = damage(path)  # torch.load does not compare the checksums
+        if reason:
+            raise WeightsError(f"{path} is damaged ({reason}); copy it again")
     try:
         content = read_arrays(path) if path.suffix == ".pkl" else torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "GLOBAL" not in str(error):
-            raise PlrcError(f"{path} is not a weights file; name a .safetensors or a torch file") from error
-        raise PlrcError(
-            f"{path} holds Python objects beside tensors, which plrc does not run; "
+            raise WeightsError(f"{path} is not a weights file; name a .safetensors or a torch file") from error
+        raise WeightsError(
+            f"{path} holds Python objects in addition to tensors, which plrc does not run; "
             "where you trust it, load it yourself and save its state_dict() alone"
         ) from error
     except Exception as error:  # torch.load raises many kinds for damaged files
-        raise PlrcError(f"{path} cannot be read (damaged, or not a weights file); copy it again") from error
+        raise WeightsError(f"{path} cannot be read (damaged, or not a weights file); copy it again") from error
     if not isinstance(content, dict):
-        raise PlrcError(f"{path} holds a {type(content).__name__} instead of a dictionary of tensors")
-    state = _tensors(content, "")
-    outer = {name.partition(".")[0] for name in state}
-    return Weights(state, str(path), {str(k): v for k, v in content.items() if str(k).partition(".")[0] not in outer})
+        raise WeightsError(f"{path} holds a {type(content).__name__} instead of a dictionary of tensors")
+    state = _flatten(content, "")
+    outer_names = {name.partition(".")[0] for name in state}
+    metadata: dict[str, Any] = {}
+    for key, value in content.items():
+        if str(key).partition(".")[0] not in outer_names:
+            metadata[str(key)] = value
+    return Weights(state, str(path), metadata)
 
 
-def _tensors(content: Mapping[Any, Any], prefix: str) -> dict[str, Tensor]:
-    out: dict[str, Tensor] = {}
+def _flatten(content: Mapping[Any, Any], prefix: str) -> dict[str, Tensor]:
+    """The tensors of nested dictionaries, their names joined by dots."""
+    state: dict[str, Tensor] = {}
     for key, value in content.items():
         if isinstance(value, Tensor):
-            out[f"{prefix}{key}"] = value.detach()
+            state[f"{prefix}{key}"] = value.detach()
         elif isinstance(value, Mapping):
-            out |= _tensors(value, f"{prefix}{key}.")
-    return out
+            state |= _flatten(value, f"{prefix}{key}.")
+    return state
