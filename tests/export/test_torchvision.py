@@ -171,7 +171,7 @@ def test_load_backbone_gives_the_students_features(kind: str, layer4_stride: int
 
 
 def test_a_file_without_a_backbones_name_asks_for_it(run: Path) -> None:
-    with pytest.raises(PlrcError, match=r"over\.pt does not say which backbone it holds; name it"):
+    with pytest.raises(PlrcError, match=r"over\.pt does not hold the name of its backbone; name it"):
         load_backbone(run / "handed" / "over.pt")
     with pytest.raises(PlrcError, match=r"over\.pt does not fit resnet50"):
         load_backbone(run / "handed" / "over.pt", backbone="resnet50")

@@ -137,7 +137,8 @@ def test_initial_weights_of_own_code_reach_a_network_of_transfer(trained: tuple[
     run, name = trained
     backbone, initial = initial_backbone(str(run.path), name)
     assert (backbone.name, initial.backbone) == (name, name)
-    assert verify_initial_weights(torch.nn.Sequential(backbone), initial).startswith("20 of 20 backbone tensors in the detector")
+    verified = verify_initial_weights(torch.nn.Sequential(backbone), initial)
+    assert verified.startswith("20 of 20 backbone tensors in the detector")
 
 
 def test_a_network_for_whole_strides_only_goes_to_files_and_onnx(tmp_path: Path) -> None:

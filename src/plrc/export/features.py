@@ -1,7 +1,5 @@
 """`plrc.load_backbone`: a trained backbone for Python users: images in, dense features by stride out.
 
-Layer 5: imports data, model, engine's checkpoints and this folder.
-
 Shapes: B images, H x W pixels, C channels, s a stride.
 """
 
@@ -16,29 +14,33 @@ from torch.nn import functional as F
 from plrc.config import Config
 from plrc.data.photometric import MEAN, STD
 from plrc.engine.checkpoint import checkpoint_of
-from plrc.errors import ConfigError, PlrcError
+from plrc.errors import ConfigError, WeightsError
 from plrc.model.backbone import RESNETS, Backbone, build_backbone
 from plrc.model.user_code import trusted_backbone
-from plrc.model.weights import load_into, read_weights, stored_code, stored_name
+from plrc.model.weights import Weights, load_into, read_weights, stored_code, stored_name
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-BEYOND = 0.5  # how far an image may leave [0, 1] (sharp resizing overshoots a little) before it is taken for normalized
+MARGIN = 0.5  # how far a value may leave [0, 1] (sharp resizing overshoots) before images are taken for normalized
 
 
 class DenseFeatures(nn.Module):
-    """images [B, 3, H, W] -> {s: features [B, channels[s], ceil(H / s), ceil(W / s)]}, in eval mode, of any size.
-
-    As built, images are RGB, float and already normalized with ImageNet's mean and standard deviation, as backbones of
-    detectors get them. With `normalize` they are RGB as decoded, uint8 in 0..255 or float in 0..1, and that is applied
-    inside.
+    """Images [B, 3, H, W] of any size -> {s: features [B, channels[s], ceil(H / s), ceil(W / s)]}, in eval mode.
 
     torchvision's ResNets take any size as it is: the features are those of the plain network, bit for bit. Others may
     round down and lose the border, so for them images are padded below and on the right with zeros after normalization
     (the mean color) until the coarsest stride divides both sides, and positions wholly in the padding are cut off.
     Position (i, j) of level s looks at the image around row s * i, column s * j. With layer4_stride 1 the level called
-    32 has the positions of level 16.
+    32 has the positions of level 16. Features have the dtype of the weights.
 
-    Features have the dtype of the weights, which is what `load_backbone(dtype=...)` asked for.
+    Args:
+        backbone: The backbone in eval mode.
+        normalize: Whether to normalize images here: then they are RGB as decoded, uint8 in 0..255 or float in 0..1.
+            Otherwise they are RGB, float and already normalized with ImageNet's mean and standard deviation, as
+            backbones of detectors get them.
+        channels_last: Whether the convolutions run in the memory format channels_last.
+
+    Attributes:
+        channels: {stride: channels}, from fine to coarse.
     """
 
     mean: Tensor
@@ -54,43 +56,68 @@ class DenseFeatures(nn.Module):
         self.register_buffer("std", torch.tensor(STD).reshape(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor, deepest: int | None = None) -> dict[int, Tensor]:
-        """`deepest`: the largest stride that is wanted; a torchvision ResNet then skips the layers after it.
+        """Compute the features of every level.
 
-        Raises PlrcError for images of another shape or dtype, or outside their range.
+        Args:
+            images: [B, 3, H, W].
+            deepest: The largest stride that is wanted; a torchvision ResNet then skips the layers after it.
+
+        Returns:
+            {s: features [B, channels[s], ceil(H / s), ceil(W / s)]}.
+
+        Raises:
+            ValueError: Images have another shape, or values outside the range of decoded images.
+            TypeError: Images have another dtype.
         """
         if images.ndim != 4 or images.shape[1] != 3:
-            raise PlrcError(f"images have the shape {list(images.shape)}; give a batch [B, 3, H, W]")
-        images = self._normalised(images)
+            raise ValueError(f"images have the shape {list(images.shape)}; give a batch [B, 3, H, W]")
+        dtype = next(self.backbone.parameters()).dtype
+        normalized = self._normalized(images) if self.normalize else _float_images(images)
         height, width = images.shape[2:]
         coarsest = 1 if self.backbone.name in RESNETS else max(self.channels)
-        padded = F.pad(images, (0, -width % coarsest, 0, -height % coarsest))
-        found = self.backbone(padded.contiguous(memory_format=self.memory_format), deepest)
-        out = {}
-        for stride, features in found.items():
-            out[stride] = features[..., : -(-height // stride), : -(-width // stride)] if coarsest > 1 else features
-        return out
+        padded = F.pad(normalized.to(dtype), (0, -width % coarsest, 0, -height % coarsest))
+        levels = self.backbone(padded.contiguous(memory_format=self.memory_format), deepest)
+        if coarsest == 1:
+            return levels
+        cut = {}
+        for stride, features in levels.items():
+            cut[stride] = features[..., : -(-height // stride), : -(-width // stride)]
+        return cut
 
-    def _normalised(self, images: Tensor) -> Tensor:
-        dtype = next(self.backbone.parameters()).dtype
-        whole = images.dtype == torch.uint8
-        if not (whole or images.is_floating_point()) or (whole and not self.normalize):
-            wanted = (
-                "uint8 in 0..255 or float in 0..1"
-                if self.normalize
-                else "float images, already normalized, or say normalize=True"
-            )
-            raise PlrcError(f"images are of {str(images.dtype).removeprefix('torch.')}; give {wanted}")
-        if not self.normalize:
-            return images.to(dtype)
-        if not whole and not torch.compiler.is_compiling():
-            low, high = (float(value) for value in images.aminmax())
-            if not (low >= -BEYOND and high <= 1 + BEYOND):
-                raise PlrcError(
-                    f"images range from {low:.3g} to {high:.3g}; give float in 0..1 or uint8 in 0..255, or leave "
-                    "normalize=True out where they are normalized already"
-                )
-        pixels = images.float() / 255 if whole else images.float()
-        return ((pixels - self.mean.float()) / self.std.float()).to(dtype)
+    def _normalized(self, images: Tensor) -> Tensor:
+        """Decoded images with ImageNet's mean and standard deviation taken out."""
+        if images.dtype == torch.uint8:
+            pixels = images.float() / 255
+        elif images.is_floating_point():
+            _check_range(images)
+            pixels = images.float()
+        else:
+            raise TypeError(f"images are of {_dtype_name(images)}; give uint8 in 0..255 or float in 0..1")
+        return (pixels - self.mean.float()) / self.std.float()
+
+
+def _float_images(images: Tensor) -> Tensor:
+    if not images.is_floating_point():
+        raise TypeError(
+            f"images are of {_dtype_name(images)}; give float images, already normalized, or set normalize=True"
+        )
+    return images
+
+
+def _check_range(images: Tensor) -> None:
+    """Refuse float images that are normalized already or go up to 255."""
+    if torch.compiler.is_compiling():
+        return
+    low, high = (float(value) for value in images.aminmax())
+    if not (low >= -MARGIN and high <= 1 + MARGIN):
+        raise ValueError(
+            f"images range from {low:.3g} to {high:.3g}; give float in 0..1 or uint8 in 0..255, or leave "
+            "normalize=True out where they are normalized already"
+        )
+
+
+def _dtype_name(images: Tensor) -> str:
+    return str(images.dtype).removeprefix("torch.")
 
 
 def load_backbone(
@@ -103,33 +130,58 @@ def load_backbone(
     device: str | torch.device = "cpu",
     channels_last: bool = False,
 ) -> DenseFeatures:
-    """A trained backbone in eval mode: RGB images [B, 3, H, W] -> {s: features [B, C, ceil(H / s), ceil(W / s)]}.
+    """Load a trained backbone as a module from images to dense features.
 
-    Images are normalized with ImageNet's mean and standard deviation, or as decoded with `normalize=True`.
-    `path`: a run folder (its newest checkpoint), a checkpoint, or an exported file of any target but ONNX. What goes
-    in, and how images of any size are padded, `DenseFeatures` says. Weights, and so features, are of `dtype`: float32,
-    float16 or bfloat16. `channels_last` lets the convolutions of a GPU, or bfloat16 on a CPU, run faster; the features
-    stay [B, C, h, w].
+    Args:
+        path: Run folder (its newest checkpoint), checkpoint, or exported file of any target but ONNX.
+        layer4_stride: Stride of layer4 of a torchvision ResNet: 2 as usual; with 1 the level called 32 has the
+            positions of level 16.
+        backbone: Name of the backbone (resnet50, timm:NAME, ...), needed for a file that does not hold it, and for a
+            backbone of somebody's own code even if the file names it: code is imported only if you name it.
+        normalize: Whether images come as decoded (uint8 in 0..255 or float in 0..1) and are normalized inside;
+            otherwise they are already normalized with ImageNet's mean and standard deviation.
+        dtype: Of the weights, and so of the features: float32, float16 or bfloat16.
+        device: Where the weights are put.
+        channels_last: Use the memory format with which the convolutions of a GPU, or bfloat16 on a CPU, run faster;
+            features stay [B, C, h, w].
 
-    A file that does not say which backbone it holds needs its name in `backbone` (resnet50, timm:NAME, ...). So does a
-    backbone of somebody's own code, even if the file names it: code is imported only where you name it. With
-    `layer4_stride=1` (torchvision ResNets) the level called 32 has the positions of level 16. Raises PlrcError where
-    the weights do not fit.
+    Returns:
+        A module in eval mode: RGB images [B, 3, H, W] -> {s: features [B, C, ceil(H / s), ceil(W / s)]}. How images of
+        any size are padded is described in `DenseFeatures`.
+
+    Raises:
+        ConfigError: `dtype`, `backbone` or `layer4_stride` cannot be used.
+        RunError: The run folder has no checkpoint.
+        WeightsError: The weights cannot be read or do not fit the backbone.
+
+    Example:
+        >>> import plrc, torch
+        >>> backbone = plrc.load_backbone("runs/first", normalize=True)  # doctest: +SKIP
+        >>> levels = backbone(torch.rand(1, 3, 480, 640))  # doctest: +SKIP
+        >>> levels[32].shape  # doctest: +SKIP
+        torch.Size([1, 2048, 15, 20])
     """
     if dtype not in DTYPES:
-        names = ", ".join(str(known) for known in DTYPES)
-        raise ConfigError(f"dtype is {dtype}; write one of {names}")
+        raise ConfigError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype}")
     path = Path(path)
     weights = read_weights(checkpoint_of(path))
-    stored, code = stored_name(weights.metadata), stored_code(weights.metadata)
-    name = trusted_backbone(code, backbone, "backbone={!r}") if code else stored or backbone
-    if not name:
-        raise PlrcError(f"{path} does not say which backbone it holds; name it, such as backbone='resnet50'")
-    if backbone not in ("", name):
-        raise PlrcError(f"{path} holds a {name}, not a {backbone}; leave `backbone` out")
+    name = _backbone_name(path, weights, backbone)
     model = Config().with_values({"model.backbone": name, "model.layer4_stride": layer4_stride}).model
     net = build_backbone(model.backbone, model.layer4_stride)
     load_into(net, weights)
     features = DenseFeatures(net.eval(), normalize, channels_last).eval()
     features.to(device=device, dtype=dtype, memory_format=features.memory_format)  # type: ignore[call-overload]
     return features
+
+
+def _backbone_name(path: Path, weights: Weights, named: str) -> str:
+    """The backbone to build: as the file holds it, or as the user named it."""
+    code = stored_code(weights.metadata)
+    if code:
+        return trusted_backbone(code, named, "backbone={!r}")
+    stored = stored_name(weights.metadata)
+    if not stored and not named:
+        raise WeightsError(f"{path} does not hold the name of its backbone; name it, such as backbone='resnet50'")
+    if stored and named and stored != named:
+        raise ConfigError(f"{path} holds a {stored}, not a {named}; leave `backbone` out")
+    return stored or named
