@@ -93,7 +93,7 @@ def test_runs_are_all_combinations_once(file: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "says"),
+    ("old", "new", "message"),
     [
         ("[[grid]]", "[grids]", "unknown table grids"),
         ('"regions.grid"', '"regions.grit"', "no setting regions.grit to vary; did you mean regions.grid"),
@@ -106,10 +106,10 @@ def test_runs_are_all_combinations_once(file: Path, tmp_path: Path) -> None:
         ("steps = 4", "step = 4", "unknown setting optim.step; did you mean optim.steps"),
     ],
 )
-def test_a_mistake_in_a_file_is_one_sentence(file: Path, old: str, new: str, says: str) -> None:
+def test_an_error_in_a_file_is_one_sentence(file: Path, old: str, new: str, message: str) -> None:
     text = FILE.replace("[[grid]]", "[grids]", 1).replace("[[grid]]", "[more]") if new == "[grids]" else FILE
     file.write_text(text.replace(old, new))
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=message):
         Study.load(file)
 
 
@@ -197,8 +197,11 @@ def test_rows_pair_runs_of_one_seed() -> None:
 
 
 def test_rows_pair_with_the_baseline_of_the_same_place() -> None:
-    lines = [line(m, s, b + s - x, **{"regions.reassign": x}) for m, b in (("points", 50.0), ("region", 49.0))
-             for s in (0, 1) for x in (0.0, 0.5)]  # fmt: skip
+    lines = []
+    for method, score in (("points", 50.0), ("region", 49.0)):
+        for seed in (0, 1):
+            for share in (0.0, 0.5):
+                lines.append(line(method, seed, score + seed - share, **{"regions.reassign": share}))
     rows = summary(lines, "s", "region")
     assert [row["versus"]["mean"] for row in rows if row["axes"]["method"] == "points"] == [1.0, 1.0]
     bare = [line("plrc", s, 60.0 + s) for s in (0, 1)] + [
@@ -215,8 +218,8 @@ def test_slopes_are_least_squares_in_each_seed() -> None:
     noise = {0.0: 0.1, 0.25: -0.2, 0.5: 0.1}
     lines = [line("points", s, 50 - 8 * x - s + noise[x], **{"regions.reassign": x}) for s in (0, 1) for x in noise]
     lines.append(line("points", 2, 3.0, **{"regions.reassign": 0.0}))  # one value has no slope
-    found = slopes(lines, "s", "regions.reassign")["points"]
-    assert (found.n, found.mean) == (2, pytest.approx(-8))
+    slope = slopes(lines, "s", "regions.reassign")["points"]
+    assert (slope.n, slope.mean) == (2, pytest.approx(-8))
     assert "slope of points along regions.reassign: -8.0 [-8.0, -8.0], 2 seeds" in table(lines, "s", "random")
 
 
@@ -243,18 +246,18 @@ def test_a_torn_line_is_followed_by_a_whole_one(file: Path, tmp_path: Path) -> N
     assert all(json.loads(text)["scores"] == {"s": None} for text in path.read_text().splitlines() if "axes" in text)
 
 
-def test_show_tells_of_the_lines_alone(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_uses_the_lines_alone(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out").mkdir()
     for i, run in enumerate(Study.load(file).runs[:6]):
         measured = {"cell": run.name, "axes": run.axes, "scores": {"miou_8": 40.0 + i}}
         append_line(tmp_path / "out" / "lines.jsonl", measured)
     picture = tmp_path / "plot.svg"
     assert main(["study", str(file), "--out", str(tmp_path / "out"), "--show", "--plot", str(picture)]) == 0
-    told = capsys.readouterr().out
-    assert "tiny: 6 of 10 runs" in told
-    assert "| random | 2 | 40.5" in told
+    output = capsys.readouterr().out
+    assert "tiny: 6 of 10 runs" in output
+    assert "| random | 2 | 40.5" in output
     assert picture.read_text().startswith("<?xml")
-    assert "study.html" in told and "40.5" in (tmp_path / "out" / "study.html").read_text(encoding="utf-8")
+    assert "study.html" in output and "40.5" in (tmp_path / "out" / "study.html").read_text(encoding="utf-8")
     assert main(["study", str(file), "--out", str(tmp_path / "out"), "--show", "--metric", "auc8"]) == 2
     assert "no run has a score auc8; write --metric with one of miou_8" in capsys.readouterr().err
     assert not (tmp_path / "out" / "runs").exists()

@@ -87,7 +87,7 @@ def _result(runs: ComparisonRuns, init: str, labels: str) -> dict[str, Any]:
 
 
 def _results_by_seed(runs: ComparisonRuns, init: str, labels: str, lr: float | None) -> list[dict[str, Any] | None]:
-    """Return the content of result.json for each seed at the chosen learning rate, None where there is no result."""
+    """Return the content of result.json for each seed at the chosen learning rate; None if missing."""
     seeds = range(runs.comparison.seeds)
     if lr is None:
         return [None for _ in seeds]
