@@ -237,7 +237,7 @@ def test_other_labels_are_other_runs(
     first = added_by_a_start()
     assert len(first) == 2
     assert log.messages[0].startswith("2 runs, 0 of them done")
-    assert re.fullmatch(r"random, 100 % of the labels, lr 0\.01, seed 0: 2/4  loss .*", log.messages[1])
+    assert re.fullmatch(r"random, 100 % of the labels, lr 0\.01, seed 0: 2/4  loss .*  left \d:\d\d", log.messages[1])
     assert log.messages[3].startswith("random, 100 % of the labels, lr 0.01, seed 0: validation at step 4: AP ")
     assert added_by_a_start() == set()
     change_a_box()

@@ -103,7 +103,7 @@ def append_line(path: Path, line: Line) -> None:
         line: The line; NaN becomes null.
     """
     text = json.dumps(without_nan(line), allow_nan=False)
-    with FileLock(path.with_suffix(".lock")), open(path, "ab+") as file:
+    with FileLock(path.with_suffix(".lock"), fallback_to_soft=False), open(path, "ab+") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(size - 1, 0))
         if size > 0 and file.read(1) != b"\n":
@@ -171,7 +171,7 @@ def _execute(study: Study, run: StudyRun, out: Path, on_progress: OnProgress) ->
     init = RANDOM
     steps = 0
     if run.axes["method"] != RANDOM:
-        trained = pretrain(config)
+        trained = pretrain(config, on_progress=on_progress)
         if not trained.finished:
             return None
         init = config.run.out
