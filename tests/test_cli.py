@@ -230,7 +230,7 @@ def test_refusals_lose_nothing(run: Path, scenes: Path, tmp_path: Path, capsys: 
 
     image = next(scenes.glob("*.jpg"))
     content = image.read_bytes()
-    assert "is a file; --out names a folder" in refused(capsys, *start, image)
+    assert "is a file; --out must name a folder" in refused(capsys, *start, image)
     assert f"cannot use {image}/run: Not a directory" in refused(capsys, *start, image / "run")
     assert image.read_bytes() == content
 
@@ -298,7 +298,7 @@ def test_a_damaged_checkpoint(run: Path, tmp_path: Path, capsys: Capture) -> Non
     for arguments in (["pretrain", "--out", copy, "--resume"], ["export", copy, "--to", "torchvision"]):
         sentence = refused(capsys, *arguments)
         assert f"{checkpoint} cannot be read" in sentence
-        assert "resume from the one before it" in sentence or "bring one back from a copy" in sentence
+        assert "resume from the one before it" in sentence or "restore one from a copy" in sentence
     assert files(copy / "checkpoints") == before
 
 

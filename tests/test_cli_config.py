@@ -30,9 +30,16 @@ def test_options_lie_over_the_file_and_the_file_over_the_preset(tmp_path: Path) 
         ]
     )
     assert config == preset("small_r18").with_values(
-        {"seed": 4, "optim.lr": 0.25, "optim.epochs": 7.0, "views.size": 96, "views.scale": (0.3, 1.0),
-         "views.flip_prob": 0.0, "data.source": "photos"}
-    )  # fmt: skip
+        {
+            "seed": 4,
+            "optim.lr": 0.25,
+            "optim.epochs": 7.0,
+            "views.size": 96,
+            "views.scale": (0.3, 1.0),
+            "views.flip_prob": 0.0,
+            "data.source": "photos",
+        }
+    )
     assert config.pinned == {
         "seed",
         "optim.lr",

@@ -16,6 +16,7 @@ from plrc import cli, objectives
 from plrc.cli.export import ExportOptions
 from plrc.export import TARGETS
 from plrc.presets import PRESETS, preset
+from plrc.progress import ignore_progress
 from plrc.transfer.protocols import PROTOCOLS, protocol
 
 FLAGS = """
@@ -58,30 +59,78 @@ TRANSFER = """
 """
 
 PAPER = {  # METHOD section 4, and the objectives' settings of section 3
-    "model.backbone": "resnet50", "model.stride": 32, "model.layer4_stride": 2, "model.bn_groups": 8,
-    "model.contrast_hidden": 2048, "model.contrast_dim": 128, "model.distill_hidden": 2048, "model.distill_dim": 256,
-    "views.size": 224, "views.scale": (0.2, 1.0), "views.ratio": (3 / 4, 4 / 3), "views.flip_prob": 0.5,
-    "views.overlap": 0.5, "views.overlap_tries": 100,
-    "views.jitter_prob": 0.8, "views.brightness": 0.4, "views.contrast": 0.4, "views.saturation": 0.4, "views.hue": 0.1,
-    "views.gray_prob": 0.2, "views.blur_prob": 0.5, "views.blur_sigma": (0.1, 2.0),
-    "regions.source": "grid", "regions.grid": 4,
-    "optim.name": "sgd", "optim.lr": 0.03, "optim.base_batch_size": 256, "optim.batch_size": 256, "optim.momentum": 0.9,
-    "optim.weight_decay": 1e-4, "optim.epochs": 100.0, "optim.steps": 0, "optim.warmup_epochs": 0.0,
-    "optim.max_grad_norm": 0.0, "optim.teacher_momentum": 0.999, "optim.teacher_schedule": "constant",
-    "objectives.image_weight": 0.7, "objectives.point_weight": 0.3, "objectives.distill_weight": 0.3,
-    "objectives.image_temperature": 0.2, "objectives.point_temperature": 0.2, "objectives.student_temperature": 0.1,
-    "objectives.teacher_temperature_start": 0.04, "objectives.teacher_temperature": 0.07,
-    "objectives.temperature_warmup": 0.3, "objectives.queue": 65536, "objectives.points": 256,
-    "objectives.distill_points": 256, "objectives.reference_grid": 56, "objectives.center": False,
+    "model.backbone": "resnet50",
+    "model.stride": 32,
+    "model.layer4_stride": 2,
+    "model.bn_groups": 8,
+    "model.contrast_hidden": 2048,
+    "model.contrast_dim": 128,
+    "model.distill_hidden": 2048,
+    "model.distill_dim": 256,
+    "views.size": 224,
+    "views.scale": (0.2, 1.0),
+    "views.ratio": (3 / 4, 4 / 3),
+    "views.flip_prob": 0.5,
+    "views.overlap": 0.5,
+    "views.overlap_tries": 100,
+    "views.jitter_prob": 0.8,
+    "views.brightness": 0.4,
+    "views.contrast": 0.4,
+    "views.saturation": 0.4,
+    "views.hue": 0.1,
+    "views.gray_prob": 0.2,
+    "views.blur_prob": 0.5,
+    "views.blur_sigma": (0.1, 2.0),
+    "regions.source": "grid",
+    "regions.grid": 4,
+    "optim.name": "sgd",
+    "optim.lr": 0.03,
+    "optim.base_batch_size": 256,
+    "optim.batch_size": 256,
+    "optim.momentum": 0.9,
+    "optim.weight_decay": 1e-4,
+    "optim.epochs": 100.0,
+    "optim.steps": 0,
+    "optim.warmup_epochs": 0.0,
+    "optim.max_grad_norm": 0.0,
+    "optim.teacher_momentum": 0.999,
+    "optim.teacher_schedule": "constant",
+    "objectives.image_weight": 0.7,
+    "objectives.point_weight": 0.3,
+    "objectives.distill_weight": 0.3,
+    "objectives.image_temperature": 0.2,
+    "objectives.point_temperature": 0.2,
+    "objectives.student_temperature": 0.1,
+    "objectives.teacher_temperature_start": 0.04,
+    "objectives.teacher_temperature": 0.07,
+    "objectives.temperature_warmup": 0.3,
+    "objectives.queue": 65536,
+    "objectives.points": 256,
+    "objectives.distill_points": 256,
+    "objectives.reference_grid": 56,
+    "objectives.center": False,
     "adapt": True,
-}  # fmt: skip
+}
 
 
 def test_the_package() -> None:
     assert plrc.__all__ == [
-        "Config", "ConfigError", "DataError", "ExportError", "LayoutError", "MissingPackageError", "PlrcError", "Run",
-        "RunError", "WeightsError", "export_backbone", "load_backbone", "objectives", "preset", "pretrain",
-    ]  # fmt: skip
+        "Config",
+        "ConfigError",
+        "DataError",
+        "ExportError",
+        "LayoutError",
+        "MissingPackageError",
+        "PlrcError",
+        "Run",
+        "RunError",
+        "WeightsError",
+        "export_backbone",
+        "load_backbone",
+        "objectives",
+        "preset",
+        "pretrain",
+    ]
     assert plrc.__version__ == version("plrc-pretrain")
     for name in plrc.__all__:
         assert getattr(plrc, name) is not None
@@ -99,11 +148,16 @@ REQUIRED = inspect.Parameter.empty
 
 
 def test_functions() -> None:
-    assert parameters(plrc.pretrain) == {"config": REQUIRED}
+    assert parameters(plrc.pretrain) == {"config": REQUIRED, "on_progress": ignore_progress}
     assert parameters(plrc.load_backbone) == {
-        "path": REQUIRED, "layer4_stride": 2, "backbone": "", "normalize": False, "dtype": torch.float32,
-        "device": "cpu", "channels_last": False,
-    }  # fmt: skip
+        "path": REQUIRED,
+        "layer4_stride": 2,
+        "backbone": "",
+        "normalize": False,
+        "dtype": torch.float32,
+        "device": "cpu",
+        "channels_last": False,
+    }
     assert parameters(plrc.export_backbone) == {"run": REQUIRED, "target": "torchvision", "out": None, "backbone": ""}
     assert parameters(plrc.preset) == {"name": REQUIRED, "method": "plrc"}
     assert list(get_type_hints(plrc.Run)) == ["path", "step", "finished", "health"]
@@ -111,16 +165,29 @@ def test_functions() -> None:
 
 def test_objectives() -> None:
     assert parameters(objectives.image_contrast) == {
-        "query": REQUIRED, "key": REQUIRED, "queue": REQUIRED, "temperature": 0.2
-    }  # fmt: skip
+        "query": REQUIRED,
+        "key": REQUIRED,
+        "queue": REQUIRED,
+        "temperature": 0.2,
+    }
     assert parameters(objectives.point_region_contrast) == {
-        "query": REQUIRED, "keys": REQUIRED, "query_regions": REQUIRED, "key_regions": REQUIRED, "temperature": 0.2,
+        "query": REQUIRED,
+        "keys": REQUIRED,
+        "query_regions": REQUIRED,
+        "key_regions": REQUIRED,
+        "temperature": 0.2,
         "backend": "auto",
-    }  # fmt: skip
+    }
     assert parameters(objectives.affinity_distillation) == {
-        "student": REQUIRED, "teacher": REQUIRED, "reference": REQUIRED, "student_temperature": 0.1,
-        "teacher_temperature": 0.07, "center": None, "valid": None, "backend": "auto",
-    }  # fmt: skip
+        "student": REQUIRED,
+        "teacher": REQUIRED,
+        "reference": REQUIRED,
+        "student_temperature": 0.1,
+        "teacher_temperature": 0.07,
+        "center": None,
+        "valid": None,
+        "backend": "auto",
+    }
     assert {"auto", "dense", "fused"} <= set(get_args(objectives.Backend))
 
 
@@ -155,15 +222,30 @@ def test_flags_of_the_probe_and_of_compare(capsys: pytest.CaptureFixture[str]) -
 
 def test_protocols() -> None:
     assert list(PROTOCOLS) == [
-        "voc_c4_24k", "coco_c4_1x", "coco_fpn_1x", "cityscapes_instances", "cityscapes_semantic", "voc_semantic",
-        "small_detection", "small_instances", "small_semantic",
-    ]  # fmt: skip
+        "voc_c4_24k",
+        "coco_c4_1x",
+        "coco_fpn_1x",
+        "cityscapes_instances",
+        "cityscapes_semantic",
+        "voc_semantic",
+        "small_detection",
+        "small_instances",
+        "small_semantic",
+    ]
     voc = protocol("voc_c4_24k", "detection").flat()
     expected = {
-        "optim.steps": 24_000, "optim.batch_size": 16, "optim.lr": 0.02, "input.train_size": (480.0, 800.0),
-        "input.test_size": 800.0, "model.neck": "c4", "data.train": "trainval07+12", "data.test": "test07",
-        "model.norm": "sync", "model.head_norm": "sync", "model.trainable_layers": 5,
-    }  # fmt: skip
+        "optim.steps": 24_000,
+        "optim.batch_size": 16,
+        "optim.lr": 0.02,
+        "input.train_size": (480.0, 800.0),
+        "input.test_size": 800.0,
+        "model.neck": "c4",
+        "data.train": "trainval07+12",
+        "data.test": "test07",
+        "model.norm": "sync",
+        "model.head_norm": "sync",
+        "model.trainable_layers": 5,
+    }
     assert {name: voc[name] for name in expected} == expected
 
 

@@ -12,11 +12,12 @@ from plrc.config import Config
 from plrc.errors import PlrcError
 from plrc.export import export_backbone, library_of
 from plrc.presets import PRESETS, preset
+from plrc.progress import OnProgress, ignore_progress
 
 logger = logging.getLogger(__name__)
 
 
-def pretrain(config: Config) -> engine.Run:
+def pretrain(config: Config, on_progress: OnProgress = ignore_progress) -> engine.Run:
     """Pre-train a backbone (METHOD sections 2 to 4).
 
     When training finishes, or is stopped by SIGTERM or Ctrl-C, the run folder holds the newest checkpoint and the
@@ -29,6 +30,7 @@ def pretrain(config: Config) -> engine.Run:
 
     Args:
         config: All settings. `data.source` and `run.out` are required.
+        on_progress: Called with the step, the number of steps and a line about the losses, now and then.
 
     Returns:
         The run folder, the last step and the results of the health checks. `finished` is False if training was stopped.
@@ -48,7 +50,12 @@ def pretrain(config: Config) -> engine.Run:
     config = replace(config, pinned=config.pinned.union(changed))
     report = LiveReport(config.run.report_every_minutes)
     try:
-        return engine.pretrain(config, on_checkpoint=(report.update,), on_finish=(export_run, report.write))
+        return engine.pretrain(
+            config,
+            on_checkpoint=(report.update,),
+            on_finish=(export_run, report.write),
+            on_progress=on_progress,
+        )
     except PlrcError:
         report.write_after_failure()
         raise

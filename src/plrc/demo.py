@@ -21,6 +21,7 @@ from plrc.engine.learner import Learner
 from plrc.errors import RunError
 from plrc.measures.grouping import grouping_auc
 from plrc.model import Backbone
+from plrc.progress import OnProgress, ignore_progress
 from plrc.scenes import Scene, render_scene, scene_names, write_scenes
 from plrc.transfer.probe import extract_features, probe_backbone
 from plrc.visualize import save_affinities
@@ -58,13 +59,16 @@ def demo_config(out: Path, steps: int) -> Config:
     ).with_values({"data.source": str(out / "scenes" / "train" / "images"), "data.held_out": 32})
 
 
-def run_demo(out: Path, steps: int, images: int = IMAGES) -> dict[str, dict[str, float]]:
+def run_demo(
+    out: Path, steps: int, images: int = IMAGES, on_progress: OnProgress = ignore_progress
+) -> dict[str, dict[str, float]]:
     """Run the demo.
 
     Args:
         out: Folder to write into: empty, absent, or that of a stopped demo.
         steps: Optimizer steps.
         images: Number of scenes to pre-train on.
+        on_progress: Called while the network trains.
 
     Returns:
         {"random" or "plrc": {"miou", "accuracy", "grouping_auc"}}, each a share from 0 to 1.
@@ -82,7 +86,7 @@ def run_demo(out: Path, steps: int, images: int = IMAGES) -> dict[str, dict[str,
         write_scenes(scenes_folder, {"train": images}, seed=SCENES_SEED, size=SIZE)
     config = demo_config(out, steps)
     logger.info("2/4 pre-training %s on them without labels (%d steps)", config.model.backbone, steps)
-    if not pretrain(config).finished:
+    if not pretrain(config, on_progress).finished:
         raise RunError(f"stopped; continue with: plrc demo --out {out} --steps {steps}")
     logger.info("3/4 fitting a linear probe to frozen features of %d labelled scenes", LABELLED)
     scenes = [render_scene(PROBE_SEED, index, SIZE) for index in range(2 * LABELLED)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plrc.cli.options import about, read_options
-from plrc.cli.output import console
+from plrc.cli.output import console, progress
 from plrc.errors import ConfigError
 
 NEXT_STEPS = """next, with your own images:
@@ -39,7 +39,8 @@ def run(arguments: Sequence[str]) -> int:
     from plrc.demo import run_demo
 
     started = time.perf_counter()
-    result = run_demo(options.out, options.steps)
+    with progress("steps") as on_progress:
+        result = run_demo(options.out, options.steps, on_progress=on_progress)
     show_result(result, options.out, time.perf_counter() - started)
     return 0
 

@@ -46,8 +46,7 @@ def screen() -> Iterator[None]:
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot write a file's name shows its code
     logger = logging.getLogger("plrc")
     level = logger.level
-    is_first = os.environ.get("RANK", "0") == "0"
-    handler = ScreenHandler() if is_first else logging.NullHandler()
+    handler = ScreenHandler() if is_first_process() else logging.NullHandler()
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
@@ -55,6 +54,11 @@ def screen() -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+def is_first_process() -> bool:
+    """Return whether this is the process of a run whose output the user sees."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @lru_cache(maxsize=1)
@@ -73,9 +77,16 @@ def progress(unit: str) -> Iterator[OnProgress]:
         unit: What is counted, such as "images".
     """
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
 
-    columns = (BarColumn(bar_width=20), TextColumn("{task.description}", markup=False), TimeRemainingColumn())
-    with Progress(*columns, console=console(), transient=True, disable=not console().is_terminal) as bar:
+    rest_of_line = Column(ratio=1, no_wrap=True)
+    columns = (
+        BarColumn(bar_width=20),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.description}", markup=False, table_column=rest_of_line),
+    )
+    shown = console().is_terminal and is_first_process()
+    with Progress(*columns, console=console(), transient=True, expand=True, disable=not shown) as bar:
         task = bar.add_task(unit, total=None)
 
         def on_progress(done: int, total: int, line: str = "") -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from plrc.cli.options import CommandParser, about
-from plrc.cli.output import FIRST_FAILURE, STOPPED
+from plrc.cli.output import FIRST_FAILURE, STOPPED, is_first_process, progress
 from plrc.config import Config
 from plrc.errors import ConfigError
 from plrc.machine import cores
@@ -48,10 +48,11 @@ def run(arguments: Sequence[str]) -> int:
         return _launch(config, arguments)
     import plrc
 
-    finished_run = plrc.pretrain(config)
+    with progress("steps") as on_progress:
+        finished_run = plrc.pretrain(config, on_progress)
     if not finished_run.finished:
         return STOPPED
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         print(f"finished; the backbone is {finished_run.path / 'exported' / 'backbone.safetensors'}")
         report = finished_run.path / "report.html"
         if report.exists():

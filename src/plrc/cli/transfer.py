@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from plrc.cli.options import CommandParser, about, choose_task, read_options
-from plrc.cli.output import STOPPED
+from plrc.cli.output import STOPPED, progress
 from plrc.settings import read_toml, setting
 from plrc.transfer.protocols import PROTOCOLS, LabelledConfig, Layout, TransferConfig, protocol
 
@@ -77,7 +77,8 @@ def run(arguments: Sequence[str]) -> int:
     config.check_named()
     from plrc.transfer.finetune import transfer
 
-    result = transfer(config)
+    with progress("steps") as on_progress:
+        result = transfer(config, on_progress)
     if result is None:
         return STOPPED
     print(f"the result is {Path(config.run.out) / 'result.json'}")
@@ -123,7 +124,10 @@ def probe(arguments: Sequence[str]) -> int:
     from plrc.transfer.dense import dense_probe
 
     inits = [options.init] if options.init == "random" else [options.init, "random"]
-    result, *others = dense_probe(data, inits, options.backbone, options.size, options.images, options.seed)
+    with progress("probes") as on_progress:
+        result, *others = dense_probe(
+            data, inits, options.backbone, options.size, options.images, options.seed, on_progress=on_progress
+        )
     print(result.table())
     for other in others:
         print(other.table(notes=False))
