@@ -76,7 +76,7 @@ class DenseFeatures(nn.Module):
         height, width = images.shape[2:]
         coarsest = 1 if self.backbone.name in RESNETS else max(self.channels)
         padded = F.pad(normalized.to(dtype), (0, -width % coarsest, 0, -height % coarsest))
-        levels = self.backbone(padded.contiguous(memory_format=self.memory_format), deepest)
+        levels: dict[int, Tensor] = self.backbone(padded.contiguous(memory_format=self.memory_format), deepest)
         if coarsest == 1:
             return levels
         cut = {}
