@@ -46,7 +46,13 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def show_result(result: dict[str, dict[str, float]], out: Path, seconds: float) -> None:
-    """Print the scores of `run_demo`, where its files are, and what to do next."""
+    """Print the scores of a demo, where its files are, and what to do next.
+
+    Args:
+        result: Scores, as `run_demo` returns them.
+        out: Folder of the demo.
+        seconds: How long it took.
+    """
     from rich.table import Table
 
     table = Table("frozen features", "mIoU of a linear probe", "pixel accuracy", "grouping AUC (chance 0.5)")

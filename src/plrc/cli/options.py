@@ -19,7 +19,11 @@ T = TypeVar("T")
 
 
 def positional(metavar: str) -> Any:
-    """Declare a field of a dataclass of options that is written without a name in front of it."""
+    """Declare a field of a dataclass of options that is an argument without a name.
+
+    Args:
+        metavar: What the help prints for it.
+    """
     return dataclasses.field(metadata={"positional": True, "metavar": metavar})
 
 
@@ -175,14 +179,37 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def read_options(command: str, options: type[T], arguments: Sequence[str], about: str) -> T:
-    """Read the options of a command that are the fields of one dataclass."""
+    """Read the options of a command that has one dataclass of options.
+
+    Args:
+        command: Name of the command, such as "scan".
+        options: The dataclass.
+        arguments: The command line after the name of the command.
+        about: What the help prints above the options.
+
+    Raises:
+        ConfigError: See `CommandParser.parse`.
+    """
     parser = CommandParser(command, about)
     parser.add_fields(options)
     return options(**parser.parse(arguments))
 
 
 def choose_task(command: str, arguments: Sequence[str], tasks: Collection[str], about: Callable[[], str]) -> str | None:
-    """Return the first argument, which must be one of the tasks; None after printing the help."""
+    """Return the task that a command line names.
+
+    Args:
+        command: Name of the command, such as "regions".
+        arguments: The command line after the name of the command; the task is the first argument.
+        tasks: Names of the tasks.
+        about: Gives what the help prints.
+
+    Returns:
+        The task, or None after printing the help.
+
+    Raises:
+        ConfigError: There is no such task.
+    """
     given = arguments[0] if arguments else "--help"
     if given in ("-h", "--help"):
         print(f"{about()}\n\nHelp for a task: plrc {command} {next(iter(tasks))} --help")

@@ -65,6 +65,12 @@ def parse_config(arguments: Sequence[str]) -> Config:
 
     Preset, then the TOML file, then the options; what the file and the options set is pinned. To resume without naming
     a preset or a file, the run's own configuration is taken, all of it pinned.
+
+    Args:
+        arguments: The command line after the name of the command.
+
+    Raises:
+        ConfigError: An option, or the combination of settings, cannot be used.
     """
     parser = CommandParser("pretrain", _about())
     parser.add_fields(StartOptions)
