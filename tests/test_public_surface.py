@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
@@ -303,3 +304,17 @@ def test_methods_are_weights_of_terms_and_nothing_else(name: str) -> None:
         image = {"objectives.image_weight": 1.0} if method == "image" else {}
         zeros = {f"objectives.{term}_weight": 0.0 for term in changed if term != "image"}
         assert differences == {"method": method} | image | zeros
+
+
+def test_no_text_names_the_package_of_a_stranger() -> None:
+    """On the public registry "plrc" belongs to somebody else, and this distribution is not published there."""
+    root = Path(__file__).parents[1]
+    folders = ("src", "docs", "tests", "examples", "benchmarks", "studies")
+    files = [root / "README.md"]
+    for folder in folders:
+        files += [
+            path for path in (root / folder).rglob("*") if path.suffix in (".py", ".md", ".sh", ".toml", ".j2", ".html")
+        ]
+    asked_to_install = re.compile(r"pip install[^\n|&;]*\bplrc\b|\bplrc(-pretrain)?\[(?!\^)")
+    assert len(files) > 100
+    assert [str(path) for path in files if asked_to_install.search(path.read_text(encoding="utf-8"))] == []

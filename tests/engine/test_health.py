@@ -19,7 +19,7 @@ from plrc.engine.health import HealthCheck
 from plrc.engine.pretrain import pretrain
 from plrc.scenes import encode_rle
 
-pytest.importorskip("faster_coco_eval", reason="masks need the extra regions: pip install 'plrc-pretrain[regions]'")
+pytest.importorskip("faster_coco_eval", reason="masks need faster-coco-eval")
 
 Tiny = Callable[..., Config]
 COLOURS = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], dtype=np.uint8)  # background and two objects

@@ -47,7 +47,7 @@ def tile_pixels(figure: Figure, index: int) -> NDArray[np.int64]:
 def browser() -> Iterator[Any]:
     if not Path(CHROMIUM).exists():
         pytest.skip(f"{CHROMIUM} is not there: install Debian's package chromium")
-    api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'plrc-pretrain[dev]'")
+    api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     with api.sync_playwright() as playwright:
         started = playwright.chromium.launch(
             executable_path=CHROMIUM, args=["--headless", "--no-sandbox", "--disable-gpu"]

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal, get_args
 
 from plrc.errors import ConfigError
 from plrc.settings import Settings, require, require_range, setting
+from plrc.text import did_you_mean
 
 Task = Literal["detection", "instances", "semantic"]
 Layout = Literal["auto", "voc", "coco", "folders", "cityscapes"]
@@ -354,7 +355,8 @@ def protocol(name: str, task: str) -> TransferConfig:
     if task not in get_args(Task):
         raise ConfigError(f"there is no task {task!r}; write one of {', '.join(get_args(Task))}")
     if name not in PROTOCOLS:
-        raise ConfigError(f"there is no protocol {name!r}; write one of {', '.join(PROTOCOLS)}")
+        suggestion = did_you_mean(name, PROTOCOLS)
+        raise ConfigError(f"there is no protocol {name!r}; write one of {', '.join(PROTOCOLS)}{suggestion}")
     found = PROTOCOLS[name]()
     if (found.task == "semantic") != (task == "semantic"):
         fitting = [n for n, build in PROTOCOLS.items() if (build().task == "semantic") == (task == "semantic")]
