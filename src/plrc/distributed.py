@@ -51,7 +51,8 @@ def start(device: torch.device, stall_seconds: float = 600.0) -> None:
 
     Args:
         device: The device of this process.
-        stall_seconds: Time after which a collective fails if another process does not answer; `lost` names it.
+        stall_seconds: Time after which a collective fails if another process does not answer; `describe_lost_processes`
+            names it.
     """
     global _store  # noqa: PLW0603 - one per process, like PyTorch's process group
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
@@ -64,7 +65,7 @@ def start(device: torch.device, stall_seconds: float = 600.0) -> None:
         dist.init_process_group(backend, store=shared, rank=mine, world_size=world, timeout=patience)
 
 
-def lost(error: BaseException) -> str:
+def describe_lost_processes(error: BaseException) -> str:
     """Name the processes that made a collective fail in this process.
 
     Each process that notices a failure reports it in the store. A process that reports nothing exited or hung.
@@ -114,7 +115,7 @@ def any_process(flag: bool) -> bool:
     return bool(sum_over_processes(torch.tensor(int(flag))) > 0)
 
 
-def gather_words(words: dict[str, str]) -> dict[str, str]:
+def merge_dicts(words: dict[str, str]) -> dict[str, str]:
     """Return the dictionaries of all processes merged into one."""
     if world_size() == 1:
         return words

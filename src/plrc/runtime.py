@@ -94,13 +94,13 @@ class StopRequest:
     neither misses a signal. Outside the main thread, where signals cannot be handled, it does nothing.
 
     Attributes:
-        asked: Whether this process was asked to stop.
+        requested: Whether this process was asked to stop.
     """
 
     def __init__(self) -> None:
         outer = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
         self._outer: StopRequest | None = outer if isinstance(outer, StopRequest) else None
-        self.asked: bool = self._outer is not None and self._outer.asked
+        self.requested: bool = self._outer is not None and self._outer.requested
         self._previous = {}
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -109,13 +109,13 @@ class StopRequest:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self._outer is not None:
             self._outer._ask(number, frame)
-        elif self.asked and number == signal.SIGINT:
+        elif self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True
 
     def agreed(self) -> bool:
         """Return whether any process was asked to stop. All processes must call this at the same step."""
-        return distributed.any_process(self.asked)
+        return distributed.any_process(self.requested)
 
     def restore(self) -> None:
         """Restore the previous signal handlers."""

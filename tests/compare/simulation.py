@@ -57,7 +57,7 @@ def until_stopped(config: TransferConfig, on_progress: OnProgress) -> bool | Non
     """A run that continues until it is asked to stop."""
     stop = StopRequest()
     (Path(config.run.out) / "begun").touch()
-    while not stop.asked:
+    while not stop.requested:
         time.sleep(0.05)
     stop.restore()
     (Path(config.run.out) / "saved").touch()

@@ -12,9 +12,9 @@ from plrc.runtime import StopRequest
 def test_a_signal_asks_and_the_handlers_are_put_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
     stop = StopRequest()
-    assert not stop.asked
+    assert not stop.requested
     signal.raise_signal(signal.SIGTERM)
-    assert stop.asked
+    assert stop.requested
     stop.restore()
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -23,10 +23,10 @@ def test_one_inside_another_shares_what_was_asked() -> None:
     outer = StopRequest()
     first = StopRequest()
     signal.raise_signal(signal.SIGTERM)
-    assert outer.asked and first.asked
+    assert outer.requested and first.requested
     first.restore()
     later = StopRequest()
-    assert later.asked, "what came before it counts too"
+    assert later.requested, "what came before it counts too"
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
     later.restore()

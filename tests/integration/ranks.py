@@ -47,7 +47,7 @@ def collectives(job: dict[str, Any]) -> dict[str, Any]:
         "unshuffled": distributed.unshuffle(shuffled + 0.5, order),
         "sum": distributed.sum_over_processes(mine),
         "any": [distributed.any_process(flag) for flag in (False, rank == 1, rank == 0, True)],
-        "words": distributed.gather_words({f"from {rank}": "x"} if rank else {}),
+        "words": distributed.merge_dicts({f"from {rank}": "x"} if rank else {}),
     }
 
 

@@ -138,7 +138,7 @@ def log_stopped(grid: Grid[Run]) -> None:
 def _must_stop(stop: StopRequest) -> bool:
     """Return whether this process was asked to stop, or is a worker whose parent process ended."""
     parent = multiprocessing.parent_process()
-    return stop.asked or (parent is not None and not parent.is_alive())
+    return stop.requested or (parent is not None and not parent.is_alive())
 
 
 class _ProgressLog:

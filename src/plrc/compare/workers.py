@@ -50,14 +50,14 @@ def run_grid_in_processes(grid: Grid[Run], start: GridStart, stop: StopRequest, 
                 worker.terminate()
     if not errors.empty():
         raise RunError(errors.get())
-    if not stop.asked and any(worker.exitcode for worker in workers):
+    if not stop.requested and any(worker.exitcode for worker in workers):
         raise RunError("a worker process failed (its message is above); fix the cause and repeat the command")
 
 
 def _wait_for(workers: list[Any], stop: StopRequest) -> None:
     """Wait for the end of all workers; after a request to stop, or a failure of one, ask all of them to stop."""
     while alive := [worker for worker in workers if worker.is_alive()]:
-        if stop.asked or any(worker.exitcode for worker in workers):
+        if stop.requested or any(worker.exitcode for worker in workers):
             for worker in alive:  # repeated, since a signal may come before the worker listens to it
                 worker.terminate()
         wait([worker.sentinel for worker in alive], timeout=POLL_SECONDS)

@@ -65,7 +65,7 @@ class Monitor:
         Raises:
             DataError: If more images are unreadable than `data.max_unreadable_fraction` allows.
         """
-        failures = distributed.gather_words(self.failures)
+        failures = distributed.merge_dicts(self.failures)
         self.failures = {}
         for name in sorted(failures.keys() - self.unreadable.keys()):
             self.log.warning(f"cannot read {printable(name)}: {failures[name]}; another image takes its place")

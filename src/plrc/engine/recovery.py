@@ -34,7 +34,7 @@ def explain(error: Exception) -> str:
     if str(error).startswith(DEAD_WORKER):
         reason = f"a loader process was killed, usually because memory ran out ({error})"
         return f"{reason}; resume with --resume and a lower --run.workers"
-    lost = distributed.lost(error)
+    lost = distributed.describe_lost_processes(error)
     return f"{lost}: it exited or hung; check its log, then resume with --resume" if lost else ""
 
 

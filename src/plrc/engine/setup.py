@@ -156,7 +156,7 @@ def _check_same_images_everywhere(config: Config, images: ImageList) -> None:
     if distributed.world_size() == 1:
         return
     digest = hashlib.sha256("\n".join(images.names).encode(errors="surrogateescape")).hexdigest()
-    digests = distributed.gather_words({str(distributed.rank()): digest})
+    digests = distributed.merge_dicts({str(distributed.rank()): digest})
     if len(set(digests.values())) > 1:
         raise DataError(
             f"the processes find different images in {config.data.source}; let all hosts see the same files"
