@@ -24,7 +24,7 @@ from plrc.model import Backbone
 from plrc.progress import OnProgress, ignore_progress
 from plrc.scenes import Scene, render_scene, scene_names, write_scenes
 from plrc.transfer.probe import extract_features, probe_backbone
-from plrc.visualize import save_affinities
+from plrc.visualize import affinity_figure, affinity_rows, save_figure
 
 logger = logging.getLogger(__name__)
 
@@ -123,12 +123,12 @@ def _score(network: Backbone, scenes: list[Scene], stride: int) -> dict[str, flo
 def _draw_affinities(path: Path, scenes: list[Scene], networks: dict[str, Backbone], stride: int) -> None:
     """The affinities of a point on each of two objects per scene, by each network."""
     features = {name: extract_features(network, _pixels(scenes), stride) for name, network in networks.items()}
-    points = []
-    maps = []
+    rows = []
     for index, scene in enumerate(scenes):
-        points.append([_point_inside(scene.masks == 1), _point_inside(scene.masks == 2)])
-        maps.append({name: of_all[index] for name, of_all in features.items()})
-    save_affinities(path, [scene.image for scene in scenes], maps, points)
+        points = [_point_inside(scene.masks == 1), _point_inside(scene.masks == 2)]
+        maps = {name: of_all[index] for name, of_all in features.items()}
+        rows += affinity_rows(scene.image, maps, points)
+    save_figure(affinity_figure(rows), path)
 
 
 def _pixels(scenes: list[Scene]) -> torch.Tensor:

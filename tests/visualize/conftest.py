@@ -1,5 +1,5 @@
-"""A real browser for pages, and real runs of a few seconds: a short one to look into, and for verdicts a healthy one, a
-ruined one, one that never learnt."""
+"""A real browser for pages, pixels of figures, and real runs of a few seconds: a short run for the explorer; for the
+verdicts a healthy run, a ruined run, and a run that does not learn."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def figure_pixels(figure: Figure) -> NDArray[np.int64]:
 
 
 def tile_pixels(figure: Figure, index: int) -> NDArray[np.int64]:
-    """The part of `figure_pixels` that one of the figure's axes covers."""
+    """The part of `figure_pixels` that an entry of the figure's axes covers."""
     pixels = figure_pixels(figure)
     box = figure.axes[index].get_window_extent()
     top = len(pixels) - round(box.y1)
@@ -67,14 +67,14 @@ def page(browser: Any) -> Iterator[Any]:
         if not request.url.startswith(("file:", "data:", "blob:")):
             opened.problems.append(f"request: {request.url}")
 
-    def said(message: Any) -> None:
+    def log(message: Any) -> None:
         readback = message.text.startswith("Canvas2D")  # the tests read pixels back, the page does not
         if message.type in ("error", "warning") and not readback:
             opened.problems.append(message.text)
 
     opened.on("request", requested)
     opened.on("pageerror", lambda error: opened.problems.append(f"error: {error}"))
-    opened.on("console", said)
+    opened.on("console", log)
     yield opened
     context.close()
 
@@ -93,13 +93,25 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     write_scenes(root / "data", {"train": 24, "test": 6}, seed=5, size=64)
     config = preset("debug_cpu").with_values(
         {
-            "data.source": str(root / "data" / "train" / "images"), "data.held_out": 2, "run.out": str(root / "run"),
-            "run.workers": 0, "run.device": "cpu", "run.checkpoint_every_steps": 3, "run.keep_checkpoints": 0,
-            "views.size": 32, "optim.batch_size": 8, "optim.steps": 6, "model.stride": 8, "model.bn_groups": 2,
-            "model.contrast_hidden": 16, "model.distill_hidden": 16, "objectives.points": 16,
-            "objectives.distill_points": 16, "objectives.queue": 24,
+            "data.source": str(root / "data" / "train" / "images"),
+            "data.held_out": 2,
+            "run.out": str(root / "run"),
+            "run.workers": 0,
+            "run.device": "cpu",
+            "run.checkpoint_every_steps": 3,
+            "run.keep_checkpoints": 0,
+            "views.size": 32,
+            "optim.batch_size": 8,
+            "optim.steps": 6,
+            "model.stride": 8,
+            "model.bn_groups": 2,
+            "model.contrast_hidden": 16,
+            "model.distill_hidden": 16,
+            "objectives.points": 16,
+            "objectives.distill_points": 16,
+            "objectives.queue": 24,
         }
-    )  # fmt: skip
+    )
     assert pretrain(config).finished
     images = root / "images"
     (images / "<").mkdir(parents=True)
@@ -114,11 +126,24 @@ def runs(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     """Folders of runs of 70 steps, by name; "ruined" ended before, by its learning rate of 10."""
     root = tmp_path_factory.mktemp("runs")
     shared = {
-        "data.source": str(scenes), "data.held_out": 4, "run.workers": 0, "run.device": "cpu", "run.log_every_steps": 2,
-        "run.health_every_steps": 10, "run.checkpoint_every_steps": 70, "views.size": 32, "optim.batch_size": 8,
-        "optim.steps": 70, "model.stride": 8, "model.bn_groups": 2, "model.contrast_hidden": 16,
-        "model.distill_hidden": 16, "objectives.points": 16, "objectives.distill_points": 16, "objectives.queue": 24,
-    }  # fmt: skip
+        "data.source": str(scenes),
+        "data.held_out": 4,
+        "run.workers": 0,
+        "run.device": "cpu",
+        "run.log_every_steps": 2,
+        "run.health_every_steps": 10,
+        "run.checkpoint_every_steps": 70,
+        "views.size": 32,
+        "optim.batch_size": 8,
+        "optim.steps": 70,
+        "model.stride": 8,
+        "model.bn_groups": 2,
+        "model.contrast_hidden": 16,
+        "model.distill_hidden": 16,
+        "objectives.points": 16,
+        "objectives.distill_points": 16,
+        "objectives.queue": 24,
+    }
     own: dict[str, tuple[str, dict[str, object]]] = {
         "healthy": ("plrc", {"optim.lr": 2e-3}),
         "ruined": ("plrc", {"optim.lr": 10.0, "optim.name": "sgd"}),

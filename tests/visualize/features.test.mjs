@@ -23,7 +23,7 @@ test("affinity is the product of a place's feature with every other", () => {
   const features = Float32Array.of(1, 0, 0.6, 0.8, -1, 0);
   close([...f.affinity(features, f.featureAt(features, 2, 1))], [0.6, 1, -0.6]);
   const reduced = Float32Array.of(0.9, 0, 0.5, 0.5);
-  close([...f.affinity(reduced, f.featureAt(reduced, 2, 0), 0)], [1, 0.45]); // 1 with itself, whatever was lost
+  close([...f.affinity(reduced, f.featureAt(reduced, 2, 0), 0)], [1, 0.45]); // 1 with itself, although components were dropped
 });
 
 test("softmax sums to one, keeps the order, and sharpens as the temperature falls", () => {

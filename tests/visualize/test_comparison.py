@@ -1,4 +1,4 @@
-"""The page of a comparison: one file, nothing from outside, all text escaped, figures that stand in its data."""
+"""The page of a comparison: one file, nothing from outside, all text escaped, the numbers of its data."""
 
 from __future__ import annotations
 
@@ -31,15 +31,30 @@ def content(names: tuple[str, ...] = ("random", "mine", EVIL)) -> dict[str, Any]
         mean = 20.0 + 5 * i + 10 * j
         against = difference(names[i], "random", labels[j], 5.0 * i, "better" if i != 2 else "too close to tell")
         return {
-            "mean": mean, "low": mean - 1, "high": mean + 1, "n": 3, "versus_random": against if i else None,
-            "scores": {"AP": [mean - 1, mean, mean + 1], "APs": [None, 3.25, None]}, "lr": 0.02,
-            "edge": "highest" if i == 1 else "", "val": {"0.01": 11.5, "0.02": 12.5}, "diverged": [],
+            "mean": mean,
+            "low": mean - 1,
+            "high": mean + 1,
+            "n": 3,
+            "versus_random": against if i else None,
+            "scores": {"AP": [mean - 1, mean, mean + 1], "APs": [None, 3.25, None]},
+            "lr": 0.02,
+            "edge": "highest" if i == 1 else "",
+            "val": {"0.01": 11.5, "0.02": 12.5},
+            "diverged": [],
             "curve": [{"step": step, "mean": mean * step / 300, "n": 3} for step in (100, 200, 300)],
-        }  # fmt: skip
+        }
 
     return {
-        "task": "detection", "protocol": "small_detection", "data": f"data/{EVIL}", "metric": "AP", "seeds": 3,
-        "lrs": [0.01, 0.02], "done": 24, "cells": 24, "finished": True, "preliminary": True,
+        "task": "detection",
+        "protocol": "small_detection",
+        "data": f"data/{EVIL}",
+        "metric": "AP",
+        "seeds": 3,
+        "lrs": [0.01, 0.02],
+        "done": 24,
+        "cells": 24,
+        "finished": True,
+        "preliminary": True,
         "inits": {name: {"kind": "file", "files": [f"{name}.pt"], "sha256": ["0123abc"]} for name in names},
         "labels": [
             {"name": at, "text": f"{at} ({n} images)", "fraction": 1.0, "shots": 0, "images": [n]}
@@ -49,12 +64,15 @@ def content(names: tuple[str, ...] = ("random", "mine", EVIL)) -> dict[str, Any]
         "pairs": [difference(name, "random", at, -3.5, "worse") for name in names[1:] for at in labels],
         "settings": {"init": "random", "data": {"source": EVIL}},
         "provenance": {
-            "date": "2026-01-02T03:04:05+00:00", "commands": [f"plrc compare --init {EVIL}"], "hours": 1.25,
-            "versions": [{"plrc": "0.1.0", "torch": "2.11"}], "notes": [f"3 labels of {EVIL} dropped"],
+            "date": "2026-01-02T03:04:05+00:00",
+            "commands": [f"plrc compare --init {EVIL}"],
+            "hours": 1.25,
+            "versions": [{"plrc": "0.1.0", "torch": "2.11"}],
+            "notes": [f"3 labels of {EVIL} dropped"],
             "machine": {"system": "Linux", "cpu": "a CPU", "cores": 2, "gpus": []},
         },
         "recommendation": ["With few labels: use mine.", "With all labels: keep yours.", "3 seeds: a first look"],
-    }  # fmt: skip
+    }
 
 
 class Reader(HTMLParser):
@@ -91,13 +109,13 @@ def page() -> str:
 
 
 def test_the_page_asks_for_nothing_from_outside(page: str) -> None:
-    found = Reader(page)
-    assert {tag for tag, _ in found.tags}.isdisjoint({"script", "img", "iframe", "object", "base", "form"})
-    links = [value or "" for _, attributes in found.tags for name, value in attributes.items() if name in LINKS]
+    reader = Reader(page)
+    assert {tag for tag, _ in reader.tags}.isdisjoint({"script", "img", "iframe", "object", "base", "form"})
+    links = [value or "" for _, attributes in reader.tags for name, value in attributes.items() if name in LINKS]
     assert all(link.startswith(("#", "data:")) for link in links)
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)", page))
     assert "@import" not in page
-    policy = next(a["content"] for tag, a in found.tags if a.get("http-equiv") == "Content-Security-Policy")
+    policy = next(a["content"] for tag, a in reader.tags if a.get("http-equiv") == "Content-Security-Policy")
     assert policy is not None and policy.startswith("default-src 'none'")
 
 
@@ -105,10 +123,10 @@ LINKS = {"href", "src", "xlink:href", "srcset", "action", "data", "poster"}
 
 
 def test_names_are_text_and_never_tags_or_templates(page: str) -> None:
-    found = Reader(page)
+    reader = Reader(page)
     assert "<b>&#34;x.jpg" in page.replace("&lt;b&gt;", "<b>") and '<b>"x' not in page
     for where in (f"detection on data/{EVIL}", f"{EVIL}.pt", f"--init {EVIL}", f"3 labels of {EVIL} dropped"):
-        assert where in found.text
+        assert where in reader.text
 
 
 def test_the_recommendation_comes_first(page: str) -> None:
@@ -130,7 +148,7 @@ def test_the_figures_are_those_of_the_comparison(page: str) -> None:
     assert "100 % of the labels (120 images)" in text
 
 
-def test_plots_are_drawn_in_the_colours_of_the_page_alone(page: str) -> None:
+def test_plots_are_drawn_in_the_colors_of_the_page_alone(page: str) -> None:
     plots = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
     assert len(plots) == 3  # score against labels; a curve for each number of labels
     for plot in plots:
@@ -170,15 +188,15 @@ def test_a_comparison_that_has_only_begun_has_a_page() -> None:
             nothing = {"mean": None, "low": None, "high": None, "n": 0, "versus_random": None, "lr": None, "curve": []}
             one.update(nothing, scores={"AP": [None] * 3}, edge="", val={"0.01": None, "0.02": None})
     begun.update(finished=False, done=0, pairs=[])
-    found = Reader(comparison_page(begun))
-    assert "0 of 24 runs done" in found.text
-    assert "svg" not in {tag for tag, _ in found.tags}
+    reader = Reader(comparison_page(begun))
+    assert "0 of 24 runs done" in reader.text
+    assert "svg" not in {tag for tag, _ in reader.tags}
 
 
-def test_more_inits_than_colours_have_a_page() -> None:
+def test_more_inits_than_colors_have_a_page() -> None:
     names = ("random", *(f"w{i}" for i in range(9)))
-    found = Reader(comparison_page(content(names)))
-    assert all(name in found.text for name in names)
+    reader = Reader(comparison_page(content(names)))
+    assert all(name in reader.text for name in names)
 
 
 def test_one_seed_has_no_intervals() -> None:

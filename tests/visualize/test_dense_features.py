@@ -1,4 +1,4 @@
-"""Dense features lie where they say, and their few bytes keep the cosines."""
+"""Dense features lie at their places, and their compressed form keeps the cosines."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ class Means(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.one = nn.Parameter(torch.ones(()))
+        self.weight = nn.Parameter(torch.ones(()))
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        return [self.one * F.avg_pool2d(images, 16)]
+        return [self.weight * F.avg_pool2d(images, 16)]
 
 
 @pytest.mark.parametrize("stride", [2, 4, 8, 16, 32])
-def test_a_place_is_where_the_lattice_says(stride: int) -> None:
-    """Red is the column, green the row, blue constant: features must tell their own places."""
+def test_a_place_is_where_the_feature_grid_has_it(stride: int) -> None:
+    """Red is the column, green the row, blue constant: features must give their own places."""
     height, width = 64, 96
     image = torch.full((3, height, width), 200, dtype=torch.uint8)
     image[0], image[1] = torch.arange(width)[None], torch.arange(height)[:, None]
     means = Backbone("means", Means(), {16: 3})
-    found = dense_features(means, 16, 16, image, stride)
-    assert found.shape == (3, height // stride, width // stride)
-    torch.testing.assert_close(found.norm(dim=0), torch.ones(found.shape[1:]))
+    features = dense_features(means, 16, 16, image, stride)
+    assert features.shape == (3, height // stride, width // stride)
+    torch.testing.assert_close(features.norm(dim=0), torch.ones(features.shape[1:]))
     blue = (200 / 255 - MEAN[2]) / STD[2]
-    color = 255 * (found[:2] / found[2] * blue * torch.tensor(STD[:2])[:, None, None])
+    color = 255 * (features[:2] / features[2] * blue * torch.tensor(STD[:2])[:, None, None])
     color += 255 * torch.tensor(MEAN[:2])[:, None, None]
-    column = (torch.arange(found.shape[2]) + 0.5) * stride - 0.5  # the middle of place j, counted in pixel indices
-    row = (torch.arange(found.shape[1]) + 0.5) * stride - 0.5
+    column = (torch.arange(features.shape[2]) + 0.5) * stride - 0.5  # the middle of place j, counted in pixel indices
+    row = (torch.arange(features.shape[1]) + 0.5) * stride - 0.5
     x, y = torch.meshgrid(column, row, indexing="xy")
     inner = (x > 8) & (x < width - 9) & (y > 8) & (y < height - 9)  # beyond, squares see the mirrored border
     assert inner.sum() > 0
@@ -63,9 +63,9 @@ def test_at_its_own_stride_a_network_gives_what_it_gives_for_the_mirrored_image(
 def test_images_smaller_than_the_network_sees_have_features(shape: tuple[int, int]) -> None:
     backbone = build_backbone("resnet18").eval()
     image = torch.randint(0, 256, (3, *shape), dtype=torch.uint8)
-    found = dense_features(backbone, 32, native_stride(backbone, 32), image, 8)
-    assert found.shape == (512, shape[0] // 8, shape[1] // 8)
-    assert bool(torch.isfinite(found).all())
+    features = dense_features(backbone, 32, native_stride(backbone, 32), image, 8)
+    assert features.shape == (512, shape[0] // 8, shape[1] // 8)
+    assert bool(torch.isfinite(features).all())
 
 
 def test_a_level_that_is_not_there_is_named() -> None:
@@ -90,7 +90,7 @@ def shown(codes: CompressedFeatures, image: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("common", [0.0, 20.0])
-def test_a_byte_a_component_keeps_the_cosines_and_tells_the_error(common: float) -> None:
+def test_a_byte_a_component_keeps_the_cosines_and_states_the_error(common: float) -> None:
     """common: how long the direction is that all features share; with 20, cosines lie above 0.9."""
     generator = torch.Generator().manual_seed(1)
     maps = [torch.randn(40, 6, 9, generator=generator) for _ in range(3)]
@@ -120,7 +120,7 @@ def test_fewer_components_lose_the_least_possible() -> None:
     assert compress([m.half() for m in spread], 32).error_rms < 1.1 * (32 / 64**2) ** 0.5
 
 
-def test_colours_use_their_range_and_resemble_those_they_are_compared_with() -> None:
+def test_colors_use_their_range_and_resemble_those_they_are_compared_with() -> None:
     generator = torch.Generator().manual_seed(3)
     maps = [F.normalize(torch.randn(16, 12, 12, generator=generator), dim=0) for _ in "ab"]
     first = compress([m.half() for m in maps], 16)

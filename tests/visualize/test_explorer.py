@@ -35,7 +35,7 @@ QUANTISED = 0.01  # all 128 components are kept: what is left is a byte's roundi
 
 @pytest.fixture(scope="session")
 def made(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of page.html and of png/; one of the seven files is no image."""
+    """The folder of page.html and of png/; the seventh file is not an image."""
     out = tmp_path_factory.mktemp("page")
     images = out / "images"
     shutil.copytree(trained.images, images)
@@ -120,12 +120,12 @@ def test_the_heat_is_the_affinity_of_the_pointed_place(opened: Any, exact: dict[
         for panel, network in enumerate(("student 6", "teacher 6")):
             features = exact[network][image_name(opened)]
             expected = features @ features[place]
-            found = shown(opened, panel)
+            cosines = shown(opened, panel)
             step = np.ptp(expected) / 255
-            assert np.unravel_index(found.argmax(), found.shape) == place == ring(opened, panel)
-            assert np.abs(found - expected).max() < QUANTISED + step
-            second = np.where(np.arange(found.size).reshape(found.shape) == found.argmax(), -1, found).argmax()
-            assert expected.flat[second] > np.sort(expected.flat)[-2] - QUANTISED - step  # so does the runner-up
+            assert np.unravel_index(cosines.argmax(), cosines.shape) == place == ring(opened, panel)
+            assert np.abs(cosines - expected).max() < QUANTISED + step
+            second = np.where(np.arange(cosines.size).reshape(cosines.shape) == cosines.argmax(), -1, cosines).argmax()
+            assert expected.flat[second] > np.sort(expected.flat)[-2] - QUANTISED - step  # the second highest as well
             words = opened.locator("#panels p").nth(panel).inner_text().split()
             assert abs(float(words[1]) - expected.min()) < QUANTISED and float(words[3]) == 1.0
 
@@ -198,7 +198,7 @@ def test_touch(opened: Any) -> None:
     assert "pinned" in opened.locator("#state").inner_text()
 
 
-def test_nearest_neighbours_in_other_images(opened: Any, exact: dict[str, Any]) -> None:
+def test_nearest_neighbors_in_other_images(opened: Any, exact: dict[str, Any]) -> None:
     point_at(opened, 0, (6, 10))
     opened.mouse.down()
     opened.mouse.up()
@@ -206,12 +206,12 @@ def test_nearest_neighbours_in_other_images(opened: Any, exact: dict[str, Any]) 
     name = image_name(opened)
     query = exact["student 6"][name][6, 10]
     captions = opened.locator("#others .other span").all_inner_texts()
-    found = {caption.split(" ", 1)[1]: float(caption.split(" ", 1)[0]) for caption in captions}
+    neighbors = {caption.split(" ", 1)[1]: float(caption.split(" ", 1)[0]) for caption in captions}
     others = {other: features @ query for other, features in exact["student 6"].items() if other != name}
-    assert found.keys() == others.keys() and len(others) == 5
-    assert list(found.values()) == sorted(found.values(), reverse=True)
+    assert neighbors.keys() == others.keys() and len(others) == 5
+    assert list(neighbors.values()) == sorted(neighbors.values(), reverse=True)
     for other, cosines in others.items():
-        assert found[other] == pytest.approx(cosines.max(), abs=QUANTISED)
+        assert neighbors[other] == pytest.approx(cosines.max(), abs=QUANTISED)
     best = captions[0].split(" ", 1)[1]
     opened.locator("#others .other").first.click()
     drawn(opened)
@@ -219,7 +219,7 @@ def test_nearest_neighbours_in_other_images(opened: Any, exact: dict[str, Any]) 
     assert others[best][ring(opened)] > others[best].max() - QUANTISED
 
 
-def test_attention_sharpens_with_the_temperature_and_colours_are_components(opened: Any) -> None:
+def test_attention_sharpens_with_the_temperature_and_colors_are_components(opened: Any) -> None:
     point_at(opened, 0, (8, 8))
     opened.locator("#mode").select_option("softmax")
 
@@ -268,7 +268,7 @@ def test_a_phone_in_light_and_dark(opened: Any, scheme: str) -> None:
     lightness = sum(int(part) for part in background.removeprefix("rgb(").rstrip(")").split(",")) / 3
     assert lightness < 60 if scheme == "dark" else lightness > 200
     widths = opened.locator("#panels .picture").evaluate_all("(all) => all.map((p) => p.offsetWidth)")
-    assert min(widths) > 120  # two beside each other
+    assert min(widths) > 120  # two side by side
 
 
 def test_regions_and_views_are_in_the_page(opened: Any) -> None:
@@ -299,8 +299,8 @@ def test_fifty_images_stay_in_the_budget(trained: Trained, tmp_path: Path, page:
     command += ["--samples", "0", "--size", "64", "--stride", "8"]
     assert main([*command, "--megabytes", "1.1"]) == 0
     assert out.stat().st_size <= 1.1e6
-    told = capsys.readouterr().out
-    assert "50 of 60 images" in told and "to stay below 1.1 MB: 32 components per place instead of 128" in told
+    output = capsys.readouterr().out
+    assert "50 of 60 images" in output and "to stay below 1.1 MB: 32 components per place instead of 128" in output
     page.goto(out.as_uri())
     page.wait_for_selector("#others .other")
     assert page.locator("#strip button").count() == 50 and page.locator("#others .other").count() == 12
@@ -319,14 +319,14 @@ def test_fifty_images_stay_in_the_budget(trained: Trained, tmp_path: Path, page:
         (["{run}", "--images", "{broken}"], "none of the 1 images can be read"),
         (["{run}", "--images", "{images}/plain.jpg", "{none}"], "is not an image file"),
         (["{run}", "--images", "{images}", "--stride", "3"], "--stride must be one of 2, 4, 8, 16, 32, got 3"),
-        (["{run}", "--images", "{images}", "--with", "{none}"], "there is no"),
+        (["{run}", "--images", "{images}", "--with", "{none}"], "does not exist; initial weights are"),
         (["{run}", "--images", "{images}", "--with", "random", "random"], "twice"),
         (["{run}", "--images", "{images}", "--points", "2", "0.5"], "write shares of an image's width and height"),
         (["{run}", "--images", "{images}", "--limit", "0"], "--limit must be >= 1, got 0"),
         (["{run}", "--images", "{images}", "--wiht", "random"], "did you mean --with?"),
     ],
 )
-def test_mistakes_end_in_one_sentence(
+def test_errors_are_one_sentence(
     trained: Trained, tmp_path: Path, options: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     empty = tmp_path / "empty"
@@ -349,9 +349,9 @@ def test_mistakes_end_in_one_sentence(
 
 
 def panels(path: Path) -> list[dict[str, Any]]:
-    found = re.search(r'id="explorer-data">(.*?)</script>', path.read_text(encoding="utf-8"), re.DOTALL)
-    assert found
-    return list(json.loads(found[1])["panels"])
+    match = re.search(r'id="explorer-data">(.*?)</script>', path.read_text(encoding="utf-8"), re.DOTALL)
+    assert match
+    return list(json.loads(match[1])["panels"])
 
 
 def test_networks_whose_labels_are_shortened_alike_have_panels_of_their_own(trained: Trained, tmp_path: Path) -> None:
@@ -367,9 +367,7 @@ def test_networks_whose_labels_are_shortened_alike_have_panels_of_their_own(trai
     assert panels(out)[2]["label"] == panels(out)[3]["label"]
 
 
-def test_shards_are_looked_at_like_folders(
-    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_shards_are_shown_like_folders(trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The images, and those of the run, lie in shards."""
     packed, run, out = tmp_path / "shards", tmp_path / "run", tmp_path / "page.html"
     own = find_images(DataConfig(source=Config.load(trained.run / "config.toml").data.source))
@@ -383,7 +381,7 @@ def test_shards_are_looked_at_like_folders(
     assert text.count("regions and crops of") == 3 and text.count('id="picture-') == 6
 
 
-def test_a_run_whose_images_are_gone_still_has_a_page(
+def test_a_run_without_its_images_still_has_a_page(
     trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     moved = tmp_path / "run"

@@ -52,3 +52,12 @@ def test_a_sheet_holds_every_tile_to_the_pixel_and_a_caption_below_it() -> None:
         assert caption.min() < 100
         assert (sheet[y + 128 : y + 142, x + 256 : x + 264] == sheet[0, 0]).all()
     assert (sheet[8 + 278 : 8 + 278 + 128, 8 + 264 : 8 + 264 + 256] == sheet[0, 0]).all()  # no fourth tile
+
+
+def test_captions_of_low_and_high_tiles_are_alike() -> None:
+    low = tinted_regions(GRAY, torch.zeros((2, 2), dtype=torch.int16))
+    high = tinted_regions(np.full((64, 64, 3), 120, dtype=np.uint8), torch.zeros((2, 2), dtype=torch.int16))
+    sheet = figure_pixels(region_sheet([("g.jpg", low), ("g.jpg", high)]))
+    below_low = sheet[8 + 128 : 8 + 128 + 14, 8 : 8 + 100]
+    below_high = sheet[8 + 256 : 8 + 256 + 14, 8 + 264 : 8 + 264 + 100]
+    assert (below_low == below_high).all() and below_low.min() < 100

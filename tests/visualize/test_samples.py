@@ -85,7 +85,7 @@ def test_lines_join_the_same_physical_points_of_a_and_b(drawn: tuple[Figure, Bat
             scale_x, scale_y, left, top = sample.maps[view, 0].tolist()
             in_image.append((place[0] * scale_x + left, place[1] * scale_y + top))
         assert in_image[0] == pytest.approx(in_image[1], abs=1e-5)
-    assert figure_pixels(figure).shape == (520, 520, 3)
+    assert figure_pixels(figure).shape == (536, 536, 3)
 
 
 def test_the_samples_of_a_run(trained: Trained) -> None:

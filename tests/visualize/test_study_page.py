@@ -1,4 +1,4 @@
-"""The page of a study, from the lines of a real one that are kept in docs/results."""
+"""The page of a study, from the lines of a real study in docs/results."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ EVIL = '<b>"x.jpg'
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
+def transfer_study() -> dict[str, Any]:
     study = Study.load(ROOT / "studies" / "transfer.toml")
     lines = [json.loads(line) for line in (ROOT / "docs/results/study/transfer.jsonl").read_text().splitlines()]
     return content(study.title, lines, study.metric, study.baseline, len(study.runs), EVIL)
 
 
-def test_the_figures_are_those_of_the_table(found: dict[str, Any], tmp_path: Path, page: Any) -> None:
-    page.goto(write_study_page(found, tmp_path / "study.html").as_uri())
+def test_the_figures_are_those_of_the_table(transfer_study: dict[str, Any], tmp_path: Path, page: Any) -> None:
+    page.goto(write_study_page(transfer_study, tmp_path / "study.html").as_uri())
     shown = " ".join(page.inner_text("body").split())
     rows = [
         line.strip("| ").split(" | ")
-        for line in table(found["lines"], "miou_8", "random").split("\n\n")[0].splitlines()[2:]
+        for line in table(transfer_study["lines"], "miou_8", "random").split("\n\n")[0].splitlines()[2:]
     ]
     assert len(rows) == 6
     for method, runs, score, *_ in rows:
         assert f"{method} {runs} {score}" in shown
-    assert page.problems == [] and found["title"] in shown
-    assert page.locator("svg").count() == 1 + bool(found["curves"])
+    assert page.problems == [] and transfer_study["title"] in shown
+    assert page.locator("svg").count() == 1 + bool(transfer_study["curves"])
     page.set_viewport_size({"width": 360, "height": 740})
     page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
@@ -42,7 +42,7 @@ def test_the_figures_are_those_of_the_table(found: dict[str, Any], tmp_path: Pat
 
 
 def test_along_a_numeric_axis(page: Any, tmp_path: Path) -> None:
-    """Lines with a known slope of 8 a unit: higher scores stand higher, and the slope is told."""
+    """Lines with a known slope: higher scores are drawn higher, and the slope is shown."""
     lines = [
         {
             "axes": {"method": method, "seed": seed, "regions.merge": merge},
@@ -53,8 +53,8 @@ def test_along_a_numeric_axis(page: Any, tmp_path: Path) -> None:
         for merge in (0.0, 0.5, 1.0)
     ]
     lines += [{"axes": {"method": "random", "seed": seed}, "scores": {"auc_8": 0.5}} for seed in (0, 1, 2)]
-    found = content(EVIL, lines, "auc_8", "random", 30, "")
-    page.goto(write_study_page(found, tmp_path / "s.html").as_uri())
+    study = content(EVIL, lines, "auc_8", "random", 30, "")
+    page.goto(write_study_page(study, tmp_path / "s.html").as_uri())
     shown = " ".join(page.inner_text("body").split())
     assert EVIL in shown and "preliminary" in shown
     assert "regions.merge points +0.008" in shown and "points, merge 0.5" in shown
@@ -62,7 +62,7 @@ def test_along_a_numeric_axis(page: Any, tmp_path: Path) -> None:
     random, points, plrc = [min(path.bounding_box()["y"] for path in paths) for paths in drawn]  # from the page's top
     assert plrc < points < random
     assert page.problems == []
-    save_study(tmp_path / "s.svg", found)
+    save_study(tmp_path / "s.svg", study)
     picture = (tmp_path / "s.svg").read_text()
     for text in ("auc_8", "random", "points", "plrc", *charts.LIGHT_SERIES[:3]):
         assert f">{text}<" in picture or f": {text}" in picture

@@ -48,7 +48,7 @@ def test_a_run_without_learning_has_not_left_chance_level(runs: Runs) -> None:
 
 
 @pytest.mark.parametrize("name", ["healthy", "idle"])
-def test_the_beginning_of_a_run_is_too_short_to_tell(runs: Runs, name: str) -> None:
+def test_the_beginning_of_a_run_is_too_early_to_judge(runs: Runs, name: str) -> None:
     records = read_records(runs[name])
     for step in (0, 1, 20, 48):
         verdict = judge(until(records, step), STEPS, FILLING)
@@ -65,7 +65,7 @@ def test_an_unfinished_run_says_how_to_go_on(runs: Runs) -> None:
     assert "step 60 of 70" in describe_progress(part, STEPS, verdict) and "--resume" in describe_progress(
         part, STEPS, verdict
     )
-    ruined = read_records(runs["ruined"])  # to go on with collapsed features is no advice
+    ruined = read_records(runs["ruined"])  # a run with collapsed features should not be continued
     assert "--resume" not in describe_progress(ruined, STEPS, judge(ruined, STEPS, FILLING))
 
 

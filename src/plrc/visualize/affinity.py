@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,7 +21,6 @@ from plrc.visualize.figures import (
     default_style,
     fitted_tile,
     mark_point,
-    save_figure,
     show_image,
     tile_grid,
     write_caption,
@@ -32,7 +30,7 @@ Point = tuple[float, float]
 """(x, y) as shares of an image's width and height."""
 
 _TILE = 192  # pixels of a tile's longer side
-_FOOTER = 36  # pixels for the color key
+_FOOTER = 40  # pixels for the color key
 _FLAT = 1e-5  # affinities that differ by less are shown as equal
 
 
@@ -103,13 +101,17 @@ def affinity_figure(rows: Sequence[AffinityRow]) -> Figure:
 
     Each heat map runs from its own lowest to its own highest cosine, which are written below it: a map that looks sharp
     although it spans 0.98 to 1.00 shows features that hardly differ.
+
+    Example:
+        >>> image = np.zeros((64, 64, 3), np.uint8)
+        >>> rows = affinity_rows(image, {"random": torch.rand(8, 16, 16)}, [(0.5, 0.5)])
+        >>> save_figure(affinity_figure(rows), "affinity.png")
     """
     columns = 1 + max(len(row.affinities) for row in rows)
-    sizes = [fitted_tile(row.image, _TILE) for row in rows]
-    widths = [max(width for width, _ in sizes)] * columns
-    heights = [height for _, height in sizes]
+    sizes = np.array([fitted_tile(row.image, _TILE) for row in rows])
+    width, height = sizes.max(axis=0).tolist()
     with default_style():
-        figure, axes = tile_grid(widths, heights, caption_lines=2, footer=_FOOTER)
+        figure, axes = tile_grid(len(rows), columns, (width, height), caption_lines=2, footer=_FOOTER)
         for row, tiles in zip(rows, axes, strict=True):
             show_image(tiles[0], row.image)
             mark_point(tiles[0], row.point)
@@ -125,38 +127,6 @@ def affinity_figure(rows: Sequence[AffinityRow]) -> Figure:
                 write_caption(tile, name, f"cosine {low:.2f} to {high:.2f}")
         _draw_key(figure, axes[-1, 0].get_position().x0)
     return figure
-
-
-def save_affinities(
-    path: str | Path,
-    images: Sequence[NDArray[np.uint8]],
-    features: Sequence[Mapping[str, Tensor]],
-    points: Sequence[Sequence[Point]],
-) -> None:
-    """Write the affinity figure of several images to a file, whose ending is the format.
-
-    Args:
-        path: The file to write, such as affinity.png or affinity.pdf.
-        images: uint8 [H, W, 3] each.
-        features: For each image: name of a network -> [C, h, w].
-        points: For each image: the points to mark.
-
-    Raises:
-        ValueError: The three lists are empty or differ in length, or an entry cannot be drawn; see `affinity_rows`.
-
-    Example:
-        >>> image = np.zeros((64, 64, 3), np.uint8)
-        >>> save_affinities("affinity.png", [image], [{"random": torch.rand(8, 16, 16)}], [[(0.5, 0.5)]])
-    """
-    if not len(images) == len(features) == len(points) > 0:
-        raise ValueError(
-            f"images, features and points must have one entry per image, got {len(images)}, {len(features)} "
-            f"and {len(points)}"
-        )
-    rows = []
-    for image, maps, marked in zip(images, features, points, strict=True):
-        rows += affinity_rows(image, maps, marked)
-    save_figure(affinity_figure(rows), Path(path))
 
 
 def _draw_key(figure: Figure, left: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -27,18 +27,24 @@ def save_explorer_figures(folder: Path, explorer: Explorer, samples: RunSamples,
     Returns:
         How many files were written.
     """
+    count = 0
+    for name, figure in _named_figures(explorer, samples, points):
+        save_figure(figure, folder / f"{name}.png")
+        count += 1
+    return count
+
+
+def _named_figures(explorer: Explorer, samples: RunSamples, points: Sequence[Point]) -> Iterator[tuple[str, Figure]]:
     names: set[str] = set()
     for index, image in enumerate(explorer.images):
         name = _unique_name(image.name, names)
         names.add(name)
-        save_figure(_affinities(explorer, index, points), folder / f"{name}.affinity.png")
-        save_figure(_colors(explorer, index), folder / f"{name}.colors.png")
+        yield f"{name}.affinity", _affinities(explorer, index, points)
+        yield f"{name}.colors", _colors(explorer, index)
     for number, (_, figure) in enumerate(samples.samples, start=1):
-        save_figure(figure, folder / f"views-{number}.png")
-    if samples.batch is None:
-        return 2 * len(names) + len(samples.samples)
-    save_figure(samples.batch, folder / "batch.png")
-    return 2 * len(names) + len(samples.samples) + 1
+        yield f"views-{number}", figure
+    if samples.batch is not None:
+        yield "batch", samples.batch
 
 
 def _affinities(explorer: Explorer, index: int, points: Sequence[Point]) -> Figure:
@@ -57,9 +63,8 @@ def _affinities(explorer: Explorer, index: int, points: Sequence[Point]) -> Figu
 def _colors(explorer: Explorer, index: int) -> Figure:
     """Draw the image, and the first three components of its features by each network."""
     image = explorer.images[index].array()
-    width, height = fitted_tile(image, _TILE)
     with default_style():
-        figure, axes = tile_grid([width] * (1 + len(explorer.networks)), [height], caption_lines=1)
+        figure, axes = tile_grid(1, 1 + len(explorer.networks), fitted_tile(image, _TILE), caption_lines=1)
         show_image(axes[0, 0], image)
         write_caption(axes[0, 0], "image")
         for tile, network, features in zip(axes[0, 1:], explorer.networks, explorer.features, strict=True):

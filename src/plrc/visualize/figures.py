@@ -6,7 +6,7 @@ Coordinates inside a tile are shares of its sides: (0, 0) is the top left corner
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -47,48 +47,37 @@ def default_style(settings: Mapping[str, Any] | None = None) -> Iterator[None]:
 
 
 def tile_grid(
-    widths: Sequence[int],
-    heights: Sequence[int],
-    *,
-    gap: int = 8,
-    margin: int = 8,
-    caption_lines: int = 0,
-    footer: int = 0,
-    color: str = PAPER,
+    rows: int, columns: int, tile: tuple[int, int], caption_lines: int = 0, footer: int = 0, gap: int = 8
 ) -> tuple[Figure, NDArray[Any]]:
     """Create a figure with a grid of empty tiles; call it inside `default_style`.
 
     Args:
-        widths: Width of each column in pixels.
-        heights: Height of each row in pixels, without the captions.
-        gap: Pixels between tiles.
-        margin: Pixels around the grid.
-        caption_lines: Lines of text below each tile.
+        rows: Number of rows.
+        columns: Number of columns.
+        tile: (width, height) of a tile in pixels.
+        caption_lines: Lines of text below each tile; without captions, the background is transparent.
         footer: Pixels below the grid.
-        color: Background of the figure; "none" is transparent.
+        gap: Pixels between and around the tiles.
 
     Returns:
         The figure, and its axes as an array [rows, columns].
     """
     caption = caption_lines * _LINE
-    width = 2 * margin + sum(widths) + gap * (len(widths) - 1)
-    height = 2 * margin + sum(heights) + (gap + caption) * (len(heights) - 1) + caption + footer
-    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=color)
-    grid = figure.add_gridspec(
-        len(heights),
-        len(widths),
-        width_ratios=widths,
-        height_ratios=heights,
-        left=margin / width,
-        right=1 - margin / width,
-        top=1 - margin / height,
-        bottom=(margin + caption + footer) / height,
-        wspace=gap * len(widths) / sum(widths),
-        hspace=(gap + caption) * len(heights) / sum(heights),
-    )
-    axes = grid.subplots(squeeze=False)
-    for tile in axes.flat:
-        tile.set_axis_off()
+    width = columns * (tile[0] + gap) + gap
+    height = rows * (tile[1] + caption + gap) + gap + footer
+    background = PAPER if caption_lines else "none"
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=background)
+    layout = {
+        "left": gap / width,
+        "right": 1 - gap / width,
+        "top": 1 - gap / height,
+        "bottom": (gap + caption + footer) / height,
+        "wspace": gap / tile[0],
+        "hspace": (gap + caption) / tile[1],
+    }
+    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw=layout)
+    for place in axes.flat:
+        place.set_axis_off()
     return figure, axes
 
 
@@ -106,13 +95,15 @@ def show_image(axes: Axes, pixels: NDArray[Any], interpolation: str = "bicubic",
 
 
 def write_caption(axes: Axes, *lines: str) -> None:
-    """Write lines below a tile. Long lines lose their middle; nothing is drawn outside of the tile's width."""
+    """Write lines below a tile, at most as wide as the tile; long lines lose their beginning."""
     most = int(axes.bbox.width / _CHARACTER)
-    below = TransformedBbox(Bbox([[0, -1], [1, 0]]), axes.transAxes)
     for number, line in enumerate(lines):
-        baseline = -(13 + _LINE * number) / axes.bbox.height
-        text = axes.text(0, baseline, shortened(printable(line), most), transform=axes.transAxes)
-        text.set_clip_box(below)
+        line = printable(line)
+        if len(line) > most:
+            line = f"…{line[1 - most :]}"
+        below = (0, -9.5 - number * 0.72 * _LINE)  # points
+        text = axes.annotate(line, (0, 0), below, xycoords="axes fraction", textcoords="offset points")
+        text.set_clip_box(TransformedBbox(Bbox([[0, -1], [1, 0]]), axes.transAxes))
         text.set_clip_on(True)
 
 
@@ -135,15 +126,8 @@ def heat_colors() -> NDArray[np.uint8]:
     return np.ascontiguousarray(colors[:, :3])
 
 
-def shortened(text: str, most: int) -> str:
-    """Return `text` with an ellipsis in its middle if it has more than `most` characters."""
-    if len(text) <= most:
-        return text
-    half = max((most - 1) // 2, 1)
-    return f"{text[:half]}…{text[-half:]}"
-
-
-def save_figure(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: str | Path) -> None:
     """Write a figure to a file, whose ending is the format; the file appears whole or not at all."""
+    path = Path(path)
     with default_style():
         write_atomic(path, partial(figure.savefig, format=path.suffix[1:].lower()))

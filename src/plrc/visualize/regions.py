@@ -141,7 +141,7 @@ def region_sheet(tiles: Sequence[tuple[str, NDArray[np.uint8]]]) -> Figure:
     columns = math.ceil(math.sqrt(len(tiles)))
     rows = math.ceil(len(tiles) / columns)
     with default_style():
-        figure, axes = tile_grid([TILE] * columns, [TILE] * rows, caption_lines=1)
+        figure, axes = tile_grid(rows, columns, (TILE, TILE), caption_lines=1)
         for (name, tile), place in zip(tiles, axes.flat, strict=False):
             show_image(place, tile, "nearest")
             write_caption(place, name)

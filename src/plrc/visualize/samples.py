@@ -14,7 +14,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, Rectangle
-from matplotlib.patheffects import withStroke
+from matplotlib.patheffects import AbstractPathEffect, withStroke
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -35,9 +35,10 @@ _MATCHES = 14  # matched points of A and B
 _POINTS = 48  # points of A and of C
 _VIEW_NAMES = {QUERY: "A", REFERENCE: "C", MATCH: "B"}
 _VIEW_COLORS = {QUERY: "#0072b2", REFERENCE: "#009e73", MATCH: "#d55e00"}  # distinct for color-blind readers
+_VIEW_CORNERS = {QUERY: (0, 0), REFERENCE: (1, 0), MATCH: (0, 1)}  # where its name is: (right, bottom)
 _VIEW_TILES = {REFERENCE: (0, 1), QUERY: (1, 0), MATCH: (1, 1)}  # row and column; the image is at (0, 0)
-_BLACK_OUTLINE = [withStroke(linewidth=1.8, foreground="black")]
-_WHITE_OUTLINE = [withStroke(linewidth=4, foreground="white")]
+_BLACK_OUTLINE: list[AbstractPathEffect] = [withStroke(linewidth=1.8, foreground="black")]
+_WHITE_OUTLINE: list[AbstractPathEffect] = [withStroke(linewidth=4, foreground="white")]
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def batch_figure(samples: Sequence[Batch], config: Config) -> Figure:
     columns = [_augmented_views(sample, config) for sample in samples]
     side = min(TILE, 2 * TILE // len(columns))
     with default_style():
-        figure, axes = tile_grid([side] * len(columns), [side] * len(columns[0]), gap=2, margin=0, color="none")
+        figure, axes = tile_grid(len(columns[0]), len(columns), (side, side), gap=2)
         for column, views in enumerate(columns):
             for row, view in enumerate(views):
                 show_image(axes[row, column], view)
@@ -109,14 +110,14 @@ def sample_figure(sample: Batch, image: NDArray[np.uint8], config: Config) -> Fi
         config: The run's configuration.
     """
     with default_style({"font.size": 11}):
-        figure, axes = tile_grid([TILE] * 2, [TILE] * 2, margin=0, color="none")
+        figure, axes = tile_grid(2, 2, (TILE, TILE))
         show_image(axes[0, 0], tinted_regions(image, sample.regions[0]), "nearest")
         view_axes = {}
         for view, pixels in enumerate(_augmented_views(sample, config)):
             tile = axes[_VIEW_TILES[view]]
             show_image(tile, pixels)
-            _draw_crop(axes[0, 0], sample.maps[view, 0], view)
-            _draw_frame(tile, view)
+            _outline_view(axes[0, 0], sample.maps[view, 0].tolist(), view)
+            _outline_view(tile, (1, 1, 0, 0), view)
             view_axes[view] = tile
         _draw_contrast_points(view_axes, sample)
         if MATCH in view_axes:
@@ -124,45 +125,30 @@ def sample_figure(sample: Batch, image: NDArray[np.uint8], config: Config) -> Fi
     return figure
 
 
-def _draw_crop(axes: Axes, crop: Tensor, view: int) -> None:
-    """Outline a view on the image; each view's name has a corner of its own."""
-    scale_x, scale_y, left, top = crop.tolist()
-    corners = sorted((left, left + scale_x))
-    _draw_box(axes, (corners[0], top), (corners[1], top + scale_y), view)
-    at_left = view != REFERENCE
-    at_top = view != MATCH
-    corner = (corners[0] if at_left else corners[1], top if at_top else top + scale_y)
-    name = _VIEW_NAMES[view] + (" mirrored" if scale_x < 0 else "")
-    _write_name(axes, corner, name, view, at_left, at_top)
+def _outline_view(axes: Axes, crop: Sequence[float], view: int) -> None:
+    """Draw the outline of a view and its name, on a plate of its color in the view's own corner.
 
-
-def _draw_frame(axes: Axes, view: int) -> None:
-    _draw_box(axes, (0, 0), (1, 1), view, linewidth=5)  # its outer half is not drawn
-    _write_name(axes, (0, 0), _VIEW_NAMES[view], view, at_left=True, at_top=True)
-
-
-def _draw_box(
-    axes: Axes, start: tuple[float, float], end: tuple[float, float], view: int, linewidth: float = 2.5
-) -> None:
-    width = end[0] - start[0]
-    height = end[1] - start[1]
+    Args:
+        axes: A tile that shows the image or the view itself.
+        crop: The map (sx, sy, ox, oy) from the view to what is shown.
+        view: The view.
+    """
+    scale_x, scale_y, start_x, top = crop
+    left = min(start_x, start_x + scale_x)
     color = _VIEW_COLORS[view]
-    axes.add_patch(
-        Rectangle(start, width, height, fill=False, edgecolor=color, linewidth=linewidth, path_effects=_WHITE_OUTLINE)
-    )
-
-
-def _write_name(axes: Axes, corner: tuple[float, float], name: str, view: int, at_left: bool, at_top: bool) -> None:
-    """Write a view's name on a plate of its color, inside a corner of its outline."""
+    outline = Rectangle((left, top), abs(scale_x), scale_y, fill=False, edgecolor=color, linewidth=2.5)
+    outline.set_path_effects(_WHITE_OUTLINE)
+    axes.add_patch(outline)
+    corner_x, corner_y = _VIEW_CORNERS[view]
     axes.annotate(
-        name,
-        corner,
-        xytext=(4 if at_left else -4, -4 if at_top else 4),
+        _VIEW_NAMES[view] + (" mirrored" if scale_x < 0 else ""),
+        (left + corner_x * abs(scale_x), top + corner_y * scale_y),
+        xytext=(4 - 8 * corner_x, 8 * corner_y - 4),
         textcoords="offset points",
-        horizontalalignment="left" if at_left else "right",
-        verticalalignment="top" if at_top else "bottom",
+        horizontalalignment="right" if corner_x else "left",
+        verticalalignment="bottom" if corner_y else "top",
         color="white",
-        bbox={"facecolor": _VIEW_COLORS[view], "edgecolor": "none", "pad": 3},
+        bbox={"facecolor": color, "edgecolor": "none", "pad": 3},
         zorder=4,
     )
 
