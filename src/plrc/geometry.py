@@ -68,6 +68,11 @@ def cell_centers(height: int, width: int, device: torch.device | str = "cpu") ->
 
     Returns:
         The centres [height * width, 2], row by row.
+
+    Example:
+        >>> cell_centers(1, 2)
+        tensor([[0.2500, 0.5000],
+                [0.7500, 0.5000]])
     """
     y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
     x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width
@@ -85,6 +90,11 @@ def sample(features: Tensor, points: Tensor) -> Tensor:
 
     Returns:
         The features at the points [B, N, C], in float32, or in float64 if `features` is float64.
+
+    Example:
+        >>> features = torch.tensor([[[[0.0, 1.0]]]])  # one image, one channel, 1 x 2 cells
+        >>> sample(features, torch.tensor([[[0.5, 0.5]]]))  # half-way between the centres of the cells
+        tensor([[[0.5000]]])
     """
     features = features if features.dtype == torch.float64 else features.float()
     grid = (2 * points.to(features.dtype) - 1)[:, :, None, :]
@@ -101,6 +111,10 @@ def look_up(ids: Tensor, points: Tensor) -> Tensor:
 
     Returns:
         The ids [B, N], int64.
+
+    Example:
+        >>> look_up(torch.tensor([[[7, 9]]]), torch.tensor([[[0.2, 0.5], [0.8, 0.5]]]))
+        tensor([[7, 9]])
     """
     height, width = ids.shape[1:]
     column = (points[..., 0] * width).long().clamp_(0, width - 1)

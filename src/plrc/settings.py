@@ -96,8 +96,17 @@ class Settings:
             pin: Whether the user chose these values, so that nothing adapts them to the data. Write False for values
                 that a program derives.
 
+        Returns:
+            The new configuration; this one is unchanged.
+
         Raises:
             ConfigError: A name is unknown, a value has the wrong type, or the result is not usable.
+
+        Example:
+            >>> import plrc
+            >>> config = plrc.preset("small_r18").with_values({"optim.lr": 5e-4, "seed": 1})
+            >>> config.optim.lr, config.seed
+            (0.0005, 1)
         """
         known = self.flat()
         sections: dict[str, dict[str, Any]] = {}
