@@ -12,8 +12,8 @@ PAGE = Path(__file__).with_name("API.md")
 
 INTRODUCTION = """# Python API
 
-The public functions and classes, generated from their docstrings by `python docs/make_api.py`. Settings are explained by
-`plrc pretrain --help`; `examples/own_loop.py` is a complete training loop that uses the objectives. METHOD sections
+The public functions and classes, generated from their docstrings by `python docs/make_api.py`. Settings are explained
+by `plrc pretrain --help`; `examples/own_loop.py` is a complete training loop that uses the objectives. METHOD sections
 are those of [METHOD.md](METHOD.md).
 """
 
