@@ -77,6 +77,8 @@ def run_samples(run: Path, config: Config, count: int) -> RunSamples:
             sample = dataset.load_sample(epoch, index)
             if isinstance(sample, Batch):
                 samples.append((int(train[index]), sample))
+            if len(samples) == max(count, _BATCH):
+                break
         if not samples:
             raise DataError("none of the images of its first batch can be read")
         figures = []
