@@ -18,7 +18,7 @@ torch.set_num_threads(1)  # the tensors are tiny: threads would only wait for ea
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 48 generated scenes, 64 x 64 JPEGs; their labels lie beside it."""
+    """A folder of 48 generated scenes, 64 x 64 JPEGs; the labels are stored next to it."""
     root = tmp_path_factory.mktemp("scenes")
     write_scenes(root, {"train": 48}, seed=3, size=64)
     return root / "train" / "images"

@@ -131,7 +131,7 @@ def test_a_negative_seed_is_refused() -> None:
         Config(seed=-1)
 
 
-def test_a_config_error_is_a_mistake_that_the_user_can_mend() -> None:
+def test_a_config_error_is_a_plrc_error() -> None:
     assert issubclass(ConfigError, PlrcError)
 
 

@@ -1,4 +1,4 @@
-"""What a result says about where it is from."""
+"""Where a result comes from: the commit of the checkout."""
 
 from __future__ import annotations
 

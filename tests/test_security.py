@@ -44,7 +44,7 @@ FORBIDDEN = frozenset(
     subprocess.getstatusoutput tarfile.open shutil.unpack_archive torch.hub.load torch.jit.load""".split()
 )
 BUILTINS = frozenset({"eval", "exec", "compile", "__import__"})
-ALLOWED = {  # what a file may do beside this, and why
+ALLOWED = {  # what else a file may do, and why
     (
         "data/shard_index.py",
         "tarfile.open",
