@@ -1,7 +1,7 @@
 """One training step of lightly's MoCo v2 and DenseCL, built from its parts, compared with its own network passes.
 
-lightly (MIT; `pip install "lightly>=1.6"`) provides the projection heads, losses with a memory bank, momentum update, matching
-of positions and transforms, combined as its documentation does (https://docs.lightly.ai/examples/moco.html and
+lightly (MIT; `pip install "lightly>=1.6"`) provides the projection heads, losses with a memory bank, momentum update,
+matching of positions and transforms, combined as its documentation does (https://docs.lightly.ai/examples/moco.html and
 densecl.html), but with the papers' widths (2048, 2048, 128) and 65,536 keys. Backbone, memory format, precision and
 optimizer settings are those of our step.
 
