@@ -1,5 +1,4 @@
-"""Layer 5: what pre-trained features are worth to a task. May import layers 0 to 4; no sibling package.
+"""The value of pre-trained features for a task: fine-tuning (`finetune`) and frozen features (`dense`, `probe`).
 
-`finetune.transfer` and `compare.run_comparison` train detectors; `probe` holds the quick looks at frozen features.
-Nothing is imported here, so that `protocols` (settings alone) comes without PyTorch.
+Nothing is imported here, so that `protocols` (settings alone) is imported without PyTorch.
 """

@@ -88,7 +88,7 @@ def read_labelled(config: LabelledConfig, task: Task) -> Splits:
     `shots` are left to `labelled_subset`.
 
     Args:
-        config: Which labelled images.
+        config: The labelled images.
         task: What the labels are for.
 
     Raises:
