@@ -28,12 +28,16 @@ def labelled(boxes, classes=None, ignored=None, areas=None, segments=()):
     boxes = np.array(boxes, dtype=np.float32).reshape(-1, 4)
     count = len(boxes)
     return LabelledImage(
-        "x.jpg", "x.jpg", SIDE, SIDE, boxes,
+        "x.jpg",
+        "x.jpg",
+        SIDE,
+        SIDE,
+        boxes,
         np.array(classes if classes is not None else [0] * count, dtype=np.int64),
         np.array(ignored if ignored is not None else [False] * count, dtype=np.bool_),
         np.array(areas if areas is not None else np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), dtype=np.float64),
         tuple(segments),
-    )  # fmt: skip
+    )
 
 
 def predicted(boxes, scores, classes=None, masks=()):

@@ -51,8 +51,10 @@ def test_layer4_is_dilated_on_the_lattice_of_stride_16(name: str) -> None:
     assert all(m.kernel_size == (3, 3) for m in dilated)
     head = [m for m in model.head.modules() if isinstance(m, nn.Conv2d)]
     assert [(m.kernel_size, m.dilation, m.out_channels) for m in head] == [
-        ((3, 3), (2, 2), 16), ((3, 3), (2, 2), 16), ((1, 1), (1, 1), 10),
-    ]  # fmt: skip
+        ((3, 3), (2, 2), 16),
+        ((3, 3), (2, 2), 16),
+        ((1, 1), (1, 1), 10),
+    ]
 
 
 @pytest.mark.parametrize(("trainable", "norm"), [(5, "bn"), (5, "frozen"), (3, "bn"), (1, "sync")])

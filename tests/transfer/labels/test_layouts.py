@@ -104,11 +104,18 @@ def test_difficult_objects_may_be_trained_on_and_never_count(tmp_path: Path) -> 
 def test_broken_voc_annotations_are_counted_by_reason(tmp_path: Path) -> None:
     root = voc_years(tmp_path) / "VOC2007"
     voc_image(
-        root, "07_0",
-        ("dog", 5, 5, 5, 9), ("dog", 9, 5, 5, 9), ("dog", 31, 1, 40, 9), ("dog", -9, 1, 0, 9),
+        root,
+        "07_0",
+        ("dog", 5, 5, 5, 9),
+        ("dog", 9, 5, 5, 9),
+        ("dog", 31, 1, 40, 9),
+        ("dog", -9, 1, 0, 9),
         ("dog", float("nan"), 1, 3, 4),
-        ("dog", 21, 11, 33, 24), ("dog", 0, 0, 10, 10), ("", 1, 1, 4, 4), ("dog", 3, 3, 8, 8),
-    )  # fmt: skip
+        ("dog", 21, 11, 33, 24),
+        ("dog", 0, 0, 10, 10),
+        ("", 1, 1, 4, 4),
+        ("dog", 3, 3, 8, 8),
+    )
     voc_image(root, "07_1", ("dog", 1, 1, 40, 10), size=(480, 640))
     voc_image(root, "07_3", ("bird", 1, 1, 4, 4), ("dog", 1, 1, 4, 4))
     (root / "Annotations" / "broken.xml").write_text("<annotation><object><name>dog</name></object></annotation>")
