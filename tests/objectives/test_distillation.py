@@ -168,5 +168,5 @@ def test_wrong_shapes_name_what_is_wrong() -> None:
         affinity_distillation(student, student, reference, valid=torch.ones(2, 3))
     with pytest.raises(ValueError, match="temperatures must be > 0, got 0"):
         affinity_distillation(student, student, reference, teacher_temperature=0)
-    with pytest.raises(ValueError, match="backend must be one of .*, got 'sparse'"):
+    with pytest.raises(ValueError, match=r"backend must be one of .*, got 'sparse'"):
         affinity_distillation(student, student, reference, backend="sparse")  # type: ignore[arg-type]
