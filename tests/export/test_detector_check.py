@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from tests.export.test_torchvision import names, saved_run
+from tests.export.runs import names, saved_run
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone

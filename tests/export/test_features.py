@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.export.test_torchvision import names, saved_run
+from tests.export.runs import names, saved_run
 from torch import Tensor
 from torch.nn import functional as F
 

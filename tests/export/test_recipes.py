@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.export.test_torchvision import names, saved_run
+from tests.export.runs import names, saved_run
 
 from plrc.cli import main
 from plrc.export import TARGETS

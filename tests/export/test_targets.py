@@ -14,18 +14,17 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from tests.export.runs import State, backbone_of, names, saved_run, small_config
 
 import plrc
-from plrc.config import Config
-from plrc.engine.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from plrc.engine.checkpoint import save_checkpoint
 from plrc.engine.state import TrainingState
 from plrc.errors import PlrcError
-from plrc.export import BACKBONE, TARGETS, Receipt, export_backbone
+from plrc.export import TARGETS, Receipt, export_backbone
 from plrc.export.proof import prove
+from plrc.model import build_backbone
 from plrc.model.pickles import read_arrays, write_arrays
 from plrc.model.weights import read_weights
-from plrc.presets import preset
 
 pytest.importorskip("timm", reason="needs the extra timm")
 pytest.importorskip("transformers", reason="needs the extra transformers")
@@ -33,7 +32,6 @@ onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 pytest.importorskip("onnxscript", reason="needs the extra onnx")
 
-State = dict[str, Tensor]
 NAME = "resnet18"
 FILES = {
     "torchvision": "backbone.safetensors",
@@ -48,25 +46,9 @@ PROVEN = ("torchvision", "timm", "transformers", "safetensors", "onnx")  # mmdet
 READ_BACK = tuple(target for target in FILES if target != "onnx")
 
 
-def settings(scenes: Path, out: Path, backbone: str, **changes: object) -> Config:
-    """Two small steps on the scenes."""
-    values: dict[str, object] = {
-        "data.source": str(scenes), "data.held_out": 4, "run.out": str(out), "run.workers": 0, "run.device": "cpu",
-        "views.size": 32, "optim.batch_size": 8, "optim.steps": 2, "model.backbone": backbone, "model.bn_groups": 2,
-        "model.contrast_hidden": 16, "model.distill_hidden": 16, "objectives.points": 16,
-        "objectives.distill_points": 16, "objectives.queue": 24,
-    }  # fmt: skip
-    return preset("debug_cpu").with_values(values | changes)
-
-
-def backbone_of(run: Path) -> State:
-    saved = load_checkpoint(newest_checkpoint(run) or run)["student"]
-    return {name.removeprefix(BACKBONE): t for name, t in saved.items() if name.startswith(BACKBONE)}
-
-
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> Path:
-    return plrc.pretrain(settings(scenes, tmp_path_factory.mktemp("r18") / "run", NAME)).path
+def run(trained_run: plrc.Run) -> Path:
+    return trained_run.path
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +87,8 @@ def test_one_run_goes_to_every_target(target: str, receipts: dict[str, Receipt],
 
 
 @pytest.mark.slow
-def test_a_bottleneck_network_goes_to_every_target(tmp_path: Path, scenes: Path) -> None:
-    run = plrc.pretrain(settings(scenes, tmp_path / "run", "resnet50", **{"optim.steps": 1})).path
+def test_a_bottleneck_network_goes_to_every_target(tmp_path: Path) -> None:
+    run = saved_run(tmp_path / "run", names(build_backbone("resnet50")), backbone="resnet50")
     student = backbone_of(run)
     found = {target: export_backbone(run, target) for target in TARGETS}
     for target, receipt in found.items():
@@ -248,7 +230,7 @@ def test_equal_tensors_in_another_network_are_caught(
 
 def started_from(file: Path, out: Path, scenes: Path) -> Path:
     """A run folder whose first checkpoint holds what `model.init` gave it, before any step."""
-    config = settings(scenes, out, NAME, **{"model.init": str(file)})
+    config = small_config(scenes, out, NAME, **{"model.init": str(file)})
     state = TrainingState(config, torch.device("cpu"))
     state.begin(None, out)
     save_checkpoint(out / "checkpoints", state.checkpoint(0, "images"), keep=1)
@@ -296,14 +278,14 @@ def test_onnx_takes_any_size_and_number_of_images(receipts: dict[str, Receipt], 
 
 
 @pytest.mark.slow
-def test_a_timm_resnet_goes_to_the_others(tmp_path: Path, scenes: Path) -> None:
-    levels = {"model.layer4_stride": 2, "objectives.reference_grid": 4}
-    run = plrc.pretrain(settings(scenes, tmp_path / "run", f"timm:{NAME}", **levels)).path
-    own = json.loads((run / "exported" / "backbone.safetensors.receipt.json").read_text())
+def test_a_timm_resnet_goes_to_the_others(tmp_path: Path) -> None:
+    run = saved_run(tmp_path / "run", names(build_backbone(f"timm:{NAME}")), backbone=f"timm:{NAME}")
+    own = export_backbone(run, "timm")
+    assert Path(own.file) == run / "exported" / "backbone.safetensors"
     for target in ("torchvision", "transformers", "detectron2"):
         receipt = export_backbone(run, target)
         assert Path(receipt.file) == run / "exported" / target / Path(FILES[target]).name
-        assert receipt.content_sha256 == own["content_sha256"]
+        assert receipt.content_sha256 == own.content_sha256
 
 
 @pytest.mark.parametrize("target", ["timm", "transformers"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from tests.export.test_torchvision import names, saved_run
+from tests.export.runs import State, names, saved_run, small_config
 from tests.model.test_user_code import write
 
 import plrc
@@ -26,14 +27,14 @@ from plrc.model import build_backbone
 from plrc.model.user_code import call_function
 from plrc.transfer.initial import initial_backbone, verify_initial_weights
 
-State = dict[str, torch.Tensor]
 
-
-@pytest.fixture
-def trained(tiny: Callable[..., Config], tmp_path: Path) -> tuple[plrc.Run, str]:
-    name = write(tmp_path, "return Stages()")
-    settings = {"model__backbone": name, "model__layer4_stride": 2, "optim__steps": 2, "objectives__reference_grid": 4}
-    return plrc.pretrain(tiny(**settings)), name
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> tuple[plrc.Run, str]:
+    """A run with a backbone of the user's own, and the name of its function."""
+    folder = tmp_path_factory.mktemp("own")
+    name = write(folder, "return Stages()")
+    changes = {"model.stride": 8, "model.layer4_stride": 2, "objectives.reference_grid": 4}
+    return plrc.pretrain(small_config(scenes, folder / "run", name, **changes)), name
 
 
 def test_a_run_hands_itself_over_under_the_modules_own_names(trained: tuple[plrc.Run, str]) -> None:
@@ -83,7 +84,8 @@ def test_code_named_in_somebodys_run_is_not_imported(trained: tuple[plrc.Run, st
     """In a fresh process: whatever reads the run says whose code it is, and the file that it names never runs."""
     run, name = trained
     file, ran = Path(name.removesuffix(":build")), tmp_path / "ran"
-    file.write_text(f"open({str(ran)!r}, 'w').close()\n" + file.read_text())
+    text = file.read_text()
+    file.write_text(f"open({str(ran)!r}, 'w').close()\n{text}")
     exported = run.path / "exported" / "backbone.safetensors"
     script = f"""
 import plrc
@@ -105,10 +107,11 @@ for path in ({str(run.path)!r}, {str(exported)!r}):
     verify_detector(path, torch.nn.Linear(1, 1))
 """
     done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=600)
+    file.write_text(text)
     assert done.returncode == 0, done.stderr
     told = done.stdout.splitlines()
     assert len(told) == 7
-    assert all(f"somebody's own code ({name})" in line and "where you name it" in line for line in told)
+    assert all(f"user code ({name})" in line and "imported only if you name it" in line for line in told)
     assert not ran.exists()
 
 
@@ -122,8 +125,8 @@ def test_the_command_line_takes_the_function_by_name(
     assert f"add --backbone {name}" in capsys.readouterr().err
     assert main([*command, "--backbone", name]) == 0
     assert f"{out}: " in capsys.readouterr().out
-    moved = Path(name.removesuffix(":build")).rename(tmp_path / "moved.py")
-    assert main([*command, "--backbone", f"{moved}:build"]) == 0  # elsewhere now, and the same network
+    moved = shutil.copy(name.removesuffix(":build"), tmp_path / "moved.py")
+    assert main([*command, "--backbone", f"{moved}:build"]) == 0  # from elsewhere, and the same network
     assert main([*command, "--backbone", "resnet18"]) == 2
     assert "not a resnet18" in capsys.readouterr().err
     look = ["visualize", str(run.path), "--images", str(scenes), "--out", str(tmp_path / "page.html"), "--limit", "1"]

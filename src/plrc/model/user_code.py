@@ -61,11 +61,11 @@ def trusted_backbone(stored: str, named: str, how: str) -> str:
         return stored
     if not named:
         raise ConfigError(
-            f"this backbone is a network of somebody's own code ({stored}), which is imported only where you name it; "
-            f"if you trust it, add {how.format(stored)}"
+            f"this backbone is a network of user code ({stored}), which is imported only if you name it; if you trust "
+            f"it, add {how.format(stored)}"
         )
     if not is_user_code(named):
-        raise ConfigError(f"this backbone is a network of somebody's own code ({stored}), not a {named}")
+        raise ConfigError(f"this backbone is a network of user code ({stored}), not a {named}")
     return named
 
 
