@@ -229,14 +229,14 @@ class ObjectiveConfig:
         require_at_least("objectives.reference_grid", self.reference_grid, 0)
 
     @property
-    def pixels(self) -> bool:
+    def contrasts_pixels(self) -> bool:
         """Whether the point term contrasts positions of the feature grids of views A and B."""
         return self.point_weight > 0 and self.contrast == "pixel"
 
     @property
-    def match_view(self) -> bool:
+    def needs_match_view(self) -> bool:
         """Whether view B is needed."""
-        return self.distill_weight > 0 or self.pixels
+        return self.distill_weight > 0 or self.contrasts_pixels
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 def setting(default: T, *, alias: str = "", metavar: str = "", hidden: bool = False) -> T:
-    """Declare a field of a settings dataclass whose command-line option is out of the ordinary.
+    """Declare a field of a settings dataclass that needs more than a default for its command-line option.
 
     Args:
         default: Value of the field.
@@ -40,6 +40,7 @@ def setting(default: T, *, alias: str = "", metavar: str = "", hidden: bool = Fa
         metavar: What the help prints for the value.
         hidden: Whether the command line has no option for the field.
     """
+    # typed as the value, like `dataclasses.field` itself, so that `x: int = setting(0)` passes the type checker
     declared: T = field(default=default, metadata={"alias": alias, "metavar": metavar, "hidden": hidden})
     return declared
 
@@ -109,12 +110,13 @@ class Settings:
             (0.0005, 1)
         """
         known = self.flat()
-        sections: dict[str, dict[str, Any]] = {}
+        sections: dict[str, dict[str, Any]] = {}  # "": values of the configuration itself, such as the seed
         for name, value in values.items():
             if name not in known:
                 raise unknown_setting(name, known, self.RENAMED)
             section, _, key = name.rpartition(".")
-            hints = get_type_hints(type(getattr(self, section) if section else self))
+            owner = getattr(self, section) if section else self
+            hints = get_type_hints(type(owner))
             sections.setdefault(section, {})[key] = _typed(name, value, known[name], hints[key])
         changes = sections.pop("", {})
         for section, new in sections.items():
@@ -129,18 +131,18 @@ class Settings:
         del values["pinned"]
         return flatten(values)
 
-    def numbers(self) -> dict[str, Any]:
+    def result_settings(self) -> dict[str, Any]:
         """Return the settings that affect results, by dotted name: all but the section `run`."""
         return {name: value for name, value in self.flat().items() if not name.startswith("run.")}
 
     def differences(self, other: Settings) -> list[tuple[str, Any, Any]]:
         """Return (dotted name, own value, other's value) of all settings that affect results and differ."""
-        theirs = other.numbers()
-        return [(name, value, theirs[name]) for name, value in self.numbers().items() if value != theirs[name]]
+        theirs = other.result_settings()
+        return [(name, value, theirs[name]) for name, value in self.result_settings().items() if value != theirs[name]]
 
-    def changes(self, stored: Settings) -> dict[str, str]:
-        """Describe the differences from `stored`, the settings that a run was started with, by dotted name."""
-        return {name: f"{name}: stored {old}, now {new}" for name, new, old in self.differences(stored)}
+    def describe_differences(self, stored: Settings) -> dict[str, str]:
+        """Return dotted name -> a line about each difference from `stored`, the settings that a run was started with."""
+        return {name: f"{name}: stored {theirs}, now {own}" for name, own, theirs in self.differences(stored)}
 
     def to_dict(self) -> dict[str, Any]:
         """Return a nested dict of strings, numbers, booleans and lists, as TOML, JSON and checkpoints hold it."""
@@ -190,7 +192,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 
 def flatten(values: dict[str, Any]) -> dict[str, Any]:
-    """Return nested tables by dotted names: {"optim": {"lr": 1}} -> {"optim.lr": 1}."""
+    """Return values and tables of values by dotted names: {"optim": {"lr": 1}} -> {"optim.lr": 1}."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):
@@ -214,11 +216,15 @@ def unknown_setting(name: str, known: Iterable[str], renamed: Mapping[str, str])
 
 
 def _with_lists(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a dict for `dataclasses.asdict`, with tuples as lists, as TOML and JSON know no tuples."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in items}
 
 
 def _typed(name: str, value: Any, current: Any, hint: Any) -> Any:
-    """Convert a value from TOML to the type of its setting (2 -> 2.0, [a, b] -> (a, b)), or raise ConfigError."""
+    """Convert a value from TOML to the type of its setting (2 -> 2.0, [a, b] -> (a, b)), or raise ConfigError.
+
+    The type hint gives the choices of a Literal; otherwise the current value gives the type.
+    """
     if get_origin(hint) is Literal:
         choices = get_args(hint)
         # 1 == True, so types are compared as well

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from plrc import geometry
 from plrc.data.points import (
-    CANDIDATES,
+    CANDIDATES_PER_SIDE,
     ContrastPoints,
     contrast_draws,
     contrast_points,
@@ -59,14 +59,14 @@ def look_up_both(result: ContrastPoints, regions: Tensor, query: Tensor, key: Te
 
 def slow_contrast(regions: Tensor, maps: list[Tensor], uniform: Tensor, n: int) -> tuple[list[Tensor], list[int]]:
     """The rule as loops for one image: points of both views as [n, 2], and the regions."""
-    total = CANDIDATES**2
+    total = CANDIDATES_PER_SIDE**2
     by_view: list[dict[int, list[tuple[float, Tensor]]]] = []
     for view in (0, 1):
         candidates: dict[int, list[tuple[float, Tensor]]] = {}
         for c in range(total):
             at = 2 * (view * total + c)
-            x = (c % CANDIDATES + float(uniform[at])) / CANDIDATES
-            y = (c // CANDIDATES + float(uniform[at + 1])) / CANDIDATES
+            x = (c % CANDIDATES_PER_SIDE + float(uniform[at])) / CANDIDATES_PER_SIDE
+            y = (c // CANDIDATES_PER_SIDE + float(uniform[at + 1])) / CANDIDATES_PER_SIDE
             sx, sy, ox, oy = maps[view].tolist()
             column = min(int((sx * x + ox) * regions.shape[1]), regions.shape[1] - 1)
             row = min(int((sy * y + oy) * regions.shape[0]), regions.shape[0] - 1)
@@ -140,7 +140,7 @@ def test_no_shared_region_gives_minus_one_at_valid_points() -> None:
 
 def test_candidates_are_distinct_until_exhausted_and_then_come_again() -> None:
     maps = maps_of([FULL])
-    total = CANDIDATES**2
+    total = CANDIDATES_PER_SIDE**2
     one = torch.zeros(1, 1, 1, dtype=torch.int16)
     uniform = uniforms(1, contrast_draws(), 3)
     got = contrast_points(one, 1, maps, maps, uniform, total + 10).query[0]
@@ -162,7 +162,7 @@ def test_points_are_spread_over_the_view_and_within_cells() -> None:
     for points in (got.query, got.key):
         assert (points.mean((0, 1)) - 0.5).abs().max() < 0.02
         assert (points.var((0, 1)) - 1 / 12).abs().max() < 0.005
-        assert ((points * CANDIDATES % 1).mean() - 0.5).abs() < 0.02
+        assert ((points * CANDIDATES_PER_SIDE % 1).mean() - 0.5).abs() < 0.02
 
 
 def test_more_regions_than_points_are_all_chosen_in_turn() -> None:

@@ -121,7 +121,7 @@ def _check_folder(comparison: Comparison) -> list[str]:
         return [command]
     try:
         stored = parse_json(path.read_text(encoding="utf-8"))
-        changes = comparison.base.changes(TransferConfig.from_dict(stored["settings"]))
+        changes = comparison.base.describe_differences(TransferConfig.from_dict(stored["settings"]))
         removed_lrs = set(stored["lrs"]) - set(comparison.lrs)
         commands = stored["provenance"]["commands"]
     except (OSError, ValueError, KeyError) as error:

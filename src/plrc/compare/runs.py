@@ -77,7 +77,7 @@ class ComparisonRuns:
         values = {"init": files[seed % len(files)], "seed": seed, "optim.lr": lr, **comparison.labels[labels]}
         config = comparison.base.with_values(values)
         content = {"init": self.fingerprints[config.init], "labels": comparison.digest}
-        text = json.dumps(config.numbers() | content, sort_keys=True)
+        text = json.dumps(config.result_settings() | content, sort_keys=True)
         name = hashlib.sha256(text.encode()).hexdigest()[:16]
         threads = config.run.threads
         if not threads and comparison.processes > 1:

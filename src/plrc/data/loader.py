@@ -47,9 +47,9 @@ class Batch:
         images: Views, uint8 [V, B, 3, S, S].
         maps: Maps from view to image (see `geometry`), float32 [V, B, 4].
         regions: Region ids in the image frame, int16 [B, h, w]; -1 is unlabelled.
-        color: Uniform numbers in [0, 1) for `photometric.augment`, float32 [V, B, photometric.DRAWS].
-        contrast: Uniform numbers for `points.contrast_points`, float32 [B, points.contrast_draws()].
-        match: Uniform numbers for `points.match_points`, float32 [B, points.match_draws(distill_points)].
+        color_uniform: Uniform numbers in [0, 1) for `photometric.augment`, float32 [V, B, photometric.DRAWS].
+        contrast_uniform: Uniform numbers for `points.contrast_points`, float32 [B, points.contrast_draws()].
+        match_uniform: Uniform numbers for `points.match_points`, float32 [B, points.match_draws(distill_points)].
         failures: (name, reason) of each image that could not be read, or whose id map could not, and that was replaced
             by another.
     """
@@ -57,9 +57,9 @@ class Batch:
     images: Tensor
     maps: Tensor
     regions: Tensor
-    color: Tensor
-    contrast: Tensor
-    match: Tensor
+    color_uniform: Tensor
+    contrast_uniform: Tensor
+    match_uniform: Tensor
     failures: tuple[tuple[str, str], ...] = ()
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -89,9 +89,9 @@ def collate(samples: list[Batch]) -> Batch:
         images=torch.cat([sample.images for sample in samples], dim=1),
         maps=torch.cat([sample.maps for sample in samples], dim=1),
         regions=torch.cat([sample.regions for sample in samples]),
-        color=torch.cat([sample.color for sample in samples], dim=1),
-        contrast=torch.cat([sample.contrast for sample in samples]),
-        match=torch.cat([sample.match for sample in samples]),
+        color_uniform=torch.cat([sample.color_uniform for sample in samples], dim=1),
+        contrast_uniform=torch.cat([sample.contrast_uniform for sample in samples]),
+        match_uniform=torch.cat([sample.match_uniform for sample in samples]),
         failures=failures,
     )
 
@@ -114,7 +114,7 @@ class ViewDataset(Dataset[Batch]):
         self.images = images
         self.subset = subset
         self.config = config
-        self.match = config.objectives.match_view
+        self.draw_match_view = config.objectives.needs_match_view
         self.regions = Regions(config, images)
         self.groups = images.shards.samples[subset, 0] if images.shards else None
         self.stride = _substitute_stride(len(subset), self.groups)
@@ -183,18 +183,19 @@ class ViewDataset(Dataset[Batch]):
         seed = config.seed
         height, width = image.shape[1:]
         crops = rng.generator(seed, "crops", epoch, index)
-        views = draw_views(crops, height, width, config.views, self.match)
-        color = rng.generator(seed, "colour", epoch, index).random((3, 1, DRAWS), dtype=np.float32)[: len(views)]
-        uniform = rng.generator(seed, "points", epoch, index)
-        contrast = uniform.random((1, contrast_draws()), dtype=np.float32)
-        match = uniform.random((1, match_draws(config.objectives.distill_points)), dtype=np.float32)
+        views = draw_views(crops, height, width, config.views, self.draw_match_view)
+        # three views are drawn even if only two exist: the number of draws never changes
+        color_uniform = rng.generator(seed, "colour", epoch, index).random((3, 1, DRAWS), dtype=np.float32)
+        point_rng = rng.generator(seed, "points", epoch, index)
+        contrast_uniform = point_rng.random((1, contrast_draws()), dtype=np.float32)
+        match_uniform = point_rng.random((1, match_draws(config.objectives.distill_points)), dtype=np.float32)
         return Batch(
             images=torch.stack([render(image, view, config.views.size) for view in views])[:, None],
             maps=torch.tensor([view.map for view in views], dtype=torch.float32)[:, None],
             regions=regions[None],
-            color=torch.from_numpy(color),
-            contrast=torch.from_numpy(contrast),
-            match=torch.from_numpy(match),
+            color_uniform=torch.from_numpy(color_uniform[: len(views)]),
+            contrast_uniform=torch.from_numpy(contrast_uniform),
+            match_uniform=torch.from_numpy(match_uniform),
         )
 
 

@@ -3,7 +3,7 @@
 Everything works on whole batches on any device, without host synchronization. There is no randomness: uniform numbers
 in [0, 1) are arguments; `contrast_draws` and `match_draws` return how many are needed.
 
-Shapes: B images, N points, P candidates per view, R regions (ids local to the image), h x w an id map.
+Shapes: B images, N points (M of the key view), P candidates per view, R regions (ids local to the image), h x w an id map.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor
 
 from plrc import geometry
 
-CANDIDATES = 32
-"""Candidates per side of a view from which points are taken."""
+CANDIDATES_PER_SIDE = 32
+"""Each view has a grid of this many candidates per side; points are taken from them."""
 
-NEAR = 0.7
-"""Largest distance to a positive of `pixel_points`, in diagonals of a cell."""
+MAX_POSITIVE_DISTANCE = 0.7
+"""`pixel_points`: largest distance between a query and its positive, as a multiple of the diagonal of a cell."""
 
-_P = CANDIDATES**2
-_RANK_BITS = 24  # a float32 in [0, 1) has 24 bits
+_CANDIDATES = CANDIDATES_PER_SIDE**2  # of one view
+_RANK_BITS = 24  # bits of a sort key for the rank of a candidate: a float32 in [0, 1) has 24
 
 
 class ContrastPoints(NamedTuple):
@@ -57,7 +57,7 @@ class MatchPoints(NamedTuple):
 
 def contrast_draws() -> int:
     """Return how many uniform numbers per image `contrast_points` needs."""
-    return 6 * _P + 1  # two views: two coordinates and a rank per candidate; one offset
+    return 6 * _CANDIDATES + 1  # two views: two coordinates and a rank per candidate; one offset
 
 
 def match_draws(num_points: int) -> int:
@@ -68,15 +68,16 @@ def match_draws(num_points: int) -> int:
 def contrast_points(
     regions: Tensor, num_regions: int, map_query: Tensor, map_key: Tensor, uniform: Tensor, num_points: int
 ) -> ContrastPoints:
-    """Draw points of two views, distributed over the regions that both views show as equally as their number allows.
+    """Draw points of two views. Every region that both views show gets about the same number of points.
 
-    Each view has CANDIDATES x CANDIDATES jittered points; a region is shared if it has one in both. Slot j takes the
-    shared region j + offset (modulo their number; the random offset distributes the remainder), and within a region the
-    candidates come in random order, none twice until all are used. METHOD section 3 "Points".
+    Each view has a grid of jittered candidates. A region is shared if it has a candidate in both views. The points take
+    turns: point j belongs to shared region number (j + offset) modulo the number of shared regions. The offset is
+    random, so that no region is preferred when the points do not divide evenly. Within a region the candidates come in
+    random order, and none is used twice before all were used once. METHOD section 3 "Points".
 
     Args:
         regions: Ids in the image frame, integer [B, h, w], -1 unlabelled.
-        num_regions: All ids are below this number; h * w is always enough.
+        num_regions: An upper bound: all ids are below it; h * w is always enough.
         map_query: Maps from the query view to the image, [B, 4].
         map_key: Maps from the key view to the image, [B, 4].
         uniform: Uniform random numbers [B, contrast_draws()].
@@ -86,18 +87,21 @@ def contrast_points(
         N points of each view, with N = M. If the views of an image share no region, all its ids are -1.
     """
     batch = len(regions)
-    places = uniform[:, : 4 * _P].view(batch, 2, _P, 2)
-    ranks = uniform[:, 4 * _P : 6 * _P].view(batch, 2, _P)
-    query, query_bounds = _candidates(regions, num_regions, map_query, places[:, 0], ranks[:, 0])
-    key, key_bounds = _candidates(regions, num_regions, map_key, places[:, 1], ranks[:, 1])
+    jitter = uniform[:, : 4 * _CANDIDATES].view(batch, 2, _CANDIDATES, 2)
+    ranks = uniform[:, 4 * _CANDIDATES : 6 * _CANDIDATES].view(batch, 2, _CANDIDATES)
+    query, query_bounds = _candidates(regions, num_regions, map_query, jitter[:, 0], ranks[:, 0])
+    key, key_bounds = _candidates(regions, num_regions, map_key, jitter[:, 1], ranks[:, 1])
 
-    number = ((query_bounds.diff() > 0) & (key_bounds.diff() > 0)).cumsum(dim=1)
-    shared = number[:, -1:]
+    is_shared = (query_bounds.diff() > 0) & (key_bounds.diff() > 0)  # [B, R]
+    shared_so_far = is_shared.cumsum(dim=1)
+    num_shared = shared_so_far[:, -1:]
+    divisor = num_shared.clamp(min=1)
     slot = torch.arange(num_points, device=regions.device)
-    at_least_one = shared.clamp(min=1)
-    turn = (slot + (uniform[:, -1:] * shared).long()) % at_least_one
-    region = torch.searchsorted(number, turn + 1).where(shared > 0, -1)
-    visit = slot // at_least_one
+    offset = (uniform[:, -1:] * num_shared).long()
+    nth_shared = (slot + offset) % divisor
+    # the n-th shared region (from 0) is the first region where the running count reaches n + 1
+    region = torch.searchsorted(shared_so_far, nth_shared + 1).where(num_shared > 0, -1)
+    visit = slot // divisor
     return ContrastPoints(
         query=_take(query, query_bounds, region, visit),
         key=_take(key, key_bounds, region, visit),
@@ -109,8 +113,8 @@ def contrast_points(
 def pixel_points(map_query: Tensor, map_key: Tensor, side: int) -> ContrastPoints:
     """Return all positions of the feature grids of two views; a query's positive is the nearest position of the key.
 
-    Nearest in the image frame, and only if the distance is below NEAR times the diagonal of the larger of both views'
-    cells; a query without such a position has the id -1. METHOD section 5 (`pixel`).
+    The distance is measured in the image frame. It must be below MAX_POSITIVE_DISTANCE times the diagonal of a cell (of
+    the view with the larger cells); otherwise the query has no positive. METHOD section 5 (`pixel`).
 
     Args:
         map_query: Maps from the query view to the image, [B, 4].
@@ -118,18 +122,19 @@ def pixel_points(map_query: Tensor, map_key: Tensor, side: int) -> ContrastPoint
         side: Cells per side of the feature grids.
 
     Returns:
-        side * side points of each view.
+        side * side points of each view. In place of region ids: of a key, its position; of a query, the position of its
+        positive, or -1.
     """
     grid = geometry.cell_centers(side, side, map_query.device)
     points = grid.expand(len(map_query), -1, -1)
-    places = geometry.to_image(points, map_query)
-    cell = (geometry.to_view(places, map_key) * side).long().clamp(0, side - 1)
+    in_image = geometry.to_image(points, map_query)
+    cell = (geometry.to_view(in_image, map_key) * side).long().clamp(0, side - 1)
     nearest = cell[..., 1] * side + cell[..., 0]
-    distance = (places - geometry.to_image(grid[nearest], map_key)).norm(dim=-1)
+    distance = (in_image - geometry.to_image(grid[nearest], map_key)).norm(dim=-1)
     diagonal = torch.maximum(map_query[:, :2].norm(dim=-1), map_key[:, :2].norm(dim=-1)) / side
-    positive = nearest.where(distance < NEAR * diagonal[:, None], -1)
-    own = torch.arange(side * side, device=grid.device).expand_as(nearest)
-    return ContrastPoints(points, points, positive, own)
+    positive = nearest.where(distance < MAX_POSITIVE_DISTANCE * diagonal[:, None], -1)
+    key_position = torch.arange(side * side, device=grid.device).expand_as(nearest)
+    return ContrastPoints(points, points, positive, key_position)
 
 
 def match_points(map_query: Tensor, map_match: Tensor, uniform: Tensor, num_points: int) -> MatchPoints:
@@ -147,15 +152,16 @@ def match_points(map_query: Tensor, map_match: Tensor, uniform: Tensor, num_poin
 
 
 def _candidates(
-    regions: Tensor, num_regions: int, maps: Tensor, places: Tensor, ranks: Tensor
+    regions: Tensor, num_regions: int, maps: Tensor, jitter: Tensor, ranks: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Jittered points of a view [B, P, 2], sorted by region and at random within it, and the bounds of the regions.
+    """Return the candidates of a view, sorted by region and by rank within a region: points [B, P, 2], bounds [B, R + 1].
 
-    Candidates bounds[r] up to bounds[r + 1] lie in region r: bounds [B, R + 1]. Unlabelled ones come before region 0.
+    Candidates bounds[r] to bounds[r + 1] - 1 of the sorted ones lie in region r. Unlabelled ones come before region 0.
     """
-    cells = geometry.cell_centers(CANDIDATES, CANDIDATES, places.device)
-    points = cells + (places - 0.5) / CANDIDATES
+    cells = geometry.cell_centers(CANDIDATES_PER_SIDE, CANDIDATES_PER_SIDE, jitter.device)
+    points = cells + (jitter - 0.5) / CANDIDATES_PER_SIDE
     ids = geometry.look_up(regions, geometry.to_image(points, maps))
+    # one integer per candidate: the region in the high bits, the rank in the low ones
     sort_keys = (ids << _RANK_BITS) + (ranks * 2**_RANK_BITS).long()
     ordered, order = sort_keys.sort(dim=1, stable=True)
     starts = torch.arange(num_regions + 1, device=ids.device) << _RANK_BITS
@@ -164,7 +170,10 @@ def _candidates(
 
 
 def _take(points: Tensor, bounds: Tensor, region: Tensor, visit: Tensor) -> Tensor:
-    """The candidate of `region` [B, N] at its `visit`-th visit, [B, N, 2]; any candidate for the region -1."""
+    """Take candidate number `visit` (modulo their number) of each `region` [B, N]; any candidate for region -1.
+
+    Returns [B, N, 2].
+    """
     start = bounds.gather(1, region.clamp(min=0)).where(region >= 0, 0)
     end = bounds.gather(1, region.clamp(min=0) + 1).where(region >= 0, points.shape[1])
     position = start + visit % (end - start)

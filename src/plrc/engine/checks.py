@@ -73,7 +73,7 @@ def check_batch(config: Config, images: int, processes: int) -> None:
 
 def check_regions(config: Config) -> list[str]:
     """Remark on settings of regions that no term uses."""
-    unused = config.objectives.pixels or config.objectives.point_weight == 0
+    unused = config.objectives.contrasts_pixels or config.objectives.point_weight == 0
     if unused and config.regions != RegionConfig():
         return ["no term that is trained uses regions: the settings regions.* change nothing"]
     return []
@@ -122,7 +122,7 @@ def check_resumed(config: Config, stored: Config, image_differences: Sequence[st
     Raises:
         RunError: If something differs and `run.allow_changes` is not set.
     """
-    changes = [*config.changes(stored).values(), *image_differences]
+    changes = [*config.describe_differences(stored).values(), *image_differences]
     if changes and not config.run.allow_changes:
         raise RunError(
             f"{out} was started with other settings or images ({'; '.join(changes)}): "

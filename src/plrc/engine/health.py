@@ -171,11 +171,11 @@ class HealthCheck:
         return None
 
     def _view_features(self, backbone: nn.Module, stride: int, batch: Batch) -> ViewFeatures:
-        draws = batch.match[:, : match_draws(POINTS)]
+        draws = batch.match_uniform[:, : match_draws(POINTS)]
         points = match_points(batch.maps[QUERY], batch.maps[MATCH], draws, POINTS)
-        first_images = photometric.augment(batch.images[QUERY], batch.color[QUERY], self.config.views)
+        first_images = photometric.augment(batch.images[QUERY], batch.color_uniform[QUERY], self.config.views)
         first_level = backbone(first_images, stride)[stride]
-        second_images = photometric.augment(batch.images[MATCH], batch.color[MATCH], self.config.views)
+        second_images = photometric.augment(batch.images[MATCH], batch.color_uniform[MATCH], self.config.views)
         second_level = backbone(second_images, stride)[stride]
         first = F.normalize(sample(first_level, points.student), dim=-1)
         second = F.normalize(sample(second_level, points.teacher), dim=-1)

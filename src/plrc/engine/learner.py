@@ -70,7 +70,9 @@ class Learner:
         self.weights = {name: weight for name, weight in all_weights.items() if weight > 0}
         self.uses_contrast_head = "image" in self.weights or "point" in self.weights
         self.uses_distill_head = "distill" in self.weights
-        self.needs_reference = self.uses_distill_head or "image" in self.weights or not config.objectives.pixels
+        self.needs_reference = (
+            self.uses_distill_head or "image" in self.weights or not config.objectives.contrasts_pixels
+        )
         self.precision = choose_precision(config.optim.precision, device)
         self.memory_format = torch.channels_last if config.optim.channels_last else torch.contiguous_format
 
@@ -110,8 +112,8 @@ class Learner:
             with torch.no_grad():
                 if self.needs_reference:
                     reference = self._teacher_forward(views[REFERENCE], order, self.uses_contrast_head)
-                if settings.match_view:
-                    match = self._teacher_forward(views[MATCH], order, settings.pixels)
+                if settings.needs_match_view:
+                    match = self._teacher_forward(views[MATCH], order, settings.contrasts_pixels)
             query = student(views[QUERY], self.config.model.bn_groups, self.uses_contrast_head, self.uses_distill_head)
 
         terms: dict[str, Term] = {}
@@ -123,7 +125,7 @@ class Learner:
             terms["image"] = objectives.image_term(image_query, image_key, self.queue.keys, settings.image_temperature)
             image_keys = distributed.gather(image_key)
         if "point" in self.weights:
-            other_view = match if settings.pixels else reference
+            other_view = match if settings.contrasts_pixels else reference
             terms["point"] = self._point_term(batch, query["contrast"], other_view["contrast"])
         if "distill" in self.weights:
             terms["distill"], affinity = self._distill_term(
@@ -181,7 +183,7 @@ class Learner:
         images = 1
         if settings.negatives == "batch":
             images = self.config.optim.batch_size // self.config.optim.gradient_accumulation_steps
-        points = self.feature_side**2 if settings.pixels else settings.points
+        points = self.feature_side**2 if settings.contrasts_pixels else settings.points
         return {"image": settings.queue + 1, "point": points * images, "distill": self.reference_side() ** 2}
 
     def modules(self) -> dict[str, nn.Module]:
@@ -196,7 +198,7 @@ class Learner:
     def _augment(self, batch: Batch) -> Tensor:
         """Augment uint8 views [V, B, 3, S, S] into normalized float views of the same shape."""
         joined = batch.images.flatten(0, 1)
-        images = photometric.augment(joined, batch.color.flatten(0, 1), self.config.views)
+        images = photometric.augment(joined, batch.color_uniform.flatten(0, 1), self.config.views)
         views: Tensor = images.contiguous(memory_format=self.memory_format).unflatten(0, batch.images.shape[:2])
         return views
 
@@ -236,11 +238,13 @@ class Learner:
     def _contrast_points(self, batch: Batch) -> tuple[ContrastPoints, int]:
         """Choose the points to contrast; also how many ids an image can have."""
         maps = batch.maps
-        if self.config.objectives.pixels:
+        if self.config.objectives.contrasts_pixels:
             return pixel_points(maps[QUERY], maps[MATCH], self.feature_side), self.feature_side**2
         count_ids = batch.regions.shape[1] * batch.regions.shape[2]
         count_points = self.config.objectives.points
-        points = contrast_points(batch.regions, count_ids, maps[QUERY], maps[REFERENCE], batch.contrast, count_points)
+        points = contrast_points(
+            batch.regions, count_ids, maps[QUERY], maps[REFERENCE], batch.contrast_uniform, count_points
+        )
         return points, count_ids
 
     def _distill_term(
@@ -251,7 +255,7 @@ class Learner:
         Also what the center follows, if there is one.
         """
         settings = self.config.objectives
-        points = match_points(batch.maps[QUERY], batch.maps[MATCH], batch.match, settings.distill_points)
+        points = match_points(batch.maps[QUERY], batch.maps[MATCH], batch.match_uniform, settings.distill_points)
         student = _unit(sample(query, points.student))
         teacher = _unit(sample(match, points.teacher))
         keys, basis = reference_keys(reference, self.reference_side(), self.mixture)

@@ -126,9 +126,9 @@ class Study:
         if axes["method"] == RANDOM:
             content["pretrain"] = {"model.backbone": config.model.backbone, **axes}
         else:
-            content["pretrain"] = config.numbers()
+            content["pretrain"] = config.result_settings()
         if self.transfer:
-            content["transfer"] = self.detector(run, "", OUT, expand=False).numbers()
+            content["transfer"] = self.detector(run, "", OUT, expand=False).result_settings()
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def config(self, run: StudyRun, out: Path, expand: bool = True) -> Config:

@@ -258,7 +258,7 @@ def _check_folder(config: TransferConfig) -> Path:
         return out
     if not config.run.resume:
         raise RunError(f"{out} has a transfer run; add --resume to continue it, or name another --out")
-    changes = config.changes(TransferConfig.load(out / "config.toml"))
+    changes = config.describe_differences(TransferConfig.load(out / "config.toml"))
     if changes:
         text = "; ".join(changes.values())
         raise RunError(f"{out} was started with other settings ({text}): resume without changing them")

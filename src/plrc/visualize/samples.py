@@ -88,7 +88,7 @@ def run_samples(run: Path, config: Config, count: int) -> RunSamples:
     except PlrcError as error:
         return RunSamples(note=f"The regions and views of this run cannot be drawn here: {error}")
     batch = batch_figure([sample for _, sample in samples[:_BATCH]], config)
-    return RunSamples(figures, batch, _describe_regions(config), config.objectives.match_view)
+    return RunSamples(figures, batch, _describe_regions(config), config.objectives.needs_match_view)
 
 
 def batch_figure(samples: Sequence[Batch], config: Config) -> Figure:
@@ -159,7 +159,7 @@ def _draw_contrast_points(view_axes: dict[int, Axes], sample: Batch) -> None:
     """Draw points of the regions that A and C share, in their regions' colors."""
     count = sample.regions.shape[1] * sample.regions.shape[2]
     maps = sample.maps
-    points = contrast_points(sample.regions, count, maps[QUERY], maps[REFERENCE], sample.contrast, _POINTS)
+    points = contrast_points(sample.regions, count, maps[QUERY], maps[REFERENCE], sample.contrast_uniform, _POINTS)
     ids = points.query_regions[0].numpy()  # those of `key` are the same
     colors = region_colors(int(sample.regions.max()) + 1) / 255
     for view, places in ((QUERY, points.query[0]), (REFERENCE, points.key[0])):
@@ -169,7 +169,9 @@ def _draw_contrast_points(view_axes: dict[int, Axes], sample: Batch) -> None:
 
 def _draw_matches(figure: Figure, view_axes: dict[int, Axes], sample: Batch) -> None:
     """Join the same physical points in A and B by lines."""
-    matches = match_points(sample.maps[QUERY], sample.maps[MATCH], sample.match, sample.match.shape[1] // 2)
+    matches = match_points(
+        sample.maps[QUERY], sample.maps[MATCH], sample.match_uniform, sample.match_uniform.shape[1] // 2
+    )
     valid = matches.valid[0].nonzero()[:_MATCHES, 0]
     for start, end in zip(matches.student[0, valid].tolist(), matches.teacher[0, valid].tolist(), strict=True):
         line = ConnectionPatch(
@@ -189,7 +191,7 @@ def _draw_matches(figure: Figure, view_axes: dict[int, Axes], sample: Batch) -> 
 
 def _augmented_views(sample: Batch, config: Config) -> list[NDArray[np.uint8]]:
     """Return the views of one image as the network sees them: V arrays [S, S, 3]."""
-    views = augment(sample.images[:, 0], sample.color[:, 0], config.views)
+    views = augment(sample.images[:, 0], sample.color_uniform[:, 0], config.views)
     mean = torch.tensor(MEAN)[:, None, None]
     std = torch.tensor(STD)[:, None, None]
     pixels: Tensor = ((views * std + mean) * 255).round().clamp(0, 255).byte()
