@@ -141,7 +141,7 @@ class Settings:
         return [(name, value, theirs[name]) for name, value in self.result_settings().items() if value != theirs[name]]
 
     def describe_differences(self, stored: Settings) -> dict[str, str]:
-        """Return dotted name -> a line about each difference from `stored`, the settings that a run was started with."""
+        """Return dotted name -> a line about each difference from `stored`, what a run was started with."""
         return {name: f"{name}: stored {theirs}, now {own}" for name, own, theirs in self.differences(stored)}
 
     def to_dict(self) -> dict[str, Any]:

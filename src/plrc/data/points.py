@@ -3,7 +3,8 @@
 Everything works on whole batches on any device, without host synchronization. There is no randomness: uniform numbers
 in [0, 1) are arguments; `contrast_draws` and `match_draws` return how many are needed.
 
-Shapes: B images, N points (M of the key view), P candidates per view, R regions (ids local to the image), h x w an id map.
+Shapes: B images, N points (M of the key view), P candidates per view, R regions (ids local to the image),
+h x w an id map.
 """
 
 from __future__ import annotations
@@ -154,7 +155,7 @@ def match_points(map_query: Tensor, map_match: Tensor, uniform: Tensor, num_poin
 def _candidates(
     regions: Tensor, num_regions: int, maps: Tensor, jitter: Tensor, ranks: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the candidates of a view, sorted by region and by rank within a region: points [B, P, 2], bounds [B, R + 1].
+    """Return the candidates of a view, sorted by region and then by rank: points [B, P, 2], bounds [B, R + 1].
 
     Candidates bounds[r] to bounds[r + 1] - 1 of the sorted ones lie in region r. Unlabelled ones come before region 0.
     """
