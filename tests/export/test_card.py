@@ -16,7 +16,6 @@ from plrc.config import Config
 from plrc.engine.checkpoint import load_checkpoint
 from plrc.export import export_backbone
 from plrc.export.card import RANDOM, card_path, start_of
-from plrc.export.proof import Proof
 from plrc.model import build_backbone
 
 
@@ -58,12 +57,8 @@ def test_a_card_lies_beside_every_export_and_is_filled_from_the_run(trained_run:
 
 
 @pytest.fixture
-def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """exported(folder, **dotted settings) -> the card of a run of these settings, which lies in that folder.
-
-    The file's proof, which other tests are about, is skipped.
-    """
-    monkeypatch.setattr("plrc.export.write.prove", lambda *_: Proof(tensors=120, unverified="not tried here"))
+def exported(tmp_path: Path) -> Callable[..., str]:
+    """exported(folder, **dotted settings) -> the card of a run of these settings, which lies in that folder."""
     net = build_backbone("resnet18")
     with torch.no_grad():
         net.train()(torch.randn(2, 3, 64, 64))
