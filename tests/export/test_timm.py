@@ -1,4 +1,4 @@
-"""Hand-over to timm: a run with a timm backbone trains, exports under timm's names, and loads there."""
+"""Export to timm: a run with a timm backbone trains, exports under timm's names, and loads there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hand-over to torchvision: the file is what a user needs, and every fault is caught before it gets its name."""
+"""Export to torchvision: the file is what a user needs, and every fault is caught before it gets its name."""
 
 from __future__ import annotations
 

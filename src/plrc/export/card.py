@@ -61,7 +61,7 @@ def model_card(receipt: Receipt, saved: Mapping[str, Any], run: Path) -> str:
     """
     config = Config.from_dict(saved["config"])
     name = config.preset if config.preset in PRESETS else "custom"
-    start = [_file_name(link) if link != RANDOM else link for link in start_of(config.model.init)]
+    start = [_file_name(link) for link in start_of(config.model.init)]
     facts = {
         "file": Path(receipt.file).name,
         "receipt": receipt,
@@ -127,7 +127,9 @@ def start_of(init: str) -> list[str]:
     chain: list[str] = []
     while init not in chain and len(chain) < MAX_STARTS:
         chain.append(init or RANDOM)
-        earlier = _init_of(Path(init)) if init else None
+        if not init:
+            break
+        earlier = _init_of(Path(init))
         if earlier is None:
             break
         init = earlier
@@ -142,8 +144,9 @@ def _init_of(path: Path) -> str | None:
         if path.suffix == ".safetensors" and path.is_file():
             with safetensors.safe_open(path, "pt") as file:
                 config = (file.metadata() or {}).get("config")
-            return Config.from_dict(json.loads(config)).model.init if config else None
-        if stored.is_file() and path.exists():
+            if config:
+                return Config.from_dict(json.loads(config)).model.init
+        elif stored.is_file() and path.exists():
             return Config.load(stored).model.init
     except (PlrcError, ValueError, safetensors.SafetensorError):
         pass

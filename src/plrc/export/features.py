@@ -137,7 +137,7 @@ def load_backbone(
         layer4_stride: Stride of layer4 of a torchvision ResNet: 2 as usual; with 1 the level called 32 has the
             positions of level 16.
         backbone: Name of the backbone (resnet50, timm:NAME, ...), needed for a file that does not hold it, and for a
-            backbone of somebody's own code even if the file names it: code is imported only if you name it.
+            backbone of user code even if the file names it: code is imported only if you name it.
         normalize: Whether images come as decoded (uint8 in 0..255 or float in 0..1) and are normalized inside;
             otherwise they are already normalized with ImageNet's mean and standard deviation.
         dtype: Of the weights, and so of the features: float32, float16 or bfloat16.

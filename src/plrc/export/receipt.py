@@ -1,4 +1,4 @@
-"""The receipt beside every exported file: what was written, and what was checked."""
+"""The receipt of every exported file: what was written, and what was checked."""
 
 from __future__ import annotations
 

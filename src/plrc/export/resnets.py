@@ -13,7 +13,7 @@ from torch import Tensor
 from plrc.errors import ExportError
 from plrc.model.naming import COUNTER, Naming, Place, name_difference, torchvision
 
-LEAVES = (".weight", ".bias", ".running_mean", ".running_var")  # of a BatchNorm, besides its step counter
+LEAVES = (".weight", ".bias", ".running_mean", ".running_var")  # of a BatchNorm, without its step counter
 
 
 @dataclass(frozen=True)

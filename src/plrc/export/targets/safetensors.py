@@ -27,7 +27,7 @@ def load(file: Path, backbone: str, tensors: State) -> list[LoadedNetwork]:
 
 
 def instructions(backbone: str) -> list[str]:
-    """What has to be set by whoever loads the file."""
+    """What the user has to know to load the file."""
     return ["names in the file: those of the backbone's own state_dict()"]
 
 

@@ -56,7 +56,7 @@ def instructions(backbone: str) -> list[str]:
     return [
         f"timm.create_model({model!r}, features_only=True, checkpoint_path=FILE)",
         f"for ResNets also timm.create_model({model!r}, num_classes=0, checkpoint_path=FILE)",
-        "mean and std of the data configuration: as above, whatever the model's own are",
+        "mean and std of the data configuration: as above, not those of the model",
     ]
 
 
