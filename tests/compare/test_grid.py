@@ -16,7 +16,7 @@ import pytest
 from tests.compare.toy_grid import ToyGrid
 
 from plrc.compare import grid
-from plrc.compare.grid import GridStart, run_grid, start_grid
+from plrc.compare.grid import GridStart, log_start, run_grid
 from plrc.errors import DataError
 from plrc.files import claim
 from plrc.progress import OnProgress
@@ -26,8 +26,8 @@ HOLD = """
 import sys
 from pathlib import Path
 from plrc.files import claim
-with claim(Path(sys.argv[1])) as is_claimed:
-    print(is_claimed, flush=True)
+with claim(Path(sys.argv[1])) as has_lock:
+    print(has_lock, flush=True)
     sys.stdin.read()
     {end}
 """
@@ -44,7 +44,7 @@ def hold(folder: Path, end: str = "pass") -> subprocess.Popen[bytes]:
 def execute(toy: ToyGrid) -> bool:
     stop = StopRequest()
     try:
-        return run_grid(toy, start_grid(toy, logs="*.txt"), stop, progress_seconds=100)
+        return run_grid(toy, log_start(toy, log_pattern="*.txt"), stop, progress_seconds=100)
     finally:
         stop.restore()
 

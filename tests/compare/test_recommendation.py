@@ -8,7 +8,7 @@ import pytest
 from tests.compare.test_statistics import series
 
 from plrc.compare.recommendation import recommendation
-from plrc.compare.statistics import interval, more_seeds, paired
+from plrc.compare.statistics import interval, more_seeds, paired_differences
 
 
 def comparison(scores: dict[str, list[list[float]]], kinds: dict[str, str], **changes: Any) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def test_each_number_of_labels_has_its_own_line_with_the_differences() -> None:
     assert "better than random by +10.0 [+10.0, +10.0]" in few
     assert many.startswith("With 2 images a class: keep what you have")
     assert "too close to tell from random (+0.5 [" in many
-    assert f"{more_seeds(paired(mine[1], RANDOM))} more seeds would decide it" in many
+    assert f"{more_seeds(paired_differences(mine[1], RANDOM))} more seeds would decide it" in many
 
 
 def test_caveats() -> None:

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from plrc import rng
-from plrc.compare.statistics import MAX_SEEDS, difference, interval, more_seeds, paired, t_quantile
+from plrc.compare.statistics import (
+    MAX_SEEDS,
+    interval,
+    more_seeds,
+    paired_differences,
+    summarize_differences,
+    t_quantile,
+)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +53,10 @@ def test_equal_weights_differ_in_5_percent_of_simulations() -> None:
     runs = 4000
     draws = rng.generator(1, "probe").normal(0, 1, (runs, 2, 4))
     shared = rng.generator(2, "probe").normal(30, 5, (runs, 1, 4))  # the luck of a seed, which pairing takes out
-    differ = [difference(paired(a, b)).verdict != "too close to tell" for a, b in (draws + shared).tolist()]
+    differ = [
+        summarize_differences(paired_differences(a, b)).verdict != "too close to tell"
+        for a, b in (draws + shared).tolist()
+    ]
     assert np.mean(differ) == pytest.approx(0.05, abs=3.5 * np.sqrt(0.95 * 0.05 / runs))
 
 
@@ -58,13 +68,13 @@ def test_an_interval_by_hand() -> None:
 
 
 def test_one_score_has_no_interval_and_no_verdict() -> None:
-    result = difference([7.0])
+    result = summarize_differences([7.0])
     assert (result.mean, result.low, result.high, result.n) == (7.0, None, None, 1)
     assert (result.verdict, result.more_seeds) == ("too close to tell", None)
 
 
 def test_only_seeds_that_both_have_are_paired() -> None:
-    assert paired([1.0, None, 5.0, 2.0], [0.5, 3.0, None, 4.0]) == [0.5, -2.0]
+    assert paired_differences([1.0, None, 5.0, 2.0], [0.5, 3.0, None, 4.0]) == [0.5, -2.0]
 
 
 @pytest.mark.parametrize(
@@ -78,15 +88,15 @@ def test_only_seeds_that_both_have_are_paired() -> None:
     ],
 )
 def test_verdicts(differences: Sequence[float], verdict: str) -> None:
-    assert difference(differences).verdict == verdict
+    assert summarize_differences(differences).verdict == verdict
 
 
 @pytest.mark.parametrize(("mean", "n"), [(1.0, 3), (0.5, 3), (0.5, 5), (0.3, 8)])
 def test_so_many_more_seeds_decide_and_one_fewer_does_not(mean: float, n: int) -> None:
     more = more_seeds(series(mean, 1.0, n))
     assert more is not None and more > 0
-    assert difference(series(mean, 1.0, n + more)).verdict == "better"
-    assert difference(series(mean, 1.0, n + more - 1)).verdict == "too close to tell"
+    assert summarize_differences(series(mean, 1.0, n + more)).verdict == "better"
+    assert summarize_differences(series(mean, 1.0, n + more - 1)).verdict == "too close to tell"
     assert more_seeds(series(-mean, 1.0, n)) == more
 
 

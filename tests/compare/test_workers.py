@@ -15,7 +15,7 @@ import pytest
 from tests.compare.simulation import OWN_LINE, compared, ran
 from tests.compare.toy_grid import ToyGrid
 
-from plrc.compare.grid import start_grid
+from plrc.compare.grid import log_start
 from plrc.compare.plan import Comparison
 from plrc.compare.workers import run_grid_in_processes
 from plrc.errors import RunError
@@ -53,7 +53,7 @@ def test_the_error_of_a_worker_is_raised(tmp_path: Path) -> None:
     toy, stop = ToyGrid(tmp_path, failing=1), StopRequest()
     try:
         with pytest.raises(RunError, match="run 1 cannot be executed"):
-            run_grid_in_processes(toy, start_grid(toy, logs=""), stop, processes=2)
+            run_grid_in_processes(toy, log_start(toy, log_pattern=""), stop, processes=2)
     finally:
         stop.restore()
 

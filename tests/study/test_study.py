@@ -80,9 +80,9 @@ def test_runs_are_all_combinations_once(file: Path, tmp_path: Path) -> None:
     assert len(runs) == 3 * 2 + 2 * 2
     assert len({run.name for run in runs}) == len(runs)
     assert runs[0].axes == {"method": "random", "seed": 0}
-    config = study.config(runs[-1], tmp_path)
+    config = study.pretrain_config(runs[-1], tmp_path)
     assert (config.regions.grid, config.seed, config.method, config.objectives.image_weight) == (8, 1, "plrc", 0)
-    region = study.config(runs[2], tmp_path)
+    region = study.pretrain_config(runs[2], tmp_path)
     assert (region.objectives.contrast, region.objectives.distill_weight) == ("region", 0)
     file.write_text(FILE.replace('grid" = [2, 8]', 'grid" = [2, 8, 3]'))
     assert {run.name for run in runs} < {run.name for run in Study.load(file).runs}  # what was done stays done

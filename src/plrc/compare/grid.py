@@ -1,6 +1,7 @@
-"""A grid of runs, each executed once: stopped and resumed at any point, and shared by any number of processes.
+"""Execute a set of runs ("a grid"), each of them once.
 
-Comparisons and studies are grids. A run belongs to the process that holds the lock of its folder.
+The work can be stopped and resumed at any point, and any number of processes can share it: a run is executed by the
+process that holds the lock of its folder. Comparisons and studies use this.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.5  # between two looks at the runs of other processes
 PROGRESS_SECONDS = 30.0  # between two lines about the run in progress
 
+# While a run is executed, only these loggers and warnings reach the terminal.
 GRID_LOGGERS = ("plrc.compare", "plrc.study")
 
-
 Run = TypeVar("Run")
-"""A run of a grid. Its text describes it in a line of the log."""
+"""A run of a grid. `str(run)` describes it in the log."""
 
 
 class Grid(Protocol[Run]):
@@ -67,31 +68,32 @@ class Grid(Protocol[Run]):
 
 @dataclass(frozen=True)
 class GridStart:
-    """When work on a grid began, and how many runs were finished then: the time left follows from these.
+    """The state of a grid when work on it started, from which the time left is estimated.
 
     Args:
-        seconds: Unix time.
-        num_done: Number of runs that were finished.
+        unix_time: When the work started, in seconds.
+        num_done: Number of runs that were finished at that time.
     """
 
-    seconds: float
+    unix_time: float
     num_done: int
 
     def time_left(self, num_done: int, num_runs: int) -> timedelta:
         """Estimate the time until all runs are finished, from the pace of all processes since the start."""
-        seconds_per_run = (time.time() - self.seconds) / max(1, num_done - self.num_done)
+        num_done_since_start = num_done - self.num_done
+        seconds_per_run = (time.time() - self.unix_time) / max(1, num_done_since_start)
         return timedelta(seconds=round(seconds_per_run * (num_runs - num_done)))
 
 
-def start_grid(grid: Grid[Run], logs: str) -> GridStart:
+def log_start(grid: Grid[Run], log_pattern: str) -> GridStart:
     """Log how many runs there are, and return the start from which the time left is estimated.
 
     Args:
         grid: The runs.
-        logs: Pattern of the paths of the runs' own log files.
+        log_pattern: Pattern of the paths of the runs' own log files, such as "out/*/log.txt".
     """
     start = GridStart(time.time(), grid.num_done)
-    logger.info("%d runs, %d of them done; each is logged in %s", grid.num_runs, start.num_done, logs)
+    logger.info("%d runs, %d of them done; each is logged in %s", grid.num_runs, start.num_done, log_pattern)
     return start
 
 
@@ -100,8 +102,9 @@ def run_grid(grid: Grid[Run], start: GridStart, stop: StopRequest, progress_seco
 
     Args:
         grid: The runs.
-        start: See `start_grid`.
-        stop: Ends the work after the current run, which ends early if it listens to the same signals.
+        start: See `log_start`.
+        stop: When it is requested, no further run is started. The current run stops early if it handles the same
+            signals itself.
         progress_seconds: Seconds between two lines about the run in progress.
 
     Returns:
@@ -112,8 +115,8 @@ def run_grid(grid: Grid[Run], start: GridStart, stop: StopRequest, progress_seco
         for run in pending:
             if _must_stop(stop):
                 return False
-            with claim(grid.folder(run)) as is_claimed:
-                if not is_claimed or grid.is_finished(run):
+            with claim(grid.folder(run)) as has_lock:
+                if not has_lock or grid.is_finished(run):
                     continue
                 with _only_grid_lines():
                     scores = grid.execute(run, _ProgressLog(str(run), progress_seconds))
@@ -131,7 +134,7 @@ def run_grid(grid: Grid[Run], start: GridStart, stop: StopRequest, progress_seco
 
 
 def log_stopped(grid: Grid[Run]) -> None:
-    """Log where a grid stands that was asked to stop."""
+    """Log that the work was stopped, and how many runs are done."""
     logger.info("stopped: %d of %d runs are done; repeat the command to continue", grid.num_done, grid.num_runs)
 
 
@@ -161,7 +164,10 @@ def _is_grid_line(record: logging.LogRecord) -> bool:
 
 @contextlib.contextmanager
 def _only_grid_lines() -> Iterator[None]:
-    """Keep the lines of a run, except warnings, from the handlers installed now; the run writes them to its log.txt."""
+    """Hide the log lines of a run, except warnings, from the handlers installed now.
+
+    The run still writes them to its own log.txt.
+    """
     handlers = [*logging.getLogger().handlers, *logging.getLogger("plrc").handlers]
     for handler in handlers:
         handler.addFilter(_is_grid_line)

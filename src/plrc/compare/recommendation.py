@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from plrc.compare.statistics import Difference, difference, format_interval, paired
+from plrc.compare.statistics import Difference, format_interval, paired_differences, summarize_differences
 
-FEW_SEEDS = 5  # results of fewer seeds are preliminary
+MIN_SEEDS = 5  # results of fewer seeds are preliminary
 MANY_PAIRS = 5  # with more pairs, differences by chance are likely
 
 Results = Mapping[str, dict[str, Any]]
@@ -72,8 +72,8 @@ def _leads(best: str, results: Results, metric: str) -> dict[str, Difference]:
 
 def _lead(result: dict[str, Any], rival: dict[str, Any], metric: str) -> Difference | None:
     """Return the paired difference of two results, or None if they have no seed in common."""
-    differences = paired(result["scores"][metric], rival["scores"][metric])
-    return difference(differences) if differences else None
+    differences = paired_differences(result["scores"][metric], rival["scores"][metric])
+    return summarize_differences(differences) if differences else None
 
 
 def _action(best: str, leads: dict[str, Difference], inits: dict[str, Any]) -> str:
@@ -113,8 +113,8 @@ def _caveats(comparison: dict[str, Any]) -> list[str]:
     num_pairs = len(comparison["pairs"])
     if not comparison["finished"]:
         sentences.append(f"Only {comparison['done']} of {comparison['cells']} runs are done: the numbers will change.")
-    if num_seeds < FEW_SEEDS:
-        sentences.append(f"{_count(num_seeds, 'seed')}: the result is preliminary; use at least {FEW_SEEDS} seeds.")
+    if num_seeds < MIN_SEEDS:
+        sentences.append(f"{_count(num_seeds, 'seed')}: the result is preliminary; use at least {MIN_SEEDS} seeds.")
     if num_pairs > MANY_PAIRS:
         sentences.append(
             f"{num_pairs} pairs are compared, each at the 95 % level: about one in twenty pairs of equal weights looks "

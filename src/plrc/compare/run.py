@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from plrc.compare.grid import PROGRESS_SECONDS, log_stopped, run_grid, start_grid
+from plrc.compare.grid import PROGRESS_SECONDS, log_start, log_stopped, run_grid
 from plrc.compare.plan import Comparison
-from plrc.compare.runs import CELLS, ComparisonRun, ComparisonRuns
+from plrc.compare.runs import RUNS_FOLDER, ComparisonRun, ComparisonRuns
 from plrc.compare.summary import summarize
 from plrc.compare.workers import run_grid_in_processes
 from plrc.errors import RunError
@@ -25,11 +25,14 @@ from plrc.runtime import StopRequest
 from plrc.transfer.finetune import transfer
 from plrc.transfer.protocols import TransferConfig
 
-COMPARISON = "comparison.json"
+COMPARISON_FILE = "comparison.json"
 
 
 class Runner(Protocol):
-    """Executes a run and writes its result.json. Returns None if it was asked to stop and saved its state."""
+    """Executes a run and writes its result.json.
+
+    Returns None if it was asked to stop and saved its state; any other value means that the run is finished.
+    """
 
     def __call__(self, config: TransferConfig, on_progress: OnProgress) -> object: ...
 
@@ -37,7 +40,7 @@ class Runner(Protocol):
 def run_comparison(comparison: Comparison, runner: Runner = transfer) -> dict[str, Any] | None:
     """Execute the runs of a comparison that have no result yet.
 
-    Writes OUT/comparison.json after each run. Any number of commands may share the folder.
+    Writes OUT/comparison.json after each run. Any number of processes may work in the same folder.
 
     Args:
         comparison: What is compared.
@@ -47,12 +50,12 @@ def run_comparison(comparison: Comparison, runner: Runner = transfer) -> dict[st
         The content of comparison.json, or None if the process was asked to stop; all runs are then saved.
 
     Raises:
-        PlrcError: A folder of another comparison, or a run that cannot be executed.
+        PlrcError: The folder belongs to another comparison, or a run cannot be executed.
     """
-    commands = _check_folder(comparison)
+    commands = _check_folder_and_list_commands(comparison)
     grid = _ComparisonGrid(ComparisonRuns(comparison), runner, commands)
-    start = start_grid(grid, logs=f"{comparison.out / CELLS}/*/log.txt")
-    grid.write()
+    start = log_start(grid, log_pattern=f"{comparison.out / RUNS_FOLDER}/*/log.txt")
+    grid.write_summary()
     stop = StopRequest()
     try:
         if comparison.processes > 1:
@@ -64,12 +67,12 @@ def run_comparison(comparison: Comparison, runner: Runner = transfer) -> dict[st
     if grid.pending_runs():
         log_stopped(grid)
         return None
-    return grid.write()
+    return grid.write_summary()
 
 
 @dataclass
 class _ComparisonGrid:
-    """The runs of a comparison as a grid; worker processes get a copy."""
+    """The runs of a comparison as a grid. Each worker process gets a pickled copy."""
 
     runs: ComparisonRuns
     runner: Runner
@@ -98,26 +101,31 @@ class _ComparisonGrid:
             return None
         metric = self.runs.comparison.metric
         score = self.runs.read_result(run)["metrics"][metric]
-        self.write()
+        self.write_summary()
         return f"{metric} {score:.1f}"
 
-    def write(self) -> dict[str, Any]:
+    def write_summary(self) -> dict[str, Any]:
         """Write comparison.json from the results so far, and return its content."""
         content = summarize(self.runs, self.commands)
-        write_json(self.runs.comparison.out / COMPARISON, content)
+        write_json(self.runs.comparison.out / COMPARISON_FILE, content)
         return content
 
 
-def _check_folder(comparison: Comparison) -> list[str]:
-    """Check that the folder is new or belongs to this comparison; return its command lines, with the present one."""
+def _check_folder_and_list_commands(comparison: Comparison) -> list[str]:
+    """Check that the folder is new or belongs to this comparison.
+
+    Returns:
+        The command lines that the comparison was started with so far, the current one last if it is new.
+    """
     out = comparison.out
-    path = out / COMPARISON
+    path = out / COMPARISON_FILE
     command = shlex.join(sys.argv)
     if out.exists() and not out.is_dir():
         raise RunError(f"{out} is a file; --out must name a folder")
     if not path.exists():
-        if out.exists() and any(entry.name != CELLS for entry in out.iterdir()):
-            raise RunError(f"{out} is not empty and contains no comparison (no {COMPARISON}); name another --out")
+        # Another process may have created the folder of the runs, but not comparison.json yet.
+        if out.exists() and any(entry.name != RUNS_FOLDER for entry in out.iterdir()):
+            raise RunError(f"{out} is not empty and contains no comparison (no {COMPARISON_FILE}); name another --out")
         return [command]
     try:
         stored = parse_json(path.read_text(encoding="utf-8"))
@@ -135,4 +143,4 @@ def _check_folder(comparison: Comparison) -> list[str]:
             f"{out} was started with other settings ({'; '.join(differences)}); name another --out "
             "(only initial weights, numbers of labels, seeds and learning rates may be added)"
         )
-    return list(dict.fromkeys([*commands, command]))
+    return list(dict.fromkeys([*commands, command]))  # without repetitions, in the order of the first use

@@ -21,7 +21,7 @@ from plrc.machine import cores
 from plrc.transfer.finetune import RESULT
 from plrc.transfer.protocols import TransferConfig
 
-CELLS = "cells"  # folder of the runs
+RUNS_FOLDER = "cells"  # inside the folder of the comparison
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class ComparisonRuns:
         threads = config.run.threads
         if not threads and comparison.processes > 1:
             threads = max(1, cores() // comparison.processes)
-        folder = comparison.out / CELLS / name
+        folder = comparison.out / RUNS_FOLDER / name
         return config.with_values({"run.out": str(folder), "run.resume": True, "run.threads": threads})
 
     def result(self, run: ComparisonRun) -> dict[str, Any] | None:

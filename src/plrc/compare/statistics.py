@@ -55,7 +55,7 @@ class Difference(Interval):
 def t_quantile(df: int, confidence: float = CONFIDENCE) -> float:
     """Return the t with P(|T| <= t) = confidence, where T has Student's t distribution.
 
-    Found by bisection over the angle atan(t / sqrt(df)).
+    It is computed by bisection. The variable is the angle atan(t / sqrt(df)), because its range is finite.
 
     Args:
         df: Degrees of freedom, at least 1.
@@ -65,7 +65,7 @@ def t_quantile(df: int, confidence: float = CONFIDENCE) -> float:
     high = math.pi / 2
     while True:
         middle = (low + high) / 2
-        if not low < middle < high:
+        if not low < middle < high:  # no floating-point number lies between them
             return math.sqrt(df) * math.tan(middle)
         if _t_probability(middle, df) < confidence:
             low = middle
@@ -75,11 +75,12 @@ def t_quantile(df: int, confidence: float = CONFIDENCE) -> float:
 
 def _t_probability(theta: float, df: int) -> float:
     """Return P(|T| <= sqrt(df) tan(theta)), for whole df a finite sum (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
-    is_odd = df % 2
+    is_odd = df % 2 == 1
     cos = math.cos(theta)
     term = cos if is_odd else 1.0
     series = 0.0
-    for k in range(1 + is_odd, df, 2):
+    first = 2 if is_odd else 1
+    for k in range(first, df, 2):
         series += term
         term *= k / (k + 1) * cos * cos
     if is_odd:
@@ -105,7 +106,7 @@ def _half_width(sd: float, n: int) -> float:
     return t_quantile(n - 1) * sd / math.sqrt(n)
 
 
-def paired(scores: Iterable[float | None], baseline: Iterable[float | None]) -> list[float]:
+def paired_differences(scores: Iterable[float | None], baseline: Iterable[float | None]) -> list[float]:
     """Return scores - baseline for the seeds that both have.
 
     Args:
@@ -119,37 +120,38 @@ def paired(scores: Iterable[float | None], baseline: Iterable[float | None]) -> 
     return differences
 
 
-def difference(differences: Sequence[float]) -> Difference:
+def summarize_differences(differences: Sequence[float]) -> Difference:
     """Return mean, interval and verdict of paired differences.
 
     Args:
-        differences: At least one paired difference, see `paired`.
+        differences: At least one paired difference, see `paired_differences`.
     """
-    mean = interval(differences)
+    summary = interval(differences)
     verdict: Verdict = "too close to tell"
-    if mean.low is not None and mean.low > 0:
+    if summary.low is not None and summary.low > 0:
         verdict = "better"
-    if mean.high is not None and mean.high < 0:
+    if summary.high is not None and summary.high < 0:
         verdict = "worse"
-    return Difference(mean.mean, mean.low, mean.high, mean.n, verdict, more_seeds(differences))
+    return Difference(summary.mean, summary.low, summary.high, summary.n, verdict, more_seeds(differences))
 
 
 def more_seeds(differences: Sequence[float], max_seeds: int = MAX_SEEDS) -> int | None:
-    """Return how many more seeds would exclude 0 if mean and standard deviation stay as they are.
+    """Return after how many more seeds the interval excludes 0 if mean and standard deviation stay as they are.
 
     Args:
         differences: Paired differences, one per seed.
         max_seeds: Largest number of seeds that is realistic.
 
     Returns:
-        0 if 0 is excluded already; None if more than `max_seeds` seeds would be needed, or if fewer than three
-        differences give no reliable standard deviation.
+        0 if the interval excludes 0 already. None if more than `max_seeds` seeds would be needed, or if there are fewer
+        than three differences, which give no reliable standard deviation.
     """
     n = len(differences)
     if n < 3:
         return None
     mean = abs(float(np.mean(differences)))
     sd = float(np.std(differences, ddof=1))
+    # The present number of seeds is checked even if it is above `max_seeds`.
     for seeds in range(n, max(n, max_seeds) + 1):
         if _half_width(sd, seeds) < mean:
             return seeds - n
@@ -164,8 +166,8 @@ def format_interval(values: Mapping[str, Any], sign: str = "", digits: int = 1) 
         sign: "+" writes the sign of positive numbers too.
         digits: Digits after the point.
     """
-    number = f"{sign}.{digits}f"
-    text = format(values["mean"], number)
+    number_format = f"{sign}.{digits}f"
+    text = format(values["mean"], number_format)
     if values["low"] is not None:
-        text += f" [{values['low']:{number}}, {values['high']:{number}}]"
+        text += f" [{values['low']:{number_format}}, {values['high']:{number_format}}]"
     return text

@@ -13,20 +13,21 @@ from typing import Any
 import torch
 
 from plrc.compare.inits import weights_origin
-from plrc.compare.recommendation import FEW_SEEDS, recommendation
+from plrc.compare.recommendation import MIN_SEEDS, recommendation
 from plrc.compare.runs import ComparisonRuns
-from plrc.compare.statistics import difference, format_interval, interval, paired
+from plrc.compare.statistics import format_interval, interval, paired_differences, summarize_differences
 from plrc.machine import cores, processor
 
 Results = dict[str, dict[str, dict[str, Any]]]
-"""Name of the initial weights -> name of the number of labels -> result over the seeds."""
+"""Name of the initial weights -> key of `Comparison.labels` -> result over the seeds."""
 
 
 def summarize(runs: ComparisonRuns, commands: Sequence[str]) -> dict[str, Any]:
     """Return the content of comparison.json: dicts, lists, strings and finite numbers; None for a missing number.
 
-    results[init][labels]: learning rate, scores[metric] with one number per seed, mean and interval, verdict, curve.
-    pairs: the paired difference a - b of each two inits at each number of labels.
+    `results[init][labels]` has the learning rate, `scores[metric]` (one number per seed) with mean and interval, the
+    difference to random weights with its verdict, and the validation curve. `pairs` has the paired difference a - b for
+    every pair of initial weights, at each number of labels.
 
     Args:
         runs: The runs of the comparison.
@@ -39,6 +40,7 @@ def summarize(runs: ComparisonRuns, commands: Sequence[str]) -> dict[str, Any]:
     for init in comparison.inits:
         results[init] = {labels: _result(runs, init, labels) for labels in comparison.labels}
     pairs = _pairs(runs, results)
+    # Random weights come first in `inits`, so in their pairs they are always "b".
     for pair in pairs:
         if pair["b"] == "random":
             results[pair["a"]][pair["labels"]]["versus_random"] = pair
@@ -52,9 +54,9 @@ def summarize(runs: ComparisonRuns, commands: Sequence[str]) -> dict[str, Any]:
         "done": num_done,
         "cells": runs.num_runs,
         "finished": is_finished,
-        "preliminary": not is_finished or comparison.seeds < FEW_SEEDS,
-        "inits": {init: _init(runs, files) for init, files in comparison.inits.items()},
-        "labels": [_labels(runs, labels) for labels in comparison.labels],
+        "preliminary": not is_finished or comparison.seeds < MIN_SEEDS,
+        "inits": {init: _describe_init(runs, files) for init, files in comparison.inits.items()},
+        "labels": [_describe_labels(runs, labels) for labels in comparison.labels],
         "results": results,
         "pairs": pairs,
         "settings": comparison.base.to_dict(),
@@ -70,17 +72,17 @@ def _result(runs: ComparisonRuns, init: str, labels: str) -> dict[str, Any]:
     lr = runs.chosen_lr(init, labels)
     by_seed = _results_by_seed(runs, init, labels, lr)
     finished = [result for result in by_seed if result is not None]
-    mean: dict[str, Any] = {"mean": None, "low": None, "high": None, "n": 0}
+    mean_and_interval: dict[str, Any] = {"mean": None, "low": None, "high": None, "n": 0}
     if finished:
-        mean = asdict(interval([result["metrics"][metric] for result in finished]))
+        mean_and_interval = asdict(interval([result["metrics"][metric] for result in finished]))
     validation = runs.validation_scores(init, labels)
     return {
-        **mean,
+        **mean_and_interval,
         "versus_random": None,
         "scores": _scores(by_seed, metric),
         "lr": lr,
-        "edge": _edge(lr, comparison.lrs),
-        "val": {f"{rate:g}": score for rate, score in validation.items()},
+        "edge": _edge_of_lrs(lr, comparison.lrs),
+        "val": {f"{tried_lr:g}": score for tried_lr, score in validation.items()},
         "diverged": [seed for seed, result in enumerate(by_seed) if result is not None and result["diverged"]],
         "curve": _mean_curve(finished, metric),
     }
@@ -96,14 +98,16 @@ def _results_by_seed(runs: ComparisonRuns, init: str, labels: str, lr: float | N
 
 def _scores(by_seed: Sequence[dict[str, Any] | None], metric: str) -> dict[str, list[float | None]]:
     """Return name of a score -> its value for each seed; the compared metric comes first."""
-    scores: dict[str, list[float | None]] = {metric: []}
-    for result in by_seed:
-        if result is not None:
-            scores = {name: [] for name in (metric, *result["metrics"])}
-            break
-    for name, values in scores.items():
+    names = [metric]
+    first = next((result for result in by_seed if result is not None), None)
+    if first is not None:
+        names += [name for name in first["metrics"] if name != metric]
+    scores: dict[str, list[float | None]] = {}
+    for name in names:
+        scores[name] = []
         for result in by_seed:
-            values.append(_finite(result["metrics"].get(name)) if result is not None else None)
+            value = None if result is None else result["metrics"].get(name)
+            scores[name].append(_finite(value))
     return scores
 
 
@@ -119,8 +123,13 @@ def _mean_curve(results: Sequence[dict[str, Any]], metric: str) -> list[dict[str
     return curve
 
 
-def _edge(lr: float | None, lrs: Sequence[float]) -> str:
-    """Return "lowest" or "highest" if the learning rate is the first or last of several, else ""."""
+def _edge_of_lrs(lr: float | None, lrs: Sequence[float]) -> str:
+    """Return "lowest" or "highest" if `lr` is at an end of the tried learning rates, else "".
+
+    Args:
+        lr: The chosen learning rate.
+        lrs: The learning rates that were tried, in rising order.
+    """
     if len(lrs) > 1 and lr == lrs[0]:
         return "lowest"
     if len(lrs) > 1 and lr == lrs[-1]:
@@ -129,20 +138,21 @@ def _edge(lr: float | None, lrs: Sequence[float]) -> str:
 
 
 def _pairs(runs: ComparisonRuns, results: Results) -> list[dict[str, Any]]:
-    """Return the paired difference of each two inits at each number of labels, where they share a finished seed."""
+    """Return the paired difference a - b for every pair of initial weights, where both have finished the same seed."""
     comparison = runs.comparison
     pairs = []
     for labels in comparison.labels:
+        # b is the earlier one in `inits`
         for b, a in itertools.combinations(comparison.inits, 2):
             scores_a = results[a][labels]["scores"][comparison.metric]
             scores_b = results[b][labels]["scores"][comparison.metric]
-            differences = paired(scores_a, scores_b)
+            differences = paired_differences(scores_a, scores_b)
             if differences:
-                pairs.append({"labels": labels, "a": a, "b": b, **asdict(difference(differences))})
+                pairs.append({"labels": labels, "a": a, "b": b, **asdict(summarize_differences(differences))})
     return pairs
 
 
-def _init(runs: ComparisonRuns, files: Sequence[str]) -> dict[str, Any]:
+def _describe_init(runs: ComparisonRuns, files: Sequence[str]) -> dict[str, Any]:
     return {
         "kind": weights_origin(files[0]),
         "files": list(files),
@@ -150,15 +160,21 @@ def _init(runs: ComparisonRuns, files: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _labels(runs: ComparisonRuns, labels: str) -> dict[str, Any]:
-    """Return a number of labels; `images`: number of training images, or the smallest and largest over the seeds."""
+def _describe_labels(runs: ComparisonRuns, labels: str) -> dict[str, Any]:
+    """Describe a number of labels: its name, its settings, and how many training images it gives.
+
+    `images` has this number, or the smallest and the largest if it differs between seeds.
+    """
+    # The settings of the data depend on the number of labels only, so any run will do.
     data = runs.run("random", labels, runs.comparison.lrs[0], seed=0).config.data
     counts = set()
     for run in runs.required_runs():
         result = runs.result(run)
         if run.config.data == data and result is not None:
             counts.add(result["train_images"])
-    images = sorted({min(counts), max(counts)}) if counts else []
+    images = []
+    if counts:
+        images = sorted({min(counts), max(counts)})  # a single number if both are equal
     text = labels
     if images:
         noun = "image" if images == [1] else "images"
@@ -167,7 +183,8 @@ def _labels(runs: ComparisonRuns, labels: str) -> dict[str, Any]:
 
 
 def _provenance(runs: ComparisonRuns, commands: Sequence[str]) -> dict[str, Any]:
-    versions: set[tuple[tuple[str, str], ...]] = set()
+    """Return when, where and with which software the results were computed."""
+    versions: set[tuple[tuple[str, str], ...]] = set()  # items of dicts, because a dict cannot be in a set
     notes: set[str] = set()
     seconds = 0.0
     for run in runs.required_runs():
@@ -193,14 +210,14 @@ def _finite(value: float | None) -> float | None:
 
 
 def table(comparison: Mapping[str, Any]) -> str:
-    """Return scores with verdicts against random weights, then the advice, as text for a terminal.
+    """Return scores with verdicts against random weights, then the recommendation, as text for a terminal.
 
     Args:
         comparison: Content of comparison.json.
     """
     rows = [["", *(labels["text"] for labels in comparison["labels"])]]
     for init, by_labels in comparison["results"].items():
-        rows.append([init, *map(_entry, by_labels.values())])
+        rows.append([init, *map(_cell_text, by_labels.values())])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [f"{comparison['metric']} of the test images: mean, 95 % interval over seeds; against random weights", ""]
     for row in rows:
@@ -211,7 +228,7 @@ def table(comparison: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _entry(result: Mapping[str, Any]) -> str:
+def _cell_text(result: Mapping[str, Any]) -> str:
     if not result["n"]:
         return "-"
     if result["versus_random"] is None:

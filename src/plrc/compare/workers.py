@@ -25,7 +25,7 @@ def run_grid_in_processes(grid: Grid[Run], start: GridStart, stop: StopRequest, 
 
     Args:
         grid: The runs; it is pickled.
-        start: See `plrc.compare.grid.start_grid`.
+        start: See `plrc.compare.grid.log_start`.
         stop: Passed on to the workers as SIGTERM: each saves its run and exits.
         processes: Number of worker processes.
 

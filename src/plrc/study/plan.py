@@ -1,4 +1,7 @@
-"""A study as its file declares it: settings that all runs share, and grids whose every combination is a run."""
+"""A study as its file declares it: settings that all runs share, and grids of values.
+
+Each combination of the values of a grid is a run.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,11 @@ from plrc.transfer.protocols import LabelledConfig, TransferConfig, protocol
 
 RANDOM = "random"
 METHODS = (RANDOM, *get_args(Method))
-TABLES = ("title", "metric", "baseline", "grid", "scenes", "pretrain", "probe", "transfer")
+KEYS = ("title", "metric", "baseline", "grid", "scenes", "pretrain", "probe", "transfer")
 SCENE_SETTINGS = ("seed", "size")  # all other keys of [scenes] are splits
 PROBE_SETTINGS = ("size", "images", "levels", "curve")  # all other keys of [probe] are settings of `LabelledConfig`
 
-OUT = Path("{out}")  # the study's folder, as a study file writes it
+OUT_PLACEHOLDER = Path("{out}")  # stands for the study's folder in a study file
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class StudyRun:
 
     Attributes:
         axes: Setting that varies -> its value in this run; `method` and `seed` are always among them.
-        name: Hash of everything that changes the numbers of the run.
+        name: Hash of everything that changes the results of the run.
     """
 
     axes: dict[str, Any]
@@ -48,14 +51,15 @@ class StudyRun:
 class Study:
     """The content of a study file; `docs/STUDIES.md` has an example.
 
-    In texts, {out} stands for the folder of the study, and $NAME for an environment variable.
+    In strings, {out} stands for the folder of the study, and $NAME for an environment variable.
 
     Attributes:
         title: Title of the table and the page.
         metric: Score that the table shows.
         baseline: Method that the others are compared with, paired by seed.
         grids: Axis -> its values. An axis is `method`, or a setting of pre-training by its dotted name.
-        scenes: Generated scenes in {out}/scenes: split -> number of images; `seed`, `size`. Empty: no scenes.
+        scenes: Settings of the scenes generated in {out}/scenes: number of images of each split, `seed` and `size`. If
+            empty, no scenes are generated.
         pretrain: Settings of pre-training by dotted name, applied over those of `preset`.
         probe: Labelled data and settings of the linear probe. Empty: no probe.
         transfer: Settings of a detector by dotted name, applied over those of `preset`. Empty: no detector.
@@ -82,7 +86,7 @@ class Study:
         """
         tables = read_toml(path)
         for name in sorted(tables):
-            require(name in TABLES, f"{path} has an unknown table {name}; write {', '.join(TABLES)}")
+            require(name in KEYS, f"{path} has an unknown table {name}; a study file may have {', '.join(KEYS)}")
         grids = tables.get("grid", [])
         require(isinstance(grids, list) and bool(grids), f"{path} declares no runs; write a table [[grid]]")
         study = cls(
@@ -97,21 +101,23 @@ class Study:
         )
         require(study.baseline in METHODS, f"there is no method {study.baseline!r}; write one of {', '.join(METHODS)}")
         require(bool(study.probe or study.transfer), f"{path} measures nothing; write a table [probe] or [transfer]")
+        # Building the configurations raises an error if a setting cannot be used.
         for run in study.runs:
-            study.config(run, Path("out"))
-        study.labelled(Path("out"))
+            study.pretrain_config(run, Path("out"))
+        study.labelled_config(Path("out"))
         return study
 
     @cached_property
     def runs(self) -> tuple[StudyRun, ...]:
         """All runs in the order of the file, each once.
 
-        Random weights have no axes but the seed and the backbone.
+        Runs with random weights are not pre-trained: of the axes they keep only method, seed and backbone.
         """
         runs: dict[str, StudyRun] = {}
         for grid in self.grids:
             for values in itertools.product(*grid.values()):
-                axes = {"method": "plrc", "seed": 0} | dict(zip(grid, values, strict=True))
+                axes: dict[str, Any] = {"method": "plrc", "seed": 0}  # if the grid does not set them
+                axes.update(zip(grid, values, strict=True))
                 if axes["method"] == RANDOM:
                     axes = {axis: axes[axis] for axis in ("method", "seed", "model.backbone") if axis in axes}
                 run = StudyRun(axes, self._name(axes))
@@ -119,27 +125,30 @@ class Study:
         return tuple(runs.values())
 
     def _name(self, axes: dict[str, Any]) -> str:
-        """Return the hash of every setting that changes a number, with paths as the file writes them."""
-        run = StudyRun(axes, name="")
-        config = self.config(run, OUT, expand=False)
+        """Return the hash of every setting that changes a result.
+
+        {out} and environment variables are not replaced, so the name is the same on every machine.
+        """
+        run = StudyRun(axes, name="")  # only the axes matter below
+        config = self.pretrain_config(run, OUT_PLACEHOLDER, expand=False)
         content: dict[str, Any] = {"probe": self.probe, "scenes": self.scenes, "method": axes["method"], "transfer": {}}
         if axes["method"] == RANDOM:
             content["pretrain"] = {"model.backbone": config.model.backbone, **axes}
         else:
             content["pretrain"] = config.result_settings()
         if self.transfer:
-            content["transfer"] = self.detector(run, "", OUT, expand=False).result_settings()
+            content["transfer"] = self.transfer_config(run, "", OUT_PLACEHOLDER, expand=False).result_settings()
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
-    def config(self, run: StudyRun, out: Path, expand: bool = True) -> Config:
-        """Return the settings of a run's pre-training, in OUT/runs/NAME/pretrain.
+    def pretrain_config(self, run: StudyRun, out: Path, expand: bool = True) -> Config:
+        """Return the settings of a run's pre-training, which writes into OUT/runs/NAME/pretrain.
 
-        Those that the file or an axis sets are pinned.
+        Settings that the file or an axis sets are pinned.
 
         Args:
-            run: The run. For random weights, these are the settings that it would start with.
+            run: The run. For random weights, which are not pre-trained, the settings of method plrc are returned.
             out: Folder of the study.
-            expand: Replace {out} and environment variables in texts.
+            expand: Replace {out} and environment variables in strings.
         """
         axes = _expanded(run.axes, out, expand)
         method = axes.pop("method")
@@ -147,11 +156,12 @@ class Study:
         config = preset(shared.pop("preset", "small_r18")).with_values(shared | axes)
         folder = out / "runs" / run.name / "pretrain"
         if method == RANDOM:
-            method = "plrc"
+            method = "plrc"  # not trained, but the settings need a method
+        # An axis may set a value that the method sets too, so the axes are applied again.
         config = with_method(config, method).with_values(axes)
         return config.with_values({"run.out": str(folder), "run.resume": True}, pin=False)
 
-    def labelled(self, out: Path) -> LabelledConfig:
+    def labelled_config(self, out: Path) -> LabelledConfig:
         """Return the labelled data of the probe.
 
         Args:
@@ -167,25 +177,31 @@ class Study:
                 raise ConfigError(f"there is no setting probe.{key}; did you mean probe.{best}?")
         return TransferConfig().with_values(settings).data
 
-    def detector(self, run: StudyRun, init: str, out: Path, expand: bool = True) -> TransferConfig:
-        """Return the settings of a run's detector, in OUT/runs/NAME/transfer.
+    def transfer_config(self, run: StudyRun, init: str, out: Path, expand: bool = True) -> TransferConfig:
+        """Return the settings of a run's fine-tuning, which writes into OUT/runs/NAME/transfer.
 
         Args:
             run: The run.
             init: Initial weights, see `TransferConfig.init`.
             out: Folder of the study.
-            expand: Replace {out} and environment variables in texts.
+            expand: Replace {out} and environment variables in strings.
         """
         values = _expanded(self.transfer, out, expand)
         task = values.pop("task", "detection")
         config = protocol(values.pop("preset", f"small_{task}"), task)
         folder = out / "runs" / run.name / "transfer"
-        own = {"init": init, "seed": run.axes["seed"], "run.out": str(folder), "run.resume": True}
-        return config.with_values(values | own | {"run.keep_model": False})
+        run_values = {
+            "init": init,
+            "seed": run.axes["seed"],
+            "run.out": str(folder),
+            "run.resume": True,
+            "run.keep_model": False,
+        }
+        return config.with_values(values | run_values)
 
 
 def _expanded(values: dict[str, Any], out: Path, expand: bool = True) -> dict[str, Any]:
-    """Return a copy of some settings, with {out} and environment variables in their texts replaced."""
+    """Return a copy of some settings, with {out} and environment variables in their strings replaced."""
     expanded = dict(values)
     for name, value in values.items():
         if expand and isinstance(value, str):

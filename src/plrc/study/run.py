@@ -1,12 +1,11 @@
 """Executes the runs of a study: each is pre-trained, measured, and appended to OUT/lines.jsonl as one line.
 
-The lines alone say what is finished; OUT/runs may be deleted. A study can be stopped at any point and resumed, and any
+A run is finished if it has a line; you may delete OUT/runs. A study can be stopped at any point and resumed, and any
 number of processes may work on the same folder.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import time
@@ -15,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from plrc.compare.grid import PROGRESS_SECONDS, log_stopped, run_grid, start_grid
+from plrc.compare.grid import PROGRESS_SECONDS, log_start, log_stopped, run_grid
 from plrc.engine.checkpoint import checkpoints
 from plrc.engine.pretrain import pretrain
 from plrc.errors import RunError
@@ -46,14 +45,14 @@ def run_study(study: Study, out: Path) -> list[Line] | None:
         The lines of all runs, or None if the process was asked to stop; repeat the call to continue.
 
     Raises:
-        PlrcError: A folder with scenes of other settings, or a run that cannot be executed.
+        PlrcError: The folder contains scenes with other settings, or a run cannot be executed.
     """
     out.mkdir(parents=True, exist_ok=True)
     stop = StopRequest()
     try:
         _render_scenes(study, out)
         grid = _StudyGrid(study, out)
-        start = start_grid(grid, logs=f"{out / 'runs'}/*/pretrain/log.txt")
+        start = log_start(grid, log_pattern=f"{out / 'runs'}/*/pretrain/log.txt")
         if not run_grid(grid, start, stop, PROGRESS_SECONDS):
             log_stopped(grid)
             return None
@@ -63,9 +62,10 @@ def run_study(study: Study, out: Path) -> list[Line] | None:
 
 
 def read_lines(study: Study, out: Path) -> dict[str, Line]:
-    """Return name of a run -> its line, for the finished runs of a study and in their order.
+    """Return name of a run -> its line, for the finished runs of a study, in the order of the study.
 
-    A line of another study that computed the same is used too, with the axes of this study.
+    Several studies may share a folder. A run with the same name has the same results, so the line of another study is
+    used too; its axes are replaced by those of this study.
 
     Args:
         study: The study.
@@ -88,15 +88,19 @@ def read_lines(study: Study, out: Path) -> dict[str, Line]:
 
 def _parse_line(text: str) -> Line | None:
     """Return a line, or None if a power failure cut it short; that run is repeated."""
-    with contextlib.suppress(ValueError):
+    try:
         line = parse_json(text)
-        if isinstance(line, dict) and {"cell", "axes", "scores"} <= line.keys():
-            return line
+    except ValueError:
+        return None
+    if isinstance(line, dict) and {"cell", "axes", "scores"} <= line.keys():
+        return line
     return None
 
 
 def append_line(path: Path, line: Line) -> None:
-    """Append a line to a file that several processes write; a line before it that was cut short is ended first.
+    """Append a line to a file that several processes write.
+
+    If the last line was cut short and has no newline, the newline is written first.
 
     Args:
         path: The file.
@@ -105,7 +109,7 @@ def append_line(path: Path, line: Line) -> None:
     text = json.dumps(without_nan(line), allow_nan=False)
     with FileLock(path.with_suffix(".lock"), fallback_to_soft=False), open(path, "ab+") as file:
         size = file.seek(0, os.SEEK_END)
-        file.seek(max(size - 1, 0))
+        file.seek(max(size - 1, 0))  # to read the last byte
         if size > 0 and file.read(1) != b"\n":
             file.write(b"\n")
         file.write(text.encode() + b"\n")
@@ -139,35 +143,36 @@ class _StudyGrid:
         return run.name in read_lines(self.study, self.out)
 
     def execute(self, run: StudyRun, on_progress: OnProgress) -> str | None:
-        line = _execute(self.study, run, self.out, on_progress)
+        line = _pretrain_and_measure(self.study, run, self.out, on_progress)
         if line is None:
             return None
         append_line(self.out / LINES, line)
-        for old in checkpoints(Path(self.study.config(run, self.out).run.out))[:-1]:
+        # The newest checkpoint is enough once the run is finished.
+        for old in checkpoints(Path(self.study.pretrain_config(run, self.out).run.out))[:-1]:
             old.unlink()
         return "  ".join(f"{name} {value:.3f}" for name, value in line["scores"].items() if value is not None)
 
 
 def _render_scenes(study: Study, out: Path) -> None:
-    """Render the scenes of a study once; OUT/scenes is complete if it exists, with the settings of OUT/scenes.json."""
-    splits = {name: number for name, number in study.scenes.items() if name not in SCENE_SETTINGS}
+    """Render the scenes of a study once. If OUT/scenes exists, it is complete; OUT/scenes.json has its settings."""
+    splits = {key: num_images for key, num_images in study.scenes.items() if key not in SCENE_SETTINGS}
     if not splits:
         return
-    with claim(out) as is_claimed:
+    with claim(out) as has_lock:
         if (out / SCENES).exists():
             if parse_json((out / "scenes.json").read_text(encoding="utf-8")) != study.scenes:
                 raise RunError(f"{out} contains scenes with other settings; name another --out")
             return
-        if not is_claimed:
+        if not has_lock:
             raise RunError(f"another process renders the scenes of {out}; repeat the command when it is finished")
         write_json(out / "scenes.json", study.scenes)
         write_scenes(out / SCENES, splits, seed=study.scenes.get("seed", 0), size=study.scenes.get("size", 96))
 
 
-def _execute(study: Study, run: StudyRun, out: Path, on_progress: OnProgress) -> Line | None:
-    """Pre-train and measure; return the line of the run, or None if it was asked to stop."""
+def _pretrain_and_measure(study: Study, run: StudyRun, out: Path, on_progress: OnProgress) -> Line | None:
+    """Return the line of a run, or None if it was asked to stop."""
     started = time.perf_counter()
-    config = study.config(run, out)
+    config = study.pretrain_config(run, out)
     init = RANDOM
     steps = 0
     if run.axes["method"] != RANDOM:
@@ -179,19 +184,20 @@ def _execute(study: Study, run: StudyRun, out: Path, on_progress: OnProgress) ->
     scores: dict[str, float] = {}
     curve: list[dict[str, float]] = []
     if study.probe:
-        labelled = study.labelled(out)
+        labelled = study.labelled_config(out)
         seed = run.axes["seed"]
         size = study.probe.get("size", 128)
         images = study.probe.get("images", 100)
         levels = tuple(study.probe.get("levels", LEVELS))
-        (probe,) = dense_probe(labelled, [init], config.model.backbone, size, images, seed, levels)
-        for name, by_level in (("miou", probe.miou), ("accuracy", probe.accuracy), ("auc", probe.grouping)):
+        probe = dense_probe(labelled, [init], config.model.backbone, size, images, seed, levels)[0]
+        by_metric = {"miou": probe.miou, "accuracy": probe.accuracy, "auc": probe.grouping}
+        for metric, by_level in by_metric.items():
             for level, value in by_level.items():
-                scores[f"{name}_{level}"] = value
+                scores[f"{metric}_{level}"] = value
         if study.probe.get("curve") and steps:
             curve = grouping_curve(labelled, config, size, images, seed)
     if study.transfer:
-        result = transfer(study.detector(run, init, out), on_progress)
+        result = transfer(study.transfer_config(run, init, out), on_progress)
         if result is None:
             return None
         scores |= result.metrics

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plrc.compare.statistics import Interval, difference, format_interval, interval, paired
+from plrc.compare.statistics import Interval, format_interval, interval, paired_differences, summarize_differences
 
 Line = Mapping[str, Any]
 """A line of lines.jsonl."""
@@ -35,8 +35,8 @@ def summary(lines: Sequence[Line], metric: str, baseline: str) -> list[dict[str,
         rival = _rival(group, scores, baseline)
         seeds = sorted(by_seed.keys() & rival.keys())
         if seeds:
-            differences = paired([by_seed[seed] for seed in seeds], [rival[seed] for seed in seeds])
-            row["versus"] = vars(difference(differences))
+            differences = paired_differences([by_seed[seed] for seed in seeds], [rival[seed] for seed in seeds])
+            row["versus"] = vars(summarize_differences(differences))
         rows.append(row)
     return rows
 
