@@ -10,7 +10,7 @@ from pathlib import Path
 import plrc.engine.pretrain as engine
 from plrc.config import Config
 from plrc.errors import PlrcError
-from plrc.export import export_backbone, library_of
+from plrc.export import default_target, export_backbone
 from plrc.presets import PRESETS, preset
 from plrc.progress import OnProgress, ignore_progress
 
@@ -68,7 +68,7 @@ def export_run(run: Path) -> None:
         run: The run folder. The backbone that it names may be a user's own function, which is imported.
     """
     backbone = Config.load(run / "config.toml").model.backbone
-    export_backbone(run, library_of(backbone), backbone=backbone)
+    export_backbone(run, default_target(backbone), backbone=backbone)
 
 
 class LiveReport:

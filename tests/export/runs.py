@@ -9,7 +9,7 @@ from torch import Tensor
 
 from plrc.config import Config
 from plrc.engine.checkpoint import FORMAT, load_checkpoint, newest_checkpoint, save_checkpoint
-from plrc.export import BACKBONE
+from plrc.export import BACKBONE_PREFIX
 from plrc.model import Backbone
 from plrc.presets import preset
 
@@ -70,10 +70,14 @@ def saved_run(
 
 def names(net: Backbone) -> State:
     """The backbone's tensors under their names in a student."""
-    return {f"{BACKBONE}{name}": tensor.clone() for name, tensor in net.net.state_dict().items()}
+    return {f"{BACKBONE_PREFIX}{name}": tensor.clone() for name, tensor in net.net.state_dict().items()}
 
 
 def backbone_of(run: Path) -> State:
     """The student's backbone in the newest checkpoint of a run, under its own names."""
     student = load_checkpoint(newest_checkpoint(run) or run)["student"]
-    return {name.removeprefix(BACKBONE): tensor for name, tensor in student.items() if name.startswith(BACKBONE)}
+    return {
+        name.removeprefix(BACKBONE_PREFIX): tensor
+        for name, tensor in student.items()
+        if name.startswith(BACKBONE_PREFIX)
+    }

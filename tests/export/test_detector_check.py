@@ -149,7 +149,7 @@ def test_what_detectors_change_on_purpose_is_recognised_and_said(kind: str, run:
     assert report.complete, report.table()
     assert [change for _, change in report.matched.values()].count(how) == count
     assert how in report.table()
-    assert ("right only where its images are BGR" in report.table()) == ("BGR" in kind)
+    assert ("right only if the detector's images are BGR" in report.table()) == ("BGR" in kind)
 
 
 def test_fresh_vectors_are_found_where_their_module_is(tmp_path: Path) -> None:
@@ -207,10 +207,14 @@ FAULTS: dict[str, tuple[Callable[[nn.Module], None], int, str]] = {
     "one weight by 1e-3": (changed(CONV, lambda t: t + (torch.arange(t.numel()) == 7).view_as(t) * 1e-3), 99, CONV),
     "swapped blocks": (swapped, 98, "layer1.1.conv1.weight"),
     "layer4 left out": (no_layer4, 75, "the detector does not have all of layer4: some detectors leave the last level"),
-    "layer4 initialised anew": (fresh("backbone.body.layer4"), 75, "these parts were initialised anew"),
+    "layer4 initialised anew": (fresh("backbone.body.layer4"), 75, "the different tensors were initialised again"),
     "all initialised anew": (fresh("backbone.body"), 0, "strict=False) silently ignores a wrong prefix"),
-    "statistics moved": (statistics, 80, "BatchNorm statistics have moved: images have passed in training mode"),
-    "trained": (moved, 80, "they were loaded and have moved since, by training or averaging"),
+    "statistics moved": (
+        statistics,
+        80,
+        "BatchNorm statistics have changed: the model has run in training mode",
+    ),
+    "trained": (moved, 80, "the weights were loaded and have changed since, by training or averaging"),
 }
 
 

@@ -14,7 +14,7 @@ import plrc
 from plrc.config import Config
 from plrc.engine.checkpoint import load_checkpoint, newest_checkpoint
 from plrc.errors import PlrcError
-from plrc.export import BACKBONE, TARGETS, export_backbone, library_of
+from plrc.export import BACKBONE_PREFIX, TARGETS, default_target, export_backbone
 from plrc.export.proof import prove
 
 timm = pytest.importorskip("timm", reason="needs the extra timm")
@@ -41,7 +41,7 @@ def test_a_run_hands_itself_over_to_timm(tiny: Callable[..., Config], tmp_path: 
     assert checkpoint is not None
     student = load_checkpoint(checkpoint)["student"]
     for name, tensor in net.state_dict().items():
-        assert torch.equal(tensor, student[BACKBONE + name])
+        assert torch.equal(tensor, student[BACKBONE_PREFIX + name])
     receipt = json.loads(file.with_name(file.name + ".receipt.json").read_text())
     assert receipt["target"] == f"timm {timm.__version__}"
     assert receipt["tensors"] == len(net.state_dict())
@@ -71,8 +71,8 @@ def test_a_file_that_differs_from_the_run_is_refused(tmp_path: Path, student: di
 
 
 def test_each_backbone_knows_its_library() -> None:
-    assert library_of("resnet50") == "torchvision"
-    assert library_of("timm:resnet50.a1_in1k") == library_of("timm:convnext_atto") == "timm"
-    assert library_of("package.module:function") == "safetensors"
+    assert default_target("resnet50") == "torchvision"
+    assert default_target("timm:resnet50.a1_in1k") == default_target("timm:convnext_atto") == "timm"
+    assert default_target("package.module:function") == "safetensors"
     with pytest.raises(PlrcError, match="timm has no package"):
         TARGETS["timm"].rename("package.module:function", {})

@@ -20,7 +20,7 @@ from plrc.cli import main
 from plrc.config import Config
 from plrc.engine.checkpoint import load_checkpoint, newest_checkpoint
 from plrc.errors import PlrcError
-from plrc.export import BACKBONE, TARGETS, export_backbone, library_of
+from plrc.export import BACKBONE_PREFIX, TARGETS, default_target, export_backbone
 from plrc.export.formats import read_tensors, write_tensors
 from plrc.export.proof import prove
 from plrc.model import build_backbone
@@ -45,7 +45,7 @@ def test_a_run_hands_itself_over_under_the_modules_own_names(trained: tuple[plrc
     newest = newest_checkpoint(run.path)
     assert newest is not None
     student = load_checkpoint(newest)["student"]
-    assert all(torch.equal(tensor, student[BACKBONE + key]) for key, tensor in net.state_dict().items())
+    assert all(torch.equal(tensor, student[BACKBONE_PREFIX + key]) for key, tensor in net.state_dict().items())
     receipt = json.loads(file.with_name(f"{file.name}.receipt.json").read_text())
     assert (receipt["tensors"], receipt["left_random"]) == (len(net.state_dict()), [])
     assert receipt["target"] == f"safetensors {safetensors.__version__}"
@@ -76,7 +76,9 @@ def test_resume_goes_on_as_if_never_stopped(tiny: Callable[..., Config], tmp_pat
     again = plrc.pretrain(tiny(**settings, run__out=str(whole.path), run__resume=True, run__checkpoint_every_steps=2))
     resumed = load_checkpoint(again.path / "checkpoints" / "step_00000004.pt")["student"]
     assert all(torch.equal(tensor, states[1]["student"][key]) for key, tensor in resumed.items())
-    assert not torch.equal(states[0]["student"][f"{BACKBONE}stem.weight"], resumed[f"{BACKBONE}stem.weight"])
+    assert not torch.equal(
+        states[0]["student"][f"{BACKBONE_PREFIX}stem.weight"], resumed[f"{BACKBONE_PREFIX}stem.weight"]
+    )
 
 
 @pytest.mark.slow
@@ -213,4 +215,4 @@ def test_tied_tensors_are_written_under_each_of_their_names(tmp_path: Path) -> N
     name = write(tmp_path, body, "tied.py")
     write_tensors(tmp_path / "tied.safetensors", call_function(name).state_dict(), {})
     assert {"norm.weight", "again.weight"} <= read_tensors(tmp_path / "tied.safetensors").keys()
-    assert library_of(name) == "safetensors"
+    assert default_target(name) == "safetensors"

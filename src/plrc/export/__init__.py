@@ -8,6 +8,14 @@ from __future__ import annotations
 from plrc.export.features import DenseFeatures, load_backbone
 from plrc.export.receipt import Receipt
 from plrc.export.targets import TARGETS
-from plrc.export.write import BACKBONE, export_backbone, library_of
+from plrc.export.write import BACKBONE_PREFIX, default_target, export_backbone
 
-__all__ = ["BACKBONE", "TARGETS", "DenseFeatures", "Receipt", "export_backbone", "library_of", "load_backbone"]
+__all__ = [
+    "BACKBONE_PREFIX",
+    "TARGETS",
+    "DenseFeatures",
+    "Receipt",
+    "default_target",
+    "export_backbone",
+    "load_backbone",
+]

@@ -25,7 +25,7 @@ from plrc.export.tensor_match import (
     match_in_place,
     places_by_content,
 )
-from plrc.export.write import BACKBONE
+from plrc.export.write import BACKBONE_PREFIX
 from plrc.model.naming import torchvision_names
 from plrc.model.weights import find_prefix, read_weights
 from plrc.text import some
@@ -36,12 +36,12 @@ SHOWN = 8  # names of each kind in the table
 
 @dataclass(frozen=True)
 class DetectorReport:
-    """What became of each of the run's tensors in the detector. BatchNorm's step counters are not compared.
+    """Which tensors of a run are in a detector. BatchNorm's step counters are not compared.
 
     Attributes:
         source: The checkpoint or file whose weights were looked for.
-        prefix: What stands before the backbone's names in the detector; None if it has other names.
-        matched: {name in the run: name in the detector, and how the tensor was changed on purpose}.
+        prefix: What stands before the backbone's names in the detector; None if the detector uses other names.
+        matched: {name in the run: name in the detector, and how the detector's library changed the tensor on purpose}.
         different: {name in the run: name in the detector, and how the tensor differs}.
         absent: Names in the run that the detector has no tensor for.
         reasons: Likely causes of what is different or absent.
@@ -101,8 +101,8 @@ class DetectorReport:
                 names_by_change.setdefault(match.change, []).append(name)
         lines = []
         for change, names in names_by_change.items():
-            shown = some(names, SHOWN) if len(names) <= SHOWN else f"{len(names)} tensors"
-            condition = "; right only where its images are BGR" if REVERSED in change else ""
+            shown = ", ".join(names) if len(names) <= SHOWN else f"{len(names)} tensors"
+            condition = "; right only if the detector's images are BGR" if REVERSED in change else ""
             lines.append(f"  {change}: {shown}{condition}")
         return lines
 
@@ -116,21 +116,22 @@ def verify_detector(run: str | Path, detector: Any) -> DetectorReport:
             or an object that holds one as `.model`, such as a trainer.
 
     Returns:
-        What became of each of the run's tensors.
+        Which tensors of the run are in the detector, and likely causes if some are not.
 
     Raises:
-        ExportError: The detector is neither, or its tensors have no values.
+        ExportError: `detector` is not a module and holds none, or its tensors have no values.
         RunError: The run folder has no checkpoint.
         WeightsError: The run's weights cannot be read.
     """
     source = checkpoint_of(Path(run))
     expected = _backbone_tensors(read_weights(source).state)
     tensors = _tensors_of(find_module(detector))
+    # The detector's tensors under torchvision's names, in which both sides are compared.
     original_names = {new: old for old, new in torchvision_names(tensors).items()}
     actual = {new: tensors[old] for new, old in original_names.items()}
     prefix = find_prefix(actual, expected)
     places = {name: prefix + name for name in expected if prefix + name in actual}
-    keeps_names = 2 * len(places) >= len(expected)
+    keeps_names = 2 * len(places) >= len(expected)  # at least half of them
     if not keeps_names:
         places = places_by_content(expected, actual)
     matched = match_in_place(expected, actual, places)
@@ -151,10 +152,10 @@ def verify_detector(run: str | Path, detector: Any) -> DetectorReport:
 
 
 def find_module(built: Any) -> nn.Module:
-    """The network that a function returned, or the network inside the trainer that it returned.
+    """The network that the user's function built, or the network inside the trainer that it built.
 
     Raises:
-        ExportError: It is neither.
+        ExportError: `built` is not a module and holds none as `.model`.
     """
     inside = built
     while not isinstance(inside, nn.Module):
@@ -167,8 +168,8 @@ def find_module(built: Any) -> nn.Module:
 
 
 def _backbone_tensors(state: State) -> State:
-    """The backbone's tensors under its own names: of a checkpoint the student's, of other files all."""
-    start = f"student.{BACKBONE}"
+    """The backbone's tensors under its own names: in a checkpoint those of the student, in another file all tensors."""
+    start = f"student.{BACKBONE_PREFIX}"
     student = {name.removeprefix(start): tensor for name, tensor in state.items() if name.startswith(start)}
     return without_counters(student or state)
 
@@ -187,7 +188,7 @@ def _tensors_of(module: nn.Module) -> State:
 
 
 def _with_original_names(matches: Mapping[str, Match], original_names: Mapping[str, str]) -> dict[str, Match]:
-    """Places under the detector's own names instead of torchvision's."""
+    """The same matches, with the detector's own names in place of torchvision's."""
     renamed = {}
     for name, (place, change) in matches.items():
         renamed[name] = Match(original_names.get(place, place), change)
@@ -202,11 +203,11 @@ def _likely_causes(
     absent: tuple[str, ...],
     keeps_names: bool,
 ) -> list[str]:
-    """What usually leads to such a result; empty if every tensor is inside."""
+    """The usual causes of such a result; empty if every tensor is in the detector."""
     causes: list[str] = []
     if not different and not absent:
         return causes
-    # only weights with more than one dimension: vectors near 1 or 0 are alike in any two networks
+    # Only tensors with more than one dimension: biases and BatchNorm's vectors are similar in any two networks.
     weights = [name for name in different if expected[name].ndim > 1]
     moved = [name for name in weights if has_moved_slightly(expected[name], actual[different[name].place])]
     weights_matched = any(expected[name].ndim > 1 for name in matched)
@@ -220,14 +221,16 @@ def _likely_causes(
                 "the detector has other names: export for its library (plrc export RUN --to ...), and load that file"
             )
         causes.append(
-            "it was built with other weights, or they were loaded before the trainer initialised the model anew"
+            "the detector has other weights, or its trainer initialised the model again after they were loaded"
         )
     elif different and all(name.endswith(STATISTICS) for name in different):
-        causes.append("BatchNorm statistics have moved: images have passed in training mode before this check")
-    elif moved and len(moved) == len(weights):
-        causes.append("they were loaded and have moved since, by training or averaging: check before the first step")
+        causes.append("BatchNorm statistics have changed: the model has run in training mode before this check")
+    elif moved and len(moved) == len(weights):  # every weight that differs, differs only slightly
+        causes.append(
+            "the weights were loaded and have changed since, by training or averaging: check before the first step"
+        )
     elif different:
-        causes.append("these parts were initialised anew, or loaded from another file, after the rest")
+        causes.append("the different tensors were initialised again, or loaded from another file, after the rest")
     if absent and matched:
         parts = sorted({name.partition(".")[0] for name in absent})
         causes.append(f"the detector does not have all of {', '.join(parts)}: some detectors leave the last level out")

@@ -17,7 +17,7 @@ from plrc.engine.checkpoint import checkpoint_of
 from plrc.errors import ConfigError, WeightsError
 from plrc.model.backbone import RESNETS, Backbone, build_backbone
 from plrc.model.user_code import trusted_backbone
-from plrc.model.weights import Weights, load_into, read_weights, stored_code, stored_name
+from plrc.model.weights import Weights, load_into, read_weights, stored_function, stored_name
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MARGIN = 0.5  # how far a value may leave [0, 1] (sharp resizing overshoots) before images are taken for normalized
@@ -176,7 +176,7 @@ def load_backbone(
 
 def _backbone_name(path: Path, weights: Weights, named: str) -> str:
     """The backbone to build: as the file holds it, or as the user named it."""
-    code = stored_code(weights.metadata)
+    code = stored_function(weights.metadata)
     if code:
         return trusted_backbone(code, named, "backbone={!r}")
     stored = stored_name(weights.metadata)

@@ -26,7 +26,7 @@ from plrc.export.target import (
     without_counters,
 )
 from plrc.model.backbone import Backbone, build_backbone
-from plrc.model.naming import COUNTER, name_difference
+from plrc.model.naming import COUNTER_SUFFIX, name_difference
 from plrc.model.user_code import describe_error
 from plrc.text import some
 
@@ -76,7 +76,7 @@ def prove(target: Target, file: Path, backbone: str, student: Mapping[str, Tenso
         check_structure(tensors, resnet, target.naming, f"the run's student is not a {backbone}")
     absent: tuple[str, ...] = ()
     if not target.keeps_counters:
-        absent = tuple(name for name in student if name.endswith(COUNTER))
+        absent = tuple(name for name in student if name.endswith(COUNTER_SUFFIX))
     if not target.version():
         return Proof(len(tensors), absent, unverified=f"{target.package} is not installed")
     try:
@@ -214,7 +214,7 @@ def content_hash(state: Mapping[str, Tensor]) -> str:
     """
     digest = hashlib.sha256()
     for name in sorted(state):
-        if not name.endswith(COUNTER):
+        if not name.endswith(COUNTER_SUFFIX):
             tensor = state[name].detach().cpu().contiguous()
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())

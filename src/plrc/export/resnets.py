@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from plrc.errors import ExportError
-from plrc.model.naming import COUNTER, Naming, Place, name_difference, torchvision
+from plrc.model.naming import COUNTER_SUFFIX, Naming, Place, name_difference, torchvision
 
 LEAVES = (".weight", ".bias", ".running_mean", ".running_var")  # of a BatchNorm, without its step counter
 
@@ -87,7 +87,7 @@ def shapes(net: ResNet, naming: Naming) -> dict[str, tuple[int, ...]]:
         expected[f"{convolution}.weight"] = shape
         for leaf in LEAVES:
             expected[norm + leaf] = shape[:1]
-        expected[norm + COUNTER] = ()
+        expected[norm + COUNTER_SUFFIX] = ()
     return expected
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from plrc.data.photometric import MEAN, STD
 from plrc.export.formats import read_tensors, write_plain
-from plrc.model.naming import COUNTER, Naming
+from plrc.model.naming import COUNTER_SUFFIX, Naming
 
 LEVELS = (4, 8, 16, 32)  # strides of the features that every library's ResNet gives
 IMAGE_SIZE = (96, 96)  # height and width of the images that features are compared on
@@ -123,7 +123,7 @@ def installed(package: str) -> str:
 
 def without_counters(state: Mapping[str, Tensor]) -> State:
     """The tensors without BatchNorm's step counters, which change no feature."""
-    return {name: tensor for name, tensor in state.items() if not name.endswith(COUNTER)}
+    return {name: tensor for name, tensor in state.items() if not name.endswith(COUNTER_SUFFIX)}
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""`export_backbone`: write a run's backbone for a target; the file gets its name once it is proven."""
+"""`export_backbone`: write a run's backbone for a target, and check the file before it is moved to its place."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from plrc.export.receipt import Receipt
 from plrc.export.resnets import resnet_name
 from plrc.export.target import Target
 from plrc.export.targets import TARGETS
-from plrc.export.targets.timm import PREFIX
+from plrc.export.targets.timm import TIMM_PREFIX
 from plrc.files import write_json, write_text
 from plrc.model.user_code import trusted_backbone
 from plrc.model.weights import refuse_non_finite
 
-BACKBONE = "backbone.net."  # what stands before the library's names in a checkpoint's student
+BACKBONE_PREFIX = "backbone.net."  # before the library's tensor names, in a checkpoint's student
 UNVERIFIED = "names and shapes checked by rule, not verified in the target"
 
 
-def library_of(backbone: str) -> str:
-    """The target that takes a backbone under the backbone's own names.
+def default_target(backbone: str) -> str:
+    """The target whose tensor names are those of the backbone itself, so that nothing is renamed.
 
     Args:
         backbone: A run's `model.backbone`.
@@ -41,7 +41,7 @@ def library_of(backbone: str) -> str:
     Returns:
         A key of `TARGETS`.
     """
-    if backbone.startswith(PREFIX):
+    if backbone.startswith(TIMM_PREFIX):
         return "timm"
     return "torchvision" if resnet_name(backbone) else "safetensors"
 
@@ -51,17 +51,20 @@ def export_backbone(
 ) -> Receipt:
     """Write the student's backbone for a library or format, and prove the file.
 
-    The file gets its name only after it was loaded as its user will load it, with every tensor equal bit for bit and
-    equal features. `NAME.receipt.json` in the same folder states that, and `NAME.card.md` is the model card.
+    The file is written into a temporary folder, and moved to its place only if every tensor is equal to the student's
+    bit for bit. If the target's library is installed, the file is also loaded with it, and the features must be equal
+    (otherwise the receipt has a note). In the same folder, `NAME.receipt.json` records this check, and `NAME.card.md`
+    is the model card.
 
     Args:
         run: Run folder (its newest checkpoint is exported) or checkpoint file.
         target: torchvision, timm, transformers, detectron2, mmdetection, safetensors or onnx.
-        out: The file, whose ending chooses the format; for transformers a folder. Default:
+        out: The file to write; its ending decides the format. For transformers: a folder. Default:
             RUN/exported/backbone.safetensors for the library that the backbone is from, RUN/exported/TARGET/... for
             others.
-        backbone: The function that builds a backbone of your own (package.module:function or file.py:function). The
-            function that the run names is imported only if it is given here too: the run folder may be somebody else's.
+        backbone: The function that builds a backbone of your own (package.module:function or file.py:function). It is
+            imported only if you give it here, even if the run stores its name: a run folder from somebody else could
+            name code that you do not trust.
 
     Returns:
         The receipt: what was written and what was checked.
@@ -86,24 +89,30 @@ def export_backbone(
     saved = load_checkpoint(checkpoint)
     config = Config.from_dict(saved["config"])
     name = trusted_backbone(config.model.backbone, backbone, "--backbone {}")
-    if backbone not in ("", name):
+    if backbone and backbone != name:
         raise ConfigError(f"{run} holds a {name}, not a {backbone}; leave --backbone out")
-    student = _student(saved)
+    student = _student_backbone(saved)
     refuse_non_finite(student, f"the student of {checkpoint}")
     library.rename(name, student)  # refuses a backbone that the library does not have, before a folder is made
     default_folder = folder / "exported"
-    if target != library_of(name):
+    if target != default_target(name):
         default_folder = default_folder / target
     file = _output_file(library, Path(out) if out is not None else None, default_folder)
     try:
         proof, sha256 = _write_proven(library, file, name, student, _metadata(saved, name, config))
+        target_version = target
+        if proof.networks:
+            target_version = f"{target} {library.version()}".strip()
+        note = ""
+        if proof.unverified:
+            note = f"{UNVERIFIED} ({proof.unverified})"
         receipt = Receipt(
             file=str(file),
             sha256=sha256,
             content_sha256=content_hash(student),
-            target=f"{target} {library.version()}".strip() if proof.networks else target,
+            target=target_version,
             networks=proof.networks,
-            note=proof.unverified and f"{UNVERIFIED} ({proof.unverified})",
+            note=note,
             backbone=name,
             tensors=proof.tensors,
             absent=proof.absent,
@@ -123,12 +132,12 @@ def export_backbone(
     return receipt
 
 
-def _student(saved: dict[str, Any]) -> dict[str, Tensor]:
-    """The student's backbone of a checkpoint, under the backbone's own names."""
+def _student_backbone(saved: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors of the student's backbone in a checkpoint, under the backbone's own names."""
     student: dict[str, Tensor] = {}
     for key, tensor in saved["student"].items():
-        if key.startswith(BACKBONE):
-            student[key.removeprefix(BACKBONE)] = tensor.detach().cpu().contiguous()
+        if key.startswith(BACKBONE_PREFIX):
+            student[key.removeprefix(BACKBONE_PREFIX)] = tensor.detach().cpu().contiguous()
     return student
 
 
@@ -150,8 +159,10 @@ def _run_folder(checkpoint: Path) -> Path:
 
 def _planned_steps(config: Config, manifest: Path) -> int:
     """Steps of the whole run; 0 if they depend on the number of images and there is no manifest."""
-    if config.optim.steps or not manifest.exists():
+    if config.optim.steps:
         return config.optim.steps
+    if not manifest.exists():
+        return 0
     return total_steps(config, len(read_manifest(manifest)["train"]))
 
 
@@ -159,7 +170,9 @@ def _output_file(library: Target, out: Path | None, default_folder: Path) -> Pat
     """The file to write, in `default_folder` if the user names none."""
     if library.file_in_folder:
         folder = default_folder if out is None else out
-        return folder if folder.name == library.file_in_folder else folder / library.file_in_folder
+        if folder.name == library.file_in_folder:  # the user named the file itself
+            return folder
+        return folder / library.file_in_folder
     if out is None:
         return default_folder / f"backbone{library.endings[0]}"
     if out.suffix not in library.endings:

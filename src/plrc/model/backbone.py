@@ -19,6 +19,7 @@ from torchvision.models import ResNet
 from plrc.errors import ConfigError, MissingPackageError
 from plrc.model.user_code import backbone_from_function, features_by_stride, is_user_code
 
+# "resne" is in the names of ResNet, Wide ResNet and ResNeXt.
 RESNETS = tuple(name for name in torchvision.models.list_models(module=torchvision.models) if "resne" in name)
 
 
@@ -36,10 +37,10 @@ class ResNetLevels(nn.Module):
         self.layer3 = net.layer3
         self.layer4 = net.layer4
 
-    def forward(self, images: Tensor, levels: int = 4) -> list[Tensor]:
+    def forward(self, images: Tensor, num_levels: int = 4) -> list[Tensor]:
         x: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         features = []
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4)[:levels]:
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4)[:num_levels]:
             x = layer(x)
             features.append(x)
         return features
@@ -48,8 +49,8 @@ class ResNetLevels(nn.Module):
 class Backbone(nn.Module):
     """Images [B, 3, H, W] -> {s: features [B, channels[s], ceil(H / s), ceil(W / s)]}.
 
-    Strides are those of the unchanged network: with `layer4_stride=1` the level called 32 has the feature grid of level
-    16.
+    Strides are those of the unchanged network: with `layer4_stride=1`, the features under stride 32 have the size of
+    those under stride 16.
 
     Attributes:
         name: `model.backbone`, from which it was built.
@@ -77,8 +78,8 @@ class Backbone(nn.Module):
         if is_user_code(self.name):
             features = features_by_stride(self.net, self.net(images))
             return {stride: features[stride] for stride in wanted}
-        levels = self.net(images, len(wanted)) if isinstance(self.net, ResNetLevels) else self.net(images)
-        return dict(zip(wanted, levels, strict=False))
+        maps = self.net(images, len(wanted)) if isinstance(self.net, ResNetLevels) else self.net(images)
+        return dict(zip(wanted, maps, strict=False))  # timm returns all levels, also those deeper than wanted
 
 
 def build_backbone(name: str, layer4_stride: int = 2) -> Backbone:
@@ -97,7 +98,8 @@ def build_backbone(name: str, layer4_stride: int = 2) -> Backbone:
         MissingPackageError: timm is needed and not installed.
     """
     if is_user_code(name):
-        return Backbone(name, *backbone_from_function(name))
+        user_net, user_channels = backbone_from_function(name)
+        return Backbone(name, user_net, user_channels)
     if name.startswith("timm:"):
         return _timm_backbone(name)
     if name not in RESNETS:
@@ -108,6 +110,7 @@ def build_backbone(name: str, layer4_stride: int = 2) -> Backbone:
     build: Callable[..., ResNet] = torchvision.models.get_model_builder(name)
     net = ResNetLevels(build(weights=None))
     if layer4_stride == 1:
+        # only the first block of a stage has stride 2: in one convolution and in its shortcut
         for module in net.layer4[0].modules():
             if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
                 module.stride = (1, 1)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from plrc.text import some
 
-COUNTER = ".num_batches_tracked"  # ends the name of BatchNorm's step counter, which changes no feature
+COUNTER_SUFFIX = ".num_batches_tracked"  # ends the name of BatchNorm's step counter, which changes no feature
 _BLOCKS = 36  # in the longest stage of a ResNet
 
 

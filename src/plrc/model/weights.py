@@ -1,7 +1,7 @@
-"""Weight files into a backbone: checked name by name and shape by shape, copied, then compared again.
+"""Load a weights file into a backbone: check names and shapes, copy the tensors, then check that they are equal.
 
 A name in a file is PREFIX + the library's own name (`conv1.weight`, ...). The prefix (`module.encoder_q.`,
-`backbone.body.`, `student.backbone.net.`, nothing, ...) does not come from a list: it is the prefix under which the
+`backbone.body.`, `student.backbone.net.`, empty, ...) does not come from a list: it is the prefix under which the
 file holds the most names of the backbone.
 """
 
@@ -24,12 +24,13 @@ from torch import Tensor
 from plrc.errors import WeightsError
 from plrc.files import damage
 from plrc.model.backbone import RESNETS, Backbone
-from plrc.model.naming import COUNTER, torchvision_names
+from plrc.model.naming import COUNTER_SUFFIX, torchvision_names
 from plrc.model.pickles import read_arrays
 from plrc.model.user_code import is_user_code
 from plrc.text import some
 
-FOLLOWERS = frozenset({"teacher", "k", "momentum", "ema", "target"})  # words that name an averaged copy of a network
+# A prefix with one of these words belongs to an averaged (EMA) copy of the network.
+AVERAGED_COPY_WORDS = frozenset({"teacher", "k", "momentum", "ema", "target"})
 SHOWN = 12  # names per row of the table
 
 
@@ -50,14 +51,16 @@ class Weights:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of each tensor of the backbone (under the library's names) and of the file (under the file's names).
+    """How the tensors of a file fit those of a backbone.
+
+    Tensors of the backbone have the names of its library; unexpected and ignored tensors have the names in the file.
 
     Attributes:
         prefix: What stands before the backbone's names in the file.
         matched: Tensors of the backbone that the file holds in the right shape.
         missing: Tensors of the backbone that the file does not hold.
-        unexpected: Tensors of the file inside the backbone's modules that the backbone does not have: the file holds
-            another network.
+        unexpected: Tensors of the file that the backbone does not have, although it has their outermost module (such
+            as layer3). They show that the file is from a larger or another network.
         shape_mismatch: Tensors of the backbone that the file holds in another shape.
         ignored: The other tensors of the file, such as classifiers, heads and optimizer state.
     """
@@ -109,6 +112,7 @@ def read_weights(path: str | Path) -> Weights:
             head = file.read(9)
     except OSError as error:
         raise WeightsError(f"cannot read the weights {path}: {error.strerror}") from error
+    # In a safetensors file, a JSON header follows the eight bytes of its length.
     weights = _read_safetensors(path) if head[8:] == b"{" else _read_torch(path)
     if not weights.state:
         raise WeightsError(f"{path} holds no tensors; name a file with a network's state dictionary")
@@ -117,17 +121,17 @@ def read_weights(path: str | Path) -> Weights:
 
 
 def load_into(backbone: Backbone, weights: Weights, allow_partial: bool = False) -> LoadReport:
-    """Copy weights into `backbone.net` in place; a file that is refused leaves it as it was.
+    """Copy weights into `backbone.net` in place; the backbone does not change if the file is refused.
 
     BatchNorm's step counters may be missing: older files do not have them.
 
     Args:
         backbone: The backbone to fill.
         weights: The file's content.
-        allow_partial: Take what fits, if anything does, instead of refusing a file that does not fit as a whole.
+        allow_partial: Accept a file of which only some tensors fit, and copy these.
 
     Returns:
-        What became of each tensor.
+        Which tensors were copied, and which were not.
 
     Raises:
         WeightsError: A tensor of the backbone is missing or has another shape, or the file holds a larger network of
@@ -136,7 +140,8 @@ def load_into(backbone: Backbone, weights: Weights, allow_partial: bool = False)
     target = backbone.net.state_dict()
     prefix = find_prefix(weights.state, target)
     report = _compare(weights.state, target, prefix)
-    if not report.matched or not (report.complete or allow_partial):
+    fits = report.complete or allow_partial
+    if not report.matched or not fits:
         raise WeightsError(
             f"{weights.source} does not fit {backbone.name} ({len(report.missing)} tensors missing, "
             f"{len(report.shape_mismatch)} of another shape, {len(report.unexpected)} unexpected) and was not loaded; "
@@ -159,8 +164,8 @@ def load_into(backbone: Backbone, weights: Weights, allow_partial: bool = False)
 def find_prefix(names: Iterable[str], target: Iterable[str]) -> str:
     """Find what stands before the backbone's names in a file: the prefix under which it holds the most of them.
 
-    If several hold equally many, the network itself is preferred to an averaged copy of it (FOLLOWERS), then the first
-    in the file.
+    If several hold equally many, the network itself is preferred to an averaged copy of it
+    (AVERAGED_COPY_WORDS), then the first in the file.
 
     Args:
         names: Names in the file.
@@ -173,26 +178,27 @@ def find_prefix(names: Iterable[str], target: Iterable[str]) -> str:
     counts = Counter[str]()
     for name in names:
         parts = name.split(".")
+        # each way to split the name into a prefix and a name of the backbone
         for start in range(len(parts)):
             if ".".join(parts[start:]) in targets:
                 counts["".join(f"{part}." for part in parts[:start])] += 1
 
     def preference(prefix: str) -> tuple[int, bool]:
-        return counts[prefix], FOLLOWERS.isdisjoint(re.split("[._]", prefix))
+        return counts[prefix], AVERAGED_COPY_WORDS.isdisjoint(re.split("[._]", prefix))
 
     return max(counts, key=preference, default="")
 
 
 def stored_name(metadata: dict[str, Any]) -> str:
-    """The backbone's name in the metadata of an export or checkpoint; empty if it is none of torchvision or timm."""
+    """The backbone's name in the metadata of an export or checkpoint; empty if it is not of torchvision or timm."""
     name = _backbone_name(metadata)
     return name if name in RESNETS or name.startswith("timm:") else ""
 
 
-def stored_code(metadata: dict[str, Any]) -> str:
-    """The function that built the backbone, as the metadata name it; empty if it was no code of somebody's own.
+def stored_function(metadata: dict[str, Any]) -> str:
+    """The name of the user's function that built the backbone; empty if the backbone is from torchvision or timm.
 
-    It is shown to the user, who has to name it before it is imported.
+    The name is only shown: the function is imported only if the user gives its name in the call.
     """
     name = _backbone_name(metadata)
     return name if is_user_code(name) else ""
@@ -203,8 +209,12 @@ def _backbone_name(metadata: dict[str, Any]) -> str:
     if "backbone" in metadata:
         return str(metadata["backbone"])
     config = metadata.get("config")
-    model = config.get("model") if isinstance(config, dict) else None
-    return str(model.get("backbone", "")) if isinstance(model, dict) else ""
+    if not isinstance(config, dict):
+        return ""
+    model = config.get("model")
+    if not isinstance(model, dict):
+        return ""
+    return str(model.get("backbone", ""))
 
 
 def refuse_non_finite(state: Mapping[str, Tensor], source: str) -> None:
@@ -212,15 +222,15 @@ def refuse_non_finite(state: Mapping[str, Tensor], source: str) -> None:
 
     Args:
         state: Tensors by name.
-        source: Where they come from, the subject of the error's sentence.
+        source: Where they come from; the error message starts with it.
 
     Raises:
-        WeightsError: Some do; it names them.
+        WeightsError: Some tensors do; the message has their names.
     """
     bad = [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())]
     if bad:
         raise WeightsError(
-            f"{source} holds values that are not finite in {some(bad)}; take weights from before that step"
+            f"{source} holds values that are not finite in {some(bad)}; take weights from an earlier step"
         )
 
 
@@ -232,7 +242,7 @@ def _compare(state: Mapping[str, Tensor], target: Mapping[str, Tensor], prefix: 
     for name, tensor in target.items():
         stored = state.get(prefix + name)
         if stored is None:
-            if not name.endswith(COUNTER):
+            if not name.endswith(COUNTER_SUFFIX):
                 missing.append(name)
         elif stored.shape == tensor.shape:
             matched.append(name)
@@ -246,8 +256,10 @@ def _compare(state: Mapping[str, Tensor], target: Mapping[str, Tensor], prefix: 
         if not name.startswith(prefix):
             ignored.append(name)
         elif inner not in target:
-            inside = inner.partition(".")[0] in modules
-            (unexpected if inside else ignored).append(name)
+            if inner.partition(".")[0] in modules:
+                unexpected.append(name)
+            else:
+                ignored.append(name)
     return LoadReport(prefix, tuple(matched), tuple(missing), tuple(unexpected), tuple(shape_mismatch), tuple(ignored))
 
 
@@ -268,11 +280,11 @@ def _read_torch(path: Path) -> Weights:
     try:
         content = read_arrays(path) if path.suffix == ".pkl" else torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "GLOBAL" not in str(error):
+        if "GLOBAL" not in str(error):  # with this word, torch refuses a class or function in the file
             raise WeightsError(f"{path} is not a weights file; name a .safetensors or a torch file") from error
         raise WeightsError(
             f"{path} holds Python objects in addition to tensors, which plrc does not run; "
-            "where you trust it, load it yourself and save its state_dict() alone"
+            "if you trust it, load it yourself and save its state_dict() alone"
         ) from error
     except Exception as error:  # torch.load raises many kinds for damaged files
         raise WeightsError(f"{path} cannot be read (damaged, or not a weights file); copy it again") from error

@@ -17,9 +17,9 @@ from plrc import rng
 from plrc.engine.checkpoint import checkpoint_of
 from plrc.errors import ConfigError, PlrcError, WeightsError
 from plrc.model.backbone import RESNETS, Backbone, build_backbone
-from plrc.model.naming import COUNTER
+from plrc.model.naming import COUNTER_SUFFIX
 from plrc.model.user_code import is_user_code
-from plrc.model.weights import LoadReport, Weights, find_prefix, load_into, read_weights, stored_code, stored_name
+from plrc.model.weights import LoadReport, Weights, find_prefix, load_into, read_weights, stored_function, stored_name
 from plrc.text import note, some
 
 DEFAULT_BACKBONE = "resnet50"
@@ -86,7 +86,7 @@ def initial_backbone(
     if init != "random":
         weights = read_weights(_weights_file(init, name or DEFAULT_BACKBONE))
         stored = stored_name(weights.metadata)
-        code = stored_code(weights.metadata)
+        code = stored_function(weights.metadata)
     if weights is not None:
         if code and not name:
             raise ConfigError(
@@ -174,7 +174,7 @@ def _recognize_resnet(weights: Weights) -> str:
         with torch.device("meta"):
             target = build_backbone(name).net.state_dict()
         prefix = find_prefix(weights.state, target)
-        needed = {prefix + key: tensor.shape for key, tensor in target.items() if not key.endswith(COUNTER)}
+        needed = {prefix + key: tensor.shape for key, tensor in target.items() if not key.endswith(COUNTER_SUFFIX)}
         if all(key in weights.state and weights.state[key].shape == shape for key, shape in needed.items()):
             sizes[name] = len(needed)
     return max(sizes, key=lambda name: sizes[name], default="")

@@ -20,12 +20,12 @@ from plrc.export.resnets import find_resnet, resnet_name
 from plrc.export.target import LEVELS, LoadedNetwork, State, Target, installed
 from plrc.model import naming
 
-PREFIX = "timm:"  # of model.backbone
+TIMM_PREFIX = "timm:"  # of model.backbone
 
 
 def rename(backbone: str, student: State) -> State:
     """timm's names are the backbone's own."""
-    if not backbone.startswith(PREFIX):
+    if not backbone.startswith(TIMM_PREFIX):
         find_resnet(backbone, "timm")
     return student
 
@@ -41,7 +41,7 @@ def load(file: Path, backbone: str, tensors: State) -> list[LoadedNetwork]:
         raise ExportError(f"the run's student is not a {backbone}: {error}") from error
     net.eval()
     strides = net.feature_info.reduction()
-    compared = tuple(strides) if backbone.startswith(PREFIX) else LEVELS
+    compared = tuple(strides) if backbone.startswith(TIMM_PREFIX) else LEVELS
 
     def features(images: Tensor) -> dict[int, Tensor]:
         levels = dict(zip(strides, net(images), strict=True))
@@ -62,7 +62,7 @@ def instructions(backbone: str) -> list[str]:
 
 def model_name(backbone: str) -> str:
     """timm's name of the same network."""
-    return backbone.removeprefix(PREFIX) if backbone.startswith(PREFIX) else resnet_name(backbone)
+    return backbone.removeprefix(TIMM_PREFIX) if backbone.startswith(TIMM_PREFIX) else resnet_name(backbone)
 
 
 TARGET = Target(
