@@ -29,11 +29,18 @@ class Diverged(RunError):
     """Numbers of the run are not finite, and there is a checkpoint to fall back to. All processes raise it."""
 
 
-def explain(error: Exception) -> str:
-    """Explain the failure of another process to the user; empty for all other errors."""
-    if str(error).startswith(DEAD_WORKER):
-        reason = f"a loader process was killed, usually because memory ran out ({error})"
-        return f"{reason}; resume with --resume and a lower --run.workers"
+def explain(error: BaseException) -> str:
+    """Explain the failure of another process to the user; empty for all other errors.
+
+    The death of a loader process is raised by a signal handler, wherever the main process is: inside `torch.save`, the
+    error that arrives is the one of the unfinished file, and the death is its context.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if str(cause).startswith(DEAD_WORKER):
+            reason = f"a loader process was killed, usually because memory ran out ({cause})"
+            return f"{reason}; resume with --resume and a lower --run.workers"
+        cause = cause.__cause__ or cause.__context__
     lost = distributed.describe_lost_processes(error)
     return f"{lost}: it exited or hung; check its log, then resume with --resume" if lost else ""
 
