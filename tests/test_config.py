@@ -261,11 +261,8 @@ def test_chosen_values_are_pinned_and_derived_ones_are_not(tmp_path: Path) -> No
 def test_what_is_pinned_is_neither_compared_nor_stored() -> None:
     pinned, plain = Config().with_values({"seed": 0}), Config()
     assert pinned == plain and hash(pinned) == hash(plain) and repr(pinned) == repr(plain)
-    assert pinned.differences(plain) == [] and "pinned" not in {
-        *pinned.flat(),
-        *pinned.result_settings(),
-        *pinned.to_dict(),
-    }
+    assert pinned.differences(plain) == []
+    assert "pinned" not in {*pinned.flat(), *pinned.result_settings(), *pinned.to_dict()}
 
 
 @pytest.mark.parametrize("settings", [Config, TransferConfig])

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 
 from plrc.settings import Settings, require, require_at_least, require_between, require_positive, require_range, setting
 
-Method = Literal["image", "pixel", "region", "points", "plrc"]
+Method = Literal["image", "pixel", "region", "points", "plrc"]  # explained in `plrc.preset`
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class DataConfig:
     """Images to leave out of training: a text file with one path or file name per line, a COCO .json, or a folder or
     glob of images."""
     held_out: int = 64
-    """Number of images held out of training for the health checks, at most a tenth of all images. 0: none."""
+    """Images held out of training for the health checks; a tenth of all images if that is fewer. 0: none."""
     rescale_percentiles: tuple[float, float] = (0.5, 99.5)
     """16-bit images: the gray values at these two percentiles of an image become 0 and 255."""
     max_megapixels: float = 200.0
-    """Larger images, in megapixels, count as unreadable; protects against decompression bombs."""
+    """Images with more megapixels than this count as unreadable; protects against decompression bombs."""
     max_unreadable_fraction: float = 0.1
-    """Stop the run when a larger fraction of the images, or of their region maps, cannot be read."""
+    """Stop the run when a larger fraction of the images, or of their id maps, cannot be read."""
 
     def __post_init__(self) -> None:
         require_at_least("data.held_out", self.held_out, 0)
@@ -48,7 +48,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ViewConfig:
-    """Crops and color augmentation of the three views (METHOD section 2; defaults of MoCo v2)."""
+    """Crops and color augmentation of views A (student), B (teacher, overlaps with A) and C (teacher, independent)."""
 
     size: int = 224
     """Width and height of a view, in pixels."""
@@ -61,7 +61,7 @@ class ViewConfig:
     overlap: float = 0.5
     """Smallest overlap of views A and B: area of their intersection / area of the larger one."""
     overlap_tries: int = 100
-    """Number of crops drawn for view B until one overlaps enough; after that, B takes the crop of A."""
+    """Number of crops to try for view B. If none of them overlaps enough with A, B takes the crop of A."""
     jitter_prob: float = 0.8
     """Probability of color jitter."""
     brightness: float = 0.4
@@ -107,10 +107,10 @@ class RegionConfig:
     scale: float = 200.0
     """felzenszwalb: a larger scale gives fewer and larger segments."""
     maps: str = ""
-    """maps: folder of id maps with the same relative names as the images (a/b.jpg -> a/b.png); in a PNG, 0 means
-    unlabelled. coco: the JSON file with the masks."""
+    """For the source maps: folder of id maps with the same relative names as the images (a/b.jpg -> a/b.png); in a PNG,
+    0 means unlabelled. For the source coco: the JSON file with the masks."""
     map_size: int = 64
-    """Cells per side of an id map; maps from files are reduced to it. Not used by grid without noise."""
+    """Cells per side of an id map; maps from files are resized to it. The source grid uses it only with noise."""
     merge: float = 0.0
     """Noise: probability that a region is merged into a neighbour."""
     split: float = 0.0
@@ -148,7 +148,7 @@ class ModelConfig:
     """A torchvision ResNet (resnet18, resnet50, ...), timm:NAME (needs timm), or your own function that returns a
     network: package.module:function or path/to/file.py:function (docs/HANDOVER.md)."""
     stride: int = 32
-    """The feature level to train, given as its stride in the unchanged backbone. Later layers are not trained."""
+    """The feature level to train: its stride before `layer4_stride` changes it. Later layers are not trained."""
     layer4_stride: Literal[1, 2] = 2
     """torchvision ResNets: stride of layer4 during pre-training. 1 doubles the resolution of the feature grid; the
     weight tensors keep their shapes."""
@@ -163,16 +163,17 @@ class ModelConfig:
     distill_dim: int = 256
     """Output width of the head for affinity distillation."""
     bn_groups: int = 8
-    """Single process: the batch is split into this many groups with separate BatchNorm statistics, so that batch
-    statistics do not leak information between samples. Several processes: the batch is shuffled over the processes
-    instead."""
+    """Each process splits its batch into this many groups with separate BatchNorm statistics. The teacher gets the
+    images in other groups than the student, so that batch statistics do not leak which images belong together. With
+    several processes, 1 is enough: each process is a group."""
     sync_bn: bool = False
-    """Several processes on GPUs: share BatchNorm statistics over the processes (per group if bn_groups > 1)."""
+    """Several processes on GPUs: share BatchNorm statistics over the processes. If bn_groups > 1, group 1 of all
+    processes shares its statistics, group 2 of all, and so on."""
 
     def __post_init__(self) -> None:
         for name in ("stride", "contrast_hidden", "contrast_dim", "distill_hidden", "distill_dim", "bn_groups"):
             require_at_least(f"model.{name}", getattr(self, name), 1)
-        if ":" in self.backbone:
+        if ":" in self.backbone:  # timm:NAME or a function of the user
             require(self.layer4_stride == 2, "model.layer4_stride 1 is for torchvision ResNets only; write 2")
 
 
@@ -216,10 +217,10 @@ class ObjectiveConfig:
     """Subtract a running mean (momentum 0.9) from the teacher's affinities."""
 
     def __post_init__(self) -> None:
-        weights = (self.image_weight, self.point_weight, self.distill_weight)
         for name in ("image_weight", "point_weight", "distill_weight"):
             require_at_least(f"objectives.{name}", getattr(self, name), 0)
-        require(sum(weights) > 0, "at least one of objectives.*_weight must be > 0; all are 0, so nothing would train")
+        total_weight = self.image_weight + self.point_weight + self.distill_weight
+        require(total_weight > 0, "at least one of objectives.*_weight must be > 0; all are 0, so nothing would train")
         for name in ("image", "point", "student", "teacher"):
             require_positive(f"objectives.{name}_temperature", getattr(self, f"{name}_temperature"))
         require_positive("objectives.teacher_temperature_start", self.teacher_temperature_start)
@@ -297,8 +298,8 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where results are written, and on which hardware. Nothing here changes a result, with two exceptions: each of
-    several processes is a BatchNorm group, and the device decides what `optim.precision` auto means."""
+    """Where results are written, and on which hardware. Only two things here change a result: the number of processes
+    (each is a BatchNorm group of its own) and the device (it decides what `optim.precision` auto means)."""
 
     out: str = setting("", alias="out")
     """Run folder. It must be empty or absent, unless you resume a run."""
@@ -331,7 +332,7 @@ class RunConfig:
     """Minimum time between two updates of report.html in the run folder, in minutes. Updates happen at checkpoints and
     at the end. 0: no report."""
     stall_seconds: int = 600
-    """Several processes: seconds to wait for a process that does not answer before the run ends with an error."""
+    """Several processes: if a process does not answer for this many seconds, the run ends with an error."""
 
     def __post_init__(self) -> None:
         for name in ("log_every_steps", "health_every_steps", "checkpoint_every_steps", "devices"):
@@ -350,7 +351,8 @@ class Config(Settings):
 
     Attributes:
         preset: Name of the preset that the configuration started from, or "custom".
-        method: Which loss terms are trained; set by `plrc.preset`.
+        method: Name of the method whose loss terms `plrc.preset` chose. The weights in `objectives` decide what is
+            trained.
 
     Example:
         >>> import plrc
@@ -389,8 +391,8 @@ class Config(Settings):
     preset: str = setting("custom", hidden=True)
     method: Method = setting("plrc", hidden=True)
     adapt: bool = True
-    """Fit defaults to the number of images and to the batch size. Every change is logged with its reason; settings that
-    you set are not changed."""
+    """Adapt default values to the number of images and to the batch size. Every change is logged with its reason;
+    settings that you set are not changed."""
 
     def __post_init__(self) -> None:
         require_at_least("seed", self.seed, 0)
