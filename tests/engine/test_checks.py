@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from plrc.config import Config
-from plrc.engine.checks import check_batch_norm, check_cache, check_missing, check_required, check_resumed
+from plrc.engine.checks import check_batch_norm, check_cache, check_missing_images, check_required, check_resumed
 from plrc.errors import ConfigError, DataError, RunError
 from plrc.presets import preset
 
@@ -61,6 +61,6 @@ def test_a_resumed_run_computes_what_the_stored_one_would_have() -> None:
 
 def test_a_tenth_of_the_images_may_be_missing() -> None:
     sizes = {str(index): -1 if index < 2 else 100 for index in range(20)}
-    check_missing(small(), sizes, "photos", OUT)
+    check_missing_images(small(), sizes, "photos", OUT)
     with pytest.raises(DataError, match=r"^3 of the 20 images of runs/first/manifest\.json are missing from photos"):
-        check_missing(small(), sizes | {"5": -1}, "photos", OUT)
+        check_missing_images(small(), sizes | {"5": -1}, "photos", OUT)

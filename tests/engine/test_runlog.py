@@ -62,7 +62,7 @@ def test_progress_goes_to_its_logger_and_the_callback_but_not_to_log_txt(
     caplog.set_level(logging.INFO, "plrc")
     calls: list[tuple[int, int, str]] = []
     with RunLog(tmp_path, 0, 10, main=True, on_progress=lambda *call: calls.append(call)) as log:
-        log.train_line(5, WINDOW)
+        log.log_training(5, WINDOW)
     (done, total, line), (record,) = calls[0], caplog.records
     assert (done, total) == (5, 10) and line.startswith("5/10  loss 1.250  10.0 img/s  left 0:")
     assert record.name == "plrc.progress" and record.getMessage() == line
@@ -74,5 +74,5 @@ def test_other_processes_write_nothing(tmp_path: Path, caplog: pytest.LogCapture
     with RunLog(tmp_path, 0, 10, main=False) as log:
         log.info("starting")
         log.record(0, "start", {})
-        log.train_line(5, WINDOW)
+        log.log_training(5, WINDOW)
     assert list(tmp_path.iterdir()) == [] and caplog.records == []

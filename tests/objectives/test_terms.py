@@ -19,7 +19,7 @@ def term(total: float, count: float) -> Term:
 
 def test_every_weight_among_the_settings_has_its_row() -> None:
     weights = [field.name for field in fields(ObjectiveConfig) if field.name.endswith("_weight")]
-    assert [row.weight for row in TERMS.values()] == weights
+    assert [row.weight_setting for row in TERMS.values()] == weights
     assert all(row.name == name for name, row in TERMS.items())
 
 

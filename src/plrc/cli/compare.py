@@ -80,7 +80,7 @@ def parse_comparison(arguments: Sequence[str]) -> tuple[GridOptions, TransferCon
     parser.add_fields(StartOptions)
     parser.add_fields(GridOptions)
     parser.add_fields(TransferConfig, exclude=("init", "seed"))
-    values = parser.parse(arguments, defaults=lambda values: _shared_settings(values).flat() | {"init": ()})
+    values = parser.parse(arguments, compute_defaults=lambda given: _shared_settings(given).flat() | {"init": ()})
     grid = GridOptions(**{name: value for name, value in values.items() if name in GRID_NAMES})
     chosen = values.keys() - GRID_NAMES - {"preset", "config"}
     config = _shared_settings(values).with_values({name: values[name] for name in chosen})

@@ -19,10 +19,10 @@ T = TypeVar("T")
 
 
 def positional(metavar: str) -> Any:
-    """Declare a field of a dataclass of options that is an argument without a name.
+    """Declare an options field that is given on the command line without --name, such as SOURCE in `plrc scan SOURCE`.
 
     Args:
-        metavar: What the help prints for it.
+        metavar: The placeholder that the help prints, such as "SOURCE".
     """
     return dataclasses.field(metadata={"positional": True, "metavar": metavar})
 
@@ -30,29 +30,30 @@ def positional(metavar: str) -> Any:
 class CommandParser(argparse.ArgumentParser):
     """The options of one command, taken from the fields of dataclasses.
 
-    The field `lr` of the section `optim` becomes the option --optim.lr. Its help is the text below the field; its
-    metadata (`plrc.settings.setting`) may name an alias, a metavar, or hide it.
+    The field `lr` of the section `optim` becomes the option --optim.lr. Its help is the text below the field. A field
+    declared with `plrc.settings.setting` can have an alias and a metavar, or no option.
 
     Args:
         command: Name of the command, such as "pretrain".
-        about: What the help prints above the options.
-        refused: Options that the command does not take -> the error message, which names what to use instead.
+        description: What the help prints above the options.
+        refused: Error messages by dotted name, for settings that the command computes itself or that have another
+            option here. Each message names what to use instead.
     """
 
-    def __init__(self, command: str, about: str, refused: Mapping[str, str] | None = None) -> None:
+    def __init__(self, command: str, description: str, refused: Mapping[str, str] | None = None) -> None:
         super().__init__(
             prog=f"plrc {command}",
-            description=about,
+            description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             argument_default=argparse.SUPPRESS,
             allow_abbrev=False,
             add_help=False,
         )
         self.refused = dict(refused or {})
-        self.renamed: dict[str, str] = {}
-        self.defaults: dict[str, Any] = {}
-        self.metavars: list[str] = []  # of positional arguments
-        self.required: dict[str, str] = {}  # by name: how the argument is written
+        self.renamed: dict[str, str] = {}  # old name of a setting -> new name
+        self.defaults: dict[str, Any] = {}  # name -> default in the dataclass
+        self.positional_metavars: list[str] = []
+        self.required: dict[str, str] = {}  # name -> usage, such as "--out PATH"
         self.positionals = self.add_argument_group("arguments")
         self.general = self.add_argument_group("options")
         self.general.add_argument("-h", "--help", action="store_true", help="show this help and exit")
@@ -63,7 +64,7 @@ class CommandParser(argparse.ArgumentParser):
         Args:
             options: A dataclass.
             section: Section that the fields belong to; empty for options without a section.
-            exclude: Dotted names of fields that get no option.
+            exclude: Dotted names of fields that get no option. Unlike `refused` ones, they are unknown options.
         """
         if issubclass(options, Settings):
             self.renamed.update(options.RENAMED)
@@ -80,26 +81,26 @@ class CommandParser(argparse.ArgumentParser):
             if isinstance(hint, type) and dataclasses.is_dataclass(hint):
                 self.add_fields(hint, name, exclude)
             elif name in self.refused:
-                self._refuse(name, field)
+                self._refuse_alias(name, field)
             elif field.metadata.get("positional"):
                 self._add_positional(field, hint, descriptions[field.name])
             else:
                 self._add_option(group, name, field, hint, descriptions[field.name])
 
     def parse(
-        self, arguments: Sequence[str], defaults: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None
+        self, arguments: Sequence[str], compute_defaults: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None
     ) -> dict[str, Any]:
-        """Return what the user wrote: {dotted name: value}, without the options that were not written.
+        """Return the options that the user gave: {dotted name: value}.
 
-        --help prints the help and ends in SystemExit, as argparse does.
+        --help prints the help and raises SystemExit, as argparse does.
 
         Args:
             arguments: The command line after the name of the command.
-            defaults: Gives the values of the options that are not written, for the help, from those that are. Without
-                it the defaults of the dataclasses are shown.
+            compute_defaults: For the help: computes the default of each option from the given options (a preset
+                changes defaults). None: the help shows the defaults of the dataclasses.
 
         Raises:
-            ConfigError: An option that is unknown, refused or missing, or whose value has the wrong form.
+            ConfigError: If an option is unknown, refused or missing, or if its value cannot be used.
         """
         namespace, unknown = self.parse_known_args([_with_hyphens(token) for token in arguments])
         values: dict[str, Any] = {}
@@ -108,46 +109,48 @@ class CommandParser(argparse.ArgumentParser):
         if unknown:
             self._fail_unknown(unknown)
         if values.pop("help", False):
-            self._show_help(defaults(values) if defaults else {})
+            self._show_help(compute_defaults(values) if compute_defaults else {})
             raise SystemExit(0)
-        missing = [written for name, written in self.required.items() if name not in values]
+        missing = [usage for name, usage in self.required.items() if name not in values]
         if missing:
             self._fail(f"{self.prog} needs {' and '.join(missing)}")
         return values
 
     def error(self, message: str) -> NoReturn:
-        """Raise an error of argparse as ConfigError."""
+        """Raise an error of argparse as ConfigError, in place of exiting."""
         self._fail(message.removeprefix("argument "))
 
     def _fail(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see: {self.prog} --help")
 
     def _fail_unknown(self, unknown: Sequence[str]) -> NoReturn:
-        written = next((token for token in unknown if token.startswith("--")), "").partition("=")[0]
-        if not written:
+        unknown_flags = [token.partition("=")[0] for token in unknown if token.startswith("--")]
+        if not unknown_flags:
             self._fail(f"unexpected argument {unknown[0]!r}")
-        name = written.removeprefix("--").replace("-", "_")
+        flag = unknown_flags[0]
+        name = _name(flag)
         if name in self.refused:
             raise ConfigError(self.refused[name])
         if name in self.renamed:
-            raise ConfigError(f"{written} is now called {_flag(self.renamed[name])}")
-        known = {flag.removeprefix("--").replace("-", "_"): flag for flag in self._flags()}
-        raise ConfigError(f"unknown option {written}; did you mean {known[nearest(name, known)]}?")
+            raise ConfigError(f"{flag} is now called {_flag(self.renamed[name])}")
+        known_flags = {_name(known): known for known in self._flags()}
+        raise ConfigError(f"unknown option {flag}; did you mean {known_flags[nearest(name, known_flags)]}?")
 
     def _flags(self) -> Iterable[str]:
         for action in self._actions:
             yield from (flag for flag in action.option_strings if flag.startswith("--"))
 
-    def _refuse(self, name: str, field: dataclasses.Field[Any]) -> None:
+    def _refuse_alias(self, name: str, field: dataclasses.Field[Any]) -> None:
+        """Refuse the alias of a refused option with the same message."""
         alias = field.metadata.get("alias")
         if alias:
             self.refused[alias] = self.refused[name]
 
     def _add_positional(self, field: dataclasses.Field[Any], hint: Any, description: str) -> None:
         metavar = field.metadata["metavar"]
-        self.metavars.append(metavar)
+        self.positional_metavars.append(metavar)
         action = self.positionals.add_argument(field.name, type=hint, metavar=metavar, help=_escaped(description))
-        action.required = False  # `parse` reports what is missing, after what is unknown
+        action.required = False  # `parse` checks it, after unknown options: argparse would report missing ones first
         self.required[field.name] = metavar
 
     def _add_option(
@@ -156,63 +159,75 @@ class CommandParser(argparse.ArgumentParser):
         alias = field.metadata.get("alias")
         flags = [f"--{alias}"] if alias else []
         flags.append(_flag(name))
-        keywords = _keywords(hint)
+        argparse_options = _argparse_options(hint)
         if field.metadata.get("metavar"):
-            keywords["metavar"] = field.metadata["metavar"]
+            argparse_options["metavar"] = field.metadata["metavar"]
         if hint is bool:
-            flags = [form for flag in flags for form in (flag, _negative(flag))]
+            positive_flags = flags
+            flags = []
+            for flag in positive_flags:
+                flags += [flag, _negative(flag)]
         if field.default is dataclasses.MISSING:
-            self.required[name] = f"{flags[0]} {keywords.get('metavar', '')}".strip()
+            self.required[name] = f"{flags[0]} {argparse_options.get('metavar', '')}".strip()
             description += " (required)"
         else:
             self.defaults[name] = field.default
-        group.add_argument(*flags, dest=name, help=_escaped(description), **keywords)
+        group.add_argument(*flags, dest=name, help=_escaped(description), **argparse_options)
 
     def _show_help(self, defaults: Mapping[str, Any]) -> None:
-        shown = self.defaults | {name: value for name, value in defaults.items() if name in self.defaults}
+        """Print the help.
+
+        Args:
+            defaults: Defaults that replace those of the dataclasses.
+        """
+        shown_defaults = dict(self.defaults)
+        for name in self.defaults.keys() & defaults.keys():
+            shown_defaults[name] = defaults[name]
         for action in self._actions:
-            text = _default_text(shown.get(action.dest))
+            text = _default_text(shown_defaults.get(action.dest))
             if text:
                 action.help = f"{action.help} (default: {_escaped(text)})"
-        self.usage = " ".join([self.prog, *self.metavars, "[OPTIONS]"])
+        self.usage = " ".join([self.prog, *self.positional_metavars, "[OPTIONS]"])
         self.print_help()
 
 
-def read_options(command: str, options: type[T], arguments: Sequence[str], about: str) -> T:
-    """Read the options of a command that has one dataclass of options.
+def read_options(command: str, options: type[T], arguments: Sequence[str], description: str) -> T:
+    """Read the options of a command whose options are the fields of a single dataclass.
 
     Args:
         command: Name of the command, such as "scan".
         options: The dataclass.
         arguments: The command line after the name of the command.
-        about: What the help prints above the options.
+        description: What the help prints above the options.
 
     Raises:
         ConfigError: See `CommandParser.parse`.
     """
-    parser = CommandParser(command, about)
+    parser = CommandParser(command, description)
     parser.add_fields(options)
     return options(**parser.parse(arguments))
 
 
-def choose_task(command: str, arguments: Sequence[str], tasks: Collection[str], about: Callable[[], str]) -> str | None:
-    """Return the task that a command line names.
+def choose_task(
+    command: str, arguments: Sequence[str], tasks: Collection[str], describe: Callable[[], str]
+) -> str | None:
+    """Return the first argument, which must be the name of a task.
 
     Args:
         command: Name of the command, such as "regions".
-        arguments: The command line after the name of the command; the task is the first argument.
+        arguments: The command line after the name of the command.
         tasks: Names of the tasks.
-        about: Gives what the help prints.
+        describe: Returns the text of the help.
 
     Returns:
-        The task, or None after printing the help.
+        The task. None if help was asked for or no argument was given; the help is printed then.
 
     Raises:
-        ConfigError: There is no such task.
+        ConfigError: If there is no such task.
     """
     given = arguments[0] if arguments else "--help"
     if given in ("-h", "--help"):
-        print(f"{about()}\n\nHelp for a task: plrc {command} {next(iter(tasks))} --help")
+        print(f"{describe()}\n\nHelp for a task: plrc {command} {next(iter(tasks))} --help")
         return None
     if given not in tasks:
         raise ConfigError(f"there is no task {given!r}; did you mean plrc {command} {nearest(given, tasks)}?")
@@ -220,47 +235,56 @@ def choose_task(command: str, arguments: Sequence[str], tasks: Collection[str], 
 
 
 def about(command: Callable[..., object]) -> str:
-    """Return what a command does and how it is called: its docstring."""
+    """Return the docstring of a command, which is the text of its help."""
     return inspect.cleandoc(command.__doc__ or "")
 
 
 class _Switch(argparse.Action):
-    """Stores True for --x and --section.x, False for --no-x and --section.no-x."""
+    """Stores True for --x and --section.x, False for --no-x and --section.no-x.
+
+    `argparse.BooleanOptionalAction` would call the last one --no-section.x.
+    """
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, option: str | None = None
     ) -> None:
-        last_part = (option or "").removeprefix("--").rpartition(".")[2]
-        setattr(namespace, self.dest, not last_part.startswith("no-"))
+        field_name = (option or "").removeprefix("--").rpartition(".")[2]
+        setattr(namespace, self.dest, not field_name.startswith("no-"))
 
 
-def _keywords(hint: Any) -> dict[str, Any]:
-    """The arguments of `add_argument` for values of a type."""
-    choices = get_args(hint)
+def _argparse_options(hint: Any) -> dict[str, Any]:
+    """The keyword arguments of `add_argument` for a field with this type hint."""
+    type_arguments = get_args(hint)
     if hint is bool:
         return {"action": _Switch, "nargs": 0}
     if get_origin(hint) is Literal:
-        return {"choices": choices, "type": type(choices[0]), "metavar": f"{{{','.join(map(str, choices))}}}"}
-    if get_origin(hint) is tuple:
-        number = "+" if Ellipsis in choices else len(choices)
-        return {"nargs": number, "type": choices[0], "metavar": choices[0].__name__.upper()}
-    if NoneType in choices:  # Path | None
-        hint = next(choice for choice in choices if choice is not NoneType)
+        metavar = "{" + ",".join(map(str, type_arguments)) + "}"
+        return {"choices": type_arguments, "type": type(type_arguments[0]), "metavar": metavar}
+    if get_origin(hint) is tuple:  # tuple[str, ...] or tuple[float, float]
+        number = "+" if Ellipsis in type_arguments else len(type_arguments)
+        return {"nargs": number, "type": type_arguments[0], "metavar": type_arguments[0].__name__.upper()}
+    if NoneType in type_arguments:  # Path | None
+        hint = next(argument for argument in type_arguments if argument is not NoneType)
     return {"type": hint, "metavar": hint.__name__.upper()}
 
 
 def _field_descriptions(options: type) -> dict[str, str]:
-    """The text below each field of a dataclass and of those that it extends."""
+    """The text below each field of a dataclass and of its base classes."""
     descriptions = {}
-    for owner in reversed(options.__mro__[:-1]):
-        for field in parse_from_object(owner).params:
+    for dataclass in reversed(options.__mro__[:-1]):  # the last entry is `object`
+        for field in parse_from_object(dataclass).params:
             descriptions[field.arg_name] = " ".join((field.description or "").split())
     return descriptions
 
 
 def _flag(name: str) -> str:
-    """section.field_name -> --section.field-name; a field cannot be called `with`, but `with_`."""
+    """section.field_name -> --section.field-name. A field `with_`, as `with` is a Python keyword, becomes --with."""
     return "--" + name.rstrip("_").replace("_", "-")
+
+
+def _name(flag: str) -> str:
+    """--section.field-name -> section.field_name."""
+    return flag.removeprefix("--").replace("-", "_")
 
 
 def _negative(flag: str) -> str:
@@ -270,7 +294,7 @@ def _negative(flag: str) -> str:
 
 
 def _with_hyphens(token: str) -> str:
-    """--section.field_name=VALUE -> --section.field-name=VALUE; a value is left as it is."""
+    """--section.field_name=VALUE -> --section.field-name=VALUE. Values and other tokens stay as they are."""
     if not token.startswith("--"):
         return token
     flag, equals, value = token.partition("=")
@@ -278,6 +302,7 @@ def _with_hyphens(token: str) -> str:
 
 
 def _default_text(value: Any) -> str:
+    """A default as the help prints it; empty for a default that says nothing (None or empty)."""
     if value is None or value in ("", ()):
         return ""
     if isinstance(value, tuple):

@@ -1,4 +1,4 @@
-"""`plrc pretrain`: options, configuration, training; --devices starts several processes."""
+"""`plrc pretrain`: read the options, build the configuration, train; --devices starts several processes."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class StartOptions:
     preset: str = setting("", metavar="NAME")
     """A preset from the list above."""
     method: str = setting("", metavar="{image,pixel,region,points,plrc}")
-    """Which terms are trained: image contrast alone (MoCo v2); image and point contrast between grid positions
-    (pixel), whole regions (region) or points of regions (points); these and affinity distillation (plrc)."""
+    """Which terms are trained. image: image contrast alone (MoCo v2). pixel, region, points: also point contrast, of
+    grid positions, of whole regions or of points of regions. plrc: like points, and affinity distillation."""
     config: str = setting("", metavar="FILE")
-    """TOML file laid over the preset. Options given here are laid over both."""
+    """TOML file with settings that replace those of the preset. Options replace both."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -46,15 +46,15 @@ def run(arguments: Sequence[str]) -> int:
     config = parse_config(arguments)
     if config.run.devices > 1 and "WORLD_SIZE" not in os.environ:
         return _launch(config, arguments)
-    import plrc
+    import plrc  # only here, because it imports torch, which makes --help slow
 
     with progress("steps") as on_progress:
-        finished_run = plrc.pretrain(config, on_progress)
-    if not finished_run.finished:
+        result = plrc.pretrain(config, on_progress)
+    if not result.finished:
         return STOPPED
     if is_first_process():
-        print(f"finished; the backbone is {finished_run.path / 'exported' / 'backbone.safetensors'}")
-        report = finished_run.path / "report.html"
+        print(f"finished; the backbone is {result.path / 'exported' / 'backbone.safetensors'}")
+        report = result.path / "report.html"
         if report.exists():
             print(f"the report is {report}")
     return 0
@@ -63,63 +63,66 @@ def run(arguments: Sequence[str]) -> int:
 def parse_config(arguments: Sequence[str]) -> Config:
     """Return the configuration that the options of `plrc pretrain` describe.
 
-    Preset, then the TOML file, then the options; what the file and the options set is pinned. To resume without naming
-    a preset or a file, the run's own configuration is taken, all of it pinned.
+    Options replace settings of the TOML file, which replace those of the preset. Settings of file and options are
+    pinned. If a run is resumed and neither preset nor file is named, the run's config.toml takes the place of the file.
 
     Args:
         arguments: The command line after the name of the command.
 
     Raises:
-        ConfigError: An option, or the combination of settings, cannot be used.
+        ConfigError: If an option or the combination of settings cannot be used.
     """
-    parser = CommandParser("pretrain", _about())
+    parser = CommandParser("pretrain", _about_with_presets())
     parser.add_fields(StartOptions)
     parser.add_fields(Config)
-    values = parser.parse(arguments, defaults=lambda values: _starting_point(values).flat())
-    if not (values.keys() & {"preset", "config"} or _resumed_config(values)):
-        presets = f"write --preset NAME ({', '.join(PRESETS)}) or --config FILE"
-        if values.get("run.resume") and values.get("run.out"):
-            raise ConfigError(f"there is no run in {values['run.out']} to resume; to start one, {presets}")
-        raise ConfigError(f"nothing to start from: {presets}")
-    chosen = {name: value for name, value in values.items() if name not in ("preset", "method", "config")}
-    return _starting_point(values).with_values(chosen)
+    options = parser.parse(arguments, compute_defaults=lambda given: _base_config(given).flat())
+    if "preset" not in options and "config" not in options and _resumed_config_file(options) is None:
+        advice = f"write --preset NAME ({', '.join(PRESETS)}) or --config FILE"
+        if options.get("run.resume") and options.get("run.out"):
+            raise ConfigError(f"there is no run in {options['run.out']} to resume; to start one, {advice}")
+        raise ConfigError(f"nothing to start from: {advice}")
+    settings = {name: value for name, value in options.items() if name not in ("preset", "method", "config")}
+    return _base_config(options).with_values(settings)
 
 
-def _starting_point(values: dict[str, Any]) -> Config:
-    """The configuration below the options: preset, method and TOML file."""
-    stored = _resumed_config(values)
-    file = stored or values.get("config")
+def _base_config(options: dict[str, Any]) -> Config:
+    """The configuration of --preset, --method and --config, before all other options."""
+    resumed_file = _resumed_config_file(options)
+    file = resumed_file or options.get("config")
     table = read_toml(file) if file else {}
-    name = values.get("preset") or table.get("preset", "custom")
-    known = "custom" if stored and name not in PRESETS else name  # a run of another version
-    start = preset(known, values.get("method") or table.get("method", "plrc"))
-    base = Config.from_dict(table, start).with_values({"preset": name}, pin=False)
-    if "method" in values:  # its terms replace those of the file
-        base = base.with_values(_terms(start), pin=False)
-    return base
+    preset_name = options.get("preset") or table.get("preset", "custom")
+    preset_here = preset_name
+    if resumed_file and preset_name not in PRESETS:  # the run was started by a version of plrc with other presets
+        preset_here = "custom"
+    preset_config = preset(preset_here, options.get("method") or table.get("method", "plrc"))
+    config = Config.from_dict(table, preset_config).with_values({"preset": preset_name}, pin=False)
+    if "method" in options:  # --method replaces what the file says about terms
+        config = config.with_values(_method_settings(preset_config), pin=False)
+    return config
 
 
-def _terms(config: Config) -> dict[str, Any]:
-    """The settings that a method decides."""
-    chosen = {"method": config.method, "objectives.contrast": config.objectives.contrast}
+def _method_settings(config: Config) -> dict[str, Any]:
+    """The settings that a method decides: its name, the kind of point contrast and the weights of the terms."""
+    settings = {"method": config.method, "objectives.contrast": config.objectives.contrast}
     weights = {name: value for name, value in config.flat().items() if name.endswith("_weight")}
-    return chosen | weights
+    return settings | weights
 
 
-def _resumed_config(values: dict[str, Any]) -> Path | None:
-    """The configuration of the run to resume, if no preset and no file is named."""
-    stored = Path(values.get("run.out", "")) / "config.toml"
-    named = "preset" in values or "config" in values
-    return stored if values.get("run.resume") and not named and stored.is_file() else None
+def _resumed_config_file(options: dict[str, Any]) -> Path | None:
+    """The config.toml of the run to resume; None if nothing is resumed, or if a preset or a file is named."""
+    if not options.get("run.resume") or "preset" in options or "config" in options:
+        return None
+    file = Path(options.get("run.out", "")) / "config.toml"
+    return file if file.is_file() else None
 
 
-def _about() -> str:
-    lines = [f"  {name:<11}{about(build).splitlines()[0]}" for name, build in PRESETS.items()]
-    return "\n".join([about(run), *lines])
+def _about_with_presets() -> str:
+    preset_lines = [f"  {name:<11}{about(build).splitlines()[0]}" for name, build in PRESETS.items()]
+    return "\n".join([about(run), *preset_lines])
 
 
 def _launch(config: Config, arguments: Sequence[str]) -> int:
-    """Run the same command in `run.devices` processes through torchrun; the first failure is the exit status."""
+    """Run the same command in `run.devices` processes by torchrun. Returns the exit status of the first that failed."""
     import torch
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -132,7 +135,7 @@ def _launch(config: Config, arguments: Sequence[str]) -> int:
             f"--devices is {devices} but there are {gpus} GPUs; write --devices {gpus} or --run.device cpu"
         )
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // devices)))
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # it would report our processes' errors again
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # torchrun would repeat our error messages
     with tempfile.TemporaryDirectory() as folder:
         os.environ[FIRST_FAILURE] = str(Path(folder) / "reported")
         try:

@@ -25,7 +25,7 @@ class StartOptions:
     preset: str = setting("", metavar="NAME")
     """A protocol from the list above. Empty: the small protocol of the task."""
     config: str = setting("", metavar="FILE")
-    """TOML file laid over the protocol. Options given here are laid over both."""
+    """TOML file with settings that replace those of the protocol. Options replace both."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ def parse_transfer(task: str, arguments: Sequence[str]) -> TransferConfig:
     parser = CommandParser(f"transfer {task}", with_protocols(run))
     parser.add_fields(StartOptions)
     parser.add_fields(TransferConfig)
-    values = parser.parse(arguments, defaults=lambda values: starting_point(task, values).flat())
+    values = parser.parse(arguments, compute_defaults=lambda given: starting_point(task, given).flat())
     chosen = {name: value for name, value in values.items() if name not in ("preset", "config")}
     return starting_point(task, values).with_values(chosen)
 

@@ -1,4 +1,4 @@
-"""Checks before the first step: settings and facts in, remarks out, or an error that says what to change."""
+"""Checks before the first step. They return remarks (sentences for the log), or raise an error: what to change."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from plrc.settings import require
 
 
 def check_settings(config: Config, processes: int, device_type: str, sharded: bool) -> list[str]:
-    """Run all checks that need only the settings and a few facts.
+    """Run the checks of regions, cache and BatchNorm.
 
     Args:
         config: The adapted settings.
@@ -21,7 +21,7 @@ def check_settings(config: Config, processes: int, device_type: str, sharded: bo
         sharded: Whether the images come from shards.
 
     Returns:
-        Remarks for the user.
+        Remarks for the log.
 
     Raises:
         ConfigError: If the settings cannot be used.
@@ -34,7 +34,7 @@ def check_settings(config: Config, processes: int, device_type: str, sharded: bo
 
 
 def check_required(config: Config) -> None:
-    """Raise ConfigError if images or run folder are not given."""
+    """Raise ConfigError if the settings name no images or no run folder."""
     require(
         config.data.source != "",
         "no images named: write --data FOLDER (or a glob, a .txt list, a COCO .json, a VOC folder)",
@@ -43,7 +43,7 @@ def check_required(config: Config) -> None:
 
 
 def check_batch(config: Config, images: int, processes: int) -> None:
-    """Check that training images fill a batch, and that processes and micro-batches share it equally.
+    """Check that there are enough images for a batch, and that a batch can be divided among processes.
 
     Args:
         config: The settings.
@@ -51,15 +51,16 @@ def check_batch(config: Config, images: int, processes: int) -> None:
         processes: How many processes share a batch.
 
     Raises:
-        DataError: If there are too few images for any batch.
-        ConfigError: If the batch does not fit.
+        DataError: If there are fewer than two images.
+        ConfigError: If there are fewer images than `optim.batch_size`, or if the batch cannot be divided equally among
+            processes and micro-batches.
     """
     batch = config.optim.batch_size
     accumulation = config.optim.gradient_accumulation_steps
     if images < min(batch, 2):
         raise DataError(f"{images} training image is too few: a batch needs at least two; add images")
     if images < batch:
-        fitting = max(2, images // 2)
+        fitting = max(2, images // 2)  # two batches per epoch
         advice = f"add images or write --optim.batch-size {fitting}"
         if fitting < config.model.bn_groups:
             advice += f" --model.bn-groups {fitting // 2}"
@@ -72,46 +73,46 @@ def check_batch(config: Config, images: int, processes: int) -> None:
 
 
 def check_regions(config: Config) -> list[str]:
-    """Remark on settings of regions that no term uses."""
+    """Return a remark if the section `regions` was changed although no term of the loss uses regions."""
     unused = config.objectives.contrasts_pixels or config.objectives.point_weight == 0
     if unused and config.regions != RegionConfig():
-        return ["no term that is trained uses regions: the settings regions.* change nothing"]
+        return ["no term of the loss uses regions: the settings regions.* change nothing"]
     return []
 
 
 def check_cache(config: Config, sharded: bool) -> list[str]:
-    """Check that the cache of decoded images can be used, and remark where it is."""
+    """Check that the cache of decoded images can be used, and return a remark with its folder."""
     if not config.run.cache:
         return []
-    advice = "leave it out, or write --data simplecache::ADDRESS"
+    advice = "leave run.cache out, or let fsspec cache the shards: --data simplecache::ADDRESS"
     require(not sharded, f"run.cache keeps images of folders only; {advice}")
     return [f"decoded images are kept in {Path(config.run.cache).resolve()}"]
 
 
 def check_batch_norm(config: Config, processes: int, device_type: str) -> list[str]:
-    """Check that BatchNorm gets statistics that mean something, and remark where they are weak."""
+    """Check that each BatchNorm group has at least two values; return remarks on groups that are too large or small."""
     groups = config.model.bn_groups
-    several = processes > 1
-    if several and config.model.sync_bn and device_type == "cpu":
+    if processes > 1 and config.model.sync_bn and device_type == "cpu":
         raise ConfigError("model.sync_bn is set, but PyTorch shares BatchNorm statistics on GPUs only; leave it out")
-    images = config.optim.batch_size // config.optim.gradient_accumulation_steps // processes
+    images = config.optim.batch_size // config.optim.gradient_accumulation_steps // processes  # in one forward pass
     require(images >= groups, f"model.bn_groups must be <= {images}, the images of a micro-batch, got {groups}")
-    values = images // groups * feature_side(config.model, config.views.size) ** 2
+    positions = feature_side(config.model, config.views.size) ** 2
+    values_per_channel = images // groups * positions
     require(
-        values >= 2,
+        values_per_channel >= 2,
         "BatchNorm would normalize a single value (one image, one position) to 0: "
         "write a larger optim.batch_size or views.size, or a smaller model.bn_groups",
     )
     remarks: list[str] = []
-    if groups == 1 and (config.model.sync_bn or not several):
-        remarks.append("BatchNorm sees the whole batch at once: batch statistics may leak which images belong together")
-    if 1 < images < 2 * groups:
+    if groups == 1 and (config.model.sync_bn or processes == 1):
+        remarks.append("BatchNorm sees the whole batch at once: batch statistics may leak which views are of one image")
+    if 1 < images < 2 * groups:  # images // groups is 1
         remarks.append("BatchNorm groups hold one image: their statistics come from its positions alone")
     return remarks
 
 
 def check_resumed(config: Config, stored: Config, image_differences: Sequence[str], out: Path) -> None:
-    """Check that a resumed run computes what the stored one would have.
+    """Check that a resumed run continues with the settings and images that it was started with.
 
     Args:
         config: The settings now, adapted.
@@ -130,13 +131,13 @@ def check_resumed(config: Config, stored: Config, image_differences: Sequence[st
         )
 
 
-def check_missing(config: Config, sizes: Mapping[str, int], root: str, out: Path) -> None:
-    """Check how many images of a resumed run are missing.
+def check_missing_images(config: Config, sizes: Mapping[str, int], root: str, out: Path) -> None:
+    """Check that not too many training images of a resumed run are missing.
 
     Args:
         config: The settings.
-        sizes: Name -> bytes for each training image; -1 if it is missing.
-        root: Where the images are, for the message.
+        sizes: The file size of each training image by name; -1 for a missing file.
+        root: The folder of the images, for the message.
         out: The run folder, for the message.
 
     Raises:

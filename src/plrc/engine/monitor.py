@@ -125,7 +125,7 @@ class Monitor:
         return sum(max(1, shards.count_images(name)) for name in self.unreadable)
 
 
-def log_start(log: RunLog, plan: Plan, state: TrainingState, first: int) -> None:
+def log_start(log: RunLog, plan: Plan, state: TrainingState, start_step: int) -> None:
     """Log how the run starts, and what was decided before."""
     for sentence in plan.remarks:
         log.info(sentence)
@@ -133,11 +133,11 @@ def log_start(log: RunLog, plan: Plan, state: TrainingState, first: int) -> None
         log.warning(sentence)
     for sentence in state.remarks:
         log.info(sentence)
-    if first >= plan.steps:
-        log.info(f"nothing left to do: the run is finished, at step {first} of {plan.steps}")
+    if start_step >= plan.steps:
+        log.info(f"nothing left to do: the run is finished, at step {start_step} of {plan.steps}")
         return
-    log.info(f"{'resuming' if first else 'starting'} at step {first} of {plan.steps} on {plan.device}")
-    log.record(first, "start", provenance(plan.device))
-    if plan.config.objectives.image_weight > 0 and not first:
+    log.info(f"{'resuming' if start_step else 'starting'} at step {start_step} of {plan.steps} on {plan.device}")
+    log.record(start_step, "start", provenance(plan.device))
+    if plan.config.objectives.image_weight > 0 and not start_step:
         filling = math.ceil(plan.config.objectives.queue / plan.config.optim.batch_size)
         log.info(f"the image loss rises for {filling} steps, while real keys replace the random ones in the queue")

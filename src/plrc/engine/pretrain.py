@@ -36,9 +36,10 @@ class Run:
 
     Attributes:
         path: The run folder.
-        step: The last step that was made.
-        finished: Whether that is the last step of the run; False after SIGTERM or SIGINT, which can be resumed.
-        health: All health checks.
+        step: The last step that was trained.
+        finished: Whether `step` is the last step of the run. False if SIGTERM or SIGINT stopped the run; it can then be
+            resumed.
+        health: The results of all health checks, oldest first.
     """
 
     path: Path
@@ -54,10 +55,12 @@ def pretrain(
     on_finish: Sequence[RunHook] = (),
     on_progress: OnProgress = ignore_progress,
 ) -> Run:
-    """Pre-train a backbone.
+    """Run the training loop, from the first check to the last checkpoint.
+
+    Users call `plrc.pretrain`, which passes the export and the report as hooks.
 
     Args:
-        config: The settings; those that are not pinned are adapted to the data.
+        config: The settings. Those that the user did not set (`Config.pinned`) are adapted to the data.
         on_checkpoint: Called with the run folder after each save, in the main process.
         on_finish: Called with the run folder in the main process when the run is finished or stopped, and when a
             finished run is started again.
@@ -69,7 +72,7 @@ def pretrain(
     hooks = Hooks(on_checkpoint, on_finish, on_progress)
     stop = StopRequest()
     lock = FolderLock()
-    group_of_caller = distributed.is_started()
+    started_by_caller = distributed.is_started()
     try:
         plan = prepare(config, lock)
         try:
@@ -80,35 +83,38 @@ def pretrain(
                 raise RunError(explanation) from error
             if not memory.ran_out(error):
                 raise
-        raise RunError(memory.advice(plan))  # not inside `except`, where the traceback holds what filled the memory
+        # Memory ran out. `advice` trains two steps, so it runs after the `except` block: inside it, the traceback of
+        # the error would keep the network in memory.
+        raise RunError(memory.advice(plan))
     finally:
         lock.release()
         stop.restore()
-        if not group_of_caller:
+        if not started_by_caller:
             distributed.stop()
 
 
 def _train_with_recovery(plan: Plan, lock: FolderLock, stop: StopRequest, hooks: Hooks) -> Run:
-    """Train; if the numbers are no longer finite, train once more from the last good checkpoint."""
+    """Train; if gradients or weights are no longer finite, train once more from the last good checkpoint."""
     try:
         return _train(plan, lock, stop, hooks)
     except recovery.Diverged as error:
-        reason = str(error)  # and not the error, whose traceback holds the network
+        reason = str(error)  # only the text: the traceback of the error would keep the network in memory
     return _train(recovery.fall_back(plan, reason), lock, stop, hooks)
 
 
 def _train(plan: Plan, lock: FolderLock, stop: StopRequest, hooks: Hooks) -> Run:
     config = plan.config
     state = TrainingState(config, plan.device)
-    first = state.begin(plan.checkpoint, plan.out / "checkpoints")
-    with RunLog(plan.out, first, plan.steps, distributed.is_main(), hooks.on_progress) as log:
-        log_start(log, plan, state, first)
-        step = first
-        if first < plan.steps:
-            step = _loop(plan, state, log, Checkpointer(plan, lock, state, log, hooks.on_checkpoint), stop, first)
+    start_step = state.begin(plan.checkpoint, plan.out / "checkpoints")
+    with RunLog(plan.out, start_step, plan.steps, distributed.is_main(), hooks.on_progress) as log:
+        log_start(log, plan, state, start_step)
+        last_step = start_step
+        if start_step < plan.steps:
+            checkpointer = Checkpointer(plan, lock, state, log, hooks.on_checkpoint)
+            last_step = _loop(plan, state, log, checkpointer, stop, start_step)
         if distributed.is_main():
             _finish(plan.out, hooks.on_finish)
-    return Run(plan.out, step, step == plan.steps, tuple(state.history))
+    return Run(path=plan.out, step=last_step, finished=last_step == plan.steps, health=tuple(state.history))
 
 
 def _finish(out: Path, on_finish: Sequence[RunHook]) -> None:
@@ -116,65 +122,73 @@ def _finish(out: Path, on_finish: Sequence[RunHook]) -> None:
         for call in on_finish:
             call(out)
     except PlrcError as error:
-        if isinstance(error.__cause__, OSError):
+        if isinstance(error.__cause__, OSError):  # the disk is full, for example: the user can fix it and resume
             raise RunError(f"{error}; when this is fixed, resume with --resume") from error
         raise
 
 
 def _loop(
-    plan: Plan, state: TrainingState, log: RunLog, checkpointer: Checkpointer, stop: StopRequest, first: int
+    plan: Plan, state: TrainingState, log: RunLog, checkpointer: Checkpointer, stop: StopRequest, start_step: int
 ) -> int:
-    """Make the steps after `first`; returns the last one."""
+    """Train steps start_step + 1 to plan.steps. Returns the last step that was trained."""
     config = plan.config
     accumulation = config.optim.gradient_accumulation_steps
     learner = state.learner
     monitor = Monitor(plan, state, log, checkpointer)
     data = ViewDataset(plan.images, plan.train, config)
-    steps = (config.seed, first, plan.steps)
-    ranks = (distributed.rank(), distributed.world_size())
-    sampler = StepSampler(len(data), config.optim.batch_size, accumulation, *steps, *ranks, groups=data.groups)
+    sampler = StepSampler(
+        num_images=len(data),
+        batch_size=config.optim.batch_size,
+        gradient_accumulation_steps=accumulation,
+        seed=config.seed,
+        start=start_step,
+        stop=plan.steps,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        groups=data.groups,
+    )
     loader = DeviceLoader(data, sampler, plan.workers, plan.device)
     student = learner.wrapped_student()
     window = MetricWindow(config.optim.batch_size, learner.key_counts())
-    if not state.history:
-        monitor.check_health(first)
+    if not state.history:  # measures the network before training
+        monitor.check_health(start_step)
 
     with contextlib.closing(iter(loader)) as batches:
-        for step in range(first + 1, plan.steps + 1):
-            # schedule
+        for step in range(start_step + 1, plan.steps + 1):
+            # schedule; it counts steps from 0
             lr = state.lr_factor * schedule.learning_rate(config.optim, step - 1, plan.steps, plan.steps_per_epoch)
             momentum = schedule.teacher_momentum(config.optim, step - 1, plan.steps)
             temperature = schedule.teacher_temperature(config.objectives, step - 1, plan.steps)
-            torch.manual_seed(rng.torch_seed(config.seed, "layers", index=step))
-            order = _teacher_order(config, step)
+            torch.manual_seed(rng.torch_seed(config.seed, "layers", index=step))  # for layers such as dropout
+            teacher_order = _teacher_order(config, step)
 
             # forward and backward, one micro-batch after another
-            state.guard.save()
+            state.guard.save()  # BatchNorm statistics, for the case that the step is skipped
             outputs = []
             for micro_batch in range(accumulation):
                 batch = next(batches)
                 monitor.failures.update(batch.failures)
-                with _sync_gradients(student, micro_batch == accumulation - 1):
-                    output = learner.compute_terms(batch, student, order, temperature)
+                with _gradient_exchange(student, enabled=micro_batch == accumulation - 1):
+                    output = learner.compute_terms(batch, student, teacher_order, temperature)
                     state.scaler.scale(learner.total_loss(output.terms) / accumulation).backward()
                 window.add_terms(output.terms)
                 outputs.append(output)
 
-            # student, then teacher, queue and center
-            norm, keep = state.update(outputs, lr, momentum)
-            window.add_step(norm, keep)
+            # update the student, then teacher, queue and center; a step without a finite gradient is skipped
+            gradient_norm, is_kept = state.update(outputs, lr, momentum)
+            window.add_step(gradient_norm, is_kept)
 
             # log, check, save
             last = step == plan.steps
             if last or step % config.run.log_every_steps == 0:
                 values = window.read(loader.waited)
                 rates = {"lr": lr, "teacher_momentum": momentum, "teacher_temperature": temperature}
-                log.train_line(step, values | rates)
+                log.log_training(step, values | rates)
                 monitor.report_unreadable()
                 monitor.report_skipped(step, values["skipped_steps"])
-            if step % recovery.MOST_SKIPPED == 0:
+            if step % recovery.MOST_SKIPPED == 0:  # reading the number of skipped steps waits for the device
                 monitor.check_gradients(step)
-            stopped = stop.agreed()
+            stopped = stop.agreed()  # the same in all processes
             if last or step % config.run.health_every_steps == 0:
                 monitor.check_health(step)
             if last or stopped or step % config.run.checkpoint_every_steps == 0:
@@ -187,13 +201,13 @@ def _loop(
 
 
 def _teacher_order(config: Config, step: int) -> torch.Tensor:
-    """The permutation of a micro-batch of all processes that gives the teacher other BatchNorm groups."""
+    """Draw the order of a micro-batch, over all processes, for the teacher, so that its BatchNorm groups differ."""
     size = config.optim.batch_size // config.optim.gradient_accumulation_steps
     return torch.from_numpy(rng.generator(config.seed, "shuffle", index=step).permutation(size))
 
 
-def _sync_gradients(student: nn.Module, sync: bool) -> contextlib.AbstractContextManager[None]:
-    """Whether processes exchange gradients in this backward pass: only the last micro-batch of a step does."""
-    if sync or not isinstance(student, nn.parallel.DistributedDataParallel):
+def _gradient_exchange(student: nn.Module, enabled: bool) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which a backward pass exchanges gradients between processes only if `enabled`."""
+    if enabled or not isinstance(student, nn.parallel.DistributedDataParallel):
         return contextlib.nullcontext()
     return student.no_sync()

@@ -27,36 +27,40 @@ progress_logger = logging.getLogger("plrc.progress")
 
 
 class RunLog:
-    """Writes the records of a run, until it is closed.
+    """Writes the records of a run.
 
-    Messages go to this module's logger and to log.txt, whatever the level of the logger is; what other modules of plrc
-    log meanwhile is written to log.txt too. Only the main process writes: in the others every method does nothing.
-    A full disk does not end the run. Lines of log.txt and metrics.jsonl that cannot be written stay in memory, and are
-    written with the next line that can be.
+    Messages go to this module's logger, and always to log.txt, even if the logger's level hides them. Until the log is
+    closed, log.txt also receives the messages of all other modules of plrc. Only the main process writes; in other
+    processes every method does nothing.
+
+    A full disk does not end the run: lines of log.txt and metrics.jsonl that cannot be written stay in the buffers of
+    the files and are written later, when there is space again.
 
     Args:
         out: The run folder.
-        first_step: The step from which the run continues; metrics of later steps are cut off, because those steps are
-            repeated.
+        start_step: The step from which the run continues, 0 for a new run. Lines of metrics.jsonl for later steps are
+            deleted, because those steps are trained again.
         total_steps: Steps of the whole run.
         main: Whether this is the main process.
         on_progress: Called with every line of progress.
     """
 
     def __init__(
-        self, out: Path, first_step: int, total_steps: int, main: bool, on_progress: OnProgress = ignore_progress
+        self, out: Path, start_step: int, total_steps: int, main: bool, on_progress: OnProgress = ignore_progress
     ) -> None:
         self.main = main
-        self.first_step = first_step
+        self.start_step = start_step
         self.total_steps = total_steps
         self.on_progress = on_progress
         self.started = time.perf_counter()
-        if not main:
+        if not main:  # no file is opened
             return
-        cut_lines(out / "metrics.jsonl", first_step or -1)  # the health check before step 1 is repeated too
+        # A new run keeps no line, not even that of step 0: the health check before step 1 is repeated.
+        last_kept_step = start_step if start_step > 0 else -1
+        cut_lines(out / "metrics.jsonl", last_kept_step)
         self.metrics = (out / "metrics.jsonl").open("a", encoding="utf-8")
-        repeated_from = first_step + 1 if first_step else None
-        self.board: SummaryWriter | None = SummaryWriter(str(out / "tensorboard"), purge_step=repeated_from)
+        purge_step = start_step + 1 if start_step > 0 else None
+        self.tensorboard: SummaryWriter | None = SummaryWriter(str(out / "tensorboard"), purge_step=purge_step)
         self.log_file = _LogFile(out / "log.txt")
         library_logger.addHandler(self.log_file)
 
@@ -75,29 +79,41 @@ class RunLog:
         self._log(logging.WARNING, message)
 
     def record(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
-        """Write a line of metrics.jsonl, {"step", "kind", ...}; numbers go to TensorBoard as kind/name too."""
+        """Write a line of metrics.jsonl, and its numbers to TensorBoard under the name "kind/name".
+
+        Args:
+            step: The step that the values belong to.
+            kind: "start", "train" or "health".
+            values: What the line holds besides "step" and "kind".
+        """
         if not self.main:
             return
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # the line stays in the buffer of the file
             self.metrics.write(json.dumps({"step": step, "kind": kind, **without_nan(dict(values))}) + "\n")
             self.metrics.flush()
         try:
             for name, value in values.items():
-                if self.board and isinstance(value, (int, float)):
-                    self.board.add_scalar(f"{kind}/{name}", value, step)
+                if self.tensorboard and isinstance(value, (int, float)):
+                    self.tensorboard.add_scalar(f"{kind}/{name}", value, step)
         except OSError as error:
             with contextlib.suppress(OSError):
-                if self.board:
-                    self.board.close()
-            self.board = None
+                if self.tensorboard:
+                    self.tensorboard.close()
+            self.tensorboard = None
             self.warning(f"the TensorBoard file ends at step {step} ({error.strerror}); metrics.jsonl continues")
 
-    def train_line(self, step: int, values: Mapping[str, float]) -> None:
-        """Record the means of a window of training steps and show a line of progress with the time left."""
+    def log_training(self, step: int, values: Mapping[str, float]) -> None:
+        """Record the means since the last call, and log a line of progress with the time left.
+
+        Args:
+            step: The last step that was trained.
+            values: Means by name. The line shows "loss", the KL divergence of each term ("image_kl" as "image"),
+                "images_per_second" and "data_wait_share".
+        """
         if not self.main:
             return
         self.record(step, "train", values)
-        seconds_per_step = (time.perf_counter() - self.started) / max(1, step - self.first_step)
+        seconds_per_step = (time.perf_counter() - self.started) / max(1, step - self.start_step)
         columns = [f"{step}/{self.total_steps}"]
         for name, value in values.items():
             if name == "loss" or name.endswith("_kl"):
@@ -115,7 +131,7 @@ class RunLog:
         if not self.main:
             return
         library_logger.removeHandler(self.log_file)
-        for file in (self.board, self.metrics, self.log_file):
+        for file in (self.tensorboard, self.metrics, self.log_file):
             with contextlib.suppress(OSError):
                 if file:
                     file.close()
@@ -126,12 +142,13 @@ class RunLog:
         message = printable_lines(message)
         if logger.isEnabledFor(level):
             logger.log(level, "%s", message)
-        else:  # the application does not want to hear it, but log.txt is complete
-            self.log_file.handle(logger.makeRecord(logger.name, level, "", 0, message, (), None))
+        else:  # the application hides this level; log.txt holds all messages
+            record = logger.makeRecord(logger.name, level, fn="", lno=0, msg=message, args=(), exc_info=None)
+            self.log_file.handle(record)
 
 
 class _LogFile(logging.FileHandler):
-    """log.txt: the time and the message of every record but those of progress."""
+    """log.txt: time and message of every log record, without lines of progress."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, encoding="utf-8")
@@ -142,36 +159,40 @@ class _LogFile(logging.FileHandler):
         return f"{time.strftime('%Y-%m-%d %H:%M:%S')} {prefix}{printable_lines(record.getMessage())}"
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Ignore that the disk is full: the line stays in the buffer of the file."""
+        """Do nothing if the disk is full: the line stays in the buffer of the file."""
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
     """Describe the hardware and software versions of this process."""
-    name = f"{processor()}, {cores()} cores"
+    device_name = f"{processor()}, {cores()} cores"
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
+        device_name = torch.cuda.get_device_name(device)
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "device": name,
+        "device": device_name,
         "processes": str(distributed.world_size()),  # as text, so that TensorBoard draws no curve
         "versions": versions() | {"commit": commit()},
     }
 
 
 def cut_lines(path: Path, last_step: int) -> None:
-    """Drop the JSON lines of steps after `last_step`, and damaged ones, such as a last line that is half written."""
-    if path.exists():
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-        kept = [f"{line}\n" for line in lines if 0 <= _step_of(line) <= last_step]
-        write_text(path, "".join(kept))
+    """Delete the JSON lines of steps after `last_step`, and damaged lines (a killed process may leave half a line)."""
+    if not path.exists():
+        return
+    kept: list[str] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        step = _step_of(line)
+        if step is not None and 0 <= step <= last_step:
+            kept.append(f"{line}\n")
+    write_text(path, "".join(kept))
 
 
-def _step_of(line: str) -> int:
-    """The step of a line of metrics.jsonl; -1 if the line is damaged."""
+def _step_of(line: str) -> int | None:
+    """The step of a line of metrics.jsonl; None if the line is damaged."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError):
-        return -1
+        return None
 
 
 def _duration(seconds: float) -> str:

@@ -1,7 +1,7 @@
-"""From a configuration to everything a run needs: device, images, adapted settings, run folder.
+"""Prepare everything that a run needs: device, images, adapted settings, run folder.
 
-A resumed run keeps the images of its manifest, its adapted settings and its precision. Its settings and images must be
-those that it was started with; otherwise the difference is shown and the run is refused.
+A resumed run keeps the images of its manifest, its adapted settings and its precision. It is refused if settings or
+images differ from those at its start, unless `run.allow_changes` is set.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ from plrc.data.sampler import split_held_out
 from plrc.data.sources import ImageList, find_images
 from plrc.engine.adapt import Change, adapt, steps_per_epoch, total_steps
 from plrc.engine.checkpoint import newest_checkpoint, rename_damaged
-from plrc.engine.checks import check_batch, check_missing, check_required, check_resumed, check_settings
+from plrc.engine.checks import check_batch, check_missing_images, check_required, check_resumed, check_settings
 from plrc.errors import DataError, RunError
 from plrc.files import LOCK, FolderLock, remove_partial
 from plrc.runtime import choose_device, choose_precision, choose_workers
 
-LISTING = ("source", "layout", "split", "exclude", "held_out")  # settings of `data` that decide which images there are
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems that have no locks
+LISTING_SETTINGS = ("source", "layout", "split", "exclude", "held_out")
+"""Settings of the section `data` that decide which images a run has."""
+
+NO_LOCK_ERRORS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Error numbers of file systems that do not support locks."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,11 @@ class Plan:
         train: Positions of the training images in `images`.
         held_out: Positions of the images that health is measured on.
         steps: Steps of the whole run.
-        steps_per_epoch: Steps in which each training image comes once.
+        steps_per_epoch: Steps in which each training image is used once.
         workers: Loader processes.
         checkpoint: Where to resume from; None: a fresh start.
-        remarks: Sentences for the user.
-        warnings: Sentences for the user that need attention.
+        remarks: Sentences that the run logs at its start.
+        warnings: Sentences that it logs as warnings.
     """
 
     config: Config
@@ -70,38 +73,40 @@ def prepare(config: Config, lock: FolderLock | None = None) -> Plan:
 
     Args:
         config: The settings of the run.
-        lock: The main process takes it on the run folder before it writes there. None: the folder is not locked.
+        lock: The main process locks the run folder with it before it writes. None: the folder is not locked.
 
     Raises:
-        PlrcError: If the run cannot start; nothing is written then.
+        PlrcError: If the run cannot start. In this case nothing was written.
     """
     check_required(config)
     out = Path(config.run.out)
-    stored = Config.load(out / "config.toml") if _is_resumed(config, out) else None
+    stored: Config | None = None  # the settings of the run that is resumed
+    if _is_resumed(config, out):
+        stored = Config.load(out / "config.toml")
     device = choose_device(config.run.device)
     distributed.start(device, config.run.stall_seconds)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
 
     images, train, held_out = _list_images(config, stored, out / "manifest.json")
-    _check_same_images_everywhere(config, images)
+    _check_same_in_all_processes(config, images)
     config, changes = _adapt(config, stored, len(train), device)
     remarks = _describe_images(images, train, held_out)
     remarks += [f"adapted {change}" for change in changes]
 
     check_batch(config, len(train), distributed.world_size())
     remarks += check_settings(config, distributed.world_size(), device.type, images.shards is not None)
-    Regions(config, images)  # refuses a source of regions that cannot be used
+    Regions(config, images)  # only to raise an error now if the source of regions cannot be used
     if config.run.cache:
         cache.require_writable(config.run.cache)
     if stored is not None:
-        _check_resumed(config, stored, out, images, train, held_out)
+        _check_against_stored(config, stored, out, images, train, held_out)
 
     warnings: list[str] = []
-    distributed.barrier()  # until here nothing is written, so that an error in one process leaves no trace
+    distributed.barrier()  # all processes have passed the checks; nothing was written before
     if distributed.is_main():
         try:
-            warnings = _claim_folder(config, out, stored is None, lock)
+            warnings = _claim_folder(config, out, fresh=stored is None, lock=lock)
             _write_records(config, out, images, train, held_out)
         except OSError as error:
             advice = "make it writable, or name another --out"
@@ -124,7 +129,7 @@ def prepare(config: Config, lock: FolderLock | None = None) -> Plan:
 
 
 def _is_resumed(config: Config, out: Path) -> bool:
-    """Whether the folder holds a run to resume. Raises RunError if it fits neither that nor a new run."""
+    """Whether the folder holds a run to resume. Raises RunError if neither it nor a new run can use the folder."""
     if out.exists() and not out.is_dir():
         raise RunError(f"{out} is a file; --out must name a folder")
     if not out.exists() or all(entry.name == LOCK for entry in out.iterdir()):
@@ -137,13 +142,13 @@ def _is_resumed(config: Config, out: Path) -> bool:
 
 
 def _list_images(config: Config, stored: Config | None, manifest: Path) -> tuple[ImageList, np.ndarray, np.ndarray]:
-    """List (images, train, held out).
+    """List (all images, positions of training images, positions of held-out images).
 
-    A resumed run keeps those of its manifest, so that a scan or new files in between change nothing, unless the
-    settings that decide on them are changed.
+    A resumed run takes the images from its manifest, even if files were added or a scan was made since its start. If
+    one of LISTING_SETTINGS was changed, the images are listed anew.
     """
     if stored is not None and manifest.exists():
-        changed = [name for name in LISTING if getattr(config.data, name) != getattr(stored.data, name)]
+        changed = [name for name in LISTING_SETTINGS if getattr(config.data, name) != getattr(stored.data, name)]
         if not changed:
             return images_from_manifest(read_manifest(manifest))
     images = find_images(config.data)
@@ -151,7 +156,7 @@ def _list_images(config: Config, stored: Config | None, manifest: Path) -> tuple
     return images, train, held_out
 
 
-def _check_same_images_everywhere(config: Config, images: ImageList) -> None:
+def _check_same_in_all_processes(config: Config, images: ImageList) -> None:
     """Raise DataError, in every process, if the processes do not list the same images."""
     if distributed.world_size() == 1:
         return
@@ -163,18 +168,21 @@ def _check_same_images_everywhere(config: Config, images: ImageList) -> None:
         )
 
 
-def _adapt(config: Config, stored: Config | None, images: int, device: torch.device) -> tuple[Config, list[Change]]:
-    """Adapt settings and settle the precision that `auto` stands for; a resumed run takes both as they are stored."""
-    _, changes = adapt(config, images, distributed.world_size())
-    values = {change.name: change.new for change in changes}
+def _adapt(config: Config, stored: Config | None, num_train: int, device: torch.device) -> tuple[Config, list[Change]]:
+    """Adapt settings to the data, and replace the precision "auto" by that of the device.
+
+    A resumed run takes the stored values of the settings that would be adapted; they are no changes then.
+    """
+    _, changes = adapt(config, num_train, distributed.world_size())
+    adapted_values = {change.name: change.new for change in changes}
     if config.optim.precision == "auto":
-        precision = choose_precision(config.optim.precision, device)
-        values["optim.precision"] = str(precision).removeprefix("torch.")
-    if stored is not None:
-        stored_values = stored.flat()
-        values = {name: stored_values[name] for name in values}
-        changes = []
-    return config.with_values(values, pin=False), changes
+        dtype = choose_precision(config.optim.precision, device)
+        adapted_values["optim.precision"] = str(dtype).removeprefix("torch.")  # such as "float32"
+    if stored is None:
+        return config.with_values(adapted_values, pin=False), changes
+    all_stored = stored.flat()
+    stored_values = {name: all_stored[name] for name in adapted_values}
+    return config.with_values(stored_values, pin=False), []
 
 
 def _describe_images(images: ImageList, train: np.ndarray, held_out: np.ndarray) -> list[str]:
@@ -184,29 +192,33 @@ def _describe_images(images: ImageList, train: np.ndarray, held_out: np.ndarray)
     return [counts, *images.notes]
 
 
-def _check_resumed(
+def _check_against_stored(
     config: Config, stored: Config, out: Path, images: ImageList, train: np.ndarray, held_out: np.ndarray
 ) -> None:
+    """Raise an error if a resumed run would train on other images or with other settings."""
     image_differences: list[str] = []
     if (out / "manifest.json").exists():
-        now = build_manifest(images, train.tolist(), held_out.tolist())
-        image_differences = compare_manifests(read_manifest(out / "manifest.json"), now)
-        check_missing(config, now["train"], images.root, out)
+        manifest = build_manifest(images, train.tolist(), held_out.tolist())
+        image_differences = compare_manifests(read_manifest(out / "manifest.json"), manifest)
+        check_missing_images(config, manifest["train"], images.root, out)
     check_resumed(config, stored, image_differences, out)
 
 
 def _claim_folder(config: Config, out: Path, fresh: bool, lock: FolderLock | None) -> list[str]:
-    """Lock the run folder, and repair what a killed process or the disk did to it; returns warnings."""
+    """Lock the run folder, delete files that a killed process left half written, and set damaged checkpoints aside.
+
+    Returns warnings.
+    """
     warnings: list[str] = []
     if lock is not None:
         try:
             if not lock.take(out):
                 raise RunError(f"another run is using {out}; wait for its end, or name another --out")
         except OSError as error:
-            if error.errno not in NO_LOCKS:
+            if error.errno not in NO_LOCK_ERRORS:
                 raise
-            warnings.append(f"the file system of {out} has no locks: nothing keeps a second run out of the folder")
-        if fresh and _is_resumed(config, out):
+            warnings.append(f"the file system of {out} has no locks: do not start a second run in this folder")
+        if fresh and _is_resumed(config, out):  # another process wrote to the folder before it was locked here
             raise RunError(f"another run has just used {out}; repeat the command to continue it")
         remove_partial(out)
     if not fresh:
@@ -215,6 +227,7 @@ def _claim_folder(config: Config, out: Path, fresh: bool, lock: FolderLock | Non
 
 
 def _write_records(config: Config, out: Path, images: ImageList, train: np.ndarray, held_out: np.ndarray) -> None:
+    """Write config.toml and manifest.json. The two settings that belong to a single start are not kept."""
     config.with_values({"run.resume": False, "run.allow_changes": False}, pin=False).save(out / "config.toml")
     if config.run.allow_changes or not (out / "manifest.json").exists():
         write_manifest(out / "manifest.json", images, train.tolist(), held_out.tolist())

@@ -1,6 +1,6 @@
-"""Point affinity distillation: the student's affinities to a grid of the image learn from those of the teacher.
+"""Point affinity distillation: the student learns the teacher's affinities between points and a grid of the same image.
 
-The running mean of the center belongs to the engine.
+An affinity is the dot product of two unit features. The center is an argument here; the engine updates it.
 
 Shapes: B images, N points, M positions of the reference grid, D features.
 """
@@ -33,25 +33,28 @@ def affinity_distillation(
     valid: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
-    """Compute the mean cross-entropy from the teacher's affinities to the student's:
+    """Compute the mean over points of the cross-entropy between the teacher's and the student's affinities.
 
-        T_i = softmax_j((t_i . k_j - c_j) / teacher_temperature), against softmax_j(s_i . k_j / student_temperature)
+    For each point i, the target is T_i, a distribution over the grid positions j, and the student's prediction is P_i:
+
+        T_i = softmax_j((t_i . k_j - c_j) / teacher_temperature)
+        P_i = softmax_j(s_i . k_j / student_temperature)
 
     This is the affinity distillation of Bai et al., "Point-Level Region Contrast for Object Detection Pre-Training",
     CVPR 2022, section 3.2 (METHOD section 3).
 
     Args:
-        student: s, [B, N, D] the student's features at points, of unit length.
-        teacher: t, [B, N, D] the teacher's features at the same physical points in another view, of unit length.
-        reference: k, [B, M, D] the teacher's features on a grid of the same image, of unit length.
+        student: s in the formula: the student's features at points, of unit length, [B, N, D].
+        teacher: t: the teacher's features at the same physical points in another view, of unit length, [B, N, D].
+        reference: k: the teacher's features on a grid of the same image, of unit length, [B, M, D].
         student_temperature: The student's affinities are divided by it.
         teacher_temperature: The teacher's affinities are divided by it; a number or a 0-dim tensor.
-        center: c, [M] is subtracted from the teacher's affinities; None: nothing is.
-        valid: [B, N] bool; other points are left out of the mean. None: all are valid.
-        backend: "dense" forms the full matrices (the reference), "fused" needs memory linear in the number of points,
-            "auto" is fused, "chunked" is fused without private operators of PyTorch. If all features are half
-            precision, a GPU uses its half kernel. The gradient is then a difference of rounded read-outs, which is too
-            coarse for a student that is close to its teacher; pass float32 features to avoid that.
+        center: c: subtracted from the teacher's affinities, [M]. None: 0.
+        valid: Whether a point counts in the mean, bool [B, N]. None: all points count.
+        backend: "dense" forms the full matrices, for tests. "auto" and "fused" are the same: the fastest kernel that
+            works, with memory linear in the number of points. "chunked" is plain PyTorch with linear memory. If
+            all features are half precision, a GPU uses a half-precision kernel, whose gradient is too coarse when the
+            student is close to its teacher; pass float32 features to avoid that.
 
     Returns:
         A scalar in float32 or wider; 0 with zero gradient if no point is valid. Only the student receives gradient.
@@ -65,7 +68,7 @@ def affinity_distillation(
         >>> teacher = torch.eye(4)[None]  # one image, four points, and a grid of four positions
         >>> same = affinity_distillation(teacher, teacher, teacher, 1.0, 1.0)
         >>> other = affinity_distillation(teacher.flip(1), teacher, teacher, 1.0, 1.0)
-        >>> print(f"{same:.4f} {other:.4f}")  # the entropy of the target, and a larger cross-entropy
+        >>> print(f"{same:.4f} {other:.4f}")  # student = teacher: the entropy of the target; otherwise more
         1.2683 1.5688
     """
     return affinity_distillation_term(
@@ -83,9 +86,9 @@ def affinity_distillation_term(
     valid: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Term:
-    """Compute `affinity_distillation` as a Term, without waiting for the device."""
+    """Compute `affinity_distillation` as a Term. The host does not wait for the device."""
     check_options(backend, student_temperature)
-    if not isinstance(teacher_temperature, Tensor):  # to look at the value of a tensor is to wait for the device
+    if not isinstance(teacher_temperature, Tensor):  # a tensor is not checked: reading it waits for the device
         check_options(backend, teacher_temperature)
     _check_shapes(student, teacher, reference, center, valid)
     if valid is None:
@@ -97,26 +100,27 @@ def affinity_distillation_term(
             logits = wide(student) @ wide(reference).mT / student_temperature
             log_targets = (wide(target_query) @ wide(target_keys).mT).log_softmax(-1)
             targets = log_targets.exp()
-            return sum_valid(dense_cross_entropy(logits, targets), -(targets * log_targets).sum(-1), valid)
-        loss, entropy = cross_entropy_to_affinities(
+            target_entropy = -(targets * log_targets).sum(-1)
+            return sum_valid(dense_cross_entropy(logits, targets), target_entropy, valid)
+        loss, target_entropy = cross_entropy_to_affinities(
             student, reference, target_query, target_keys, student_temperature, backend
         )
-        return sum_valid(loss, entropy, valid)
+        return sum_valid(loss, target_entropy, valid)
 
 
 @torch.no_grad()
 def mean_affinity(teacher: Tensor, reference: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Compute the mean of the teacher's affinities over queries, which the center follows.
+    """Compute the mean of the teacher's affinities over points; the center is the running mean of it.
 
-    Several processes join their means by sum(mean * number) / sum(number).
+    The mean over several processes is sum(mean * count) / sum(count).
 
     Args:
-        teacher: t, [B, N, D] features at points, of unit length.
-        reference: k, [B, M, D] features on a grid of the same image, of unit length.
-        valid: [B, N] bool; None: all are valid.
+        teacher: t: the teacher's features at points, of unit length, [B, N, D].
+        reference: k: the teacher's features on a grid of the same image, of unit length, [B, M, D].
+        valid: Whether a point counts in the mean, bool [B, N]. None: all points count.
 
     Returns:
-        (mean of t . k_j over the valid queries [M], number of valid queries, 0-dim); both 0 if no query is valid.
+        (mean of t . k_j over the valid points [M], count of valid points, 0-dim); both 0 if no point is valid.
 
     Raises:
         ValueError: If shapes do not match.
@@ -134,7 +138,10 @@ def mean_affinity(teacher: Tensor, reference: Tensor, valid: Tensor | None = Non
 def _centered(
     teacher: Tensor, reference: Tensor, temperature: float | Tensor, center: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Build queries and keys whose plain product is (t . k_j - c_j) / temperature: the center is one more feature."""
+    """Build queries and keys whose dot product is (t . k_j - c_j) / temperature.
+
+    The center is appended to the keys as one more feature, and -1 to the queries.
+    """
     query = wide(teacher)
     if center is not None:
         query = torch.cat([query, query.new_full((*query.shape[:2], 1), -1)], dim=-1)
@@ -158,7 +165,7 @@ def _check_shapes(
     if center is not None:
         check(
             center.shape == reference.shape[1:2],
-            f"center must be [{reference.shape[1]}], one number per reference; it is {list(center.shape)}",
+            f"center must be [{reference.shape[1]}], one number per reference position; it is {list(center.shape)}",
         )
     if valid is not None:
         check(

@@ -1,6 +1,6 @@
-"""Point-level region contrast: points of one view against points of another; points of one region are positives.
+"""Point-level region contrast compares points of two views: points of the same region are positives.
 
-Shapes: B images (1 where keys are shared by all queries), N queries, M keys, D features.
+Shapes: B images (1 if all queries are compared with all keys), N queries, M keys, D features.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ def point_region_contrast(
     temperature: float = 0.2,
     backend: Backend = "auto",
 ) -> Tensor:
-    """Compute the mean cross-entropy of each point's affinities to a uniform target over the keys of its region.
+    """Compute the mean over query points of -log softmax(affinities), averaged over the keys of the point's region.
 
     This is the point-level contrast of Bai et al., "Point-Level Region Contrast for Object Detection Pre-Training",
     CVPR 2022, section 3.1 (METHOD section 3).
 
     Args:
-        query: [N, D] the student's features at points, of unit length; or [B, N, D], to compare points with keys of
-            their own image only.
-        keys: [M, D] or [B, M, D] the teacher's features at points of another view, of unit length.
-        query_regions: [N] or [B, N] integer region ids. Without a leading B they must be unique over the batch. A query
-            of id -1, or without a key of its id, is left out of the mean.
-        key_regions: [M] or [B, M] integer region ids. A key of id -1 is a negative of every query.
+        query: The student's features at points, of unit length. [N, D]: each point is compared with all keys;
+            [B, N, D]: with the keys of its own image.
+        keys: The teacher's features at points of another view, of unit length: [M, D] or [B, M, D].
+        query_regions: Integer region ids, [N] or [B, N]. Ids [N] must be unique over the images of the batch. A query
+            is left out of the mean if its id is -1 or if no key has its id.
+        key_regions: Integer region ids, [M] or [B, M]. A key with id -1 is a negative of every query.
         temperature: Affinities are divided by it.
-        backend: "dense" forms the full matrices (the reference), "fused" needs memory linear in the number of points,
-            "auto" is fused, "chunked" is fused without private operators of PyTorch.
+        backend: "dense" forms the full matrices, for tests. "auto" and "fused" are the same: the fastest kernel that
+            works, with memory linear in the number of points. "chunked" is plain PyTorch with linear memory.
 
     Returns:
         A scalar in float32 or wider; 0 with zero gradient if no query is valid. Only the query receives gradient.
@@ -58,7 +58,7 @@ def point_region_contrast(
         >>> features = torch.eye(4, 8)  # four points with orthogonal features
         >>> regions = torch.tensor([0, 0, 1, -1])
         >>> loss = point_region_contrast(features, features, regions, regions, temperature=1.0)
-        >>> print(f"{loss:.4f}")  # the mean of log(e + 3) - 1/2, twice, and log(e + 3) - 1
+        >>> print(f"{loss:.4f}")  # two points of region 0: log(e + 3) - 1/2 each; one of region 1: log(e + 3) - 1
         1.0770
     """
     return point_region_term(query, keys, query_regions, key_regions, temperature, backend).mean
@@ -72,30 +72,33 @@ def point_region_term(
     temperature: float = 0.2,
     backend: Backend = "auto",
 ) -> Term:
-    """Compute `point_region_contrast` as a Term, without waiting for the device."""
+    """Compute `point_region_contrast` as a Term. The host does not wait for the device."""
     check_options(backend, temperature)
     _check_shapes(query, keys, query_regions, key_regions)
-    if query.ndim == 2:
-        query, keys, query_regions, key_regions = (x[None] for x in (query, keys, query_regions, key_regions))
+    if query.ndim == 2:  # a leading B of 1
+        query = query[None]
+        keys = keys[None]
+        query_regions = query_regions[None]
+        key_regions = key_regions[None]
     with without_autocast(query.device):
         query, keys = same_dtype(query, keys.detach())
         if backend == "dense":
             return _dense(wide(query), wide(keys), query_regions, key_regions, temperature)
-        target, positives = _region_means(wide(keys), query_regions, key_regions)
-        target_affinity = (wide(query) * target).sum(-1) / temperature
+        mean_positive, num_positives = _region_means(wide(keys), query_regions, key_regions)
+        target_affinity = (wide(query) * mean_positive).sum(-1) / temperature
         loss = log_sum_exp(query, keys, temperature, backend) - target_affinity
-        return sum_valid(loss, positives.clamp(min=1).log(), positives > 0)
+        return sum_valid(loss, _uniform_entropy(num_positives), num_positives > 0)
 
 
 def region_features(features: Tensor, regions: Tensor) -> Tensor:
     """Replace the feature of each point by the mean over all points of its region.
 
-    Normalized and passed to `point_region_contrast`, this contrasts whole regions, each counted as often as it has
-    points (METHOD section 5, `region`).
+    To contrast whole regions, normalize the result and pass it to `point_region_contrast`; a region then has as much
+    weight as it has points (METHOD section 5, `region`).
 
     Args:
-        features: [B, N, D] as the head gives them, not normalized.
-        regions: [B, N] integer region ids; a point of id -1 keeps its own feature.
+        features: [B, N, D] outputs of the head, not normalized.
+        regions: [B, N] integer region ids; a point with id -1 keeps its own feature.
 
     Returns:
         [B, N, D] in float32 or wider. Gradient flows to all points of a region.
@@ -105,34 +108,42 @@ def region_features(features: Tensor, regions: Tensor) -> Tensor:
 
 
 def _dense(query: Tensor, keys: Tensor, query_regions: Tensor, key_regions: Tensor, temperature: float) -> Term:
-    same = (query_regions[:, :, None] == key_regions[:, None, :]) & (query_regions != -1)[:, :, None]
-    positives = same.sum(-1).to(query.dtype)
-    loss = dense_cross_entropy(query @ keys.mT / temperature, same / positives.clamp(min=1)[..., None])
-    return sum_valid(loss, positives.clamp(min=1).log(), positives > 0)
+    is_positive = (query_regions[:, :, None] == key_regions[:, None, :]) & (query_regions != -1)[:, :, None]
+    num_positives = is_positive.sum(-1).to(query.dtype)
+    targets = is_positive / num_positives.clamp(min=1)[..., None]
+    loss = dense_cross_entropy(query @ keys.mT / temperature, targets)
+    return sum_valid(loss, _uniform_entropy(num_positives), num_positives > 0)
+
+
+def _uniform_entropy(num_positives: Tensor) -> Tensor:
+    """The entropy of a uniform target over the positives of each query."""
+    return num_positives.clamp(min=1).log()
 
 
 def _region_means(keys: Tensor, query_regions: Tensor, key_regions: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the read-out of the uniform target: mean [B, N, D] and number [B, N] of the keys of each query's region.
+    """Compute mean [B, N, D] and number [B, N] of the positives of each query: the keys of its region.
 
-    Keys [B, M, D] are grouped by sorting their ids; number and mean are 0 for queries without positives. All sizes are
-    known in advance, so nothing waits for the device; each mean sums its own keys only, so nothing cancels.
+    Both are 0 for queries without positives. A group is the set of all keys [B, M, D] of a region of an image. The sums
+    over groups have a row for each of the B * M keys, so that no shape depends on the ids and the host does not wait
+    for the device; a group uses one of the rows. Each row sums its own keys only, which keeps the means precise.
     """
-    images, size, width = keys.shape
-    # Keys of one region are neighbors in sorted order; all keys of a group get the same row of the sums.
+    num_images, num_keys, width = keys.shape
+    # Sort the ids: keys of a group are then neighbors. Number the groups by counting where the sorted id changes.
     sorted_ids, order = key_regions.sort(dim=1)
-    starts_group = F.pad(sorted_ids[:, 1:] != sorted_ids[:, :-1], (1, 0))
-    first_row = torch.arange(images, device=keys.device)[:, None] * size
-    sorted_rows = starts_group.cumsum(dim=1) + first_row
-    rows = torch.empty_like(sorted_rows).scatter_(1, order, sorted_rows)
-    sums = keys.new_zeros(images * size, width).index_add_(0, rows.flatten(), keys.flatten(0, 1))
-    sizes = keys.new_zeros(images * size).index_add_(0, sorted_rows.flatten(), keys.new_ones(images * size))
-    # Each query takes the group of the first key with its id, if there is one.
-    place = torch.searchsorted(sorted_ids, query_regions.contiguous()).clamp(max=size - 1)
-    has_positives = (sorted_ids.gather(1, place) == query_regions) & (query_regions != -1)
-    query_rows = sorted_rows.gather(1, place)
-    means = sums[query_rows] / sizes[query_rows].clamp(min=1)[..., None]
-    numbers = torch.where(has_positives, sizes[query_rows], 0)
-    return torch.where(has_positives[..., None], means, 0), numbers
+    id_changes = F.pad(sorted_ids[:, 1:] != sorted_ids[:, :-1], (1, 0))  # False for the first key
+    first_row_of_image = torch.arange(num_images, device=keys.device)[:, None] * num_keys
+    rows_of_sorted_keys = id_changes.cumsum(dim=1) + first_row_of_image
+    rows_of_keys = torch.empty_like(rows_of_sorted_keys).scatter_(1, order, rows_of_sorted_keys)  # undo the sort
+    sums = keys.new_zeros(num_images * num_keys, width).index_add_(0, rows_of_keys.flatten(), keys.flatten(0, 1))
+    ones = keys.new_ones(num_images * num_keys)
+    group_sizes = keys.new_zeros(num_images * num_keys).index_add_(0, rows_of_sorted_keys.flatten(), ones)
+    # Each query takes the group of the first key with its id. Without such a key it has no positives.
+    first_key = torch.searchsorted(sorted_ids, query_regions.contiguous()).clamp(max=num_keys - 1)
+    has_positives = (sorted_ids.gather(1, first_key) == query_regions) & (query_regions != -1)
+    rows_of_queries = rows_of_sorted_keys.gather(1, first_key)
+    means = sums[rows_of_queries] / group_sizes[rows_of_queries].clamp(min=1)[..., None]
+    num_positives = torch.where(has_positives, group_sizes[rows_of_queries], 0)
+    return torch.where(has_positives[..., None], means, 0), num_positives
 
 
 def _check_shapes(query: Tensor, keys: Tensor, query_regions: Tensor, key_regions: Tensor) -> None:
@@ -145,7 +156,7 @@ def _check_shapes(query: Tensor, keys: Tensor, query_regions: Tensor, key_region
         query.ndim == 2 or query.shape[0] == keys.shape[0],
         f"query and keys must hold the same images; they are {list(query.shape)} and {list(keys.shape)}",
     )
-    check(keys.shape[-2] > 0, "keys has no row; pass at least one key")
+    check(keys.shape[-2] > 0, "keys is empty; pass at least one key")
     for name, ids, features in (("query_regions", query_regions, query), ("key_regions", key_regions, keys)):
         check(
             ids.shape == features.shape[:-1] and not ids.is_floating_point(),

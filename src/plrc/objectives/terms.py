@@ -1,7 +1,7 @@
-"""The table of terms, and the loss that they add up to.
+"""The table of loss terms, and their weighted sum.
 
-A new objective is a file of this folder, a row of `TERMS`, its weight among the settings `objectives`, and the call in
-`Learner.compute_terms` that feeds it.
+To add an objective: write its file in this folder, add a row to `TERMS` and a weight to `ObjectiveConfig`, call it in
+`Learner.compute_terms`, and give its number of keys in `Learner.key_counts`.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from plrc.objectives.affinity import Term
 
 @dataclass(frozen=True)
 class TermInfo:
-    """What the rest of the package knows about a term.
+    """A row of the table of terms.
 
     Attributes:
-        name: Its name in metrics.jsonl: NAME_loss, NAME_kl, NAME_chance.
-        weight: The setting of `objectives` that holds its weight; 0 means that the term is not computed.
-        title: Its name in reports.
+        name: The key of the row; metrics.jsonl has the values NAME_loss, NAME_kl and NAME_chance.
+        weight_setting: The name of the term's weight in `ObjectiveConfig`. A term of weight 0 is not computed.
+        title: The term's name in reports.
     """
 
     name: str
-    weight: str
+    weight_setting: str
     title: str
 
 
@@ -38,24 +38,26 @@ TERMS: dict[str, TermInfo] = {
 
 
 def total_loss(terms: Mapping[str, Term], weights: Mapping[str, float], counts: Tensor | None = None) -> Tensor:
-    """Add up the terms by their weights, each as a mean over its valid queries (METHOD section 3, "Normaliser").
+    """Compute the sum over terms of weight * total / number of valid queries (METHOD section 3, "Normaliser").
 
     Args:
         terms: The terms by name.
-        weights: The weight of each of them.
-        counts: [T] valid queries of each term over all processes (the sum of their `valid_counts`), in the order of
-            `terms`. None: those of this process.
+        weights: The weight of each term.
+        counts: The number of valid queries of each term, one number per term in the order of `terms`: `valid_counts`,
+            summed over all processes. None: the counts of this process.
 
     Returns:
-        A scalar that carries the gradient. With the counts of all processes it is this process's share of their loss.
+        A scalar that carries the gradient. If `counts` are those of all processes, the scalars of all processes add up
+        to the loss of the whole batch.
     """
     if counts is None:
         counts = valid_counts(terms)
-    counts = counts.clamp(min=1)
-    shares = [weights[name] * term.total / count for (name, term), count in zip(terms.items(), counts, strict=True)]
-    return torch.stack(shares).sum()
+    weighted_means = []
+    for (name, term), count in zip(terms.items(), counts.clamp(min=1), strict=True):
+        weighted_means.append(weights[name] * term.total / count)
+    return torch.stack(weighted_means).sum()
 
 
 def valid_counts(terms: Mapping[str, Term]) -> Tensor:
-    """Collect the number of valid queries of each term: [T], in the order of `terms`."""
+    """Return the number of valid queries of each term: one number per term, in the order of `terms`."""
     return torch.stack([term.count for term in terms.values()])

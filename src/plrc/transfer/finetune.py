@@ -134,22 +134,22 @@ def _fine_tune(
     model = task_model.model
     optimizer = _build_optimizer(model, config.optim)
     inside = verify_initial_weights(model, initial)
-    first_step, seconds_before, curve = _restore(out / CHECKPOINT, model, optimizer)
+    start_step, seconds_before, curve = _restore(out / CHECKPOINT, model, optimizer)
     started = time.perf_counter() - seconds_before
     diverged = 0
-    order = _BatchOrder(len(labelled.images), config, first_step)
+    order = _BatchOrder(len(labelled.images), config, start_step)
     evaluations = _evaluation_steps(config) if splits.val.images else set()
     with (
-        RunLog(out, first_step, steps, main=True, on_progress=on_progress) as log,
+        RunLog(out, start_step, steps, main=True, on_progress=on_progress) as log,
         load_batches(task_model.training_images(labelled), order, list, config.run.workers) as batches,
     ):
         for line in (*splits.notes, *initial.lines(), inside):
             log.info(line)
-        verb = "resuming" if first_step else "starting"
-        log.info(f"{verb} at step {first_step} of {steps}: {len(labelled.images)} images")
+        verb = "resuming" if start_step else "starting"
+        log.info(f"{verb} at step {start_step} of {steps}: {len(labelled.images)} images")
         losses: list[torch.Tensor] = []
         window_started = time.perf_counter()
-        for step in range(first_step + 1, steps + 1):
+        for step in range(start_step + 1, steps + 1):
             model.train()
             torch.manual_seed(rng.torch_seed(config.seed, "layers", index=step))
             for group in optimizer.param_groups:
@@ -167,7 +167,7 @@ def _fine_tune(
             if step % config.run.log_every_steps == 0 or step == steps:
                 mean_loss = float(torch.stack(losses).mean())
                 images_per_second = len(losses) * config.optim.batch_size / (time.perf_counter() - window_started)
-                log.train_line(step, {"loss": mean_loss, "images_per_second": images_per_second})
+                log.log_training(step, {"loss": mean_loss, "images_per_second": images_per_second})
                 losses = []
                 window_started = time.perf_counter()
                 if not math.isfinite(mean_loss):
@@ -283,18 +283,18 @@ def _build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optim
 
 
 class _BatchOrder:
-    """Batches of (epoch, index) from step `first_step` on; each epoch is a permutation keyed by (seed, epoch)."""
+    """Batches of (epoch, index) from step `start_step` on; each epoch is a permutation keyed by (seed, epoch)."""
 
-    def __init__(self, images: int, config: TransferConfig, first_step: int) -> None:
+    def __init__(self, images: int, config: TransferConfig, start_step: int) -> None:
         self.images = images
         self.config = config
-        self.first_step = first_step
+        self.start_step = start_step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         size = self.config.optim.batch_size
         order_epoch = -1
         order: list[int] = []
-        for step in range(self.first_step, self.config.optim.total_steps):
+        for step in range(self.start_step, self.config.optim.total_steps):
             batch = []
             for position in range(step * size, (step + 1) * size):
                 epoch, place = divmod(position, self.images)
