@@ -18,6 +18,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_benchmark_prints_its_table_and_writes_its_json(tmp_path: Path) -> None:
     file = tmp_path / "loader.json"
     sizes = ["--images", "2", "--batch", "2", "--height", "48", "--width", "64", "--size", "32", "--repeats", "1"]

@@ -60,6 +60,7 @@ def test_initial_weights_that_are_refused_before_anything_runs(
         asked(weights, *(init.format(w=weights) for init in inits), **settings)
 
 
+@pytest.mark.slow
 def test_a_run_that_has_seen_test_images_is_refused(tmp_path: Path) -> None:
     """Two steps of real pre-training on the test images, and two on the training images."""
     write_scenes(tmp_path / "scenes", {"train": 8, "test": 8}, seed=0, size=64)

@@ -95,6 +95,7 @@ def test_starting_weights_that_may_not_be_free_are_warned_of(
     assert "no readable manifest beside this checkpoint" in card
 
 
+@pytest.mark.slow
 def test_the_start_of_a_start_is_followed(exported: Callable[..., str], tmp_path: Path) -> None:
     init = "elsewhere/resnet18-f37072fd.pth"
     exported("first", model__init=init)

@@ -50,6 +50,7 @@ def test_scan_names_them(folder: Path) -> None:
     assert "skipped dangling links: 5 (dangling.png, pipe.jpg, self.jpg, ...)" in table
 
 
+@pytest.mark.slow
 def test_training_goes_on_and_stops_above_the_limit(folder: Path, tiny: Callable[..., Config]) -> None:
     settings = {"data.source": str(folder), "run.workers": 1, "optim.steps": 12}
     run = pretrain(tiny().with_values(settings | {"data.max_unreadable_fraction": 1.0}))

@@ -18,6 +18,7 @@ from plrc.transfer.dense import dense_probe
 from plrc.transfer.protocols import LabelledConfig
 
 
+@pytest.mark.slow
 def test_weights_are_probed_side_by_side(tmp_path: Path) -> None:
     write_scenes(tmp_path / "scenes", {"train": 3, "test": 2}, seed=0, size=64)
     torch.manual_seed(1)

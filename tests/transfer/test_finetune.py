@@ -210,6 +210,7 @@ def test_a_folder_with_something_else_is_left_alone(scenes: Path, tmp_path: Path
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["diary.txt"]
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_whole_group_saves_and_the_run_goes_on(scenes: Path, tmp_path: Path) -> None:
     """As a scheduler stops a job: the loader's worker gets the signal too."""
     given = config("semantic", scenes, tmp_path / "out", **{"run.workers": 1, "optim.steps": 400})
