@@ -110,7 +110,11 @@ def wait_for(moment: str, run: Path, start: Start, draw: random.Random, startup:
             return False
         time.sleep(0.0005 if moment != "training" else 0.02)
     longest = {"starting": startup, "training": 1.0, "saving": 0.25, "after a save": 0.25, LAST: 0.0}[moment]
-    time.sleep(draw.uniform(0, longest))
+    end = time.monotonic() + draw.uniform(0, longest)
+    while time.monotonic() < end:
+        if moment == "starting" and len(lines(run)) != before:
+            break  # the first line of metrics ends the start, however fast the machine is
+        time.sleep(0.01)
     return not start.ended()
 
 
