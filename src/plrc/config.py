@@ -1,7 +1,7 @@
 """Every setting of a pre-training run, as frozen dataclasses that are validated when they are built.
 
-All sections but `run` define what is computed; `run` defines where results are written and on which hardware. The text
-under each field is the help text of the command line.
+The section `run` defines where results are written and on which hardware; all other sections define what is computed.
+The text under each field is the help text of the command line.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class ModelConfig:
     """A torchvision ResNet (resnet18, resnet50, ...), timm:NAME (needs timm), or your own function that returns a
     network: package.module:function or path/to/file.py:function (docs/HANDOVER.md)."""
     stride: int = 32
-    """The feature level to train: its stride before `layer4_stride` changes it. Later layers are not trained."""
+    """The feature level to train, as its stride if `layer4_stride` is 2. Later layers are not trained."""
     layer4_stride: Literal[1, 2] = 2
     """torchvision ResNets: stride of layer4 during pre-training. 1 doubles the resolution of the feature grid; the
     weight tensors keep their shapes."""
@@ -167,8 +167,8 @@ class ModelConfig:
     images in other groups than the student, so that batch statistics do not leak which images belong together. With
     several processes, 1 is enough: each process is a group."""
     sync_bn: bool = False
-    """Several processes on GPUs: share BatchNorm statistics over the processes. If bn_groups > 1, group 1 of all
-    processes shares its statistics, group 2 of all, and so on."""
+    """Several processes on GPUs: share BatchNorm statistics over the processes. If bn_groups > 1, each group shares
+    them with the groups of the same number in the other processes."""
 
     def __post_init__(self) -> None:
         for name in ("stride", "contrast_hidden", "contrast_dim", "distill_hidden", "distill_dim", "bn_groups"):

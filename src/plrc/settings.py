@@ -110,17 +110,17 @@ class Settings:
             (0.0005, 1)
         """
         known = self.flat()
-        sections: dict[str, dict[str, Any]] = {}  # "": values of the configuration itself, such as the seed
+        new_values: dict[str, dict[str, Any]] = {}  # per section; "" is the configuration itself, with its seed
         for name, value in values.items():
             if name not in known:
                 raise unknown_setting(name, known, self.RENAMED)
             section, _, key = name.rpartition(".")
             owner = getattr(self, section) if section else self
             hints = get_type_hints(type(owner))
-            sections.setdefault(section, {})[key] = _typed(name, value, known[name], hints[key])
-        changes = sections.pop("", {})
-        for section, new in sections.items():
-            changes[section] = replace(getattr(self, section), **new)
+            new_values.setdefault(section, {})[key] = _convert(name, value, known[name], hints[key])
+        changes = new_values.pop("", {})
+        for section, fields in new_values.items():
+            changes[section] = replace(getattr(self, section), **fields)
         if pin:
             changes["pinned"] = self.pinned.union(values)
         return replace(self, **changes)
@@ -141,8 +141,8 @@ class Settings:
         return [(name, value, theirs[name]) for name, value in self.result_settings().items() if value != theirs[name]]
 
     def describe_differences(self, stored: Settings) -> dict[str, str]:
-        """Return dotted name -> a line about each difference from `stored`, what a run was started with."""
-        return {name: f"{name}: stored {theirs}, now {own}" for name, own, theirs in self.differences(stored)}
+        """Describe each difference from `stored`, the settings that a run was started with: dotted name -> line."""
+        return {name: f"{name}: stored {old}, now {new}" for name, new, old in self.differences(stored)}
 
     def to_dict(self) -> dict[str, Any]:
         """Return a nested dict of strings, numbers, booleans and lists, as TOML, JSON and checkpoints hold it."""
@@ -168,7 +168,7 @@ class Settings:
 
         Args:
             path: The file.
-            base: Where settings that the file does not name come from; None: the defaults.
+            base: Gives the values of settings that the file does not name. None: the defaults.
 
         Returns:
             The configuration. The settings that the file names are pinned.
@@ -216,11 +216,11 @@ def unknown_setting(name: str, known: Iterable[str], renamed: Mapping[str, str])
 
 
 def _with_lists(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a dict for `dataclasses.asdict`, with tuples as lists, as TOML and JSON know no tuples."""
+    """Build a dict for `dataclasses.asdict`, with lists in place of tuples, which TOML and JSON do not have."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in items}
 
 
-def _typed(name: str, value: Any, current: Any, hint: Any) -> Any:
+def _convert(name: str, value: Any, current: Any, hint: Any) -> Any:
     """Convert a value from TOML to the type of its setting (2 -> 2.0, [a, b] -> (a, b)), or raise ConfigError.
 
     The type hint gives the choices of a Literal; otherwise the current value gives the type.
