@@ -10,7 +10,7 @@ import pytest
 
 from plrc.study import Study, content, table
 from plrc.visualize import charts
-from plrc.visualize.study import save_study, write_study_page
+from plrc.visualize.study import save_study, study_page
 
 ROOT = Path(__file__).parents[2]
 EVIL = '<b>"x.jpg'
@@ -23,8 +23,8 @@ def transfer_study() -> dict[str, Any]:
     return content(study.title, lines, study.metric, study.baseline, len(study.runs), EVIL)
 
 
-def test_the_figures_are_those_of_the_table(transfer_study: dict[str, Any], tmp_path: Path, page: Any) -> None:
-    page.goto(write_study_page(transfer_study, tmp_path / "study.html").as_uri())
+def test_the_figures_are_those_of_the_table(transfer_study: dict[str, Any], page: Any) -> None:
+    page.set_content(study_page(transfer_study))
     shown = " ".join(page.inner_text("body").split())
     rows = [
         line.strip("| ").split(" | ")
@@ -54,7 +54,7 @@ def test_along_a_numeric_axis(page: Any, tmp_path: Path) -> None:
     ]
     lines += [{"axes": {"method": "random", "seed": seed}, "scores": {"auc_8": 0.5}} for seed in (0, 1, 2)]
     study = content(EVIL, lines, "auc_8", "random", 30, "")
-    page.goto(write_study_page(study, tmp_path / "s.html").as_uri())
+    page.set_content(study_page(study))
     shown = " ".join(page.inner_text("body").split())
     assert EVIL in shown and "preliminary" in shown
     assert "regions.merge points +0.008" in shown and "points, merge 0.5" in shown
@@ -69,7 +69,7 @@ def test_along_a_numeric_axis(page: Any, tmp_path: Path) -> None:
     assert charts.SERIES_PLACEHOLDER not in picture and charts.TEXT_PLACEHOLDER not in picture
 
 
-def test_a_study_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
+def test_a_study_that_has_only_begun_has_a_page() -> None:
     begun = content("odd \udcff byte", [], "miou_8", "random", 3, "")  # such names come from file systems
-    text = write_study_page(begun, tmp_path / "study.html").read_text(encoding="utf-8")
+    text = study_page(begun)
     assert "no run has this score yet" in text and "odd ? byte" in text

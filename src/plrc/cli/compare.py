@@ -10,6 +10,7 @@ from plrc.cli.options import CommandParser
 from plrc.cli.output import STOPPED
 from plrc.cli.transfer import StartOptions, starting_point, with_protocols
 from plrc.errors import ConfigError
+from plrc.files import write_text
 from plrc.settings import setting
 from plrc.transfer.protocols import Task, TransferConfig
 
@@ -68,9 +69,11 @@ def run(arguments: Sequence[str]) -> int:
     if result is None:
         return STOPPED
     print(table(result))
-    from plrc.visualize.comparison import write_comparison_page
+    from plrc.visualize.comparison import comparison_page
 
-    print(f"the page is {write_comparison_page(result, Path(config.run.out) / 'comparison.html')}")
+    page = Path(config.run.out) / "comparison.html"
+    write_text(page, comparison_page(result))
+    print(f"the page is {page}")
     return 0
 
 

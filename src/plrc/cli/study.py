@@ -9,6 +9,7 @@ from pathlib import Path
 from plrc.cli.options import about, positional, read_options
 from plrc.cli.output import STOPPED
 from plrc.errors import ConfigError
+from plrc.files import write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +51,13 @@ def run(arguments: Sequence[str]) -> int:
     number_of_runs = len(study.runs)
     print(f"{study.title}: {len(lines)} of {number_of_runs} runs\n")
     print(table(lines, metric, study.baseline))
-    from plrc.visualize.study import save_study, write_study_page
+    from plrc.visualize.study import save_study, study_page
 
     text = options.file.read_text(encoding="utf-8")
-    page = content(study.title, lines, metric, study.baseline, number_of_runs, text)
-    print(f"\nthe page is {write_study_page(page, options.out / 'study.html')}")
+    shown = content(study.title, lines, metric, study.baseline, number_of_runs, text)
+    page = options.out / "study.html"
+    write_text(page, study_page(shown))
+    print(f"\nthe page is {page}")
     if options.plot:
-        save_study(options.plot, page)
+        save_study(options.plot, shown)
     return 0

@@ -12,6 +12,7 @@ from plrc.cli.options import about, positional, read_options
 from plrc.cli.output import progress
 from plrc.config import Config
 from plrc.errors import ConfigError
+from plrc.files import write_text
 
 if TYPE_CHECKING:
     from plrc.model import Backbone
@@ -95,7 +96,7 @@ def run(arguments: Sequence[str]) -> int:
     from plrc.runtime import choose_device
     from plrc.visualize import explorer_inputs as inputs
     from plrc.visualize.explorer import build_explorer
-    from plrc.visualize.explorer_page import write_explorer_page
+    from plrc.visualize.explorer_page import explorer_page
     from plrc.visualize.samples import run_samples
 
     size = options.size or 2 * config.views.size
@@ -113,8 +114,9 @@ def run(arguments: Sequence[str]) -> int:
     samples = run_samples(options.run, config, options.samples)
     if samples.note:
         print(samples.note)
-    page_bytes = write_explorer_page(options.out, explorer, options.run, samples)
-    print(f"{len(explorer.images)} images, {len(explorer.networks)} networks, {page_bytes / 1e6:.1f} MB: {options.out}")
+    write_text(options.out, explorer_page(explorer, options.run, samples))
+    megabytes = options.out.stat().st_size / 1e6
+    print(f"{len(explorer.images)} images, {len(explorer.networks)} networks, {megabytes:.1f} MB: {options.out}")
     if options.png:
         from plrc.visualize.explorer_figures import save_explorer_figures
 

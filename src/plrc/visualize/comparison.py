@@ -4,25 +4,12 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 
-from plrc.files import write_text
 from plrc.visualize import charts
 from plrc.visualize.page import render
-
-
-def write_comparison_page(comparison: dict[str, Any], path: str | Path) -> Path:
-    """Write the page of a comparison; the file appears whole or not at all.
-
-    Args:
-        comparison: The content of its comparison.json.
-        path: The file to write.
-    """
-    write_text(Path(path), comparison_page(comparison))
-    return Path(path)
 
 
 def comparison_page(comparison: dict[str, Any]) -> str:

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from plrc.errors import PlrcError
-from plrc.files import write_text
 from plrc.visualize.dense_features import CompressedFeatures
 from plrc.visualize.explorer import Explorer
 from plrc.visualize.figures import default_style, heat_colors
@@ -33,24 +32,14 @@ SCRIPTS = ("features.mjs", "explorer.mjs")
 _WEBP_QUALITY = 85  # of the samples' figures
 
 
-def write_explorer_page(path: Path, explorer: Explorer, run: Path, samples: RunSamples) -> int:
-    """Write the page of an explorer; the file appears whole or not at all.
+def explorer_page(explorer: Explorer, run: Path, samples: RunSamples) -> str:
+    """Return the HTML of an explorer.
 
     Args:
-        path: The file to write.
         explorer: Images, networks and features.
         run: The run folder, whose report becomes part of the page.
         samples: Figures of the run's samples.
-
-    Returns:
-        The size of the page in bytes.
     """
-    write_text(path, explorer_page(explorer, run, samples))
-    return path.stat().st_size
-
-
-def explorer_page(explorer: Explorer, run: Path, samples: RunSamples) -> str:
-    """Return the HTML of an explorer; see `write_explorer_page`."""
     script = _script()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     content = _content(explorer)

@@ -11,7 +11,6 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from plrc.errors import ConfigError, DataError
-from plrc.files import write_text
 from plrc.visualize import charts
 from plrc.visualize.page import render
 
@@ -36,17 +35,6 @@ class Chart:
     draw: charts.Draw
     names: Iterable[str] = ()
     size: tuple[float, float] = (4.6, 2.9)
-
-
-def write_study_page(content: dict[str, Any], path: str | Path) -> Path:
-    """Write the page of a study; the file appears whole or not at all.
-
-    Args:
-        content: What `study.content` returns.
-        path: The file to write.
-    """
-    write_text(Path(path), study_page(content))
-    return Path(path)
 
 
 def study_page(content: dict[str, Any]) -> str:
