@@ -86,6 +86,17 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Read the complete lines of a file of JSON objects; the list is empty if the file does not exist."""
+    if not path.exists():
+        return []
+    objects: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            objects.append(parse_json(line))
+    return objects
+
+
 def without_nan(value: Any) -> Any:
     """Copy nested dicts and lists, with None for every number that is not finite."""
     if isinstance(value, dict):
@@ -109,13 +120,7 @@ class FolderLock:
         self._locked_file: os.stat_result | None = None
 
     def take(self, folder: Path) -> bool:
-        """Try to lock a folder, which is created if it does not exist.
-
-        Args:
-            folder: The folder.
-
-        Returns:
-            Whether the lock was free and is now held.
+        """Try to lock a folder, which is created if it does not exist; returns whether the lock is now held.
 
         Raises:
             OSError: The folder cannot be written, or its file system does not support locks.

@@ -15,8 +15,9 @@ from PIL import Image
 import plrc
 from plrc.config import Config
 from plrc.data.manifest import read_manifest
+from plrc.files import read_json_lines
 from plrc.visualize import charts
-from plrc.visualize.report import health_share, read_records, run_section, training_seconds, write_report
+from plrc.visualize.report import health_share, run_section, training_seconds, write_report
 from plrc.visualize.verdict import of_kind
 
 Runs = dict[str, Path]
@@ -34,7 +35,7 @@ def test_it_says_where_everything_is_from(runs: Runs) -> None:
     text = (run / "report.html").read_text(encoding="utf-8")
     manifest = read_manifest(run / "manifest.json")
     assert manifest["sha256"] in text and manifest["root"] in text
-    start = of_kind(read_records(run), "start")[0]
+    start = of_kind(read_json_lines(run / "metrics.jsonl"), "start")[0]
     for name in ("plrc", "torch", "python"):
         assert f"{name} {start['versions'][name]}" in text
     receipt = json.loads(next((run / "exported").glob("*.receipt.json")).read_text())
@@ -45,7 +46,7 @@ def test_it_says_where_everything_is_from(runs: Runs) -> None:
 
 
 def test_curves_are_drawn_where_the_records_say(runs: Runs) -> None:
-    records = of_kind(read_records(runs["healthy"]), "train")
+    records = of_kind(read_json_lines(runs["healthy"] / "metrics.jsonl"), "train")
     groups = {group["title"]: group["plots"] for group in run_section(runs["healthy"])["groups"]}
     for title, plot, name, line in (
         ("Losses and their chance levels", "Point contrast", "point_kl", 1),
@@ -62,7 +63,7 @@ def test_curves_are_drawn_where_the_records_say(runs: Runs) -> None:
 
 
 def test_the_cost_of_health_is_recorded(runs: Runs) -> None:
-    records = read_records(runs["healthy"])
+    records = read_json_lines(runs["healthy"] / "metrics.jsonl")
     lines, checks = of_kind(records, "train"), of_kind(records, "health")
     assert len(checks) == 8 and all(check["seconds"] > 0 for check in checks)
     seconds = sum(2 * 8 / line["images_per_second"] for line in lines)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from plrc.visualize.report import read_records
+from plrc.files import read_json_lines
 from plrc.visualize.verdict import describe_progress, health_checks, judge, of_kind
 
 STEPS, FILLING = 70, 3
@@ -19,7 +19,7 @@ def until(records: list[dict[str, Any]], step: int) -> list[dict[str, Any]]:
 
 
 def test_a_healthy_run(runs: Runs) -> None:
-    verdict = judge(read_records(runs["healthy"]), STEPS, FILLING)
+    verdict = judge(read_json_lines(runs["healthy"] / "metrics.jsonl"), STEPS, FILLING)
     assert (verdict.level, verdict.headline, verdict.since) == ("good", "Healthy", None)
     point = next(reason for reason in verdict.reasons if reason.startswith("point contrast"))
     share = int(point.split("%")[0].split()[-1])
@@ -28,7 +28,7 @@ def test_a_healthy_run(runs: Runs) -> None:
 
 
 def test_a_ruined_run_collapses_since_a_step(runs: Runs) -> None:
-    records = read_records(runs["ruined"])
+    records = read_json_lines(runs["ruined"] / "metrics.jsonl")
     verdict = judge(records, STEPS, FILLING)
     checks = health_checks(records)
     since = next(check.step for check in checks if check.collapsed)
@@ -42,14 +42,14 @@ def test_a_ruined_run_collapses_since_a_step(runs: Runs) -> None:
 
 
 def test_a_run_without_learning_has_not_left_chance_level(runs: Runs) -> None:
-    verdict = judge(read_records(runs["idle"]), STEPS, FILLING)
+    verdict = judge(read_json_lines(runs["idle"] / "metrics.jsonl"), STEPS, FILLING)
     assert (verdict.level, verdict.headline) == ("bad", "Still at chance level")
     assert any(reason.startswith("point contrast: at chance level") for reason in verdict.reasons)
 
 
 @pytest.mark.parametrize("name", ["healthy", "idle"])
 def test_the_beginning_of_a_run_is_too_early_to_judge(runs: Runs, name: str) -> None:
-    records = read_records(runs[name])
+    records = read_json_lines(runs[name] / "metrics.jsonl")
     for step in (0, 1, 20, 48):
         verdict = judge(until(records, step), STEPS, FILLING)
         assert (verdict.level, verdict.headline) == ("open", "Too early to judge")
@@ -57,7 +57,7 @@ def test_the_beginning_of_a_run_is_too_early_to_judge(runs: Runs, name: str) -> 
 
 
 def test_an_unfinished_run_says_how_to_go_on(runs: Runs) -> None:
-    records = read_records(runs["healthy"])
+    records = read_json_lines(runs["healthy"] / "metrics.jsonl")
     assert describe_progress(records, STEPS, judge(records, STEPS, FILLING)) == "finished: all 70 steps"
     part = until(records, 60)
     verdict = judge(part, STEPS, FILLING)
@@ -65,12 +65,12 @@ def test_an_unfinished_run_says_how_to_go_on(runs: Runs) -> None:
     assert "step 60 of 70" in describe_progress(part, STEPS, verdict) and "--resume" in describe_progress(
         part, STEPS, verdict
     )
-    ruined = read_records(runs["ruined"])  # a run with collapsed features should not be continued
+    ruined = read_json_lines(runs["ruined"] / "metrics.jsonl")  # a run with collapsed features should not be continued
     assert "--resume" not in describe_progress(ruined, STEPS, judge(ruined, STEPS, FILLING))
 
 
 def test_few_checks_are_named_as_such(runs: Runs) -> None:
-    records = read_records(runs["healthy"])
+    records = read_json_lines(runs["healthy"] / "metrics.jsonl")
     sparse = [r for r in records if r["kind"] != "health" or r["step"] in (0, STEPS)]
     assert any("only 2 health checks" in reason for reason in judge(sparse, STEPS, FILLING).reasons)
     without = of_kind(records, "train")
@@ -80,7 +80,7 @@ def test_few_checks_are_named_as_such(runs: Runs) -> None:
 def test_image_contrast_is_not_judged_while_its_queue_holds_random_keys(runs: Runs) -> None:
     records = [
         {name: value for name, value in r.items() if not name.startswith(("point_kl", "distill_kl"))}
-        for r in read_records(runs["healthy"])
+        for r in read_json_lines(runs["healthy"] / "metrics.jsonl")
     ]
     early = [r for r in records if r["kind"] != "train" or r["step"] <= 2 * 5]
     late = [r | {"step": r["step"] + 60} for r in early]  # the same values, whose first ones are far below chance
@@ -89,7 +89,7 @@ def test_image_contrast_is_not_judged_while_its_queue_holds_random_keys(runs: Ru
 
 
 def test_alarms_of_the_features_keep_a_run_from_being_called_healthy(runs: Runs) -> None:
-    records = [dict(r) for r in read_records(runs["healthy"])]
+    records = [dict(r) for r in read_json_lines(runs["healthy"] / "metrics.jsonl")]
     of_kind(records, "health")[-1]["effective_rank"] = 2.0  # type: ignore[index]
     verdict = judge(records, STEPS, FILLING)
     assert verdict.level == "open" and any("effective rank fell" in reason for reason in verdict.reasons)
@@ -98,20 +98,20 @@ def test_alarms_of_the_features_keep_a_run_from_being_called_healthy(runs: Runs)
 def test_lines_that_are_damaged_are_left_out(runs: Runs, tmp_path: Path) -> None:
     text = (runs["healthy"] / "metrics.jsonl").read_text()
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "ki\x00}\n' + text + '{"step": 71, "kind": "tra')
-    assert read_records(tmp_path) == read_records(runs["healthy"]) != []
-    assert read_records(tmp_path / "nothing") == []
+    assert read_json_lines(tmp_path / "metrics.jsonl") == read_json_lines(runs["healthy"] / "metrics.jsonl") != []
+    assert read_json_lines(tmp_path / "nothing" / "metrics.jsonl") == []
 
 
 def test_features_that_are_no_numbers_have_collapsed(runs: Runs) -> None:
     """metrics.jsonl has null for what was not finite; the run itself stops after two such checks."""
-    records = [dict(r) for r in read_records(runs["healthy"])]
+    records = [dict(r) for r in read_json_lines(runs["healthy"] / "metrics.jsonl")]
     of_kind(records, "health")[-1].update(feature_std=None, effective_rank=None)  # type: ignore[attr-defined]
     assert judge(records, STEPS, FILLING).headline == f"Features collapsed since step {STEPS}"
 
 
 def test_steps_without_a_finite_gradient(runs: Runs) -> None:
     """The last windows hold skipped steps alone, as the loop records them."""
-    records = [dict(r) for r in read_records(runs["healthy"])]
+    records = [dict(r) for r in read_json_lines(runs["healthy"] / "metrics.jsonl")]
     for record in records:
         if record["kind"] == "train" and record["step"] > 30:
             record["skipped_steps"] = 2.0

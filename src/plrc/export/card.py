@@ -25,12 +25,12 @@ from plrc.config import Config
 from plrc.data.manifest import read_manifest
 from plrc.errors import PlrcError
 from plrc.export.receipt import Receipt
+from plrc.files import read_json_lines
 from plrc.model.user_code import is_user_code
 from plrc.presets import PRESETS, preset
 
 TEMPLATE = "card.md.jinja"
 PATHS = ("data.source", "data.exclude", "regions.maps", "model.init", "model.backbone")  # settings that may name a path
-TAIL = 2**16  # bytes at the end of metrics.jsonl in which the last losses stand
 MAX_STARTS = 8  # runs that start from runs are followed at most this far
 RANDOM = "random weights"
 IMAGENET = (
@@ -117,9 +117,6 @@ def code_span(text: str) -> Markup:
 
 def start_of(init: str) -> list[str]:
     """The starting weights of a run, the weights that those started from, and so on, as far as runs can be followed.
-
-    Args:
-        init: The run's `model.init`.
 
     Returns:
         Paths, the nearest first, and `RANDOM` at the end if the chain ends in random weights.
@@ -212,19 +209,11 @@ def _changed_settings(config: Config, usual: Config) -> list[dict[str, str]]:
 
 def _last_losses(run: Path) -> dict[str, str]:
     """Losses of the last line of training in metrics.jsonl."""
-    try:
-        with open(run / "metrics.jsonl", "rb") as file:
-            file.seek(max(0, file.seek(0, 2) - TAIL))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
+    lines = [line for line in read_json_lines(run / "metrics.jsonl") if line.get("kind") == "train"]
+    if not lines:
         return {}
-    for line in reversed(lines):
-        if line.startswith("{") and line.endswith("}"):
-            values = json.loads(line)
-            if values.get("kind") == "train":
-                losses = {key: value for key, value in values.items() if key.endswith(("_loss", "_kl"))}
-                return {key: f"{value:.4f}" for key, value in losses.items() if isinstance(value, float)}
-    return {}
+    losses = {key: value for key, value in lines[-1].items() if key.endswith(("_loss", "_kl"))}
+    return {key: f"{value:.4f}" for key, value in losses.items() if isinstance(value, float)}
 
 
 def _health(reports: list[dict[str, Any]]) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from plrc.data.manifest import read_manifest
 from plrc.engine.adapt import total_steps
 from plrc.engine.checkpoint import checkpoints
 from plrc.engine.health import COLLAPSED_RANK, COLLAPSED_STD
-from plrc.files import parse_json, write_text
+from plrc.files import read_json_lines, write_text
 from plrc.machine import plrc_version
 from plrc.objectives import TERMS
 from plrc.presets import PRESETS, preset
@@ -38,18 +37,7 @@ Plot = dict[str, Any]
 
 
 def write_report(run: str | Path) -> Path:
-    """Write RUN/report.html; the file appears whole or not at all.
-
-    Args:
-        run: A run folder, finished or not.
-
-    Raises:
-        PlrcError: `run` is not a run folder.
-
-    Example:
-        >>> write_report("runs/first")
-        PosixPath('runs/first/report.html')
-    """
+    """Write RUN/report.html of a run folder, finished or not. Raises PlrcError if `run` is not a run folder."""
     path = Path(run) / "report.html"
     write_text(path, run_report(run))
     return path
@@ -69,7 +57,7 @@ def run_section(run: str | Path) -> dict[str, Any]:
     run = Path(run)
     config = Config.load(run / "config.toml")
     manifest = read_manifest(run / "manifest.json")
-    records = read_records(run)
+    records = read_json_lines(run / "metrics.jsonl")
     steps = total_steps(config, len(manifest["train"]))
     queue_fill_steps = math.ceil(config.objectives.queue / config.optim.batch_size)
     verdict = judge(records, steps, queue_fill_steps)
@@ -88,18 +76,6 @@ def run_section(run: str | Path) -> dict[str, Any]:
         "written": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "by": f"plrc {plrc_version()}",
     }
-
-
-def read_records(run: Path) -> list[dict[str, Any]]:
-    """Read the complete lines of metrics.jsonl; the list is empty before the file exists."""
-    path = run / "metrics.jsonl"
-    if not path.exists():
-        return []
-    records: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError):
-            records.append(parse_json(line))
-    return records
 
 
 def training_seconds(records: Records, batch_size: int) -> float:
