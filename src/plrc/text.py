@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterable, Sequence
 
+SHOWN_FAILURES = 10
 SIMILAR = 0.6  # smallest similarity, from 0 to 1, at which a name is suggested
 
 
@@ -44,11 +45,11 @@ def some(names: Iterable[str], shown: int = 5) -> str:
     return text
 
 
-def list_failures(failures: Sequence[tuple[str, str]], shown: int = 10) -> list[str]:
+def list_failures(failures: Sequence[tuple[str, str]]) -> list[str]:
     """List the first (name, reason) pairs, one per line, and how many more there are."""
-    lines = [f"{printable(name)}: {reason}" for name, reason in failures[:shown]]
-    if len(failures) > shown:
-        lines.append(f"and {len(failures) - shown} more")
+    lines = [f"{printable(name)}: {reason}" for name, reason in failures[:SHOWN_FAILURES]]
+    if len(failures) > SHOWN_FAILURES:
+        lines.append(f"and {len(failures) - SHOWN_FAILURES} more")
     return lines
 
 

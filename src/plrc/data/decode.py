@@ -35,30 +35,10 @@ _UNCHANGED, _RGB = 0, 3  # read modes of torchvision's operators
 _BLOCK = 2**20  # values that are rescaled at a time
 
 
-def decode(
-    path: str | os.PathLike[str],
-    *,
-    percentiles: tuple[float, float] = RESCALE_PERCENTILES,
-    max_megapixels: float = MAX_MEGAPIXELS,
-    min_side: int = 0,
-) -> Tensor:
-    """Read and decode an image file.
-
-    Args:
-        path: The file.
-        percentiles: See `decode_bytes`.
-        max_megapixels: See `decode_bytes`.
-        min_side: See `decode_bytes`.
-
-    Returns:
-        RGB pixels, uint8 [3, H, W].
-
-    Raises:
-        DecodeError: The file cannot be used as an image. The error names it.
-    """
+def decode(path: str | os.PathLike[str]) -> Tensor:
+    """Read and decode an image file into RGB pixels, uint8 [3, H, W]. Raises DecodeError, which names the file."""
     with name_errors(path):
-        data = read_bytes(path, max_megapixels)
-        return decode_bytes(data, percentiles=percentiles, max_megapixels=max_megapixels, min_side=min_side)
+        return decode_bytes(read_bytes(path))
 
 
 def decode_bytes(

@@ -130,22 +130,17 @@ def read_index(source: str, layout: str) -> Index | None:
     """Return the newest index of a source that is readable and has this layout, or None."""
     newest_first = sorted(index_paths(source), key=lambda path: mtime(str(path)), reverse=True)
     for path in newest_first:
-        index = _load(path)
-        if index is not None and index.layout == layout:
+        try:
+            index = _parse(parse_json(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            continue
+        if (index.version, index.layout) == (VERSION, layout):
             return index
     return None
 
 
-def _load(path: Path) -> Index | None:
-    try:
-        raw = parse_json(path.read_text(encoding="utf-8"))
-        return _parse(raw) if raw["version"] == VERSION else None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None
-
-
 def _parse(raw: dict[str, Any]) -> Index:
-    """The index that a file holds; raises TypeError, ValueError or AttributeError if it holds something else."""
+    """The index that a file holds; raises TypeError, ValueError, KeyError or AttributeError for anything else."""
     bad: dict[str, tuple[int, int, str]] = {}
     for name, (size, time, reason) in raw["bad"].items():
         bad[os.fspath(name)] = (int(size), int(time), str(reason))
@@ -155,4 +150,5 @@ def _parse(raw: dict[str, Any]) -> Index:
         names=[os.fspath(name) for name in raw["names"]],
         notes=[os.fspath(note) for note in raw["notes"]],
         bad=bad,
+        version=raw["version"],
     )

@@ -14,6 +14,8 @@ from plrc.errors import DataError
 from plrc.geometry import sample
 from plrc.rng import generator
 
+_BINS = 32  # of distance
+
 
 @torch.no_grad()
 def grouping_auc(
@@ -21,7 +23,6 @@ def grouping_auc(
     instances: Tensor,
     *,
     points: int = 128,
-    bins: int = 32,
     match_distance: bool = True,
     seed: int = 0,
 ) -> float:
@@ -39,7 +40,6 @@ def grouping_auc(
         features: [n, C, h, w], read bilinearly.
         instances: Object of each pixel [n, H, W]: 0 background, above 0 an object, below 0 unlabelled (never drawn).
         points: Number of random pixels per image.
-        bins: Number of bins of distance.
         match_distance: Whether to match the distances of positive and negative pairs.
         seed: Seed of the draw of points.
 
@@ -69,7 +69,7 @@ def grouping_auc(
         raise DataError("grouping needs pairs on the same object and pairs on different ones; give images with objects")
     weight = np.ones(len(score))
     if match_distance:
-        weight = _matched_weights(np.concatenate(distances), positive, bins)
+        weight = _matched_weights(np.concatenate(distances), positive)
     return weighted_auc(score, positive, weight)
 
 
@@ -94,9 +94,9 @@ def pixel_centers(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.stack([x, y], axis=1).astype(np.float32)
 
 
-def _matched_weights(distance: np.ndarray, positive: np.ndarray, bins: int) -> np.ndarray:
+def _matched_weights(distance: np.ndarray, positive: np.ndarray) -> np.ndarray:
     """Weights [P] that give positives and negatives the same total in every bin of distance, 0 in a one-sided bin."""
-    edges = np.unique(np.quantile(distance[positive], np.linspace(0, 1, bins + 1)))
+    edges = np.unique(np.quantile(distance[positive], np.linspace(0, 1, _BINS + 1)))
     which = np.digitize(distance, edges[1:-1])
     inside = (distance >= edges[0]) & (distance <= edges[-1])
     positives = np.bincount(which, weights=positive & inside, minlength=len(edges))

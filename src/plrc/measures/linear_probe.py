@@ -18,6 +18,7 @@ from plrc.measures.grouping import pixel_centers
 from plrc.measures.segmentation import IGNORED, class_iou, confusion_matrix, semantic_metrics
 from plrc.rng import generator
 
+_ITERATIONS = 100  # of L-BFGS, at most
 _BATCH_SIZE = 32  # images scored at a time
 
 
@@ -62,7 +63,6 @@ def fit_probe(
     *,
     pixels: int = 32768,
     decay: float = 1e-3,
-    steps: int = 100,
     seed: int = 0,
 ) -> LinearProbe:
     """Fit a linear probe to frozen features.
@@ -78,7 +78,6 @@ def fit_probe(
         classes: K.
         pixels: Number of labelled pixels, drawn over all images without replacement.
         decay: Weight decay.
-        steps: Maximum number of L-BFGS iterations.
         seed: Seed of the draw of pixels.
 
     Returns:
@@ -95,7 +94,7 @@ def fit_probe(
     inputs = (inputs - mean) / std
     weight = torch.zeros(classes, inputs.shape[1], device=inputs.device, requires_grad=True)
     bias = torch.zeros(classes, device=inputs.device, requires_grad=True)
-    solver = torch.optim.LBFGS([weight, bias], max_iter=steps, history_size=20, line_search_fn="strong_wolfe")
+    solver = torch.optim.LBFGS([weight, bias], max_iter=_ITERATIONS, history_size=20, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         solver.zero_grad()

@@ -49,7 +49,6 @@ def probe_backbone(
     test: tuple[Tensor, Tensor],
     stride: int,
     classes: int,
-    seed: int = 0,
 ) -> ProbeResult:
     """Fit a linear probe on one level of a frozen backbone and score it.
 
@@ -59,9 +58,8 @@ def probe_backbone(
         test: Images and labels of the same kind, to score it.
         stride: The level that is probed.
         classes: Number of classes.
-        seed: Seed of the draw of pixels.
     """
-    probe = fit_probe(extract_features(backbone, train[0], stride), train[1], classes, seed=seed)
+    probe = fit_probe(extract_features(backbone, train[0], stride), train[1], classes)
     return evaluate_probe(probe, extract_features(backbone, test[0], stride), test[1])
 
 
