@@ -6,11 +6,11 @@ Shapes: B images, H x W pixels, K classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
@@ -29,50 +29,13 @@ MAIN_METRIC = {"detection": "AP", "instances": "AP_mask", "semantic": "mIoU"}
 """Task -> the score by which settings and weights are compared."""
 
 
-class TaskModel(Protocol):
-    """A model for a task, on a device.
+class DetectionModel:
+    """A detector of boxes, and for the task "instances" of masks.
 
     Attributes:
         model: The network.
         device: Where it is.
     """
-
-    model: nn.Module
-    device: torch.device
-
-    def training_images(self, labelled: LabelledSet) -> Dataset[Any]:
-        """Items by (epoch, index)."""
-        ...
-
-    def loss(self, batch: Sequence[Any]) -> Tensor:
-        """The loss of a list of items, with the model in training mode."""
-        ...
-
-    def score(self, labelled: LabelledSet) -> dict[str, float]:
-        """Scores in percent; the model stays in evaluation mode."""
-        ...
-
-    def zero_scores(self) -> dict[str, float]:
-        """The scores of a model that has diverged."""
-        ...
-
-
-def build_task_model(config: TransferConfig, backbone: Backbone, classes: int, device: torch.device) -> TaskModel:
-    """Build the model for `config.task` around a backbone that has its initial weights.
-
-    Args:
-        config: The transfer run.
-        backbone: The backbone; it is changed in place.
-        classes: Number of classes, without background for detectors.
-        device: Where the model goes.
-    """
-    if config.task == "semantic":
-        return SemanticModel(config, backbone, classes, device)
-    return DetectionModel(config, backbone, classes, device)
-
-
-class DetectionModel:
-    """A detector of boxes, and for the task "instances" of masks."""
 
     def __init__(self, config: TransferConfig, backbone: Backbone, classes: int, device: torch.device) -> None:
         mask_functions()  # raises now, not after days of training, if a package that scoring needs is missing
@@ -83,9 +46,11 @@ class DetectionModel:
         self.model = detector.to(device)
 
     def training_images(self, labelled: LabelledSet) -> Dataset[Any]:
+        """Return items by (epoch, index)."""
         return DetectionImages(labelled, self.config.input, train=True, masks=self.masks, seed=self.config.seed)
 
     def loss(self, batch: Sequence[tuple[Tensor, dict[str, Any]]]) -> Tensor:
+        """Return the loss of a list of items, with the model in training mode."""
         images = []
         targets = []
         for image, target in batch:
@@ -96,6 +61,7 @@ class DetectionModel:
 
     @torch.no_grad()
     def score(self, labelled: LabelledSet) -> dict[str, float]:
+        """Return scores in percent; the model stays in evaluation mode."""
         self.model.eval()
         images = DetectionImages(labelled, self.config.input, train=False, masks=False, seed=0)
         predictions = [self._predict(images[i][0]) for i in range(len(labelled.images))]
@@ -110,6 +76,7 @@ class DetectionModel:
         return scores
 
     def zero_scores(self) -> dict[str, float]:
+        """Return the scores of a model that has diverged."""
         names = ["AP", "AP50", "AP75"]
         scores = dict.fromkeys(names, 0.0)
         for label in ("mask",) if self.masks else ("VOC", "VOC07"):
@@ -131,7 +98,7 @@ class DetectionModel:
 
 
 class SemanticModel:
-    """A network that gives a class for every pixel."""
+    """A network that gives a class for every pixel; it has the methods of `DetectionModel`."""
 
     def __init__(self, config: TransferConfig, backbone: Backbone, classes: int, device: torch.device) -> None:
         self.config = config
@@ -163,3 +130,20 @@ class SemanticModel:
 
     def zero_scores(self) -> dict[str, float]:
         return {"mIoU": 0.0, "accuracy": 0.0}
+
+
+TaskModel = DetectionModel | SemanticModel
+
+
+def build_task_model(config: TransferConfig, backbone: Backbone, classes: int, device: torch.device) -> TaskModel:
+    """Build the model for `config.task` around a backbone that has its initial weights.
+
+    Args:
+        config: The transfer run.
+        backbone: The backbone; it is changed in place.
+        classes: Number of classes, without background for detectors.
+        device: Where the model goes.
+    """
+    if config.task == "semantic":
+        return SemanticModel(config, backbone, classes, device)
+    return DetectionModel(config, backbone, classes, device)
