@@ -9,7 +9,6 @@ from pathlib import Path
 
 import plrc.engine.pretrain as engine
 from plrc.config import Config
-from plrc.errors import PlrcError
 from plrc.export import default_target, export_backbone
 from plrc.presets import PRESETS, preset
 from plrc.progress import OnProgress, ignore_progress
@@ -56,7 +55,7 @@ def pretrain(config: Config, on_progress: OnProgress = ignore_progress) -> engin
             on_finish=(export_run, report.write),
             on_progress=on_progress,
         )
-    except PlrcError:
+    except Exception:
         report.write_after_failure()
         raise
 

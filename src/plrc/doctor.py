@@ -19,6 +19,7 @@ REQUIRED = (
     "rich",
     "tensorboard",
     "safetensors",
+    "filelock",
     "fsspec",
     "tomli-w",
     "jinja2",

@@ -120,8 +120,7 @@ def verify_detector(run: str | Path, detector: Any) -> DetectorReport:
 
     Raises:
         ExportError: `detector` is not a module and holds none, or its tensors have no values.
-        RunError: The run folder has no checkpoint.
-        WeightsError: The run's weights cannot be read.
+        WeightsError: The run has no checkpoint, or its weights cannot be read.
     """
     source = checkpoint_of(Path(run))
     expected = _backbone_tensors(read_weights(source).state)

@@ -151,8 +151,7 @@ def load_backbone(
 
     Raises:
         ConfigError: `dtype`, `backbone` or `layer4_stride` cannot be used.
-        RunError: The run folder has no checkpoint.
-        WeightsError: The weights cannot be read or do not fit the backbone.
+        WeightsError: There are no weights, or they cannot be read, or they do not fit the backbone.
 
     Example:
         >>> import plrc, torch

@@ -71,8 +71,7 @@ def export_backbone(
 
     Raises:
         ConfigError: The target, the name of the file or `backbone` cannot be used.
-        RunError: There is no checkpoint, or it cannot be read.
-        WeightsError: The weights are not finite.
+        WeightsError: There is no checkpoint, it cannot be read, or its weights are not finite.
         ExportError: The target has no such backbone, the file cannot be written, or the proof failed.
 
     Example:
