@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.tiny import TINY
 
 from plrc.config import Config
 from plrc.presets import preset
@@ -30,22 +31,13 @@ def tiny(scenes: Path, tmp_path: Path) -> Callable[..., Config]:
 
     def build(method: str = "plrc", **settings: object) -> Config:
         values: dict[str, object] = {
+            **TINY,
             "data.source": str(scenes),
             "data.held_out": 4,
             "run.out": str(tmp_path / "run"),
-            "run.workers": 0,
-            "run.device": "cpu",
             "run.log_every_steps": 1,
-            "views.size": 32,
-            "optim.batch_size": 8,
             "optim.steps": 4,
             "model.stride": 8,
-            "model.bn_groups": 2,
-            "model.contrast_hidden": 16,
-            "model.distill_hidden": 16,
-            "objectives.points": 16,
-            "objectives.distill_points": 16,
-            "objectives.queue": 24,
         }
         values |= {name.replace("__", "."): value for name, value in settings.items()}
         return preset("debug_cpu", method).with_values(values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from tests.tiny import TINY
 from torch import Tensor
 
 from plrc.config import Config
@@ -19,21 +20,12 @@ State = dict[str, Tensor]
 def small_config(scenes: Path, out: Path, backbone: str, **changes: object) -> Config:
     """Two small steps on the scenes."""
     values: dict[str, object] = {
+        **TINY,
         "data.source": str(scenes),
         "data.held_out": 4,
         "run.out": str(out),
-        "run.workers": 0,
-        "run.device": "cpu",
-        "views.size": 32,
-        "optim.batch_size": 8,
         "optim.steps": 2,
         "model.backbone": backbone,
-        "model.bn_groups": 2,
-        "model.contrast_hidden": 16,
-        "model.distill_hidden": 16,
-        "objectives.points": 16,
-        "objectives.distill_points": 16,
-        "objectives.queue": 24,
     }
     return preset("debug_cpu").with_values(values | changes)
 

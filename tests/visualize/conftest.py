@@ -15,6 +15,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from tests.tiny import TINY
 
 from plrc import pretrain
 from plrc.errors import PlrcError
@@ -93,23 +94,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     write_scenes(root / "data", {"train": 24, "test": 6}, seed=5, size=64)
     config = preset("debug_cpu").with_values(
         {
+            **TINY,
             "data.source": str(root / "data" / "train" / "images"),
             "data.held_out": 2,
             "run.out": str(root / "run"),
-            "run.workers": 0,
-            "run.device": "cpu",
             "run.checkpoint_every_steps": 3,
             "run.keep_checkpoints": 0,
-            "views.size": 32,
-            "optim.batch_size": 8,
             "optim.steps": 6,
             "model.stride": 8,
-            "model.bn_groups": 2,
-            "model.contrast_hidden": 16,
-            "model.distill_hidden": 16,
-            "objectives.points": 16,
-            "objectives.distill_points": 16,
-            "objectives.queue": 24,
         }
     )
     assert pretrain(config).finished
@@ -126,23 +118,14 @@ def runs(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     """Folders of runs of 70 steps, by name; "ruined" ended before, by its learning rate of 10."""
     root = tmp_path_factory.mktemp("runs")
     shared = {
+        **TINY,
         "data.source": str(scenes),
         "data.held_out": 4,
-        "run.workers": 0,
-        "run.device": "cpu",
         "run.log_every_steps": 2,
         "run.health_every_steps": 10,
         "run.checkpoint_every_steps": 70,
-        "views.size": 32,
-        "optim.batch_size": 8,
         "optim.steps": 70,
         "model.stride": 8,
-        "model.bn_groups": 2,
-        "model.contrast_hidden": 16,
-        "model.distill_hidden": 16,
-        "objectives.points": 16,
-        "objectives.distill_points": 16,
-        "objectives.queue": 24,
     }
     own: dict[str, tuple[str, dict[str, object]]] = {
         "healthy": ("plrc", {"optim.lr": 2e-3}),
