@@ -46,13 +46,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def show_result(result: dict[str, dict[str, float]], out: Path, seconds: float) -> None:
-    """Print the scores of a demo, where its files are, and what to do next.
-
-    Args:
-        result: Scores, as `run_demo` returns them.
-        out: Folder of the demo.
-        seconds: How long it took.
-    """
+    """Print the scores of `run_demo`, where its files are, and what to do next."""
     from rich.table import Table
 
     table = Table("frozen features", "mIoU of a linear probe", "pixel accuracy", "grouping AUC (chance 0.5)")

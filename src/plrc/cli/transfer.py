@@ -86,12 +86,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def parse_transfer(task: str, arguments: Sequence[str]) -> TransferConfig:
-    """Return the settings of `plrc transfer TASK`: protocol, then the TOML file, then the options.
-
-    Args:
-        task: "detection", "instances" or "semantic".
-        arguments: The command line after the task.
-    """
+    """Return the settings of `plrc transfer TASK`: protocol, then the TOML file, then the options."""
     parser = CommandParser(f"transfer {task}", with_protocols(run))
     parser.add_fields(StartOptions)
     parser.add_fields(TransferConfig)
@@ -101,12 +96,7 @@ def parse_transfer(task: str, arguments: Sequence[str]) -> TransferConfig:
 
 
 def starting_point(task: str, values: dict[str, Any]) -> TransferConfig:
-    """Return the settings below the options: protocol and TOML file.
-
-    Args:
-        task: "detection", "instances" or "semantic".
-        values: The options that were written; "preset" and "config" count.
-    """
+    """Return the settings below the options, of which "preset" and "config" count: protocol and TOML file."""
     table = read_toml(values["config"]) if values.get("config") else {}
     name = values.get("preset") or table.get("preset") or DEFAULT_PROTOCOLS[task]
     return TransferConfig.from_dict(table | {"task": task, "preset": name}, protocol(name, task))

@@ -169,14 +169,7 @@ class ComparisonRuns:
         return sum(self.result(run) is not None for run in self.required_runs())
 
     def check_weights(self, init: str) -> None:
-        """Check that the weights are what they were when the runs got their names.
-
-        Args:
-            init: Value of `TransferConfig.init`.
-
-        Raises:
-            WeightsError: The weights have changed.
-        """
+        """Raise WeightsError if the weights are not what they were when the runs got their names."""
         if fingerprint(init) != self.fingerprints[init]:
             raise WeightsError(
                 f"{init} has changed since this comparison was started; repeat the command when the file is final"

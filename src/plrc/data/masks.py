@@ -126,10 +126,6 @@ def read_coco_masks(path: str | Path, images: ImageList) -> CocoMasks:
     An entry whose `file_name` leads from the file's own folder to an image belongs to that image alone. Each other
     image has the entry with the longest `file_name` with which its path ends.
 
-    Args:
-        path: The COCO file.
-        images: The images.
-
     Raises:
         DataError: The file cannot be read, has no masks, lists none of the images, or one entry for two of them.
         MissingPackageError: faster-coco-eval is not installed.

@@ -26,9 +26,6 @@ def advice(plan: Plan) -> str:
 
     A single process tries halves of the micro-batch until two steps fit. Of several processes only some may have
     failed, so they try nothing and name the first half.
-
-    Args:
-        plan: The run.
     """
     batch = plan.config.optim.batch_size
     processes = distributed.world_size()

@@ -20,8 +20,6 @@ from plrc.errors import RunError
 
 MOST_SKIPPED = 50  # steps in a row without a finite gradient; loss scaling needs fewer to find its scale
 LOWERED = 0.1  # of the scheduled learning rate
-
-
 DEAD_WORKER = "DataLoader worker (pid"  # the beginning of PyTorch's message about a loader process that exited
 
 
@@ -82,11 +80,7 @@ def fall_back(plan: Plan, reason: str) -> Plan:
     """Make the newest good checkpoint the run's newest, with the learning rate lowered, and plan to resume from it.
 
     A checkpoint is good if the step before it was not skipped. If there is none, the oldest is taken: it holds the
-    state after the last step that was not skipped.
-
-    Args:
-        plan: The run that diverged.
-        reason: Why, for the log.
+    state after the last step that was not skipped. The reason is logged.
     """
     if distributed.is_main():
         remaining = checkpoints(plan.out)

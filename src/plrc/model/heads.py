@@ -1,6 +1,6 @@
 """The two projection heads, applied at every position of the feature grid as 1 x 1 convolutions.
 
-Shapes: B images, C channels, h x w the feature grid.
+Shapes: B images, h x w the feature grid.
 """
 
 from __future__ import annotations
@@ -9,29 +9,17 @@ from torch import nn
 
 
 def contrast_head(channels: int, hidden: int, dim: int) -> nn.Sequential:
-    """Build the head of the image and point terms (METHOD section 3): two layers with ReLU, without BatchNorm.
+    """Build the head of the image and point terms (METHOD section 3): [B, channels, h, w] -> [B, dim, h, w].
 
-    Args:
-        channels: Channels of the features.
-        hidden: Channels of the hidden layer.
-        dim: Channels of the output.
-
-    Returns:
-        A module [B, channels, h, w] -> [B, dim, h, w].
+    Two layers with ReLU, without BatchNorm.
     """
     return nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, dim, 1))
 
 
 def distill_head(channels: int, hidden: int, dim: int) -> nn.Sequential:
-    """Build the head of the distillation term (METHOD section 3): three layers with BatchNorm and ReLU between them.
+    """Build the head of the distillation term (METHOD section 3): [B, channels, h, w] -> [B, dim, h, w].
 
-    Args:
-        channels: Channels of the features.
-        hidden: Channels of the hidden layers.
-        dim: Channels of the output.
-
-    Returns:
-        A module [B, channels, h, w] -> [B, dim, h, w].
+    Three layers with BatchNorm and ReLU between them.
     """
     return nn.Sequential(
         nn.Conv2d(channels, hidden, 1, bias=False),

@@ -95,9 +95,6 @@ def call_function(name: str) -> Any:
 def backbone_from_function(name: str) -> tuple[nn.Module, dict[int, int]]:
     """Build a backbone with a function of the user's own and check it against the contract of this module.
 
-    Args:
-        name: Name of the function.
-
     Returns:
         The network, and {stride: channels} from fine to coarse.
 

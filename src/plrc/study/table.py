@@ -1,4 +1,8 @@
-"""The lines of a study as tables: means with intervals, paired differences, slopes, and curves while training."""
+"""The lines of a study as tables: means with intervals, paired differences, slopes, and curves while training.
+
+Arguments that all functions share: `lines` of the study, `metric`, the name of the score that is shown, `baseline`, the
+method that the others are compared with, `axis`, a setting that varies, and `rows` of `summary` or `curves`.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +26,6 @@ def summary(lines: Sequence[Line], metric: str, baseline: str) -> list[dict[str,
 
     A row has `axes`, mean and interval of the metric over seeds, and `versus`: the paired difference to the runs of
     the baseline with the same axes or, if there are none, to those with no axis but the method.
-
-    Args:
-        lines: Lines of the study.
-        metric: Score that is summarized.
-        baseline: Method that the others are compared with.
     """
     scores = grouped(lines, metric)
     rows = []
@@ -52,12 +51,7 @@ def _rival(group: Group, scores: dict[Group, dict[int, float]], baseline: str) -
 
 
 def grouped(lines: Sequence[Line], metric: str) -> dict[Group, dict[int, float]]:
-    """Return group of runs -> seed -> score, without the runs that lack the score.
-
-    Args:
-        lines: Lines of the study.
-        metric: Name of the score.
-    """
+    """Return group of runs -> seed -> score, without the runs that lack the score."""
     scores: dict[Group, dict[int, float]] = {}
     for line in lines:
         score = line["scores"].get(metric)
@@ -75,20 +69,12 @@ def _group(line: Line) -> Group:
 
 
 def all_axes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return every axis that a row has, in order of appearance.
-
-    Args:
-        rows: Rows of `summary` or `curves`.
-    """
+    """Return every axis that a row has, in order of appearance."""
     return list(dict.fromkeys(axis for row in rows for axis in row["axes"]))
 
 
 def numeric_axes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the axes whose values are numbers, at least two different ones.
-
-    Args:
-        rows: Rows of `summary`.
-    """
+    """Return the axes whose values are numbers, at least two different ones."""
     numeric = []
     for axis in all_axes(rows):
         values = {row["axes"][axis] for row in rows if axis in row["axes"]}
@@ -101,11 +87,6 @@ def slopes(lines: Sequence[Line], metric: str, axis: str) -> dict[str, Interval]
     """Return method -> change of the metric per unit of a numeric axis, as mean and interval over seeds.
 
     The slope of each seed is that of the least-squares line. Seeds with fewer than two values of the axis are left out.
-
-    Args:
-        lines: Lines of the study.
-        metric: Name of the score.
-        axis: Name of the axis.
     """
     points: dict[str, dict[int, list[tuple[float, float]]]] = {}
     for line in lines:
@@ -123,11 +104,7 @@ def slopes(lines: Sequence[Line], metric: str, axis: str) -> dict[str, Interval]
 
 
 def slope(points: NDArray[np.float64]) -> float:
-    """Return the slope of the least-squares line through points.
-
-    Args:
-        points: x and y of each point [n, 2].
-    """
+    """Return the slope of the least-squares line through points (x, y) [n, 2]."""
     x, y = (points - points.mean(axis=0)).T
     return float(x @ y / (x @ x))
 
@@ -137,9 +114,6 @@ def curves(lines: Sequence[Line]) -> list[dict[str, Any]]:
 
     A row has `axes`, `network`, `steps` (step -> mean and interval over seeds), and `regions`: the AUC of the regions
     that the runs were given. Steps of less than half of the runs are left out: at these, single runs were stopped.
-
-    Args:
-        lines: Lines of the study.
     """
     rows = []
     for group, by_name in _curve_values(lines).items():
@@ -168,13 +142,7 @@ def _curve_values(lines: Sequence[Line]) -> dict[Group, dict[str, dict[int, list
 
 
 def table(lines: Sequence[Line], metric: str, baseline: str) -> str:
-    """Return `summary`, the slopes along each numeric axis, and `curves`, as Markdown.
-
-    Args:
-        lines: Lines of the study.
-        metric: Score that is shown.
-        baseline: Method that the others are compared with.
-    """
+    """Return `summary`, the slopes along each numeric axis, and `curves`, as Markdown."""
     rows = summary(lines, metric, baseline)
     axes = all_axes(rows)
     digits = num_digits(metric)
@@ -217,11 +185,7 @@ def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
 
 
 def num_digits(metric: str) -> int:
-    """Return the digits after the point of a score: one for percent, three for areas under curves.
-
-    Args:
-        metric: Name of the score.
-    """
+    """Return the digits after the point of a score: one for percent, three for areas under curves."""
     return 3 if metric.startswith("auc") else 1
 
 
@@ -230,9 +194,6 @@ def content(title: str, lines: Sequence[Line], metric: str, baseline: str, runs:
 
     Args:
         title: Title of the study.
-        lines: Its lines.
-        metric: Score that is shown.
-        baseline: Method that the others are compared with.
         runs: Total number of runs of the study.
         text: Text of the study file.
     """

@@ -83,9 +83,6 @@ class Resize(GeneralizedRCNNTransform):  # type: ignore[misc]
     """torchvision's resizing and normalization, with one size at test and several in training.
 
     Training draws the shorter side with PyTorch's generator from low, low + SIZE_STEP, ... high.
-
-    Args:
-        size: Sizes of the images.
     """
 
     def __init__(self, size: InputConfig) -> None:
@@ -123,11 +120,7 @@ class Pyramid(nn.Module):
 
 
 class C4Body(nn.Module):
-    """A backbone up to stride 16. Its layer4 keeps its place and name in the backbone, and is run by the heads.
-
-    Args:
-        body: The backbone.
-    """
+    """A backbone up to stride 16. Its layer4 keeps its place and name in the backbone, and is run by the heads."""
 
     def __init__(self, body: Backbone) -> None:
         super().__init__()
@@ -139,12 +132,7 @@ class C4Body(nn.Module):
 
 
 class Shared(nn.Module):
-    """Runs a module that is registered elsewhere in the network: its tensors keep a single name, that of the other
-    place.
-
-    Args:
-        module: The module.
-    """
+    """Runs a module that is registered elsewhere in the network: its tensors keep the name that they have there."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
