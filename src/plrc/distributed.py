@@ -66,12 +66,9 @@ def start(device: torch.device, stall_seconds: float = 600.0) -> None:
 
 
 def describe_lost_processes(error: BaseException) -> str:
-    """Name the processes that made a collective fail in this process.
+    """Name the processes that made a collective raise `error` in this process.
 
     Each process that notices a failure reports it in the store. A process that reports nothing exited or hung.
-
-    Args:
-        error: What was raised in this process.
 
     Returns:
         A sentence without a full stop; empty if `error` does not come from a collective.

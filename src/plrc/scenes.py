@@ -143,10 +143,7 @@ def write_scenes(out: str | Path, splits: Mapping[str, int], seed: int = 0, size
 
 
 def encode_rle(mask: NDArray[np.bool_]) -> dict[str, list[int]]:
-    """Encode a mask as COCO's uncompressed run lengths.
-
-    Args:
-        mask: [H, W].
+    """Encode a mask [H, W] as COCO's uncompressed run lengths.
 
     Returns:
         {"counts", "size"}: runs down the columns, of zeros and ones in turn, starting with zeros; and [H, W].

@@ -71,11 +71,7 @@ def console() -> Console:
 
 @contextlib.contextmanager
 def progress(unit: str) -> Iterator[OnProgress]:
-    """Show a progress bar with the time left, on a terminal only.
-
-    Args:
-        unit: What is counted, such as "images".
-    """
+    """Show a progress bar of `unit`, such as "images", with the time left; on a terminal only."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Column
 

@@ -129,10 +129,7 @@ def _check_test_images_unseen(comparison: Comparison, test: LabelledSet) -> None
 
 
 def fingerprint(init: str) -> str:
-    """Return the SHA-256 of a weights file, or of the newest checkpoint of a run folder; else the name itself.
-
-    Args:
-        init: Value of `TransferConfig.init`.
+    """Return the SHA-256 of a weights file, or of the newest checkpoint of a run folder; else `init` itself.
 
     Raises:
         WeightsError: A path without weights.

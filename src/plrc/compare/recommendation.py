@@ -15,11 +15,7 @@ Results = Mapping[str, dict[str, Any]]
 
 
 def recommendation(comparison: dict[str, Any]) -> list[str]:
-    """Return the advice for each number of labels, in their order, then what limits it.
-
-    Args:
-        comparison: Content of comparison.json (`compare.run.run_comparison`).
-    """
+    """Return the advice of a comparison.json for each number of labels, in their order, then what limits it."""
     sentences = [_advice(comparison, labels) for labels in comparison["labels"]]
     return sentences + _caveats(comparison)
 

@@ -126,10 +126,7 @@ def require_plausible_size(size: int, max_megapixels: float) -> None:
 
 
 def open_image(file: BinaryIO) -> tuple[Image.Image, bytes]:
-    """Parse the header of an image file.
-
-    Args:
-        file: The file, at its beginning.
+    """Parse the header of an image file, which is open at its beginning.
 
     Returns:
         The image, not decoded yet, and the first 32 bytes of the file.

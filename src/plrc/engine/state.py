@@ -96,12 +96,7 @@ class TrainingState:
         return norm, keep
 
     def checkpoint(self, step: int, images: str) -> dict[str, Any]:
-        """Return the content of a checkpoint (`checkpoint.KEYS`).
-
-        Args:
-            step: The last step that was made.
-            images: The digest of the manifest.
-        """
+        """Return the content of a checkpoint (`checkpoint.KEYS`); `images` is the digest of the manifest."""
         modules: dict[str, Any] = {"student": None, "teacher": None, "queue": None}
         for name, module in self.learner.modules().items():
             modules[name] = module.state_dict()

@@ -118,13 +118,9 @@ def initial_backbone(
 
 
 def verify_initial_weights(model: nn.Module, initial: InitialWeights) -> str:
-    """Compare every backbone tensor of a finished network with the file.
+    """Compare every backbone tensor of a finished network with the file that was loaded into its backbone.
 
     A tensor belongs to the backbone, wherever it lies in the network, if its name ends with a name of the backbone.
-
-    Args:
-        model: The network around the backbone.
-        initial: What was loaded into the backbone.
 
     Returns:
         A sentence with the number of equal tensors.
