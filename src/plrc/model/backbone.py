@@ -49,12 +49,11 @@ class ResNetLevels(nn.Module):
 class Backbone(nn.Module):
     """Images [B, 3, H, W] -> {s: features [B, channels[s], ceil(H / s), ceil(W / s)]}.
 
-    Strides are those of the unchanged network: with `layer4_stride=1`, the features under stride 32 have the size of
-    those under stride 16.
+    With `layer4_stride=1` the key of the last level is still 32, but its features have the size of those of stride 16.
 
     Attributes:
-        name: `model.backbone`, from which it was built.
-        net: The network under its library's tensor names.
+        name: Value of the setting `model.backbone` from which it was built.
+        net: The network; its tensors have the names of its library.
         channels: {stride: channels}, from fine to coarse.
     """
 
@@ -115,21 +114,21 @@ def build_backbone(name: str, layer4_stride: int = 2) -> Backbone:
             if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
                 module.stride = (1, 1)
     channels = {
-        4: _last_width(net.layer1),
-        8: _last_width(net.layer2),
-        16: _last_width(net.layer3),
-        32: _last_width(net.layer4),
+        4: _output_channels(net.layer1),
+        8: _output_channels(net.layer2),
+        16: _output_channels(net.layer3),
+        32: _output_channels(net.layer4),
     }
     return Backbone(name, net, channels)
 
 
-def _last_width(layer: nn.Sequential) -> int:
+def _output_channels(layer: nn.Sequential) -> int:
     """Output channels of a stage of a ResNet: those of its last convolution that is not on a shortcut."""
-    width = 0
+    channels = 0
     for name, module in layer[-1].named_modules():
         if isinstance(module, nn.Conv2d) and "downsample" not in name:
-            width = int(module.out_channels)
-    return width
+            channels = int(module.out_channels)
+    return channels
 
 
 def _timm_backbone(name: str) -> Backbone:

@@ -41,7 +41,7 @@ class Weights:
     Attributes:
         state: Tensors by their names in the file, those of nested dictionaries joined by dots.
         source: Path of the file.
-        metadata: What else the file holds.
+        metadata: Entries of the file that contain no tensors.
     """
 
     state: dict[str, Tensor]
@@ -59,8 +59,8 @@ class LoadReport:
         prefix: What stands before the backbone's names in the file.
         matched: Tensors of the backbone that the file holds in the right shape.
         missing: Tensors of the backbone that the file does not hold.
-        unexpected: Tensors of the file that the backbone does not have, although it has their outermost module (such
-            as layer3). They show that the file is from a larger or another network.
+        unexpected: Tensors of the file that are in a module of the backbone (such as layer3), but not in the backbone
+            itself. They show that the file is from a larger or another network.
         shape_mismatch: Tensors of the backbone that the file holds in another shape.
         ignored: The other tensors of the file, such as classifiers, heads and optimizer state.
     """
@@ -74,7 +74,7 @@ class LoadReport:
 
     @property
     def complete(self) -> bool:
-        """Whether the file holds exactly this backbone."""
+        """Whether no tensor is missing, unexpected or of another shape."""
         return not (self.missing or self.unexpected or self.shape_mismatch)
 
     def table(self) -> str:
@@ -116,8 +116,8 @@ def read_weights(path: str | Path) -> Weights:
     weights = _read_safetensors(path) if head[8:] == b"{" else _read_torch(path)
     if not weights.state:
         raise WeightsError(f"{path} holds no tensors; name a file with a network's state dictionary")
-    names = torchvision_names(weights.state)
-    return replace(weights, state={names[name]: tensor for name, tensor in weights.state.items()})
+    new_names = torchvision_names(weights.state)
+    return replace(weights, state={new_names[name]: tensor for name, tensor in weights.state.items()})
 
 
 def load_into(backbone: Backbone, weights: Weights, allow_partial: bool = False) -> LoadReport:
@@ -134,14 +134,14 @@ def load_into(backbone: Backbone, weights: Weights, allow_partial: bool = False)
         Which tensors were copied, and which were not.
 
     Raises:
-        WeightsError: A tensor of the backbone is missing or has another shape, or the file holds a larger network of
-            the same family; the error has the table of names. Values that are not finite are always refused.
+        WeightsError: Without `allow_partial`: a tensor of the backbone is missing or has another shape, or the file
+            holds a larger network of the same family. Always: no tensor fits, or a value is not finite.
     """
     target = backbone.net.state_dict()
     prefix = find_prefix(weights.state, target)
     report = _compare(weights.state, target, prefix)
-    fits = report.complete or allow_partial
-    if not report.matched or not fits:
+    accepted = report.matched and (report.complete or allow_partial)
+    if not accepted:
         raise WeightsError(
             f"{weights.source} does not fit {backbone.name} ({len(report.missing)} tensors missing, "
             f"{len(report.shape_mismatch)} of another shape, {len(report.unexpected)} unexpected) and was not loaded; "
@@ -161,7 +161,7 @@ def load_into(backbone: Backbone, weights: Weights, allow_partial: bool = False)
     return report
 
 
-def find_prefix(names: Iterable[str], target: Iterable[str]) -> str:
+def find_prefix(names: Iterable[str], backbone_names: Iterable[str]) -> str:
     """Find what stands before the backbone's names in a file: the prefix under which it holds the most of them.
 
     If several hold equally many, the network itself is preferred to an averaged copy of it
@@ -169,19 +169,20 @@ def find_prefix(names: Iterable[str], target: Iterable[str]) -> str:
 
     Args:
         names: Names in the file.
-        target: Names of the backbone's tensors.
+        backbone_names: Names of the backbone's tensors.
 
     Returns:
         The prefix with its final dot; empty if there is none.
     """
-    targets = set(target)
+    known_names = set(backbone_names)
     counts = Counter[str]()
     for name in names:
         parts = name.split(".")
         # each way to split the name into a prefix and a name of the backbone
         for start in range(len(parts)):
-            if ".".join(parts[start:]) in targets:
-                counts["".join(f"{part}." for part in parts[:start])] += 1
+            inner_name = ".".join(parts[start:])
+            if inner_name in known_names:
+                counts[name.removesuffix(inner_name)] += 1
 
     def preference(prefix: str) -> tuple[int, bool]:
         return counts[prefix], AVERAGED_COPY_WORDS.isdisjoint(re.split("[._]", prefix))
@@ -198,7 +199,7 @@ def stored_name(metadata: dict[str, Any]) -> str:
 def stored_function(metadata: dict[str, Any]) -> str:
     """The name of the user's function that built the backbone; empty if the backbone is from torchvision or timm.
 
-    The name is only shown: the function is imported only if the user gives its name in the call.
+    The name is only for messages: the function is imported only if the user names it in the command or call.
     """
     name = _backbone_name(metadata)
     return name if is_user_code(name) else ""
@@ -252,11 +253,11 @@ def _compare(state: Mapping[str, Tensor], target: Mapping[str, Tensor], prefix: 
     unexpected: list[str] = []
     ignored: list[str] = []
     for name in state:
-        inner = name.removeprefix(prefix)
+        inner_name = name.removeprefix(prefix)
         if not name.startswith(prefix):
             ignored.append(name)
-        elif inner not in target:
-            if inner.partition(".")[0] in modules:
+        elif inner_name not in target:
+            if inner_name.partition(".")[0] in modules:
                 unexpected.append(name)
             else:
                 ignored.append(name)
@@ -280,7 +281,7 @@ def _read_torch(path: Path) -> Weights:
     try:
         content = read_arrays(path) if path.suffix == ".pkl" else torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "GLOBAL" not in str(error):  # with this word, torch refuses a class or function in the file
+        if "GLOBAL" not in str(error):  # torch's message has this word if it refused a class or function
             raise WeightsError(f"{path} is not a weights file; name a .safetensors or a torch file") from error
         raise WeightsError(
             f"{path} holds Python objects in addition to tensors, which plrc does not run; "
@@ -294,7 +295,7 @@ def _read_torch(path: Path) -> Weights:
     outer_names = {name.partition(".")[0] for name in state}
     metadata: dict[str, Any] = {}
     for key, value in content.items():
-        if str(key).partition(".")[0] not in outer_names:
+        if str(key).partition(".")[0] not in outer_names:  # the entry contains no tensors
             metadata[str(key)] = value
     return Weights(state, str(path), metadata)
 
