@@ -34,7 +34,7 @@ class LabelledConfig:
     layout: Layout = "auto"
     """Layout of `source`. auto: recognized by its content."""
     train: str = ""
-    """Split to train on (train, trainval07+12, ...). Empty: chosen by name."""
+    """Split to train on (train, trainval07+12, ...); val+test joins two splits. Empty: chosen by name."""
     val: str = ""
     """Split for the choice of learning rates and for curves. Empty: chosen by name, else a fifth of the training
     images. none: no such split, all training images are trained on."""

@@ -69,6 +69,22 @@ def test_voc_lists_of_years_are_joined(tmp_path: Path, kit: str) -> None:
     assert "val: none; 0 images, 0 objects" in one_year.notes
 
 
+def test_splits_are_joined_by_plus(tmp_path: Path) -> None:
+    splits = read(voc_years(tmp_path / "voc"), val="none", test="val+test")
+    assert names(splits.test) == ["07_2", "07_3", "07_4", "12_2"]
+    assert splits.notes[-1] == "test: split val+test; 4 images, 8 objects"
+    coco = coco_source(tmp_path / "coco", [thing(1)])
+    third = [{"id": 9, "file_name": "6.jpg"}]
+    blank(coco / "test" / "6.jpg")
+    coco_file(coco / "annotations" / "instances_test.json", third, [thing(1, image=9)], ("cat", "dog"))
+    joined = read(coco, val="none", test="val2017+test").test
+    assert len(joined.images) == 2 and sum(len(image.classes) for image in joined.images) == 1
+    with pytest.raises(
+        ConfigError, match="no COCO annotations of a split val2017\\+tset; write one of: test, train2017"
+    ):
+        read(coco, test="val2017+tset")
+
+
 def test_one_voc_folder_takes_its_own_year(tmp_path: Path) -> None:
     splits = read(voc_years(tmp_path) / "VOC2007", train="trainval07", test="test")
     assert names(splits.test) == ["07_3", "07_4"]

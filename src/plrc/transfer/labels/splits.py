@@ -199,18 +199,26 @@ def _choose_splits(config: LabelledConfig, reader: LabelReader, root: Path) -> d
 
 
 def _read(reader: LabelReader, split: str, role: str, notes: Notes) -> SplitAnnotations:
-    """The images of a split in the order of their names, each once."""
-    content = reader.read(split)
-    if not content.images:
+    """The images of a split, or of several joined by "+", in the order of their names, each once."""
+    parts = split.split("+")
+    if not set(parts) <= set(reader.splits):
+        parts = [split]  # VOC's years, such as trainval07+12, are joined by its reader
+    images: list[ImageAnnotation] = []
+    classes: list[str] = []
+    for part in parts:
+        content = reader.read(part)
+        images += content.images
+        classes += content.classes
+    if not images:
         reasons = "; ".join(notes.lines())
         raise DataError(f"the split {split}, read for {role}, has no usable image: {reasons}")
     unique: dict[str, ImageAnnotation] = {}
-    for image in content.images:
+    for image in images:
         if image.name in unique:
             notes.count("images that a split lists again, dropped", image.name)
         else:
             unique[image.name] = image
-    return SplitAnnotations([unique[name] for name in sorted(unique)], content.classes)
+    return SplitAnnotations([unique[name] for name in sorted(unique)], tuple(dict.fromkeys(classes)))
 
 
 def _shared_names(first: list[ImageAnnotation], second: list[ImageAnnotation]) -> list[str]:
