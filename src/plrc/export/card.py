@@ -61,7 +61,7 @@ def model_card(receipt: Receipt, saved: Mapping[str, Any], run: Path) -> str:
     """
     config = Config.from_dict(saved["config"])
     name = config.preset if config.preset in PRESETS else "custom"
-    start = [_file_name(link) for link in start_of(config.model.init)]
+    start = [_last_name(link) for link in start_of(config.model.init)]
     facts = {
         "file": Path(receipt.file).name,
         "receipt": receipt,
@@ -198,12 +198,8 @@ def _changed_settings(config: Config, usual: Config) -> list[dict[str, str]]:
     changed = []
     for name, value, usual_value in config.differences(usual):
         if name not in ("preset", "method", "seed", "data.source"):
-            setting = {
-                "name": name,
-                "value": _publishable(name, value),
-                "usual": _publishable(name, usual_value),
-            }
-            changed.append(setting)
+            texts = {"value": _publishable(name, value), "usual": _publishable(name, usual_value)}
+            changed.append({"name": name} | texts)
     return changed
 
 
@@ -266,9 +262,7 @@ def _without_folder(text: str) -> str:
 
 def _last_name(text: str) -> str:
     """The last name of a path, or of the path in path/to/file.py:function."""
-    place, colon, function = text.rpartition(":")
-    return f"{_file_name(place)}:{function}" if colon and place.endswith(".py") else _file_name(text)
-
-
-def _file_name(path: str) -> str:
-    return re.split(r"[\\/]", path.rstrip("\\/"))[-1]
+    place, _, function = text.rpartition(":")
+    if place.endswith(".py"):
+        return f"{_last_name(place)}:{function}"
+    return re.split(r"[\\/]", text.rstrip("\\/"))[-1]
