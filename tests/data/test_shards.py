@@ -192,7 +192,7 @@ def test_shards_of_others_are_read_from_their_headers(scenes: Path, tmp_path: Pa
             out.write({"__key__": path.stem, "jpg": path.read_bytes(), "cls": b"7", "json": b"{}"})
     images = listed(tmp_path, layout="shards")
     assert contents(images) == {path.name: path.read_bytes() for path in scenes.iterdir()}
-    assert "read the headers of 3 shards that no shards.json lists" in images.notes
+    assert "read the headers of 3 shards that are not in shards.json" in images.notes
     assert listed(tmp_path / "o-{000..002}.tar").names == images.names
 
 
@@ -210,7 +210,7 @@ def test_members_never_leave_their_folder(scenes: Path, tmp_path: Path) -> None:
             out.addfile(member)
     images = listed(tmp_path / "s.tar")
     assert images.names == ("s.tar/dot.jpg", "s.tar/good.jpg")
-    assert [note for note in images.notes if "no plain files with plain names: 8 (" in note]
+    assert [note for note in images.notes if "are not regular files or have unsafe names: 8 (" in note]
     for shards_of in ({"../s.tar": [["good.jpg", 512, 10, -1, -1]]}, {"s.tar": [["../../x.jpg", 512, 10, -1, -1]]}):
         (tmp_path / "shards.json").write_text(json.dumps({"version": 1, "shards": shards_of}))
         with pytest.raises(DataError, match="may lie outside of its folder"):
@@ -388,7 +388,7 @@ def test_a_server_without_ranges_is_named(packed: Path) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Plain, directory=str(packed))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_address[1]}"
-        with pytest.raises(DecodeError, match="answers with the whole file, not with a range; write simplecache::"):
+        with pytest.raises(DecodeError, match="sends whole files, not ranges of them; write simplecache::"):
             listed(address).read(0)
         assert contents(listed(f"simplecache::{address}")) == contents(listed(packed))
         server.shutdown()
@@ -396,7 +396,7 @@ def test_a_server_without_ranges_is_named(packed: Path) -> None:
 
 def test_unusable_addresses(tmp_path: Path) -> None:
     for source, message in {
-        "nowhere://bucket/x.tar": "is not an address that can be read",
+        "nowhere://bucket/x.tar": "is not a URL that can be read",
         "memory://empty/": "has no shards",
         str(tmp_path / "gone-{0..2}.tar"): r"none of the 3 shards of .* does not exist \(tried 3 times\)",
     }.items():

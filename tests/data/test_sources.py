@@ -109,13 +109,13 @@ def test_missing_and_unsuitable_sources(tmp_path: Path) -> None:
     fill(tmp_path, "a.jpg")
     assert "does not exist" in refused(tmp_path / "none")
     assert "data.source is empty" in refused("", ConfigError)
-    assert "nowhere://bucket/images is not an address that can be read" in refused("nowhere://bucket/images")
+    assert "nowhere://bucket/images is not a URL that can be read" in refused("nowhere://bucket/images")
     assert "no shards" in refused("memory://nowhere/images")
     assert "single file" in refused(tmp_path / "a.jpg")
     assert "is not a folder" in refused(tmp_path / "a.jpg", LayoutError, layout="folder")
     assert "is not a file" in refused(tmp_path, layout="list")
     assert "no folder JPEGImages" in refused(tmp_path, LayoutError, layout="voc")
-    assert "splits work with VOC alone" in refused(tmp_path, ConfigError, split="train")
+    assert "only VOC has splits" in refused(tmp_path, ConfigError, split="train")
 
 
 # ---------------------------------------------------------------------------------------------------- glob, list, COCO
@@ -153,7 +153,7 @@ def test_list_file(tmp_path: Path) -> None:
     assert all(os.path.isfile(images.path(i)) for i in range(3))
     assert images.notes == (
         "entries of the list that do not exist: 2 (e.jpg, gone.jpg)",
-        "images that are named more than once and taken once: 1",
+        "repeated names of images, ignored: 1",
     )
     (tmp_path / "bad.txt").write_text("gone.jpg\n")
     assert "none of the 1 entries" in refused(tmp_path / "bad.txt")

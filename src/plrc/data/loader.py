@@ -1,4 +1,4 @@
-"""Images on disk -> batches of three uint8 views with their maps, in the order of a sampler.
+"""Load batches of two or three uint8 views with their maps from view to image, in the order of a sampler.
 
 Loader processes decode, crop and resize. Color, points and everything else are computed later on the training device,
 from the uniform random numbers that travel in the batch.
@@ -36,7 +36,7 @@ from plrc.data.workers import load_batches
 from plrc.errors import DataError
 from plrc.text import printable
 
-MAX_SUBSTITUTES = 100  # how many images are tried in place of one that cannot be read
+MAX_SUBSTITUTES = 100  # number of images that are tried in place of an unreadable image, itself included
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,7 @@ class Batch:
         color_uniform: Uniform numbers in [0, 1) for `photometric.augment`, float32 [V, B, photometric.DRAWS].
         contrast_uniform: Uniform numbers for `points.contrast_points`, float32 [B, points.contrast_draws()].
         match_uniform: Uniform numbers for `points.match_points`, float32 [B, points.match_draws(distill_points)].
-        failures: (name, reason) of each image that could not be read, or whose id map could not, and that was replaced
-            by another.
+        failures: (name, reason) of each image that was replaced by another, because it or its id map could not be read.
     """
 
     images: Tensor
@@ -97,17 +96,17 @@ def collate(samples: list[Batch]) -> Batch:
 
 
 class ViewDataset(Dataset[Batch]):
-    """(epoch, index) -> a `Batch` of one image. All random numbers follow from the seed, the epoch and the index.
+    """A data set whose item (epoch, index) is a `Batch` of one image, which depends on the seed and the item only.
 
     An image that cannot be read is replaced by another one, which keeps the random numbers of its index.
 
     Args:
         images: All images.
-        subset: Positions in `images` that the indices 0 ... len(subset) - 1 stand for.
+        subset: Index i of the data set is the image at position subset[i] of `images`.
         config: The configuration of the run.
 
     Attributes:
-        groups: The shard of each index, if the images lie in shards.
+        groups: The number of the shard of each index, for `StepSampler`; None if the images are not in shards.
     """
 
     def __init__(self, images: ImageList, subset: np.ndarray, config: Config) -> None:
@@ -116,8 +115,8 @@ class ViewDataset(Dataset[Batch]):
         self.config = config
         self.draw_match_view = config.objectives.needs_match_view
         self.regions = Regions(config, images)
-        self.groups = images.shards.samples[subset, 0] if images.shards else None
-        self.stride = _substitute_stride(len(subset), self.groups)
+        self.groups = images.shards.shard_numbers[subset] if images.shards else None
+        self.substitute_step = _substitute_step(len(subset), self.groups)
 
     def __len__(self) -> int:
         return len(self.subset)
@@ -127,14 +126,14 @@ class ViewDataset(Dataset[Batch]):
         epoch, index = key
         failures: list[tuple[str, str]] = []
         for attempt in range(min(len(self), MAX_SUBSTITUTES)):
-            sample = self.load_sample(epoch, index, attempt)
-            if isinstance(sample, Batch):
-                return dataclasses.replace(sample, failures=tuple(failures))
-            failures.append((self.failed_name(index, attempt), sample))
+            sample_or_reason = self.load_sample(epoch, index, attempt)
+            if isinstance(sample_or_reason, Batch):
+                return dataclasses.replace(sample_or_reason, failures=tuple(failures))
+            failures.append((self.failed_name(index, attempt), sample_or_reason))
         name, reason = failures[-1]
         raise DataError(
             f"{len(failures)} images in a row cannot be read, the last one {printable(name)}: {reason}; "
-            "plrc scan DIR looks at every image"
+            "run plrc scan DIR to check every image"
         )
 
     def load_sample(self, epoch: int, index: int, attempt: int = 0) -> Batch | str:
@@ -143,7 +142,7 @@ class ViewDataset(Dataset[Batch]):
         Args:
             epoch: Number of the epoch.
             index: Index of the image.
-            attempt: 0 for the image itself, else the number of its substitute.
+            attempt: 0 loads the image itself, 1 its first substitute, 2 the second, and so on.
 
         Returns:
             A batch of one image, or the reason why it cannot be read.
@@ -157,7 +156,7 @@ class ViewDataset(Dataset[Batch]):
         return self._draw_sample(image, regions, epoch, index)
 
     def failed_name(self, index: int, attempt: int = 0) -> str:
-        """Return what to name if an image cannot be read: its shard if that cannot be read, otherwise the image."""
+        """Return the name of an image that cannot be read, or of its shard if all of the shard cannot be read."""
         position = self._position(index, attempt)
         broken = self.images.shards.broken_shard(position) if self.images.shards else ""
         return broken or self.images.names[position]
@@ -167,7 +166,7 @@ class ViewDataset(Dataset[Batch]):
         return self.images.names[self._position(index, 0)]
 
     def _position(self, index: int, attempt: int) -> int:
-        return int(self.subset[(index + attempt * self.stride) % len(self)])
+        return int(self.subset[(index + attempt * self.substitute_step) % len(self)])
 
     def _load_image(self, position: int) -> Tensor:
         data = self.config.data
@@ -199,28 +198,27 @@ class ViewDataset(Dataset[Batch]):
         )
 
 
-def _substitute_stride(num_images: int, groups: np.ndarray | None) -> int:
-    """Distance from an image to its first substitute, and on to the next.
+def _substitute_step(num_images: int, groups: np.ndarray | None) -> int:
+    """Return the distance in indices from an image to its first substitute, from that to the second, and so on.
 
-    Substitutes lie far apart, because a damaged folder holds neighbors. With shards each lies in another one, since a
-    whole shard may be missing. Otherwise the stride is 1 if all images are tried anyway, or the first number from the
-    golden section upwards that has no common divisor with the number of images, so that its multiples reach all.
+    It is large, because neighbors are often damaged together: they lie in the same folder or shard.
     """
-    if groups is not None:
-        return int(np.unique(groups, return_counts=True)[1].max(initial=1))
-    if num_images <= MAX_SUBSTITUTES:
+    if groups is not None:  # the size of the largest shard: a substitute is never in the same shard
+        _, sizes = np.unique(groups, return_counts=True)
+        return int(sizes.max(initial=1))
+    if num_images <= MAX_SUBSTITUTES:  # all images are tried
         return 1
-    stride = round(0.618 * num_images)
-    while math.gcd(stride, num_images) != 1:
-        stride += 1
-    return stride
+    step = round(0.618 * num_images)  # the golden ratio spreads the substitutes evenly
+    while math.gcd(step, num_images) != 1:  # without a common divisor, every image is reached
+        step += 1
+    return step
 
 
 class DeviceLoader:
     """Iterates over batches on the training device and measures how long it waits for them.
 
-    On a GPU the next batch is copied while the current one is computed on. An iterator that is left early must be
-    closed, which ends the loader processes.
+    On a GPU the next batch is copied during the computation on the current one. If iteration stops early, the iterator
+    must be closed, so that the loader processes end.
 
     Args:
         dataset: The images.
@@ -240,9 +238,10 @@ class DeviceLoader:
         self.waited = 0.0
 
     def __iter__(self) -> Generator[Batch, None, None]:
-        return self._copied_ahead() if self.device.type == "cuda" else self._timed()
+        return self._copied_ahead() if self.device.type == "cuda" else self._host_batches()
 
-    def _timed(self) -> Generator[Batch, None, None]:
+    def _host_batches(self) -> Generator[Batch, None, None]:
+        """Load batches into the memory of the host, and add up the time spent waiting for them."""
         pin_memory = self.device.type == "cuda"
         with load_batches(self.dataset, self.sampler, collate, self.workers, pin_memory) as batches:
             while True:
@@ -254,10 +253,10 @@ class DeviceLoader:
                 yield batch
 
     def _copied_ahead(self) -> Generator[Batch, None, None]:
-        """Copy the next batch on a separate stream while the current one is computed on."""
+        """Copy the next batch on a separate stream, during the computation on the current one."""
         stream = torch.cuda.Stream(self.device)
         current: Batch | None = None
-        with contextlib.closing(self._timed()) as host_batches:
+        with contextlib.closing(self._host_batches()) as host_batches:
             for host_batch in host_batches:
                 with torch.cuda.stream(stream):
                     upcoming = host_batch.to(self.device)

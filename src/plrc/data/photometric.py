@@ -24,9 +24,9 @@ DRAWS = 8
 """Uniform numbers per view: jitter or not, brightness, contrast, saturation, hue, gray or not, blur or not, sigma."""
 
 _LUMA = (0.299, 0.587, 0.114)
-_BLOCK = 32  # rows of a blur block
-_CHUNK_GPU = 2**26  # values that are computed at a time: enough to keep a GPU busy
-_CHUNK_CPU = 2**21  # what the cache of a CPU holds
+_BLOCK = 32  # rows of a blur matrix that are multiplied at a time; see `_blur`
+_CHUNK_GPU = 2**26  # color values per chunk of views: enough to keep a GPU busy
+_CHUNK_CPU = 2**21  # color values per chunk of views: fits into the cache of a CPU
 
 
 def normalize(images: Tensor) -> Tensor:
@@ -45,8 +45,8 @@ def normalize(images: Tensor) -> Tensor:
 def augment(images: Tensor, uniform: Tensor, config: ViewConfig) -> Tensor:
     """Jitter the colors of views, make some of them gray or blurred, and normalize all: MoCo v2's recipe.
 
-    Brightness, contrast about the view's mean gray, saturation, hue and gray, in this order, are ONE affine map of the
-    colors per view (METHOD section 4). It differs from torchvision as follows: the order is fixed; hue rotates the
+    The order is brightness, contrast (about the view's mean gray), saturation, hue, gray. Together they are one affine
+    map of the colors per view (METHOD section 4). Differences from torchvision: the order is fixed; hue rotates the
     chroma plane of YIQ, which keeps the luma; values are clamped to [0, 1] once, after the map; the blur mirrors the
     view at its border, which keeps its mean, and its kernel is cut at 3 times the largest sigma.
 
@@ -59,35 +59,41 @@ def augment(images: Tensor, uniform: Tensor, config: ViewConfig) -> Tensor:
         Normalized views, float32 [N, 3, S, S].
     """
     out = torch.empty(images.shape, device=images.device)
-    values = _CHUNK_CPU if images.device.type == "cpu" else _CHUNK_GPU
-    size = max(1, values // images.shape[1:].numel())
+    chunk_values = _CHUNK_CPU if images.device.type == "cpu" else _CHUNK_GPU
+    num_views = max(1, chunk_values // images.shape[1:].numel())
+    chunks = zip(images.split(num_views), uniform.split(num_views), out.split(num_views), strict=True)
     with torch.autocast(images.device.type, enabled=False):
-        for chunk, draws, result in zip(images.split(size), uniform.split(size), out.split(size), strict=True):
+        for chunk, draws, result in chunks:
             _augment_chunk(chunk, draws, config, result)
     return out
 
 
 def _augment_chunk(images: Tensor, uniform: Tensor, config: ViewConfig, out: Tensor) -> None:
-    """`augment` into `out`, with another float copy of the views as scratch memory."""
+    """Write the augmented and normalized views into `out`."""
     constants = _constants(images.device)
-    planes = images.to(torch.float32, memory_format=torch.contiguous_format)
-    matrix, offset = _color_maps(planes.mean(dim=(2, 3)) / 255, uniform, config)
+    pixels = images.to(torch.float32, memory_format=torch.contiguous_format)
+    matrix, offset = _color_maps(pixels.mean(dim=(2, 3)) / 255, uniform, config)
+    # the map from pixels to normalized colors: / 255, then the map of the colors, then - mean, / std
     matrix = matrix / (255 * constants.std)
     offset = (offset - constants.mean) / constants.std
-    torch.baddbmm(offset, matrix, planes.flatten(2), out=out.flatten(2))
+    torch.baddbmm(offset, matrix, pixels.flatten(2), out=out.flatten(2))
     for channel, (mean, std) in enumerate(zip(MEAN, STD, strict=True)):
-        out[:, channel].clamp_(-mean / std, (1 - mean) / std)
-    if config.blur_prob > 0 and images.device.type == "cpu":  # choosing views costs no synchronization here
-        chosen = (uniform[:, 6] < config.blur_prob).nonzero()[:, 0]
+        out[:, channel].clamp_(-mean / std, (1 - mean) / std)  # colors in [0, 1]
+    if config.blur_prob == 0:
+        return
+    scratch = pixels  # not needed anymore, so its memory is used again
+    blur_uniform = uniform[:, 6:]  # blur or not, sigma
+    if images.device.type == "cpu":
+        chosen = (blur_uniform[:, 0] < config.blur_prob).nonzero()[:, 0]
         blurred = out[chosen]
-        _blur(blurred, planes[: len(chosen)], _kernels(uniform[chosen, 6:], config))
+        _blur(blurred, scratch[: len(chosen)], _kernels(blur_uniform[chosen], config))
         out[chosen] = blurred
-    elif config.blur_prob > 0:
-        _blur(out, planes, _kernels(uniform[:, 6:], config))
+    else:  # `nonzero` would wait for the device: all views are blurred, some of them by a kernel that changes nothing
+        _blur(out, scratch, _kernels(blur_uniform, config))
 
 
 class _Constants:
-    """Constants on a device, created once: a copy from the host waits for the device. `mean` and `std` are [3, 1]."""
+    """Constants on a device, created once because a copy from the host waits for it. `mean` and `std` are [3, 1]."""
 
     def __init__(self, device: torch.device) -> None:
         self.mean = torch.tensor(MEAN, device=device)[:, None]
@@ -110,7 +116,7 @@ def _constants(device: torch.device) -> _Constants:
 
 
 def _color_maps(mean_rgb: Tensor, uniform: Tensor, config: ViewConfig) -> tuple[Tensor, Tensor]:
-    """Mean colors [N, 3], uniform [N, DRAWS] -> matrices [N, 3, 3] and offsets [N, 1, 1], for colors in [0, 1].
+    """Return the affine maps of colors in [0, 1] of views with these means: matrices [N, 3, 3], offsets [N, 1, 1].
 
     A color is its gray plus its chroma. Brightness b and contrast c scale both; saturation s scales the chroma, hue
     rotates it by the angle h, and grayscale is s = 0:
@@ -130,29 +136,31 @@ def _color_maps(mean_rgb: Tensor, uniform: Tensor, config: ViewConfig) -> tuple[
     return (brightness * contrast)[:, None, None] * hue, offset[:, None, None]
 
 
-def _kernels(uniform: Tensor, config: ViewConfig) -> Tensor:
-    """Gaussian weights at distances 0 .. ceil(3 max sigma), [N, K]; 1, 0, 0 ... for a view that is not blurred."""
+def _kernels(blur_uniform: Tensor, config: ViewConfig) -> Tensor:
+    """Return Gaussian weights at distances 0 .. ceil(3 max sigma), [N, K]; 1, 0, 0 ... for a view without blur."""
     low, high = config.blur_sigma
-    distance = torch.arange(math.ceil(3 * high) + 1, device=uniform.device)
-    sigma = low + (high - low) * uniform[:, 1:2]
+    distance = torch.arange(math.ceil(3 * high) + 1, device=blur_uniform.device)
+    sigma = low + (high - low) * blur_uniform[:, 1:2]
     gaussian = torch.exp(-0.5 * (distance / sigma) ** 2)
-    return torch.where(uniform[:, 0:1] < config.blur_prob, gaussian, (distance == 0).float())
+    return torch.where(blur_uniform[:, 0:1] < config.blur_prob, gaussian, (distance == 0).float())
 
 
 def _blur(images: Tensor, scratch: Tensor, kernels: Tensor) -> None:
     """Blur images [N, 3, S, S] by separable kernels [N, K], in place.
 
-    Each direction is a product with a banded S x S matrix per view, computed by blocks of its rows, so that its empty
-    part costs nothing. Entry (i, j) is the weight at distance |i - j|, plus those of j's mirror images in both borders.
+    Each view is multiplied by a banded S x S matrix from the right (along the rows, into `scratch`), then from the left
+    (along the columns, back into `images`). Only blocks of the matrix that are not 0 are multiplied. Entry (i, j) is
+    the weight at distance |i - j| plus the weights at the distances from i to the mirror images of j in both borders.
     """
-    rows = images.flatten(1, 2)
-    columns = scratch.flatten(1, 2)
+    all_rows = images.flatten(1, 2)
+    all_rows_blurred = scratch.flatten(1, 2)
     bands: list[tuple[_Block, Tensor]] = []
     for block in _blocks(images.shape[-1], kernels.shape[1] - 1, images.device):
         band = (kernels @ block.counts).view(-1, block.end - block.start, block.high - block.low)
         bands.append((block, band / band.sum(dim=2, keepdim=True)))
     for block, band in bands:
-        torch.bmm(rows[:, :, block.low : block.high], band.mT, out=columns[:, :, block.start : block.end])
+        source = all_rows[:, :, block.low : block.high]
+        torch.bmm(source, band.mT, out=all_rows_blurred[:, :, block.start : block.end])
     for block, band in bands:
         for channel in range(3):
             source = scratch[:, channel, block.low : block.high]
@@ -166,7 +174,7 @@ class _Block(NamedTuple):
         start: First row.
         end: Row after the last one.
         low: First column with entries that are not 0.
-        high: Column after the last such one.
+        high: Column after the last one with entries that are not 0.
         counts: How often each entry takes the weight at each distance, [K, (end - start) * (high - low)].
     """
 
@@ -189,8 +197,8 @@ def _blocks(size: int, reach: int, device: torch.device) -> tuple[_Block, ...]:
         i = position[start:end, None]
         j = position[None, low:high]
         direct = (i - j).abs()
-        before = i + j + 1  # to j's mirror image in the first border
-        after = 2 * size - 1 - i - j
+        before = i + j + 1  # distance from i to the mirror image of j in the first border
+        after = 2 * size - 1 - i - j  # and in the last border
         counts = (direct == distances).float() + (before == distances).float() + (after == distances).float()
         blocks.append(_Block(start, end, low, high, counts.flatten(1)))
     return tuple(blocks)

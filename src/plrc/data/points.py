@@ -23,11 +23,11 @@ MAX_POSITIVE_DISTANCE = 0.7
 """`pixel_points`: largest distance between a query and its positive, as a multiple of the diagonal of a cell."""
 
 _CANDIDATES = CANDIDATES_PER_SIDE**2  # of one view
-_RANK_BITS = 24  # bits of a sort key for the rank of a candidate: a float32 in [0, 1) has 24
+_RANK_BITS = 24  # low bits of a sort key, for a rank: NumPy's uniform float32 numbers have 24 bits
 
 
 class ContrastPoints(NamedTuple):
-    """Points of two views and their region ids: equal ids are positives, points with id -1 are left out.
+    """Points of two views and their region ids: equal ids are positives, and the loss ignores points with id -1.
 
     Attributes:
         query: Points in the frame of the query view, [B, N, 2].
@@ -102,10 +102,10 @@ def contrast_points(
     nth_shared = (slot + offset) % divisor
     # the n-th shared region (from 0) is the first region where the running count reaches n + 1
     region = torch.searchsorted(shared_so_far, nth_shared + 1).where(num_shared > 0, -1)
-    visit = slot // divisor
+    round_number = slot // divisor  # how many points the region has already
     return ContrastPoints(
-        query=_take(query, query_bounds, region, visit),
-        key=_take(key, key_bounds, region, visit),
+        query=_take(query, query_bounds, region, round_number),
+        key=_take(key, key_bounds, region, round_number),
         query_regions=region,
         key_regions=region,
     )
@@ -123,8 +123,8 @@ def pixel_points(map_query: Tensor, map_key: Tensor, side: int) -> ContrastPoint
         side: Cells per side of the feature grids.
 
     Returns:
-        side * side points of each view. In place of region ids: of a key, its position; of a query, the position of its
-        positive, or -1.
+        side * side points of each view. The region id of a key is its position in the grid; that of a query is the
+        position of its positive, or -1 if it has none.
     """
     grid = geometry.cell_centers(side, side, map_query.device)
     points = grid.expand(len(map_query), -1, -1)
@@ -170,12 +170,12 @@ def _candidates(
     return points.gather(1, order[:, :, None].expand(-1, -1, 2)), bounds
 
 
-def _take(points: Tensor, bounds: Tensor, region: Tensor, visit: Tensor) -> Tensor:
-    """Take candidate number `visit` (modulo their number) of each `region` [B, N]; any candidate for region -1.
+def _take(points: Tensor, bounds: Tensor, region: Tensor, number: Tensor) -> Tensor:
+    """Take a candidate of each `region` [B, N], the one with this number, counted cyclically: points [B, N, 2].
 
-    Returns [B, N, 2].
+    For region -1, which is ignored, all candidates are counted.
     """
     start = bounds.gather(1, region.clamp(min=0)).where(region >= 0, 0)
     end = bounds.gather(1, region.clamp(min=0) + 1).where(region >= 0, points.shape[1])
-    position = start + visit % (end - start)
+    position = start + number % (end - start)
     return points.gather(1, position[:, :, None].expand(-1, -1, 2))

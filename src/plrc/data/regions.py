@@ -3,7 +3,7 @@
 Regions live in the image frame and are read with `geometry.look_up`. They depend on the settings, the seed and the
 image alone, not on the epoch, the views or the number of loader processes. Nothing is written.
 
-Shapes: n x n the grid, size x size every other id map; k regions, -1 unlabelled.
+Shapes: an id map is [size, size], that of the grid [n, n]. Its ids are 0 .. k - 1, or -1 for unlabelled cells.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from plrc.data.sources import ImageList
 from plrc.errors import ConfigError, MissingPackageError
 from plrc.rng import generator
 
-_BOX_SIDES = (0.1, 0.5)  # shares of the image's sides
+_BOX_SIDES = (0.1, 0.5)  # smallest and largest side of a box, as fractions of the image's sides
 _SLIC_COMPACTNESS = 20.0  # weight of distance against color
-_SLIC_BLUR = 1.0  # standard deviation in cells of the map
-_GRAPH_BLUR = 0.8  # as Felzenszwalb and Huttenlocher use it
-_GRAPH_SMALLEST = 1 / 256  # share of the map that a segment has at least
+_SLIC_SIGMA = 1.0  # standard deviation of the blur, in cells of the map
+_FELZENSZWALB_SIGMA = 0.8  # the value of Felzenszwalb and Huttenlocher
+_FELZENSZWALB_MIN_AREA = 1 / 256  # area of the smallest segment, as a fraction of the map
 
 
 class Regions:
     """The regions of the images of a list.
 
-    What is wrong with the source as a whole is raised when this object is created, before any image is read.
+    The source of the regions is checked when this object is created, before any image is read.
 
     Args:
         config: The settings.
@@ -56,7 +56,7 @@ class Regions:
         maps = config.regions.maps
         if source == "maps" and not Path(maps).is_dir():
             raise ConfigError(f"regions.maps is {maps}, which is not a folder; name the one with the id maps")
-        if source == "shards" and (images.shards is None or images.shards.samples[:, 3].max() < 0):
+        if source == "shards" and (images.shards is None or not images.shards.has_maps):
             raise ConfigError(
                 "regions.source is shards, but --data names no shards with id maps; see: plrc shard --help"
             )
@@ -68,14 +68,14 @@ class Regions:
         """Return the regions of an image.
 
         Args:
-            position: Which image of the list.
+            position: Position of the image in the list.
 
         Returns:
             Ids 0 .. k - 1, -1 unlabelled: int16 [size, size]; a grid without noise is [n, n].
 
         Raises:
             RegionError: The image has no regions.
-            DecodeError: Superpixels need the image, which cannot be read.
+            DecodeError: The image cannot be read; only superpixels need it.
         """
         config = self.config.regions
         name = self.images.names[position]
@@ -83,13 +83,10 @@ class Regions:
             ids = grid_regions(config.grid)
         elif config.source == "maps":
             ids = self._read_map(config, name)
-        elif self.images.shards is not None and config.source == "shards":
-            content = self.images.shards.read_map(position)
-            if content is None:
-                raise RegionError(f"image {name} has no id map in its shard; plrc shard --maps puts it there")
-            ids = load_regions(io.BytesIO(content), config.map_size, name)
+        elif config.source == "shards":
+            ids = self._read_shard_map(config, name, position)
         else:
-            ids = renumber(self._compute(config, name, position), name)
+            ids = renumber(self._compute_ids(config, name, position), name)
         return self.with_noise(ids, name) if config.noisy else ids
 
     def with_noise(self, ids: Tensor, name: str) -> Tensor:
@@ -104,17 +101,28 @@ class Regions:
         """
         config = self.config.regions
         key = _image_key(name)
-        generators = [generator(self.config.seed, "regions", 1 + i, key) for i in range(4)]
-        return renumber(add_noise(resize_nearest(ids.numpy(), config.map_size), config, generators), name)
+        # the streams 1 to 4 are for the four kinds of noise; stream 0 draws the regions
+        generators = [generator(self.config.seed, "regions", stream, key) for stream in (1, 2, 3, 4)]
+        resized = resize_nearest(ids.numpy(), config.map_size)
+        return renumber(add_noise(resized, config, generators), name)
 
     def _read_map(self, config: RegionConfig, name: str) -> Tensor:
         path = find_map(config.maps, name)
         if path is None:
             wanted = map_path(config.maps, name)
-            raise RegionError(f"image {name} has no id map: write {wanted} (or .npz, .npy), or take another source")
+            raise RegionError(
+                f"image {name} has no id map: write {wanted} (or .npz, .npy), or set another regions.source"
+            )
         return load_regions(path, config.map_size)
 
-    def _compute(self, config: RegionConfig, name: str, position: int) -> NDArray[Any]:
+    def _read_shard_map(self, config: RegionConfig, name: str, position: int) -> Tensor:
+        assert self.images.shards is not None  # checked by __init__
+        content = self.images.shards.read_map(position)
+        if content is None:
+            raise RegionError(f"image {name} has no id map in its shard; write the shards with plrc shard --maps")
+        return load_regions(io.BytesIO(content), config.map_size, name)
+
+    def _compute_ids(self, config: RegionConfig, name: str, position: int) -> NDArray[Any]:
         size = config.map_size
         rng = generator(self.config.seed, "regions", 0, _image_key(name))
         if config.source == "voronoi":
@@ -122,16 +130,17 @@ class Regions:
         if config.source == "boxes":
             return box_regions(config.count, size, rng)
         if self.masks is not None:
-            return np.maximum(self.masks.objects(name, size), 0) - 1
+            objects = self.masks.objects(name, size)  # > 0 an object, 0 background, -1 a crowd
+            return np.maximum(objects, 0) - 1  # background and crowds are unlabelled
         pixels = self._load_pixels(position, size)
         if config.source == "slic":
             return slic_regions(pixels, config.count)
         return felzenszwalb_regions(pixels, config.scale)
 
     def _load_pixels(self, position: int, size: int) -> NDArray[np.uint8]:
-        """The image at the size of its id map, uint8 [size, size, 3].
+        """Decode the image and resize it to its id map: uint8 [size, size, 3].
 
-        It is decoded separately from the loader's image, so that regions do not depend on the settings of views.
+        The loader's own image is not used, because its size depends on the settings of the views.
         """
         image = self.images.decode(position, self.config.data, size)
         small = F.interpolate(image[None], size=(size, size), mode="bilinear", antialias=True, align_corners=False)
@@ -146,7 +155,7 @@ def grid_regions(n: int) -> Tensor:
 
 
 def voronoi_regions(count: int, size: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Draw cells around `count` uniform random sites: each place has the id of the nearest site, [size, size]."""
+    """Draw `count` uniform random sites; each cell of the map has the id of the nearest site: [size, size]."""
     sites = rng.random((count, 2))
     centers = (np.arange(size) + 0.5) / size
     row_distance = (sites[:, 0, None] - centers) ** 2  # [count, size]
@@ -155,13 +164,13 @@ def voronoi_regions(count: int, size: int, rng: np.random.Generator) -> NDArray[
 
 
 def box_regions(count: int, size: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Draw `count` boxes of uniform sides and places, smaller ones on larger ones; -1 outside: [size, size]."""
+    """Draw `count` boxes of random sizes and places, small ones on top of large ones: [size, size], -1 outside."""
     sides = rng.uniform(*_BOX_SIDES, (count, 2))
     start = rng.random((count, 2)) * (1 - sides)
-    ends = np.rint(np.stack([start, start + sides]) * size).astype(np.int64)
+    corners = np.rint(np.stack([start, start + sides]) * size).astype(np.int64)  # [2, count, 2]
     ids = np.full((size, size), -1, dtype=np.int64)
     for i in np.argsort(-sides.prod(axis=1)):
-        (top, left), (bottom, right) = ends[:, i]
+        (top, left), (bottom, right) = corners[:, i]
         ids[top:bottom, left:right] = i
     return ids
 
@@ -169,7 +178,7 @@ def box_regions(count: int, size: int, rng: np.random.Generator) -> NDArray[np.i
 def slic_regions(pixels: NDArray[np.uint8], count: int) -> NDArray[np.int64]:
     """Compute about `count` SLIC superpixels (Achanta et al. 2012) of RGB pixels [size, size, 3]: ids [size, size]."""
     slic = _import_segmentation().slic
-    ids = slic(pixels, n_segments=count, compactness=_SLIC_COMPACTNESS, sigma=_SLIC_BLUR, start_label=0)
+    ids = slic(pixels, n_segments=count, compactness=_SLIC_COMPACTNESS, sigma=_SLIC_SIGMA, start_label=0)
     return np.asarray(ids, dtype=np.int64)
 
 
@@ -181,24 +190,24 @@ def felzenszwalb_regions(pixels: NDArray[np.uint8], scale: float) -> NDArray[np.
         scale: Their parameter k: larger for fewer and larger segments.
 
     Returns:
-        Ids [size, size]. A segment below 1/256 of the map is joined to its neighbor.
+        Ids [size, size]. A segment smaller than 1/256 of the map is merged with its neighbor.
     """
-    smallest = int(pixels.shape[0] * pixels.shape[1] * _GRAPH_SMALLEST)
-    ids = _import_segmentation().felzenszwalb(pixels, scale=scale, sigma=_GRAPH_BLUR, min_size=smallest)
+    smallest = int(pixels.shape[0] * pixels.shape[1] * _FELZENSZWALB_MIN_AREA)
+    ids = _import_segmentation().felzenszwalb(pixels, scale=scale, sigma=_FELZENSZWALB_SIGMA, min_size=smallest)
     return np.asarray(ids, dtype=np.int64)
 
 
 def _import_segmentation() -> Any:
-    """scikit-image's segmentations. Raises MissingPackageError."""
+    """Return the module skimage.segmentation. Raises MissingPackageError."""
     try:
         from skimage import segmentation
-        from skimage.segmentation import felzenszwalb, slic  # noqa: F401 - otherwise loaded when first called
+        from skimage.segmentation import felzenszwalb, slic  # noqa: F401 - otherwise imported only when first used
     except ImportError as error:
         raise MissingPackageError("superpixels", "scikit-image") from error
     return segmentation
 
 
 def _image_key(name: str) -> int:
-    """The image's key for random numbers: a hash of its name, so that other images in the list change nothing."""
+    """Return the key of an image's random numbers: a hash of its name, which does not depend on the other images."""
     digest = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "little")

@@ -1,4 +1,4 @@
-"""Read every image of a source once: which can be used, which cannot and why. Leaves an index for later starts.
+"""Decode every image of a source, report which ones cannot be used and why, and write an index for later runs.
 
 Nothing but the index is written.
 """
@@ -10,7 +10,6 @@ import io
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,10 +24,10 @@ from plrc.machine import cores
 from plrc.progress import OnProgress, ignore_progress
 from plrc.text import aligned, list_failures, printable
 
-_CHUNK = 16  # images that a thread takes at once
+_CHUNK = 16  # images per task of a thread
 _SHOWN_DUPLICATES = 10
 
-Range = tuple[float, float, float]
+MinMedianMax = tuple[float, float, float]
 """Smallest value, median, largest value; all 0 if there are no values."""
 
 
@@ -43,8 +42,8 @@ class ScannedFile(NamedTuple):
         digest: Hash of its contents; empty if they could not be read.
         height: Pixels after EXIF rotation.
         width: Pixels after EXIF rotation.
-        mode: As in `Header`.
-        format: As in `Header`.
+        mode: Pixel format in Pillow's terms, such as "RGB".
+        format: File format, such as "JPEG".
     """
 
     name: str
@@ -76,7 +75,7 @@ class ScanReport:
         formats: Format -> number of images.
         duplicates: Groups of files with the same contents.
         notes: Sentences about what the listing left out.
-        index: Where the index was written; empty if no place could be written.
+        index: Path of the index; empty if none was written.
     """
 
     root: str
@@ -85,9 +84,9 @@ class ScanReport:
     usable: int
     excluded: int
     unusable: tuple[tuple[str, str], ...]
-    width: Range
-    height: Range
-    megapixels: Range
+    width: MinMedianMax
+    height: MinMedianMax
+    megapixels: MinMedianMax
     modes: dict[str, int]
     formats: dict[str, int]
     duplicates: tuple[tuple[str, ...], ...]
@@ -114,11 +113,11 @@ class ScanReport:
         ]
         rows += [("note", note) for note in self.notes]
         rows += [("unusable", line) for line in list_failures(self.unusable)]
-        rows += [("same", ", ".join(map(printable, group))) for group in self.duplicates[:_SHOWN_DUPLICATES]]
+        rows += [("copies", ", ".join(map(printable, group))) for group in self.duplicates[:_SHOWN_DUPLICATES]]
         if self.index:
             rows.append(("index", self.index))
         elif self.layout == "shards":
-            rows.append(("index", "shards have one of their own"))
+            rows.append(("index", "shards have an index of their own"))
         else:
             rows.append(("index", "not written: neither the source nor the cache folder can be written"))
         return aligned(rows)
@@ -129,32 +128,39 @@ def scan(config: DataConfig, workers: int = 0, on_progress: OnProgress = ignore_
 
     Args:
         config: Settings of the source.
-        workers: Number of threads (the decoders release Python's lock); 0: one per core.
-        on_progress: Called with numbers of images.
+        workers: Number of threads (the decoders release the GIL); 0: one per core.
+        on_progress: Called with the number of scanned images and of all images.
 
     Raises:
         DataError: The source has no images; see `find_images`.
     """
     layout = detect_layout(config)
-    select_images(config, layout, list_images(config, layout))  # raises before anything is written
-    index_path: Path | None = None
     if layout == "shards":
         images = find_images(config)
-        listing = Listing(images.root, [])
-    else:
-        index_path = create_index_file(config.source)
-        listing = list_images(config, layout)
-        images = select_images(config, layout, listing)
+        return _build_report(images, _scan_images(images, config, workers, on_progress), index="")
+
+    select_images(config, layout, list_images(config, layout))  # an unusable source raises before anything is written
+    index_path = create_index_file(config.source)  # changes the mtime of its folder, so the images are listed after it
+    listing = list_images(config, layout)
+    images = select_images(config, layout, listing)
+    files = _scan_images(images, config, workers, on_progress)
+    written_index = ""
+    if index_path is not None and write_index(index_path, _build_index(layout, listing, files)):
+        written_index = str(index_path)
+    return _build_report(images, files, written_index)
+
+
+def _scan_images(images: ImageList, config: DataConfig, workers: int, on_progress: OnProgress) -> list[ScannedFile]:
+    def scan_chunk(start: int) -> list[ScannedFile]:
+        stop = min(start + _CHUNK, len(images))
+        return [_scan_image(images, i, config) for i in range(start, stop)]
 
     files: list[ScannedFile] = []
-    chunks = [range(i, min(i + _CHUNK, len(images))) for i in range(0, len(images), _CHUNK)]
     with ThreadPoolExecutor(workers or cores()) as pool:
-        for scanned in pool.map(lambda chunk: [_scan_image(images, i, config) for i in chunk], chunks):
+        for scanned in pool.map(scan_chunk, range(0, len(images), _CHUNK)):
             files += scanned
             on_progress(len(files), len(images))
-
-    written = index_path is not None and write_index(index_path, _build_index(layout, listing, files))
-    return _build_report(images, files, str(index_path) if written else "")
+    return files
 
 
 def _scan_image(images: ImageList, i: int, config: DataConfig) -> ScannedFile:
@@ -187,9 +193,9 @@ def _build_report(images: ImageList, files: list[ScannedFile], index: str) -> Sc
         usable=len(good),
         excluded=images.excluded,
         unusable=tuple((file.name, file.reason) for file in files if file.reason),
-        width=_range([file.width for file in good]),
-        height=_range([file.height for file in good]),
-        megapixels=_range([file.width * file.height / 1e6 for file in good]),
+        width=_min_median_max([file.width for file in good]),
+        height=_min_median_max([file.height for file in good]),
+        megapixels=_min_median_max([file.width * file.height / 1e6 for file in good]),
         modes=dict(Counter(file.mode for file in good).most_common()),
         formats=dict(Counter(file.format for file in good).most_common()),
         duplicates=_find_duplicates(files),
@@ -206,14 +212,14 @@ def _find_duplicates(files: list[ScannedFile]) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(names) for names in groups.values() if len(names) > 1)
 
 
-def _range(values: list[float] | list[int]) -> Range:
+def _min_median_max(values: list[float] | list[int]) -> MinMedianMax:
     array = np.array(values, dtype=np.float64)
     if array.size == 0:
         return (0.0, 0.0, 0.0)
     return (float(array.min()), float(np.median(array)), float(array.max()))
 
 
-def _format_range(values: Range, spec: str) -> str:
+def _format_range(values: MinMedianMax, spec: str) -> str:
     smallest, median, largest = values
     return f"{smallest:{spec}} to {largest:{spec}}, median {median:{spec}}"
 

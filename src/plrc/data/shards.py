@@ -1,7 +1,7 @@
-"""WebDataset tar shards, local or behind any address that fsspec knows, read by range.
+"""Images in WebDataset tar shards: local files, or any URL that fsspec can open.
 
-An image is (shard, offset, length), so shards serve the same sampler, loader processes and resume as a folder does.
-Nothing is written or unpacked.
+Each image is a range of bytes in a shard and is read on its own. So shards work with the same sampler, loader processes
+and resume as a folder. Nothing is written or unpacked.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import re
 import tarfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -32,16 +32,16 @@ T = TypeVar("T")
 
 
 class Shards:
-    """Where the images of a list lie in shards.
+    """The shards that hold the images of a list, and the place of each image in them.
 
     Args:
-        root: The folder or address of the shards.
+        root: The folder or URL of the shards.
         names: Names of the shards, relative to `root`.
         samples: int64 [images, 5], one row per image: number of its shard, then offset, length, map_offset and
-            map_length as in `Sample`. All -1 for an image that no shard has anymore.
+            map_length as in `Sample`. All -1 if the image is no longer in any shard.
 
     Attributes:
-        broken: Number of a shard that could not be read -> (when it is tried again, what is wrong).
+        broken: Number of a shard that could not be read -> (`time.monotonic` of the next attempt, the error).
     """
 
     def __init__(self, root: str, names: Sequence[str], samples: NDArray[np.int64]) -> None:
@@ -49,14 +49,25 @@ class Shards:
         self.names = tuple(names)
         self.samples = samples
         self.broken: dict[int, tuple[float, str]] = {}
-        self._connection: tuple[int, Any, str] | None = None  # (process, file system, path): it must not be forked
+        # (id of the process, file system, path in it): a forked process cannot use it, and opens its own
+        self._connection: tuple[int, Any, str] | None = None
+
+    @property
+    def shard_numbers(self) -> NDArray[np.int64]:
+        """Number of the shard of each image."""
+        return self.samples[:, 0]
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether any image has an id map."""
+        return bool(self.samples[:, 3].max() >= 0)
 
     def read(self, i: int, max_megapixels: float = MAX_MEGAPIXELS) -> bytes:
         """Read the bytes of image i.
 
         Raises:
-            DecodeError: The shard is missing or cut off, also after several attempts, or the image is larger than
-                `max_megapixels` can be.
+            DecodeError: The shard is still missing or cut off after several attempts, or the image has too many bytes
+                for `max_megapixels`.
         """
         shard, offset, length = (int(value) for value in self.samples[i, :3])
         return self._read(shard, offset, length, max_megapixels)
@@ -67,32 +78,36 @@ class Shards:
         return self._read(shard, offset, length) if offset >= 0 else None
 
     def file_size(self, i: int) -> int:
-        """Bytes of image i; -1 if no shard has it anymore."""
+        """Return the size of image i in bytes; -1 if it is no longer in any shard."""
         return int(self.samples[i, 2])
 
     def broken_shard(self, i: int) -> str:
-        """Name of the shard of image i if that shard could not be read; otherwise empty."""
-        shard = int(self.samples[i, 0])
+        """Return the name of the shard of image i if that shard could not be read, otherwise an empty string."""
+        shard = int(self.shard_numbers[i])
         return self.names[shard] if shard in self.broken else ""
 
     def count_images(self, shard: str) -> int:
-        """How many of the images a shard holds; 0 for a name that is not a shard."""
-        return int((self.samples[:, 0] == self.names.index(shard)).sum()) if shard in self.names else 0
+        """Return the number of images in the shard with this name; 0 if there is no such shard."""
+        if shard not in self.names:
+            return 0
+        return int((self.shard_numbers == self.names.index(shard)).sum())
 
     def select(self, listed: Sequence[str], names: Sequence[str]) -> Shards:
-        """Return the same shards for other images.
+        """Return the shards with some of their images.
 
         Args:
-            listed: Names of the images of these shards, in the order of `samples`.
-            names: Names of the wanted images.
+            listed: Names of all images, in the order of `samples`.
+            names: Names of the images to keep, in the order of the result.
         """
-        row_of = dict(zip(listed, range(len(listed)), strict=True))
+        row_of = {name: row for row, name in enumerate(listed)}
         rows = np.array([row_of.get(name, -1) for name in names])
-        return Shards(self.root, self.names, np.where(rows[:, None] >= 0, self.samples[rows], -1))
+        samples = self.samples[rows]
+        samples[rows < 0] = -1
+        return Shards(self.root, self.names, samples)
 
     def _read(self, shard: int, offset: int, length: int, max_megapixels: float = MAX_MEGAPIXELS) -> bytes:
         if shard < 0:
-            raise DecodeError("is in none of the shards any more")
+            raise DecodeError("it is no longer in any shard")
         require_plausible_size(length, max_megapixels)
         try_again_at, reason = self.broken.get(shard, (0.0, ""))
         if time.monotonic() < try_again_at:
@@ -110,23 +125,23 @@ class Shards:
         _, system, base = self._connection
         data: bytes = system.cat_file(f"{base}/{name}", start=offset, end=offset + length)
         if len(data) > length:
-            raise OSError("the server answers with the whole file, not with a range; write simplecache:: before it")
+            raise OSError("the server sends whole files, not ranges of them; write simplecache:: before the URL")
         if len(data) < length:
-            raise OSError(f"the shard ends before byte {offset + length}, where an image should")
+            raise OSError(f"the shard ends before byte {offset + length}, inside of an image")
         return data
 
 
-def open_shards(source: str, only: Iterable[str] = ()) -> tuple[Shards, Listing]:
+def open_shards(source: str, only: Collection[str] = ()) -> tuple[Shards, Listing]:
     """List the images of shards. A shard that cannot be read is left out, and named in a note.
 
-    The places come from the index `shards.json`; of shards that it does not list, the headers are read.
+    The index `shards.json` lists the place of each image. The headers of shards that are not in it are read.
 
     Args:
-        source: A folder or address of shards, or a pattern (`*`, `{000..999}`) of .tar files.
-        only: The shards to open, relative to the source, which must then be their folder. Empty: all.
+        source: A folder or URL of shards, or a pattern (`*`, `{000..999}`) of .tar files.
+        only: Names of the shards to open; `source` must be their folder or its URL. Empty: all shards.
 
     Returns:
-        The shards, and the images in the same order, named SHARD/MEMBER.
+        The shards, and their images in the same order, named SHARD/MEMBER.
 
     Raises:
         DataError: There are no shards, none can be used, or their index is damaged.
@@ -135,9 +150,12 @@ def open_shards(source: str, only: Iterable[str] = ()) -> tuple[Shards, Listing]
     root, pattern = _split_pattern(source)
     system, base = _open_file_system(root)
     samples_of = _read_index(system, base, root)
-    wanted = list(only)
-    if not wanted:
-        wanted = _expand_pattern(system, base, root, pattern) if pattern else sorted(samples_of)
+    if only:
+        wanted = list(only)
+    elif pattern:
+        wanted = _expand_pattern(system, base, root, pattern)
+    else:
+        wanted = sorted(samples_of)
     if not wanted:
         wanted = _expand_pattern(system, base, root, f"{root}/*.tar")
     if not wanted:
@@ -149,41 +167,42 @@ def open_shards(source: str, only: Iterable[str] = ()) -> tuple[Shards, Listing]
     if not_indexed:
         import_webdataset()
     with ThreadPoolExecutor(HEADER_THREADS) as pool:
-        headers = pool.map(partial(_read_headers, system, base), not_indexed)
-        for name, header in zip(not_indexed, headers, strict=True):
-            if isinstance(header, str):
-                unreadable.append(f"{name}: {header}")
+        results = pool.map(partial(_read_headers, system, base), not_indexed)
+        for name, samples_or_reason in zip(not_indexed, results, strict=True):
+            if isinstance(samples_or_reason, str):
+                unreadable.append(f"{name}: {samples_or_reason}")
             else:
-                samples_of[name] = header[0]
-                refused += [f"{name}/{member}" for member in header[1]]
+                samples_of[name], refused_members = samples_or_reason
+                refused += [f"{name}/{member}" for member in refused_members]
 
     shards = sorted(name for name in wanted if name in samples_of)
     names: list[str] = []
     rows: list[tuple[int, ...]] = []
     for number, shard in enumerate(shards):
-        for member, *place in samples_of[shard]:
-            names.append(f"{shard}/{member}")
-            rows.append((number, *place))
+        for sample in samples_of[shard]:
+            names.append(f"{shard}/{sample.member}")
+            rows.append((number, sample.offset, sample.length, sample.map_offset, sample.map_length))
     if not names:
         reason = unreadable[0] if unreadable else "they hold no images"
         raise DataError(f"none of the {len(wanted)} shards of {source} can be used ({reason})")
     notes = [
         *note("left out shards that cannot be read", unreadable),
-        *note("left out members of shards that are no plain files with plain names", refused),
+        *note("left out members of shards that are not regular files or have unsafe names", refused),
     ]
     if not_indexed:
-        notes.append(f"read the headers of {len(not_indexed)} shards that no {INDEX_NAME} lists")
+        notes.append(f"read the headers of {len(not_indexed)} shards that are not in {INDEX_NAME}")
     return Shards(root, shards, np.array(rows, dtype=np.int64)), Listing(root, names, notes)
 
 
 def reopen_shards(root: str, names: Sequence[str]) -> Shards:
-    """Open the shards of images that were listed before, by the images' names; see `open_shards`."""
-    shards, listing = open_shards(root, dict.fromkeys(f"{name.partition('.tar/')[0]}.tar" for name in names))
+    """Open the shards that hold the images of these names, SHARD/MEMBER; see `open_shards`."""
+    used = {name.partition(".tar/")[0] + ".tar" for name in names}
+    shards, listing = open_shards(root, only=sorted(used))
     return shards.select(listing.names, names)
 
 
 def _read_index(system: Any, base: str, root: str) -> dict[str, list[Sample]]:
-    """Shard -> samples as `shards.json` lists them; empty if there is no index."""
+    """Return the samples of each shard that `shards.json` lists; an empty dict if there is no index."""
     try:
         content = system.cat_file(f"{base}/{INDEX_NAME}")
     except FileNotFoundError:
@@ -194,7 +213,7 @@ def _read_index(system: Any, base: str, root: str) -> dict[str, list[Sample]]:
 
 
 def _read_headers(system: Any, base: str, name: str) -> tuple[list[Sample], list[str]] | str:
-    """`read_samples` of a shard, or why it cannot be read."""
+    """Return the result of `read_samples` for a shard, or the reason why it cannot be read."""
 
     def read() -> tuple[list[Sample], list[str]]:
         with system.open(f"{base}/{name}", "rb") as file:
@@ -210,15 +229,16 @@ def _read_headers(system: Any, base: str, name: str) -> tuple[list[Sample], list
 
 
 def _with_retries(read: Callable[[], T]) -> T:
-    """Call `read`, again after each of RETRY_WAITS if it fails; at last raise OSError with a reason of one line."""
-    for wait in (*RETRY_WAITS, None):
+    """Call `read`, and again after each of RETRY_WAITS if it fails. At last, raise OSError with a one-line reason."""
+    for wait in RETRY_WAITS:
         try:
             return read()
-        except Exception as error:  # noqa: PERF203 - each file system has errors of its own
-            if wait is None:
-                raise OSError(f"{_reason(error)} (tried {len(RETRY_WAITS) + 1} times)") from error
+        except Exception:  # noqa: PERF203 - each file system has errors of its own
             time.sleep(wait)
-    raise AssertionError  # the last wait is None
+    try:
+        return read()
+    except Exception as error:
+        raise OSError(f"{_reason(error)} (tried {len(RETRY_WAITS) + 1} times)") from error
 
 
 def _reason(error: Exception) -> str:
@@ -229,7 +249,7 @@ def _reason(error: Exception) -> str:
 
 
 def _split_pattern(source: str) -> tuple[str, str]:
-    """(folder or address of the shards, pattern or empty)."""
+    """Return the folder or URL of the shards, and the pattern, which is empty if the source has none."""
     source = source if "://" in source else os.path.abspath(source)
     if not source.endswith(".tar") and not re.search(r"[*?\[{]", source):
         return source.rstrip("/"), ""
@@ -237,7 +257,7 @@ def _split_pattern(source: str) -> tuple[str, str]:
 
 
 def _expand_pattern(system: Any, base: str, root: str, pattern: str) -> list[str]:
-    """The shards that a pattern names, relative to the root."""
+    """Return the names of the shards that match a pattern, relative to the root."""
     import_webdataset()
     from braceexpand import braceexpand
 
@@ -256,7 +276,7 @@ def _expand_pattern(system: Any, base: str, root: str, pattern: str) -> list[str
 
 
 def _open_file_system(root: str) -> tuple[Any, str]:
-    """(fsspec file system, path in it) of an address."""
+    """Return the fsspec file system of a folder or URL, and its path in that file system."""
     import fsspec
 
     try:
@@ -264,5 +284,5 @@ def _open_file_system(root: str) -> tuple[Any, str]:
     except ImportError as error:
         raise DataError(f"{root}: {error}") from error
     except (ValueError, OSError) as error:
-        raise DataError(f"{root} is not an address that can be read: {error}") from error
+        raise DataError(f"{root} is not a URL that can be read: {error}") from error
     return system, base.rstrip("/")

@@ -1,6 +1,6 @@
-"""What the user names in `config.data` -> the sorted list of images.
+"""List the images of the source that the user names in `config.data`.
 
-Listing opens no image, and writes nothing but the index of a large folder into the user's cache folder.
+No image is opened. Only the index of a large folder is written, into the user's cache folder.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from plrc.data.shards import Shards, open_shards
 from plrc.errors import ConfigError, DataError
 from plrc.text import note
 
-LARGE_LISTING = 20_000  # images from which on a listing is cached: it takes a second or more on slow storage
+LARGE_LISTING = 20_000  # a folder with this many images or more is cached: listing it on slow storage takes seconds
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class ImageList:
 
     Attributes:
         root: The folder that names are relative to.
-        names: The images, sorted, with "/"; absolute for files outside of the root.
+        names: The sorted paths of the images with "/" as separator: relative to the root, absolute outside of it.
         layout: The layout of the source: folder, glob, list, coco, voc or shards.
-        excluded: How many images `data.exclude` left out.
+        excluded: Number of images that `data.exclude` left out.
         notes: Sentences about everything else that was left out.
-        shards: Where the images lie, if they lie in shards.
+        shards: The shards that hold the images; None if the images are files.
     """
 
     root: str
@@ -55,11 +55,11 @@ class ImageList:
         return os.path.join(self.root, self.names[i])
 
     def read(self, i: int, max_megapixels: float = MAX_MEGAPIXELS) -> bytes:
-        """Read the bytes of image i. Raises DecodeError, also for more bytes than `max_megapixels` can have."""
+        """Read the bytes of image i. Raises DecodeError, also if it has too many bytes for `max_megapixels`."""
         return self.shards.read(i, max_megapixels) if self.shards else read_bytes(self.path(i), max_megapixels)
 
     def decode(self, i: int, data: DataConfig, min_side: int = 0) -> Tensor:
-        """Decode image i by the settings; see `decode_bytes`.
+        """Decode image i with the settings of `data`; for `min_side` see `decode_bytes`.
 
         Returns:
             uint8 [3, H, W].
@@ -75,26 +75,27 @@ class ImageList:
         )
 
     def file_size(self, i: int) -> int:
-        """Return the bytes of image i; -1 if it is missing."""
+        """Return the size of image i in bytes; -1 if it is missing."""
         return self.shards.file_size(i) if self.shards else size_and_mtime(self.path(i))[0]
 
     def evenly_spaced(self, count: int) -> list[int]:
-        """Return at most `count` positions at equal distances."""
-        number = min(count, len(self))
-        return [i * len(self) // number for i in range(number)]
+        """Return at most `count` evenly spaced positions."""
+        count = min(count, len(self))
+        return [i * len(self) // count for i in range(count)]
 
 
 def find_images(config: DataConfig) -> ImageList:
     """List the images of `config.source` without those that `config.exclude` names.
 
-    A current index saves the walk through a folder: that of `plrc scan`, or that of an earlier walk through at least
-    LARGE_LISTING images. Images that a scan could not read and that have not changed since are left out.
+    A folder is not searched again if its index is current. `plrc scan` writes the index, and so does this function for
+    LARGE_LISTING images or more. Images that a scan could not read and that have not changed since are left out.
 
     Args:
         config: Settings of the source.
 
     Raises:
-        DataError: The source does not exist, cannot be read, or has no images; LayoutError if its layout is another.
+        DataError: The source does not exist, cannot be read, or has no images.
+        LayoutError: The source does not have the layout that the settings name.
         ConfigError: The settings of the source cannot be used.
     """
     layout = detect_layout(config)
@@ -103,34 +104,34 @@ def find_images(config: DataConfig) -> ImageList:
         images = select_images(config, layout, listing)
         return replace(images, shards=shards.select(listing.names, images.names))
     index = read_index(config.source, layout)
+    root = os.path.abspath(config.source)
+    if layout == "folder" and index is not None and index.is_current(root):
+        listing = Listing(root, index.names, index.notes, index.folders)
+        return select_images(config, layout, listing, index)
     started = time.time_ns()
-    listing = list_images(config, layout, index)
-    walked = index is None or listing.names is not index.names
-    large = layout == "folder" and len(listing.names) >= LARGE_LISTING
-    if walked and large and mtimes_settled(listing.folders, started):
-        bad = index.bad if index is not None else {}
+    listing = list_images(config, layout)
+    is_large = layout == "folder" and len(listing.names) >= LARGE_LISTING
+    if is_large and mtimes_settled(listing.folders, started):
+        bad = index.bad if index is not None else {}  # `select_images` checks whether these images have changed
         cache_index(config.source, Index(layout, listing.folders, listing.names, listing.notes, bad))
     return select_images(config, layout, listing, index)
 
 
 def detect_layout(config: DataConfig) -> str:
-    """Return the layout that the settings name or, for "auto", the one that the source looks like."""
+    """Return the layout that the settings name; for "auto", detect it."""
     source = config.source
     if not source:
         raise ConfigError("data.source is empty; name a folder, glob, .txt list, COCO .json or VOC folder with --data")
     layout = config.layout if config.layout != "auto" else _guess_layout(source)
     if config.split and layout != "voc":
-        raise ConfigError(f"data.split is {config.split}, but {source} is read as {layout}; splits work with VOC alone")
+        raise ConfigError(f"data.split is {config.split}, but {source} is read as {layout}; only VOC has splits")
     return layout
 
 
-def list_images(config: DataConfig, layout: str, index: Index | None = None) -> Listing:
-    """List all images of the source, before exclusions; from the index if that is current."""
+def list_images(config: DataConfig, layout: str) -> Listing:
+    """List all images of a source that is not shards, before exclusions and without an index."""
     source = config.source
     if layout == "folder":
-        root = os.path.abspath(source)
-        if index is not None and index.is_current(root):
-            return Listing(root, index.names, index.notes, index.folders)
         return layouts.list_folder(source)
     if layout == "glob":
         return layouts.list_glob(source)
@@ -138,13 +139,11 @@ def list_images(config: DataConfig, layout: str, index: Index | None = None) -> 
         return layouts.list_text_file(source)
     if layout == "coco":
         return layouts.list_coco(source)
-    if layout == "voc":
-        return layouts.list_voc(source, config.split)
-    return open_shards(source)[1]
+    return layouts.list_voc(source, config.split)
 
 
 def select_images(config: DataConfig, layout: str, listing: Listing, index: Index | None = None) -> ImageList:
-    """Sort the images of a listing, without repetitions and without unreadable and excluded images.
+    """Return the sorted images of a listing without repetitions, unreadable images and excluded images.
 
     Raises:
         DataError: All images are unreadable.
@@ -152,7 +151,9 @@ def select_images(config: DataConfig, layout: str, listing: Listing, index: Inde
     """
     root = listing.root
     names = sorted(set(listing.names))
-    unreadable = (index.unchanged_bad(root) if index is not None else set()).intersection(names)
+    unreadable: set[str] = set()
+    if index is not None:
+        unreadable = index.unchanged_bad(root).intersection(names)
     readable = [name for name in names if name not in unreadable]
     excluded, unmatched = match_exclusions(readable, root, config.exclude)
     kept = tuple(name for name in readable if name not in excluded)
@@ -163,7 +164,7 @@ def select_images(config: DataConfig, layout: str, listing: Listing, index: Inde
     notes = list(listing.notes)
     repeated = len(listing.names) - len(names)
     if repeated:
-        notes.append(f"images that are named more than once and taken once: {repeated}")
+        notes.append(f"repeated names of images, ignored: {repeated}")
     notes += note("left out images that plrc scan could not read", unreadable)
     notes += note("entries of data.exclude that match no image", unmatched)
     return ImageList(root, kept, layout, len(excluded), tuple(notes))
@@ -172,10 +173,10 @@ def select_images(config: DataConfig, layout: str, listing: Listing, index: Inde
 def match_exclusions(names: list[str], root: str, exclude: str) -> tuple[set[str], list[str]]:
     """Find the images that `data.exclude` names.
 
-    An entry with a folder in it excludes the image at that very path (relative to the images' root or to the list). If
-    there is no such image, or the entry has no folder, it excludes every image with that file name; if there is none
-    either, every image whose file name without extension it is. So a copy of a test image is excluded wherever it lies,
-    while an image that only shares its file name with an excluded image of the same source stays.
+    An entry with a folder in it is first compared with the paths of the images, relative to their root or to the list.
+    If it matches none, or has no folder, it is compared with the file names in all folders; if it matches none of them,
+    with the file names without extension. So a copy of a test image is excluded in any folder, while an image that only
+    has the same file name as an excluded image of the same source stays.
 
     Args:
         names: The images.
@@ -188,7 +189,7 @@ def match_exclusions(names: list[str], root: str, exclude: str) -> tuple[set[str
     """
     if not exclude:
         return set(), []
-    base, entries = _read_exclusions(exclude)
+    exclude_root, entries = _read_exclusions(exclude)
     known = set(names)
     by_file: defaultdict[str, list[str]] = defaultdict(list)
     by_stem: defaultdict[str, list[str]] = defaultdict(list)
@@ -202,12 +203,13 @@ def match_exclusions(names: list[str], root: str, exclude: str) -> tuple[set[str
         file = os.path.basename(entry)
         matches: list[str] = []
         if file != entry:
-            paths = [layouts.relative_name(root, os.path.join(folder, entry)) for folder in (root, base)]
+            paths = [layouts.relative_name(root, os.path.join(folder, entry)) for folder in (root, exclude_root)]
             matches = [path for path in paths if path in known]
-        matches = matches or by_file.get(file) or by_stem.get(file) or []
-        excluded.update(matches)
+        if not matches:
+            matches = by_file[file] if file in by_file else by_stem.get(file, [])
         if not matches:
             unmatched.append(entry)
+        excluded.update(matches)
     return excluded, unmatched
 
 
@@ -231,7 +233,7 @@ def _guess_layout(source: str) -> str:
 
 
 def _read_exclusions(exclude: str) -> tuple[str, list[str]]:
-    """(folder that relative entries start from, entries)."""
+    """Return the folder that relative entries start from, and the entries."""
     if os.path.isfile(exclude):
         is_coco = layouts.file_extension(exclude) == ".json"
         entries = layouts.read_coco_names(exclude) if is_coco else layouts.read_lines(exclude)

@@ -3,12 +3,11 @@
 Health is measured on the student's backbone features (what is exported), not on the heads. If the images come with COCO
 masks, it also measures how well the features group objects; nothing is trained on the masks.
 
-Shapes: B images, N points per image, C channels, h x w feature cells, S x S places of a view.
+Shapes: B images, N points per image, C channels, h x w the feature grid, S x S cells of a view for ids of objects.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -32,7 +31,7 @@ from plrc.measures.grouping import grouping_auc
 
 POINTS = 32  # per held-out image
 BATCH_SIZE = 16
-MASK_SIDE = 64  # places per side of a view at which its objects are known
+MASK_SIDE = 64  # S
 COLLAPSED_STD = 0.01
 COLLAPSED_RANK = 1.5
 COLLAPSE_ADVICE = (
@@ -87,15 +86,23 @@ class ViewFeatures(NamedTuple):
     first: Tensor  # [B, N, C], of unit length, at points of the first view
     second: Tensor  # [B, N, C], of unit length, at the same physical points of the second view
     valid: Tensor  # bool [B, N], whether the second view shows the point
-    level: Tensor  # [B, C, h, w], all features of the first view
+    first_grid: Tensor  # [B, C, h, w], all features of the first view
 
 
 class HealthCheck:
-    """Two overlapping, augmented views of each held-out image, the same ones for the whole run.
+    """Measures the health of features on two overlapping, augmented views of each held-out image.
+
+    The views are drawn once, so that all checks of a run use the same ones.
+
+    Args:
+        config: The configuration of the run.
+        images: All images.
+        held_out: Positions of the held-out images in `images`.
+        device: Where the features are computed.
 
     Attributes:
         batches: The views.
-        objects: [B, S, S] the ids of objects in the first views of all images; None without masks.
+        objects: Ids of the objects in the first views of all images, [B, S, S]; None without masks.
         unreadable: Name -> reason for the held-out images that cannot be read.
     """
 
@@ -103,9 +110,9 @@ class HealthCheck:
         self.config = config
         self.device = device
         self.unreadable: dict[str, str] = {}
-        needs_match_view = {"objectives.distill_weight": 1.0, "objectives.distill_points": POINTS}
-        needs_no_regions = {"regions.source": "grid", "regions.maps": ""}
-        dataset = ViewDataset(images, held_out, config.with_values(needs_match_view | needs_no_regions))
+        with_view_b = {"objectives.distill_weight": 1.0, "objectives.distill_points": POINTS}
+        with_cheap_regions = {"regions.source": "grid", "regions.maps": ""}  # the check does not use them
+        dataset = ViewDataset(images, held_out, config.with_values(with_view_b | with_cheap_regions))
         samples: list[Batch] = []
         names: list[str] = []
         for index in range(len(held_out)):
@@ -126,60 +133,64 @@ class HealthCheck:
         Args:
             backbone: Images -> {stride: features}; it is left in the mode that it was in.
             stride: The feature level to measure.
-            step: The step after which this is.
+            step: Number of steps so far.
 
         Returns:
-            None if there is no held-out image.
+            The measurements; None if there is no held-out image.
         """
         if not self.batches:
             return None
         training = backbone.training
         backbone.eval()
         features: list[Tensor] = []
-        levels: list[Tensor] = []
+        grids: list[Tensor] = []
         matched = 0.0
         matched_by_chance = 0.0
-        points = 0
+        num_points = 0
         for batch in self.batches:
             views = self._view_features(backbone, stride, batch.to(self.device))
             features += [views.first[views.valid], views.second[views.valid]]
             if self.objects is not None:
-                levels.append(views.level)
-            affinity = (views.first @ views.second.transpose(1, 2)).masked_fill(~views.valid[:, None, :], -2.0)
+                grids.append(views.first_grid)
+            affinity = views.first @ views.second.transpose(1, 2)
+            affinity.masked_fill_(~views.valid[:, None, :], -2.0)  # below every cosine: never the nearest
             is_match = affinity.argmax(dim=2) == torch.arange(POINTS, device=self.device)
             matched += float((is_match & views.valid).sum())
-            valid_points = views.valid.sum(dim=1)  # a guess among n points of an image is right once in n times
+            valid_points = views.valid.sum(dim=1)
+            # n points that are matched at random give n * 1 / n = 1 match per image
             matched_by_chance += float((valid_points > 0).sum())
-            points += int(valid_points.sum())
+            num_points += int(valid_points.sum())
         backbone.train(training)
         feature_std, effective_rank = feature_statistics(torch.cat(features))
         return Health(
             step,
             feature_std,
             effective_rank,
-            point_match=matched / max(points, 1),
-            point_match_chance=matched_by_chance / max(points, 1),
-            grouping_auc=self._grouping(torch.cat(levels)) if levels else None,
+            point_match=matched / max(num_points, 1),
+            point_match_chance=matched_by_chance / max(num_points, 1),
+            grouping_auc=self._measure_grouping(torch.cat(grids)) if grids else None,
         )
 
-    def _grouping(self, features: Tensor) -> float | None:
-        """Measure grouping in the first views [B, C, h, w]; None if they show no two objects to tell apart."""
+    def _measure_grouping(self, features: Tensor) -> float | None:
+        """Measure grouping of the features of the first views [B, C, h, w]; None if they do not show enough objects."""
         assert self.objects is not None
         has_objects = (self.objects > 0).flatten(1).any(dim=1)
-        with contextlib.suppress(PlrcError):
-            return grouping_auc(features[has_objects.to(features.device)], self.objects[has_objects], points=2 * POINTS)
-        return None
+        features = features[has_objects.to(features.device)]
+        try:
+            return grouping_auc(features, self.objects[has_objects], points=2 * POINTS)
+        except PlrcError:  # all pairs of points are on the same object, or none is
+            return None
 
     def _view_features(self, backbone: nn.Module, stride: int, batch: Batch) -> ViewFeatures:
         draws = batch.match_uniform[:, : match_draws(POINTS)]
         points = match_points(batch.maps[QUERY], batch.maps[MATCH], draws, POINTS)
         first_images = photometric.augment(batch.images[QUERY], batch.color_uniform[QUERY], self.config.views)
-        first_level = backbone(first_images, stride)[stride]
+        first_grid = backbone(first_images, stride)[stride]
         second_images = photometric.augment(batch.images[MATCH], batch.color_uniform[MATCH], self.config.views)
-        second_level = backbone(second_images, stride)[stride]
-        first = F.normalize(sample(first_level, points.student), dim=-1)
-        second = F.normalize(sample(second_level, points.teacher), dim=-1)
-        return ViewFeatures(first, second, points.valid, first_level)
+        second_grid = backbone(second_images, stride)[stride]
+        first = F.normalize(sample(first_grid, points.student), dim=-1)
+        second = F.normalize(sample(second_grid, points.teacher), dim=-1)
+        return ViewFeatures(first, second, points.valid, first_grid)
 
 
 def alarms(history: Sequence[Health]) -> list[str]:
@@ -206,12 +217,12 @@ def alarms(history: Sequence[Health]) -> list[str]:
 
 
 def should_stop(history: Sequence[Health]) -> bool:
-    """Tell whether the last two checks in a row show collapsed features."""
+    """Return whether the features were collapsed at the last two checks."""
     return len(history) >= 2 and history[-1].collapsed and history[-2].collapsed
 
 
 def _objects(config: Config, images: ImageList, names: Sequence[str], batches: Sequence[Batch]) -> Tensor | None:
-    """Find the objects in the first views of the named images, [B, S, S] as `grouping_auc` takes them."""
+    """Return the ids of objects in the first views, [B, S, S] as `grouping_auc` takes them; None without masks."""
     has_masks = config.regions.source == "coco" or images.layout == "coco"
     if not batches or not has_masks:
         return None
@@ -223,6 +234,6 @@ def _objects(config: Config, images: ImageList, names: Sequence[str], batches: S
     unlabelled = np.full((MASK_SIDE, MASK_SIDE), -1, dtype=np.int32)
     object_maps = [masks.objects(name, MASK_SIDE) if name in masks.entries else unlabelled for name in names]
     view_maps = torch.cat([batch.maps[QUERY] for batch in batches])
-    places = to_image(cell_centers(MASK_SIDE, MASK_SIDE).expand(len(names), -1, -1), view_maps)
-    ids = look_up(torch.from_numpy(np.stack(object_maps)), places)
+    points = to_image(cell_centers(MASK_SIDE, MASK_SIDE).expand(len(names), -1, -1), view_maps)
+    ids = look_up(torch.from_numpy(np.stack(object_maps)), points)
     return ids.reshape(len(names), MASK_SIDE, MASK_SIDE)
