@@ -108,14 +108,14 @@ def test_every_file_keeps_to_its_place(path: Path) -> None:
 
 
 def test_the_files_are_found() -> None:
-    assert {"config.py", "geometry.py", "distributed.py"} <= {path.name for path in FILES}
+    assert {"settings.py", "geometry.py", "distributed.py"} <= {path.name for path in FILES}
     assert {"data", "model", "objectives", "engine", "export"} <= {unit_of(path, SOURCE) for path in FILES}
 
 
 @pytest.mark.parametrize(
     ("place", "text", "complaint"),
     [
-        ("config.py", "from plrc.geometry import sample", "config imports geometry"),
+        ("config/inputs.py", "from plrc.geometry import sample", "config imports geometry"),
         ("data/loader.py", "from plrc.model import Network", "data imports model"),
         ("data/loader.py", "import plrc.model.network", "data imports model"),
         ("data/loader.py", "from plrc import model", "data imports model"),
