@@ -31,7 +31,7 @@ SGD = {"optim__name": "sgd", "optim__lr": 0.01}
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> int:
     """Four skipped steps in a row end patience."""
-    monkeypatch.setattr(recovery, "MOST_SKIPPED", 4)
+    monkeypatch.setattr(recovery, "MAX_SKIPPED_IN_A_ROW", 4)
     return 4
 
 

@@ -22,7 +22,7 @@ from plrc.objectives import Term
 def main(settings: str) -> None:
     torch.set_num_threads(1)
     config = Config.load(Path(settings))
-    recovery.MOST_SKIPPED = 4
+    recovery.MAX_SKIPPED_IN_A_ROW = 4
     state_of, states = TrainingState.begin, []
     total_loss = Learner.total_loss
 

@@ -227,7 +227,7 @@ class DeviceLoader:
         device: The training device.
 
     Attributes:
-        waited: Seconds spent waiting for batches so far.
+        seconds_waited: Seconds spent waiting for batches so far.
     """
 
     def __init__(self, dataset: ViewDataset, sampler: StepSampler, workers: int, device: torch.device) -> None:
@@ -235,7 +235,7 @@ class DeviceLoader:
         self.sampler = sampler
         self.workers = workers
         self.device = device
-        self.waited = 0.0
+        self.seconds_waited = 0.0
 
     def __iter__(self) -> Generator[Batch, None, None]:
         return self._copied_ahead() if self.device.type == "cuda" else self._host_batches()
@@ -247,7 +247,7 @@ class DeviceLoader:
             while True:
                 started = time.perf_counter()
                 batch = next(batches, None)
-                self.waited += time.perf_counter() - started
+                self.seconds_waited += time.perf_counter() - started
                 if batch is None:
                     return
                 yield batch

@@ -1,4 +1,4 @@
-"""Checks before the first step. They return remarks (sentences for the log), or raise an error: what to change."""
+"""Checks before the first step. They return remarks (sentences for the log), or raise an error that says what to do."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def check_batch(config: Config, images: int, processes: int) -> None:
         processes: How many processes share a batch.
 
     Raises:
-        DataError: If there are fewer than two images.
+        DataError: If there are fewer than two images and `optim.batch_size` is not 1.
         ConfigError: If there are fewer images than `optim.batch_size`, or if the batch cannot be divided equally among
             processes and micro-batches.
     """
@@ -95,7 +95,7 @@ def check_batch_norm(config: Config, processes: int, device_type: str) -> list[s
     if processes > 1 and config.model.sync_bn and device_type == "cpu":
         raise ConfigError("model.sync_bn is set, but PyTorch shares BatchNorm statistics on GPUs only; leave it out")
     images = config.optim.batch_size // config.optim.gradient_accumulation_steps // processes  # in one forward pass
-    require(images >= groups, f"model.bn_groups must be <= {images}, the images of a micro-batch, got {groups}")
+    require(images >= groups, f"model.bn_groups must be <= {images}, the micro-batch of a process, got {groups}")
     positions = feature_side(config.model, config.views.size) ** 2
     values_per_channel = images // groups * positions
     require(
@@ -105,7 +105,7 @@ def check_batch_norm(config: Config, processes: int, device_type: str) -> list[s
     )
     remarks: list[str] = []
     if groups == 1 and (config.model.sync_bn or processes == 1):
-        remarks.append("BatchNorm sees the whole batch at once: batch statistics may leak which views are of one image")
+        remarks.append("BatchNorm sees the whole batch at once: its statistics may leak which views belong together")
     if 1 < images < 2 * groups:  # images // groups is 1
         remarks.append("BatchNorm groups hold one image: their statistics come from its positions alone")
     return remarks

@@ -1,8 +1,8 @@
 """Student, teacher, key queue and center, and the forward pass from a batch to the loss terms.
 
-A batch holds two or three views of each image (METHOD section 2): A is the student's query view; C, the reference
-view, and B, the match view, are the teacher's. The forward pass augments the views, computes student features of A and
-teacher features of C and B, reads features at points, and computes the terms. The loop is in pretrain.py.
+A batch holds two or three views of each image (METHOD section 2). The student sees A, the query view. The teacher sees
+B, the match view, and C, the reference view. The forward pass augments the views, runs both networks, reads their
+features at points, and computes the terms. The loop is in pretrain.py.
 
 Shapes: V views, B images, R processes, N points, M positions of the reference grid, D features, h x w feature cells,
 S the side of a view.
@@ -33,7 +33,7 @@ from plrc.objectives.terms import valid_counts
 from plrc.runtime import choose_precision
 
 CENTER_MOMENTUM = 0.9
-Features = dict[str, Tensor]
+Features = dict[str, Tensor]  # [B, D, h, w] by the name of the head, "contrast" or "distill"
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,7 @@ class StepOutput:
     Attributes:
         terms: The loss terms by name.
         keys: [R * B, D] image keys of all processes, for the queue; None if image contrast is not trained.
-        affinity: (mean of the teacher's affinities over queries [M], number of these queries, 0-dim), to update the
-            center; None if no center is used.
+        affinity: (mean, number of queries) from `mean_affinity`, to update the center; None if no center is used.
     """
 
     terms: dict[str, Term]
@@ -91,7 +90,8 @@ class Learner:
         self.center: Tensor | None = None
         if self.uses_distill_head and config.objectives.center:
             self.center = torch.zeros(self.reference_side() ** 2, device=device)
-        self.mixture: Tensor | None = None  # see `reference_keys`; cheaper if there are fewer cells than features
+        # With fewer feature cells than features, distillation is cheaper in the basis of cells, see `reference_keys`.
+        self.mixture: Tensor | None = None
         if self.uses_distill_head and self.feature_side**2 < config.model.distill_dim:
             self.mixture = cell_mixture(self.feature_side, self.reference_side(), device)
 
@@ -260,7 +260,7 @@ class Learner:
         )
 
     def _choose_points(self, batch: Batch) -> tuple[ContrastPoints, int]:
-        """Choose the points to contrast. Returns (points, upper bound of their ids in an image)."""
+        """Choose the points to contrast. Returns (points, a number that all their region ids are below)."""
         maps = batch.maps
         if self.config.objectives.contrasts_pixels:
             return pixel_points(maps[QUERY], maps[MATCH], self.feature_side), self.feature_side**2
@@ -297,7 +297,7 @@ class Learner:
         student_features = _unit(sample(query, points.student))
         teacher_features = _unit(sample(match, points.teacher))
         keys, basis = reference_keys(reference, self.reference_side(), self.mixture)
-        if basis is not None:  # keys are given in the basis of the feature cells
+        if basis is not None:  # keys are in the basis of feature cells, and queries must be too
             student_features = student_features @ basis
             teacher_features = teacher_features @ basis
         term = objectives.affinity_distillation_term(

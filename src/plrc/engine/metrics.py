@@ -28,7 +28,7 @@ class MetricWindow:
         self.current: dict[str, Tensor] = {}  # of the step that is not finished
         self.steps = 0
         self.started = time.perf_counter()
-        self.waited_before = 0.0
+        self.seconds_waited_before = 0.0
 
     def add_terms(self, terms: Mapping[str, Term]) -> None:
         """Add the terms of a micro-batch to the current step."""
@@ -49,11 +49,11 @@ class MetricWindow:
         self.current = {}
         self.steps += 1
 
-    def read(self, waited: float) -> dict[str, float]:
+    def read(self, seconds_waited: float) -> dict[str, float]:
         """Return the means and start a new window; this is the only wait for the device.
 
         Args:
-            waited: Seconds spent waiting for data since the start of the process.
+            seconds_waited: Seconds spent waiting for data since the start of the process.
 
         Returns:
             NAME_loss (mean over valid queries and steps; nan if there is none), NAME_kl (the loss minus the entropy of
@@ -71,9 +71,9 @@ class MetricWindow:
         values["gradient_norm"] = norm / (kept_steps or math.nan)
         values["skipped_steps"] = self.steps - kept_steps
         values["images_per_second"] = self.steps * self.batch_size / seconds
-        values["data_wait_share"] = (waited - self.waited_before) / seconds
+        values["data_wait_share"] = (seconds_waited - self.seconds_waited_before) / seconds
         self.sums = {}
         self.steps = 0
         self.started = time.perf_counter()
-        self.waited_before = waited
+        self.seconds_waited_before = seconds_waited
         return values

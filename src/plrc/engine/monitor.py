@@ -94,7 +94,7 @@ class Monitor:
             RunError: If it cannot.
         """
         in_a_row = int(self.state.skipped_in_a_row)
-        if in_a_row >= recovery.MOST_SKIPPED:
+        if in_a_row >= recovery.MAX_SKIPPED_IN_A_ROW:
             reason = f"the last {in_a_row} gradients were not finite"
             recovery.diverge(self.plan, self.state.lr_factor, step, reason)
 

@@ -83,8 +83,8 @@ def pretrain(
                 raise RunError(explanation) from error
             if not memory.ran_out(error):
                 raise
-        # Memory ran out. `advice` trains two steps, so it runs after the `except` block: inside it, the traceback of
-        # the error would keep the network in memory.
+        # Memory ran out. `advice` finds the batch that fits by training two steps. It runs after the `except` block:
+        # inside it, the traceback of the error would keep the network in memory.
         raise RunError(memory.advice(plan))
     finally:
         lock.release()
@@ -119,8 +119,8 @@ def _train(plan: Plan, lock: FolderLock, stop: StopRequest, hooks: Hooks) -> Run
 
 def _finish(out: Path, on_finish: Sequence[RunHook]) -> None:
     try:
-        for call in on_finish:
-            call(out)
+        for hook in on_finish:
+            hook(out)
     except PlrcError as error:
         if isinstance(error.__cause__, OSError):  # the disk is full, for example: the user can fix it and resume
             raise RunError(f"{error}; when this is fixed, resume with --resume") from error
@@ -167,7 +167,7 @@ def _loop(
             outputs = []
             for micro_batch in range(accumulation):
                 batch = next(batches)
-                monitor.failures.update(batch.failures)
+                monitor.failures.update(batch.failures)  # images that could not be read
                 with _gradient_exchange(student, enabled=micro_batch == accumulation - 1):
                     output = learner.compute_terms(batch, student, teacher_order, temperature)
                     state.scaler.scale(learner.total_loss(output.terms) / accumulation).backward()
@@ -179,21 +179,22 @@ def _loop(
             window.add_step(gradient_norm, is_kept)
 
             # log, check, save
-            last = step == plan.steps
-            if last or step % config.run.log_every_steps == 0:
-                values = window.read(loader.waited)
+            is_last = step == plan.steps
+            if is_last or step % config.run.log_every_steps == 0:
+                values = window.read(loader.seconds_waited)
                 rates = {"lr": lr, "teacher_momentum": momentum, "teacher_temperature": temperature}
                 log.log_training(step, values | rates)
                 monitor.report_unreadable()
                 monitor.report_skipped(step, values["skipped_steps"])
-            if step % recovery.MOST_SKIPPED == 0:  # reading the number of skipped steps waits for the device
+            # Not after every step: reading the number of skipped steps waits for the device.
+            if step % recovery.MAX_SKIPPED_IN_A_ROW == 0:
                 monitor.check_gradients(step)
             stopped = stop.agreed()  # the same in all processes
-            if last or step % config.run.health_every_steps == 0:
+            if is_last or step % config.run.health_every_steps == 0:
                 monitor.check_health(step)
-            if last or stopped or step % config.run.checkpoint_every_steps == 0:
-                checkpointer.save(step, required=last or stopped)
-            if stopped and not last:
+            if is_last or stopped or step % config.run.checkpoint_every_steps == 0:
+                checkpointer.save(step, required=is_last or stopped)  # if a required save fails, the run fails
+            if stopped and not is_last:
                 log.info(f"stopped at step {step} of {plan.steps} and saved; resume with --resume")
                 break
     monitor.finish()
@@ -201,7 +202,7 @@ def _loop(
 
 
 def _teacher_order(config: Config, step: int) -> torch.Tensor:
-    """Draw the order of a micro-batch, over all processes, for the teacher, so that its BatchNorm groups differ."""
+    """Draw the order in which the teacher sees a micro-batch: its BatchNorm groups differ from the student's."""
     size = config.optim.batch_size // config.optim.gradient_accumulation_steps
     return torch.from_numpy(rng.generator(config.seed, "shuffle", index=step).permutation(size))
 

@@ -18,7 +18,7 @@ from plrc.engine.checkpoint import checkpoints, load_checkpoint, newest_checkpoi
 from plrc.engine.setup import Plan
 from plrc.errors import RunError
 
-MOST_SKIPPED = 50  # steps in a row without a finite gradient; loss scaling needs fewer to find its scale
+MAX_SKIPPED_IN_A_ROW = 50  # steps without a finite gradient; loss scaling needs fewer to find its scale
 LOWERED = 0.1  # of the scheduled learning rate
 DEAD_WORKER = "DataLoader worker (pid"  # the beginning of PyTorch's message about a loader process that exited
 

@@ -129,7 +129,7 @@ def prepare(config: Config, lock: FolderLock | None = None) -> Plan:
 
 
 def _is_resumed(config: Config, out: Path) -> bool:
-    """Whether the folder holds a run to resume. Raises RunError if neither it nor a new run can use the folder."""
+    """Whether the folder holds a run to resume. Raises RunError if a run can neither be resumed nor started there."""
     if out.exists() and not out.is_dir():
         raise RunError(f"{out} is a file; --out must name a folder")
     if not out.exists() or all(entry.name == LOCK for entry in out.iterdir()):
@@ -142,10 +142,10 @@ def _is_resumed(config: Config, out: Path) -> bool:
 
 
 def _list_images(config: Config, stored: Config | None, manifest: Path) -> tuple[ImageList, np.ndarray, np.ndarray]:
-    """List (all images, positions of training images, positions of held-out images).
+    """Return (all images, positions of training images, positions of held-out images).
 
-    A resumed run takes the images from its manifest, even if files were added or a scan was made since its start. If
-    one of LISTING_SETTINGS was changed, the images are listed anew.
+    A resumed run takes the images from its manifest, even if files were added to the folder since its start. If one of
+    LISTING_SETTINGS was changed, the images are listed anew.
     """
     if stored is not None and manifest.exists():
         changed = [name for name in LISTING_SETTINGS if getattr(config.data, name) != getattr(stored.data, name)]
@@ -171,7 +171,7 @@ def _check_same_in_all_processes(config: Config, images: ImageList) -> None:
 def _adapt(config: Config, stored: Config | None, num_train: int, device: torch.device) -> tuple[Config, list[Change]]:
     """Adapt settings to the data, and replace the precision "auto" by that of the device.
 
-    A resumed run takes the stored values of the settings that would be adapted; they are no changes then.
+    A resumed run takes the stored values of these settings instead, and no changes are returned.
     """
     _, changes = adapt(config, num_train, distributed.world_size())
     adapted_values = {change.name: change.new for change in changes}
@@ -180,9 +180,8 @@ def _adapt(config: Config, stored: Config | None, num_train: int, device: torch.
         adapted_values["optim.precision"] = str(dtype).removeprefix("torch.")  # such as "float32"
     if stored is None:
         return config.with_values(adapted_values, pin=False), changes
-    all_stored = stored.flat()
-    stored_values = {name: all_stored[name] for name in adapted_values}
-    return config.with_values(stored_values, pin=False), []
+    stored_settings = stored.flat()
+    return config.with_values({name: stored_settings[name] for name in adapted_values}, pin=False), []
 
 
 def _describe_images(images: ImageList, train: np.ndarray, held_out: np.ndarray) -> list[str]:

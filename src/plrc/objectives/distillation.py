@@ -165,7 +165,7 @@ def _check_shapes(
     if center is not None:
         check(
             center.shape == reference.shape[1:2],
-            f"center must be [{reference.shape[1]}], one number per reference position; it is {list(center.shape)}",
+            f"center must be [{reference.shape[1]}], one number per grid position; it is {list(center.shape)}",
         )
     if valid is not None:
         check(

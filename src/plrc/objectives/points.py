@@ -30,7 +30,7 @@ def point_region_contrast(
     temperature: float = 0.2,
     backend: Backend = "auto",
 ) -> Tensor:
-    """Compute the mean over query points of -log softmax(affinities), averaged over the keys of the point's region.
+    """Average -log softmax(affinities) over the keys of each query's region, and then over the queries.
 
     This is the point-level contrast of Bai et al., "Point-Level Region Contrast for Object Detection Pre-Training",
     CVPR 2022, section 3.1 (METHOD section 3).
@@ -123,9 +123,10 @@ def _uniform_entropy(num_positives: Tensor) -> Tensor:
 def _region_means(keys: Tensor, query_regions: Tensor, key_regions: Tensor) -> tuple[Tensor, Tensor]:
     """Compute mean [B, N, D] and number [B, N] of the positives of each query: the keys of its region.
 
-    Both are 0 for queries without positives. A group is the set of all keys [B, M, D] of a region of an image. The sums
-    over groups have a row for each of the B * M keys, so that no shape depends on the ids and the host does not wait
-    for the device; a group uses one of the rows. Each row sums its own keys only, which keeps the means precise.
+    Both are 0 for queries without positives. `keys` are [B, M, D]. A group is all keys of the same region of the same
+    image. The sums over groups have a row for each of the B * M keys, so that no shape depends on the ids and the host
+    does not wait for the device; a group uses one of the rows. Each row sums its own keys only, which keeps the means
+    precise.
     """
     num_images, num_keys, width = keys.shape
     # Sort the ids: keys of a group are then neighbors. Number the groups by counting where the sorted id changes.
@@ -136,7 +137,7 @@ def _region_means(keys: Tensor, query_regions: Tensor, key_regions: Tensor) -> t
     rows_of_keys = torch.empty_like(rows_of_sorted_keys).scatter_(1, order, rows_of_sorted_keys)  # undo the sort
     sums = keys.new_zeros(num_images * num_keys, width).index_add_(0, rows_of_keys.flatten(), keys.flatten(0, 1))
     ones = keys.new_ones(num_images * num_keys)
-    group_sizes = keys.new_zeros(num_images * num_keys).index_add_(0, rows_of_sorted_keys.flatten(), ones)
+    group_sizes = keys.new_zeros(num_images * num_keys).index_add_(0, rows_of_keys.flatten(), ones)
     # Each query takes the group of the first key with its id. Without such a key it has no positives.
     first_key = torch.searchsorted(sorted_ids, query_regions.contiguous()).clamp(max=num_keys - 1)
     has_positives = (sorted_ids.gather(1, first_key) == query_regions) & (query_regions != -1)

@@ -43,8 +43,7 @@ def total_loss(terms: Mapping[str, Term], weights: Mapping[str, float], counts: 
     Args:
         terms: The terms by name.
         weights: The weight of each term.
-        counts: The number of valid queries of each term, one number per term in the order of `terms`: `valid_counts`,
-            summed over all processes. None: the counts of this process.
+        counts: The result of `valid_counts`, summed over all processes. None: the counts of this process.
 
     Returns:
         A scalar that carries the gradient. If `counts` are those of all processes, the scalars of all processes add up
