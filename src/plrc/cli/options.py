@@ -278,7 +278,7 @@ def _field_descriptions(options: type) -> dict[str, str]:
 
 
 def _flag(name: str) -> str:
-    """section.field_name -> --section.field-name. A field `with_`, as `with` is a Python keyword, becomes --with."""
+    """section.field_name -> --section.field-name. The field `with_` becomes --with (`with` is a Python keyword)."""
     return "--" + name.rstrip("_").replace("_", "-")
 
 

@@ -24,8 +24,9 @@ class StartOptions:
     preset: str = setting("", metavar="NAME")
     """A preset from the list above."""
     method: str = setting("", metavar="{image,pixel,region,points,plrc}")
-    """Which terms are trained. image: image contrast alone (MoCo v2). pixel, region, points: also point contrast, of
-    grid positions, of whole regions or of points of regions. plrc: like points, and affinity distillation."""
+    """Which loss terms are used. image: image contrast alone (MoCo v2). pixel, region and points add point contrast:
+    pixel of grid positions, region of whole regions, points of points in regions. plrc: like points, and affinity
+    distillation."""
     config: str = setting("", metavar="FILE")
     """TOML file with settings that replace those of the preset. Options replace both."""
 
@@ -91,10 +92,10 @@ def _base_config(options: dict[str, Any]) -> Config:
     file = resumed_file or options.get("config")
     table = read_toml(file) if file else {}
     preset_name = options.get("preset") or table.get("preset", "custom")
-    preset_here = preset_name
+    known_preset = preset_name
     if resumed_file and preset_name not in PRESETS:  # the run was started by a version of plrc with other presets
-        preset_here = "custom"
-    preset_config = preset(preset_here, options.get("method") or table.get("method", "plrc"))
+        known_preset = "custom"
+    preset_config = preset(known_preset, options.get("method") or table.get("method", "plrc"))
     config = Config.from_dict(table, preset_config).with_values({"preset": preset_name}, pin=False)
     if "method" in options:  # --method replaces what the file says about terms
         config = config.with_values(_method_settings(preset_config), pin=False)
@@ -117,6 +118,7 @@ def _resumed_config_file(options: dict[str, Any]) -> Path | None:
 
 
 def _about_with_presets() -> str:
+    """The docstring of `run`, which ends with the heading of the presets, and a line for each preset."""
     preset_lines = [f"  {name:<11}{about(build).splitlines()[0]}" for name, build in PRESETS.items()]
     return "\n".join([about(run), *preset_lines])
 
@@ -137,12 +139,14 @@ def _launch(config: Config, arguments: Sequence[str]) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // devices)))
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # torchrun would repeat our error messages
     with tempfile.TemporaryDirectory() as folder:
+        # Only the process that creates this file prints its error.
         os.environ[FIRST_FAILURE] = str(Path(folder) / "reported")
         try:
             command = ["--standalone", f"--nproc-per-node={devices}", "-m", "plrc", "pretrain", *arguments]
             torchrun.run(torchrun.parse_args(command))
         except ChildFailedError as failed:
-            return failed.get_first_failure()[1].exitcode
+            _, failure = failed.get_first_failure()
+            return failure.exitcode
         except SignalException:
             return STOPPED
         finally:
