@@ -103,3 +103,33 @@ with screen():
         env=os.environ | {"PYTHONIOENCODING": "cp1252"},
     )
     assert done.stdout == "left out \\u56fe.jpg\ndone \\u56fe.jpg\n"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["scan", "--help"]])
+def test_a_closed_pipe_ends_a_command_without_a_message(arguments: list[str], unbuffered: str) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)  # as after `| head -1` has its line
+    try:
+        result = subprocess.run(
+            [sys.executable, "-m", "plrc", *arguments],
+            stdout=write_end,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(write_end)
+    assert result.stderr == ""
+    # argparse itself ignores that its help cannot be written at once
+    assert result.returncode == (0 if unbuffered and arguments[0] == "scan" else 141)
+
+
+def test_a_full_disk_is_still_reported() -> None:
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "plrc", "--version"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert result.returncode == 2
+    assert "No space left on device" in result.stderr

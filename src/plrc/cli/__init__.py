@@ -1,7 +1,8 @@
 """The command line: thin commands over the library.
 
 An error the user can fix ends in one sentence on standard error and exit status 2. A run that was asked to stop
-(SIGTERM, Ctrl-C) saves and ends with status 75; the same command with --resume continues it. PyTorch is imported by the
+(SIGTERM, Ctrl-C) saves and ends with status 75; the same command with --resume continues it. A command whose reader
+closes the pipe (`plrc ... | head -1`) ends without a message. PyTorch is imported by the
 command that needs it, after its options were checked.
 """
 
@@ -27,7 +28,7 @@ from plrc.cli import (
     visualize,
 )
 from plrc.cli.options import about
-from plrc.cli.output import FIRST_FAILURE, INTERRUPTED, USER_ERROR, screen
+from plrc.cli.output import FIRST_FAILURE, INTERRUPTED, OUTPUT_CLOSED, USER_ERROR, screen
 from plrc.errors import ConfigError, PlrcError
 from plrc.machine import plrc_version
 from plrc.text import nearest, printable_lines
@@ -61,20 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Threads that wait by spinning stall each other on a shared core, such as that of a loader process. Must be set
     # before PyTorch starts its threads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    name = arguments[0] if arguments else "--help"
     try:
-        if name in ("-h", "--help"):
-            _show_overview()
-            return 0
-        if name == "--version":
-            print(f"plrc {plrc_version()}")
-            return 0
-        if name not in COMMANDS:
-            raise ConfigError(f"there is no command {name!r}; did you mean plrc {nearest(name, COMMANDS)}?")
-        with screen():
-            return COMMANDS[name](arguments[1:])
+        status = _run(arguments)
+        sys.stdout.flush()
     except SystemExit as end:  # --help of a command
         return int(end.code or 0)
+    except BrokenPipeError:
+        _discard_output()
+        return OUTPUT_CLOSED
     except PlrcError as error:
         return _fail(USER_ERROR, str(error))
     except OSError as error:
@@ -82,6 +77,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(USER_ERROR, reason)
     except KeyboardInterrupt:
         return _fail(INTERRUPTED, "interrupted")
+    return status
+
+
+def _run(arguments: list[str]) -> int:
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help"):
+        _show_overview()
+        return 0
+    if name == "--version":
+        print(f"plrc {plrc_version()}")
+        return 0
+    if name not in COMMANDS:
+        raise ConfigError(f"there is no command {name!r}; did you mean plrc {nearest(name, COMMANDS)}?")
+    with screen():
+        try:
+            return COMMANDS[name](arguments[1:])
+        except SystemExit:
+            sys.stdout.flush()  # the help of a command, which Python would write after main()
+            raise
+
+
+def _discard_output() -> None:
+    """Send what is still buffered to the null device: Python would report the closed pipe again at its end."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 def _show_overview() -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 USER_ERROR = 2  # exit statuses
 STOPPED = 75  # saved; the same command with --resume continues
 INTERRUPTED = 130
+OUTPUT_CLOSED = 141  # the reader of a pipe went away: the status that a shell shows for SIGPIPE
 
 FIRST_FAILURE = "PLRC_FIRST_FAILURE"  # names the file by which several processes agree on which of them reports
 
