@@ -13,13 +13,42 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
+import torch
 
 from plrc.cli import main
 from plrc.config import Config
 from plrc.errors import ConfigError, RunError
+from plrc.model.backbone import build_backbone
 from plrc.study import Study, curves, read_lines, run_study, slopes, summary, table
-from plrc.study.run import append_line
+from plrc.study.run import LINES, append_line
+from plrc.transfer.dense import dense_probe
 
+ARMS = """
+[[grid]]
+name = "as it is"
+method = "plrc"
+seed = [0, 1]
+
+[[grid]]
+name = "coarse regions"
+preset = "small_r18"
+method = "points"
+seed = [0, 1]
+"regions.grid" = 2
+"optim.lr" = [1e-3, 2e-3]
+"""
+TRANSFER = """
+[transfer]
+preset = "small_detection"
+fractions = [0.5, 1.0]
+evaluations = 0
+data = { source = "{out}/scenes", train = "labelled", val = "none", test = "test" }
+input = { train_size = [64, 64], test_size = 64, max_size = 64 }
+model = { width = 8, hidden = 16, rois_per_image = 8 }
+optim = { steps = 2, batch_size = 2 }
+run = { threads = 1 }
+"""
 STUDIES = Path(__file__).parents[2] / "studies"
 FILE = """
 title = "tiny"
@@ -99,7 +128,20 @@ def test_runs_are_all_combinations_once(file: Path, tmp_path: Path) -> None:
         ("[[grid]]", "[grids]", "unknown table grids"),
         ('"regions.grid"', '"regions.grit"', "no setting regions.grit to vary; did you mean regions.grid"),
         ('"plrc"]', '"plcr"]', "no method 'plcr'"),
-        ('metric = "miou_8"', 'baseline = "regoin"', "no method 'regoin'"),
+        ('metric = "miou_8"', 'baseline = "regoin"', "no method 'regoin' in the grids; .* one of random, region, plrc"),
+        ('"random", ', '"start", ', "method start scores the weights of model.init; set model.init"),
+        ('method = "plrc"', 'method = "plrc"\nname = 3', "the name of a grid must be a string, got 3"),
+        ("[[grid]]", '[[grid]]\nname = "many"', "the grid 'many' has several methods; write a grid for each"),
+        ("[2, 8]", '4\nname = "again"', "method plrc, seed 0 and method again, seed 0 are the same run"),
+        ("[2, 8]", '2\nname = "plrc"', 'two different runs are called "method plrc, seed 0"; give each grid a name'),
+        ("[2, 8]", '2\npreset = "small"', "there is no preset 'small'"),
+        ("[probe]", "[transfer]\nfractions = 0.1\n[probe]", "fractions must be a list such as .0.1, 0.5., got 0.1"),
+        ("[probe]", "[transfer]\nfractions = [10]\n[probe]", "data.fraction must be > 0 and <= 1, got 10"),
+        (
+            "[probe]",
+            '[transfer]\nfractions = [0.1]\n"data.fraction" = 0.5\n[probe]',
+            "fractions and transfer.data.fraction are both set",
+        ),
         ("[2, 8]", "[2, 0]", "regions.grid must be >= 1, got 0"),
         ("[2, 8]", "[]", "regions.grid has no values"),
         ("levels", "level", "no setting probe.level; did you mean probe.levels"),
@@ -146,9 +188,99 @@ def test_what_a_study_sets_is_not_adapted(file: Path, tmp_path: Path) -> None:
     file.write_text(head + '[[grid]]\nmethod = "plrc"\n[[grid]]\n"optim.teacher_momentum" = 0.99\n')
     study, out = Study.load(file), tmp_path / "out"
     assert run_study(study, out)
-    adapted, own = (Config.load(out / "runs" / run.name / "pretrain" / "config.toml").optim for run in study.runs)
+    adapted, own = (Config.load(out / "runs" / run.weights / "pretrain" / "config.toml").optim for run in study.runs)
     assert own.teacher_momentum == 0.99 != adapted.teacher_momentum < 0.99
     assert own.steps == adapted.steps == 4
+
+
+def test_a_grid_has_a_name_and_a_preset(file: Path, tmp_path: Path) -> None:
+    head = FILE[: FILE.index("[[grid]]")].replace("title =", 'baseline = "as it is"\ntitle =')
+    file.write_text(head + ARMS)
+    study = Study.load(file)
+    axes = [run.axes for run in study.runs]
+    assert axes[:2] == [{"method": "as it is", "seed": 0}, {"method": "as it is", "seed": 1}]
+    assert axes[2:4] == [{"method": "coarse regions", "seed": 0, "optim.lr": lr} for lr in (1e-3, 2e-3)]
+    config = study.pretrain_config(study.runs[3], tmp_path)
+    assert (config.preset, config.method, config.regions.grid, config.optim.lr) == ("small_r18", "points", 2, 2e-3)
+    assert (config.optim.base_batch_size, config.optim.steps) == (64, 4)  # of the preset, and of the file
+    lines = [
+        {"axes": run.axes, "scores": {"miou_8": 40.0 + 10 * (i > 1) + run.axes["seed"]}}
+        for i, run in enumerate(study.runs)
+    ]
+    versus = [row["versus"] and row["versus"]["mean"] for row in summary(lines, "miou_8", study.baseline)]
+    assert versus == [None, 10.0, 10.0]  # paired by seed with the arm of this name
+    file.write_text(head + ARMS.replace("as it is", "usual").replace("2e-3", "3e-3").replace("coarse", "large"))
+    with pytest.raises(ConfigError, match="no method 'as it is' in the grids; write baseline = one of usual, large"):
+        Study.load(file)
+    file.write_text(head.replace("as it is", "usual") + ARMS.replace("as it is", "usual"))
+    assert [run.name for run in Study.load(file).runs] == [run.name for run in study.runs]  # a new name is no new run
+
+
+def test_a_list_is_one_value_where_the_setting_is_a_list(file: Path) -> None:
+    head = FILE[: FILE.index("[[grid]]")]
+    for scales, number_of_runs in (("[0.2, 0.9]", 1), ("[[0.2, 0.9], [0.3, 1.0]]", 2)):
+        file.write_text(head + f'[[grid]]\n"views.scale" = {scales}\n')
+        assert len(Study.load(file).runs) == number_of_runs
+
+
+def test_start_weights_are_scored_as_they_are(file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("timm", reason="timm is not installed (extra timm)")
+    torch.manual_seed(5)
+    network = build_backbone("timm:tf_efficientnet_lite0").net
+    safetensors.torch.save_file(network.state_dict(), tmp_path / "start.safetensors")
+    head = FILE[: FILE.index("[[grid]]")].replace("levels = [8]\ncurve = true", "levels = [8, 16, 32]")
+    arm = f'name = "given"\n"model.init" = "{tmp_path}/start.safetensors"'
+    backbone = '"model.backbone" = "timm:tf_efficientnet_lite0"\n"model.layer4_stride" = 2'
+    file.write_text(
+        head + f'[[grid]]\nmethod = "random"\n{backbone}\n[[grid]]\nmethod = "start"\nseed = [0, 1]\n{arm}\n{backbone}'
+    )
+    study = Study.load(file)
+    first = study.runs[1]
+    assert first.axes == {"method": "given", "seed": 0}
+    lines = run_study(study, tmp_path / "out")
+    assert lines is not None and [line["steps"] for line in lines] == [0, 0, 0]
+    scores = [line["scores"] for line in lines]
+    assert {"miou_8", "miou_16", "miou_32"} < scores[0].keys() == scores[1].keys()
+    assert scores[0] != scores[1] != scores[2]  # the seed chooses the pixels that the probe is fitted on
+    assert not (tmp_path / "out" / "runs" / first.weights / "pretrain").exists()
+    direct = dense_probe(
+        study.labelled_config(tmp_path / "out"),
+        [str(tmp_path / "start.safetensors")],
+        "timm:tf_efficientnet_lite0",
+        size=64,
+        images=4,
+        seed=0,
+    )[0]
+    assert [direct.miou[level] for level in (8, 16, 32)] == [scores[1][f"miou_{level}"] for level in (8, 16, 32)]
+
+
+def test_what_a_run_has_measured_is_not_repeated(file: Path, tmp_path: Path) -> None:
+    """A run without its line is what a kill leaves; each measurement is kept on its own."""
+    pytest.importorskip("faster_coco_eval", reason="detection needs faster-coco-eval")
+    text = FILE[: FILE.index("[[grid]]")] + TRANSFER + '[[grid]]\nmethod = "plrc"\n'
+    file.write_text(text)
+    study, out = Study.load(file), tmp_path / "out"
+    first = run_study(study, out)
+    assert first is not None
+    assert {"ap_50", "ap_100", "ap50_50", "miou_8"} < first[0]["scores"].keys()
+    folder = out / "runs" / study.runs[0].weights
+    files = [
+        *folder.glob("pretrain/checkpoints/*.pt"),
+        *folder.glob("probe-*.json"),
+        *folder.glob("transfer*/result.json"),
+    ]
+    kept = {path: path.stat().st_mtime_ns for path in files}
+    assert len(kept) == 4  # the newest checkpoint, the probe, and two detectors
+    (out / LINES).unlink()
+    again = run_study(study, out)
+    assert again is not None
+    assert (again[0]["scores"], again[0]["curve"]) == (first[0]["scores"], first[0]["curve"])
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    file.write_text(text.replace("[0.5, 1.0]", "[0.25, 0.5, 1.0]"))
+    more = run_study(Study.load(file), out)
+    assert more is not None and more[0]["scores"].items() > first[0]["scores"].items()
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert more[0]["scores"]["ap_25"] is not None
 
 
 @pytest.mark.slow

@@ -23,7 +23,10 @@ from plrc.text import nearest
 from plrc.transfer.protocols import LabelledConfig, TransferConfig, protocol
 
 RANDOM = "random"
-METHODS = (RANDOM, *get_args(Method))
+START = "start"
+# Methods without pre-training (random weights, and those of `model.init`) -> the settings that change a result.
+UNTRAINED = {RANDOM: ("seed", "model.backbone"), START: ("seed", "model.backbone", "model.init")}
+METHODS = (*UNTRAINED, *get_args(Method))
 KEYS = ("title", "metric", "baseline", "grid", "scenes", "pretrain", "probe", "transfer")
 SCENE_SETTINGS = ("seed", "size")  # all other keys of [scenes] are splits
 PROBE_SETTINGS = ("size", "images", "levels", "curve")  # all other keys of [probe] are settings of `LabelledConfig`
@@ -32,16 +35,35 @@ OUT_PLACEHOLDER = Path("{out}")  # stands for the study's folder in a study file
 
 
 @dataclass(frozen=True)
+class Grid:
+    """Settings whose every combination is a run.
+
+    Attributes:
+        name: What tables call the method of the runs, if `method` does not describe them; may be empty.
+        axes: `method`, `preset`, or a setting of pre-training by its dotted name -> its values.
+    """
+
+    name: str
+    axes: dict[str, tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
 class StudyRun:
     """A run of a study.
 
     Attributes:
-        axes: Setting that varies -> its value in this run; `method` and `seed` are always among them.
-        name: Hash of everything that changes the results of the run.
+        axes: What tables show: `method` (or the name of the grid), `seed`, and the settings that vary.
+        method: How the weights are made, one of `METHODS`.
+        settings: All settings of the grid by dotted name, `seed` and possibly `preset` among them.
+        weights: Hash of everything that changes the weights; the run's folder has this name.
+        name: Hash of everything that changes the results.
     """
 
     axes: dict[str, Any]
-    name: str
+    method: str
+    settings: dict[str, Any]
+    weights: str = ""
+    name: str = ""
 
     def __str__(self) -> str:
         return ", ".join(f"{axis.rpartition('.')[2]} {value}" for axis, value in self.axes.items())
@@ -56,19 +78,20 @@ class Study:
     Attributes:
         title: Title of the table and the page.
         metric: Score that the table shows.
-        baseline: Method that the others are compared with, paired by seed.
-        grids: Axis -> its values. An axis is `method`, or a setting of pre-training by its dotted name.
+        baseline: Method, or name of a grid, that the others are compared with, paired by seed.
+        grids: The grids of runs.
         scenes: Settings of the scenes generated in {out}/scenes: number of images of each split, `seed` and `size`. If
             empty, no scenes are generated.
         pretrain: Settings of pre-training by dotted name, applied over those of `preset`.
         probe: Labelled data and settings of the linear probe. Empty: no probe.
-        transfer: Settings of a detector by dotted name, applied over those of `preset`. Empty: no detector.
+        transfer: Settings of a detector by dotted name, applied over those of `preset`. Empty: no detector. With
+            `fractions`, there is a detector for each of these shares of the labels.
     """
 
     title: str
     metric: str
     baseline: str
-    grids: tuple[dict[str, tuple[Any, ...]], ...]
+    grids: tuple[Grid, ...]
     scenes: dict[str, Any]
     pretrain: dict[str, Any]
     probe: dict[str, Any]
@@ -99,11 +122,18 @@ class Study:
             probe=dict(tables.get("probe", {})),
             transfer=flatten(tables.get("transfer", {})),
         )
-        require(study.baseline in METHODS, f"there is no method {study.baseline!r}; write one of {', '.join(METHODS)}")
         require(bool(study.probe or study.transfer), f"{path} measures nothing; write a table [probe] or [transfer]")
+        methods = dict.fromkeys(run.axes["method"] for run in study.runs)
+        require(
+            study.baseline in methods or "baseline" not in tables,
+            f"there is no method {study.baseline!r} in the grids; write baseline = one of {', '.join(methods)}",
+        )
         # Building the configurations raises an error if a setting cannot be used.
         for run in study.runs:
-            study.pretrain_config(run, Path("out"))
+            config = study.pretrain_config(run, Path("out"))
+            has_start = run.method != START or config.model.init != ""
+            require(has_start, f"method {START} scores the weights of model.init; set model.init")
+            study.transfer_configs(run, "", Path("out"))
         study.labelled_config(Path("out"))
         return study
 
@@ -111,54 +141,82 @@ class Study:
     def runs(self) -> tuple[StudyRun, ...]:
         """All runs in the order of the file, each once.
 
-        Runs with random weights are not pre-trained: of the axes they keep only method, seed and backbone.
+        Raises:
+            ConfigError: Two different runs have the same axes, or two names are given to the same run.
         """
         runs: dict[str, StudyRun] = {}
         for grid in self.grids:
-            for values in itertools.product(*grid.values()):
-                axes: dict[str, Any] = {"method": "plrc", "seed": 0}  # if the grid does not set them
-                axes.update(zip(grid, values, strict=True))
-                if axes["method"] == RANDOM:
-                    axes = {axis: axes[axis] for axis in ("method", "seed", "model.backbone") if axis in axes}
-                run = StudyRun(axes, self._name(axes))
-                runs.setdefault(run.name, run)
+            for values in itertools.product(*grid.axes.values()):
+                run = self._run(grid, dict(zip(grid.axes, values, strict=True)))
+                earlier = runs.setdefault(run.name, run)
+                require(
+                    earlier.axes["method"] == run.axes["method"],
+                    f"{earlier} and {run} are the same run; remove one of them, or change its settings",
+                )
+        by_axes: dict[str, StudyRun] = {}
+        for run in runs.values():
+            other = by_axes.setdefault(json.dumps(run.axes, sort_keys=True), run)
+            require(other is run, f'two different runs are called "{run}"; give each grid a name of its own')
         return tuple(runs.values())
 
-    def _name(self, axes: dict[str, Any]) -> str:
-        """Return the hash of every setting that changes a result.
+    def _run(self, grid: Grid, settings: dict[str, Any]) -> StudyRun:
+        """Return the run of a grid with these values of its axes."""
+        settings = {"seed": 0} | settings
+        method = settings.pop("method", "plrc")
+        # Tables do not show settings without effect, nor those that the name of the grid stands for.
+        axes = {"method": grid.name or method, "seed": settings["seed"]}
+        for axis, value in settings.items():
+            has_effect = method not in UNTRAINED or axis in UNTRAINED[method]
+            varies = len(grid.axes.get(axis, ())) > 1
+            if has_effect and (varies or not grid.name):
+                axes[axis] = value
+        run = StudyRun(axes, method, settings)
+        weights = self._weights_content(run)
+        results = {"weights": weights, "probe": self.probe, "transfer": self._transfer_content(run)}
+        return dataclasses.replace(run, weights=digest(weights), name=digest(results))
 
-        {out} and environment variables are not replaced, so the name is the same on every machine.
+    def _weights_content(self, run: StudyRun) -> dict[str, Any]:
+        """Return every setting that changes the weights of a run.
+
+        {out} and environment variables are not replaced, so the name is the same on every machine; defaults are left
+        out, so it stays the same when plrc gets new settings.
         """
-        run = StudyRun(axes, name="")  # only the axes matter below
         config = self.pretrain_config(run, OUT_PLACEHOLDER, expand=False)
-        content: dict[str, Any] = {"probe": self.probe, "scenes": self.scenes, "method": axes["method"], "transfer": {}}
-        if axes["method"] == RANDOM:
-            content["pretrain"] = {"model.backbone": config.model.backbone, **axes}
-        else:
-            content["pretrain"] = config.result_settings()
-        if self.transfer:
-            content["transfer"] = self.transfer_config(run, "", OUT_PLACEHOLDER, expand=False).result_settings()
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        content: dict[str, Any] = {"method": run.method, "scenes": self.scenes}
+        if run.method in UNTRAINED:
+            values = config.flat()
+            content["pretrain"] = {name: values[name] for name in UNTRAINED[run.method]}
+            return content
+        content["pretrain"] = _changed_settings(config)
+        if config.adapt:
+            content["pinned"] = sorted(name for name in config.pinned if not name.startswith("run."))
+        if self.probe.get("curve"):
+            content["curve"] = self.probe  # the curve needs all checkpoints, of which a finished run keeps one
+        return content
+
+    def _transfer_content(self, run: StudyRun) -> dict[str, Any]:
+        """Return every setting that changes the results of fine-tuning, by the ending of its scores."""
+        configs = self._transfer_configs(run, OUT_PLACEHOLDER, expand=False)
+        return {ending: _changed_settings(config) for ending, config in configs.items()}
 
     def pretrain_config(self, run: StudyRun, out: Path, expand: bool = True) -> Config:
-        """Return the settings of a run's pre-training, which writes into OUT/runs/NAME/pretrain.
+        """Return the settings of a run's pre-training, which writes into OUT/runs/WEIGHTS/pretrain.
 
         Settings that the file or an axis sets are pinned.
 
         Args:
-            run: The run. For random weights, which are not pre-trained, the settings of method plrc are returned.
+            run: The run. For weights that are not pre-trained, the settings of method plrc are returned.
             out: Folder of the study.
             expand: Replace {out} and environment variables in strings.
         """
-        axes = _expanded(run.axes, out, expand)
-        method = axes.pop("method")
+        own = _expanded(run.settings, out, expand)
         shared = _expanded(self.pretrain, out, expand)
-        config = preset(shared.pop("preset", "small_r18")).with_values(shared | axes)
-        folder = out / "runs" / run.name / "pretrain"
-        if method == RANDOM:
-            method = "plrc"  # not trained, but the settings need a method
-        # An axis may set a value that the method sets too, so the axes are applied again.
-        config = with_method(config, method).with_values(axes)
+        name = shared.pop("preset", "small_r18")
+        config = preset(own.pop("preset", name)).with_values(shared | own)
+        method = "plrc" if run.method in UNTRAINED else run.method  # the settings need a method
+        # The grid may set a value that the method sets too, so its values are applied again.
+        config = with_method(config, method).with_values(own)
+        folder = out / "runs" / run.weights / "pretrain"
         return config.with_values({"run.out": str(folder), "run.resume": True}, pin=False)
 
     def labelled_config(self, out: Path) -> LabelledConfig:
@@ -177,27 +235,57 @@ class Study:
                 raise ConfigError(f"there is no setting probe.{key}; did you mean probe.{best}?")
         return TransferConfig().with_values(settings).data
 
-    def transfer_config(self, run: StudyRun, init: str, out: Path, expand: bool = True) -> TransferConfig:
-        """Return the settings of a run's fine-tuning, which writes into OUT/runs/NAME/transfer.
+    def transfer_configs(self, run: StudyRun, init: str, out: Path) -> dict[str, TransferConfig]:
+        """Return the settings of a run's fine-tunings, which write into folders in OUT/runs/WEIGHTS.
 
         Args:
             run: The run.
             init: Initial weights, see `TransferConfig.init`.
             out: Folder of the study.
-            expand: Replace {out} and environment variables in strings.
+
+        Returns:
+            Ending of the names of the scores -> settings: "_10" for a tenth of the labels, "" without `fractions`.
         """
+        content = self._transfer_content(run)
+        configs = self._transfer_configs(run, out)
+        for ending, config in configs.items():
+            folder = out / "runs" / run.weights / f"transfer{ending}-{digest(content[ending])}"
+            values = {"init": init, "run.out": str(folder), "run.resume": True, "run.keep_model": False}
+            configs[ending] = config.with_values(values)
+        return configs
+
+    def _transfer_configs(self, run: StudyRun, out: Path, expand: bool = True) -> dict[str, TransferConfig]:
+        """Return the settings of fine-tuning without initial weights and folder, by the ending of the scores."""
+        if not self.transfer:
+            return {}
         values = _expanded(self.transfer, out, expand)
         task = values.pop("task", "detection")
+        fractions = values.pop("fractions", None)
+        # Unless the file sets it, the network is that of pre-training, whatever the protocol's is.
+        backbone = self.pretrain_config(run, out, expand).model.backbone
         config = protocol(values.pop("preset", f"small_{task}"), task)
-        folder = out / "runs" / run.name / "transfer"
-        run_values = {
-            "init": init,
-            "seed": run.axes["seed"],
-            "run.out": str(folder),
-            "run.resume": True,
-            "run.keep_model": False,
-        }
-        return config.with_values(values | run_values)
+        config = config.with_values({"model.backbone": backbone, "seed": run.settings["seed"]} | values)
+        if fractions is None:
+            return {"": config}
+        is_list = isinstance(fractions, list) and len(fractions) > 0
+        require(is_list, f"transfer.fractions must be a list such as [0.1, 0.5], got {fractions!r}")
+        require(config.data.fraction == 1, "transfer.fractions and transfer.data.fraction are both set; set only one")
+        return {f"_{100 * share:g}": config.with_values({"data.fraction": share}) for share in fractions}
+
+
+def digest(content: dict[str, Any]) -> str:
+    """Return a hash of 16 hexadecimal digits.
+
+    Args:
+        content: Strings, numbers, booleans, lists and dicts.
+    """
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _changed_settings(config: Config | TransferConfig) -> dict[str, Any]:
+    """Return the settings that affect results and do not have the default value, by dotted name."""
+    defaults = type(config)().result_settings()
+    return {name: value for name, value in config.result_settings().items() if value != defaults[name]}
 
 
 def _expanded(values: dict[str, Any], out: Path, expand: bool = True) -> dict[str, Any]:
@@ -211,16 +299,23 @@ def _expanded(values: dict[str, Any], out: Path, expand: bool = True) -> dict[st
     return expanded
 
 
-def _read_grid(grid: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
-    """Return axis -> its values from a table [[grid]]; a single value stands for a list of one."""
-    known = ("method", *Config().flat())
+def _read_grid(table: dict[str, Any]) -> Grid:
+    """Return the grid of a table [[grid]]; a single value stands for a list of one."""
+    values_of = flatten(table)
+    name = values_of.pop("name", "")
+    require(isinstance(name, str), f"the name of a grid must be a string, got {name!r}")
+    known = Config().flat() | {"method": "plrc"}
     axes = {}
-    for axis, entry in flatten(grid).items():
+    for axis, entry in values_of.items():
         require(axis in known, f"there is no setting {axis} to vary; did you mean {nearest(axis, known)}?")
         values = tuple(entry) if isinstance(entry, list) else (entry,)
+        is_pair = isinstance(known[axis], tuple) and not all(isinstance(value, list) for value in values)
+        if is_pair:
+            values = (entry,)  # the setting itself is a list
         require(bool(values), f"the axis {axis} has no values; write at least one")
         if axis == "method":
             for method in values:
                 require(method in METHODS, f"there is no method {method!r}; write some of {', '.join(METHODS)}")
+            require(not name or len(values) == 1, f"the grid {name!r} has several methods; write a grid for each")
         axes[axis] = values
-    return axes
+    return Grid(name, axes)

@@ -23,7 +23,7 @@ from plrc.machine import commit, versions
 from plrc.progress import OnProgress
 from plrc.runtime import StopRequest
 from plrc.scenes import write_scenes
-from plrc.study.plan import RANDOM, SCENE_SETTINGS, Study, StudyRun
+from plrc.study.plan import RANDOM, SCENE_SETTINGS, START, Study, StudyRun, digest
 from plrc.transfer.dense import LEVELS, dense_probe, grouping_curve
 from plrc.transfer.finetune import transfer
 
@@ -137,7 +137,7 @@ class _StudyGrid:
         return [run for run in self.study.runs if run.name not in lines]
 
     def folder(self, run: StudyRun) -> Path:
-        return self.out / "runs" / run.name
+        return self.out / "runs" / run.weights
 
     def is_finished(self, run: StudyRun) -> bool:
         return run.name in read_lines(self.study, self.out)
@@ -175,7 +175,9 @@ def _pretrain_and_measure(study: Study, run: StudyRun, out: Path, on_progress: O
     config = study.pretrain_config(run, out)
     init = RANDOM
     steps = 0
-    if run.axes["method"] != RANDOM:
+    if run.method == START:
+        init = config.model.init
+    elif run.method != RANDOM:
         trained = pretrain(config, on_progress=on_progress)
         if not trained.finished:
             return None
@@ -184,23 +186,15 @@ def _pretrain_and_measure(study: Study, run: StudyRun, out: Path, on_progress: O
     scores: dict[str, float] = {}
     curve: list[dict[str, float]] = []
     if study.probe:
-        labelled = study.labelled_config(out)
-        seed = run.axes["seed"]
-        size = study.probe.get("size", 128)
-        images = study.probe.get("images", 100)
-        levels = tuple(study.probe.get("levels", LEVELS))
-        probe = dense_probe(labelled, [init], config.model.backbone, size, images, seed, levels)[0]
-        by_metric = {"miou": probe.miou, "accuracy": probe.accuracy, "auc": probe.grouping}
-        for metric, by_level in by_metric.items():
-            for level, value in by_level.items():
-                scores[f"{metric}_{level}"] = value
-        if study.probe.get("curve") and steps:
-            curve = grouping_curve(labelled, config, size, images, seed)
-    if study.transfer:
-        result = transfer(study.transfer_config(run, init, out), on_progress)
+        probed = _probe_once(study, run, out, init, with_curve=bool(steps and study.probe.get("curve")))
+        scores = probed["scores"]
+        curve = probed["curve"]
+    for ending, transfer_config in study.transfer_configs(run, init, out).items():
+        result = transfer(transfer_config, on_progress)
         if result is None:
             return None
-        scores |= result.metrics
+        for metric, value in result.metrics.items():
+            scores[f"{metric.lower()}{ending}" if ending else metric] = value
     return {
         "cell": run.name,
         "axes": run.axes,
@@ -210,3 +204,32 @@ def _pretrain_and_measure(study: Study, run: StudyRun, out: Path, on_progress: O
         "seconds": round(time.perf_counter() - started, 1),
         "versions": versions() | {"commit": commit()},
     }
+
+
+def _probe_once(study: Study, run: StudyRun, out: Path, init: str, with_curve: bool) -> dict[str, Any]:
+    """Return the scores of the linear probe and the curve while training.
+
+    They are kept in the run's folder, so that a run that is stopped later does not probe again.
+    """
+    path = out / "runs" / run.weights / f"probe-{digest(study.probe)}.json"
+    if path.exists():
+        kept: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
+        return kept
+    config = study.pretrain_config(run, out)
+    labelled = study.labelled_config(out)
+    seed = config.seed
+    size = study.probe.get("size", 128)
+    images = study.probe.get("images", 100)
+    levels = tuple(study.probe.get("levels", LEVELS))
+    probe = dense_probe(labelled, [init], config.model.backbone, size, images, seed, levels)[0]
+    scores = {}
+    by_metric = {"miou": probe.miou, "accuracy": probe.accuracy, "auc": probe.grouping}
+    for metric, by_level in by_metric.items():
+        for level, value in by_level.items():
+            scores[f"{metric}_{level}"] = value
+    curve = []
+    if with_curve:
+        curve = grouping_curve(labelled, config, size, images, seed)
+    probed = {"scores": scores, "curve": curve}
+    write_json(path, probed)
+    return probed

@@ -137,6 +137,10 @@ def dense_probe(
         accuracy = {}
         grouping = {}
         strides = sorted(set(levels) & set(network.channels))
+        if not strides:
+            raise ConfigError(
+                f"{backbone} has levels of the strides {sorted(network.channels)}, none of {list(levels)}"
+            )
         for stride in strides:
             features = extract_features(network, fitted.images, stride)
             probe = fit_probe(features, fitted.classes, len(classes), seed=seed)
