@@ -15,7 +15,7 @@ from plrc.config import Config
 from plrc.data.photometric import MEAN, STD
 from plrc.engine.checkpoint import checkpoint_of
 from plrc.errors import ConfigError, WeightsError
-from plrc.model.backbone import RESNETS, Backbone, build_backbone
+from plrc.model.backbone import Backbone, build_backbone
 from plrc.model.user_code import trusted_backbone
 from plrc.model.weights import Weights, load_into, read_weights, stored_function, stored_name
 
@@ -28,7 +28,7 @@ class DenseFeatures(nn.Module):
 
     torchvision's ResNets take any size as it is: the features are those of the plain network, bit for bit. Others may
     round down and lose the border, so for them images are padded below and on the right with zeros after normalization
-    (the mean color) until the coarsest stride divides both sides, and positions wholly in the padding are cut off.
+    (the mean color) until both sides fit (`Backbone.multiple`), and positions wholly in the padding are cut off.
     Position (i, j) of level s looks at the image around row s * i, column s * j. With layer4_stride 1 the level called
     32 has the positions of level 16. Features have the dtype of the weights.
 
@@ -74,10 +74,14 @@ class DenseFeatures(nn.Module):
         dtype = next(self.backbone.parameters()).dtype
         normalized = self._normalized(images) if self.normalize else _float_images(images)
         height, width = images.shape[2:]
-        coarsest = 1 if self.backbone.name in RESNETS else max(self.channels)
-        padded = F.pad(normalized.to(dtype), (0, -width % coarsest, 0, -height % coarsest))
+        sides = (self.backbone.fitting_side(height), self.backbone.fitting_side(width))
+        if sides[0] < height or sides[1] < width:
+            raise ValueError(
+                f"{self.backbone.name} takes images of {sides[0]} x {sides[1]} only, got {height} x {width}"
+            )
+        padded = F.pad(normalized.to(dtype), (0, sides[1] - width, 0, sides[0] - height))
         levels: dict[int, Tensor] = self.backbone(padded.contiguous(memory_format=self.memory_format), deepest)
-        if coarsest == 1:
+        if sides == (height, width):
             return levels
         cut = {}
         for stride, features in levels.items():

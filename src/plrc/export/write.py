@@ -23,8 +23,8 @@ from plrc.export.receipt import Receipt
 from plrc.export.resnets import resnet_name
 from plrc.export.target import Target
 from plrc.export.targets import TARGETS
-from plrc.export.targets.timm import TIMM_PREFIX
 from plrc.files import write_json, write_text
+from plrc.model.timm_networks import PREFIX
 from plrc.model.user_code import trusted_backbone
 from plrc.model.weights import refuse_non_finite
 
@@ -41,7 +41,7 @@ def default_target(backbone: str) -> str:
     Returns:
         A key of `TARGETS`.
     """
-    if backbone.startswith(TIMM_PREFIX):
+    if backbone.startswith(PREFIX):
         return "timm"
     return "torchvision" if resnet_name(backbone) else "safetensors"
 

@@ -9,14 +9,13 @@ Shapes: B images, H x W pixels, C channels, s a stride.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
-from plrc.errors import ConfigError, MissingPackageError
+from plrc.errors import ConfigError
+from plrc.model.timm_networks import PREFIX, Reading, build_timm, read_features
 from plrc.model.user_code import backbone_from_function, features_by_stride, is_user_code
 
 # "resne" is in the names of ResNet, Wide ResNet and ResNeXt.
@@ -55,13 +54,28 @@ class Backbone(nn.Module):
         name: Value of the setting `model.backbone` from which it was built.
         net: The network; its tensors have the names of its library.
         channels: {stride: channels}, from fine to coarse.
+        multiple: Images whose sides are multiples of this always fit, such as the patch of a vision transformer;
+            1 for torchvision's ResNets.
+        fixed: Whether sides must be equal to `multiple`.
+        reading: How a network of timm is read (`plrc.model.timm_networks`); empty for other networks.
     """
 
-    def __init__(self, name: str, net: nn.Module, channels: dict[int, int]) -> None:
+    def __init__(
+        self,
+        name: str,
+        net: nn.Module,
+        channels: dict[int, int],
+        multiple: int = 1,
+        fixed: bool = False,
+        reading: Reading | None = None,
+    ) -> None:
         super().__init__()
         self.name = name
         self.net = net
         self.channels = channels
+        self.multiple = multiple
+        self.fixed = fixed
+        self.reading = reading
 
     def forward(self, images: Tensor, deepest: int | None = None) -> dict[int, Tensor]:
         """Compute the features of every level.
@@ -74,19 +88,37 @@ class Backbone(nn.Module):
             {s: features [B, channels[s], ceil(H / s), ceil(W / s)]}.
         """
         wanted = [stride for stride in self.channels if deepest is None or stride <= deepest]
+        if self.reading is not None:
+            features = read_features(self.net, self.reading, self.channels, images)
+            return {stride: features[stride] for stride in wanted}
         if is_user_code(self.name):
             features = features_by_stride(self.net, self.net(images))
             return {stride: features[stride] for stride in wanted}
-        maps = self.net(images, len(wanted)) if isinstance(self.net, ResNetLevels) else self.net(images)
-        return dict(zip(wanted, maps, strict=False))  # timm returns all levels, also those deeper than wanted
+        return dict(zip(wanted, self.net(images, len(wanted)), strict=True))
+
+    def fitting_side(self, side: int) -> int:
+        """The smallest side, at least as large as `side`, of images that always fit."""
+        return self.multiple if self.fixed else -(-side // self.multiple) * self.multiple
+
+    def describe_sizes(self, side: int) -> str:
+        """Which sizes of images fit near a side that does not, for an error's sentence."""
+        if self.fixed:
+            return f"which takes images of {self.multiple} x {self.multiple} only; write {self.multiple}"
+        unit = "patch is" if self.reading == "tokens" else "sides must be multiples of"
+        above = self.fitting_side(side + 1)
+        below = above - self.multiple
+        if below == side:  # it should fit, but does not
+            below -= self.multiple
+        sizes = f"{below} or {above}" if below > 0 else str(above)
+        return f"whose {unit} {self.multiple}; write {sizes}"
 
 
 def build_backbone(name: str, layer4_stride: int = 2) -> Backbone:
     """Build a backbone with random weights.
 
     Args:
-        name: A torchvision ResNet, `timm:NAME` (a model with features_only), or a function of the user's own
-            (FILE.py:FUNCTION or package.module:function), which is imported and called.
+        name: A torchvision ResNet, `timm:NAME` (a model with features_only, or a vision transformer), or a function of
+            the user's own (FILE.py:FUNCTION or package.module:function), which is imported and called.
         layer4_stride: Stride of layer4 of a torchvision ResNet: 2 as usual, or 1.
 
     Returns:
@@ -98,9 +130,10 @@ def build_backbone(name: str, layer4_stride: int = 2) -> Backbone:
     """
     if is_user_code(name):
         user_net, user_channels = backbone_from_function(name)
-        return Backbone(name, user_net, user_channels)
-    if name.startswith("timm:"):
-        return _timm_backbone(name)
+        return Backbone(name, user_net, user_channels, multiple=max(user_channels))
+    if name.startswith(PREFIX):
+        timm = build_timm(name)
+        return Backbone(name, timm.net, timm.channels, timm.multiple, timm.fixed, timm.reading)
     if name not in RESNETS:
         raise ConfigError(
             f"model.backbone is {name!r}; write one of {', '.join(RESNETS)}, timm:NAME for a model of timm, "
@@ -129,24 +162,3 @@ def _output_channels(layer: nn.Sequential) -> int:
         if isinstance(module, nn.Conv2d) and "downsample" not in name:
             channels = int(module.out_channels)
     return channels
-
-
-def _timm_backbone(name: str) -> Backbone:
-    try:
-        import timm
-    except ImportError as error:
-        raise MissingPackageError("timm backbones", "timm") from error
-    try:
-        net: Any = timm.create_model(name.removeprefix("timm:"), pretrained=False, features_only=True)
-    except (RuntimeError, AttributeError) as error:
-        raise ConfigError(f"timm cannot build {name!r} with features_only: {error}") from error
-    strides = net.feature_info.reduction()
-    channels = net.feature_info.channels()
-    with torch.no_grad():
-        levels = net.eval()(torch.zeros(1, 3, 224, 224))
-    if len(set(strides)) < len(strides) or [level.shape[1] for level in levels] != channels:
-        raise ConfigError(
-            f"{name} does not give one feature map [B, C, H, W] for each stride (its strides are {strides}); "
-            "choose a model of timm that does, such as a convolutional one"
-        )
-    return Backbone(name, net.train(), dict(zip(strides, channels, strict=True)))

@@ -12,7 +12,7 @@ from plrc.config import ModelConfig
 from plrc.errors import ConfigError
 from plrc.model.backbone import build_backbone
 from plrc.model.heads import contrast_head, distill_head
-from plrc.model.user_code import is_user_code, refuse_frozen
+from plrc.model.user_code import describe_error, is_user_code, refuse_frozen
 
 
 def feature_side(config: ModelConfig, size: int) -> int:
@@ -47,15 +47,23 @@ def check_feature_side(network: Network, config: ModelConfig, size: int) -> None
     if ":" not in config.backbone:
         return
     expected = feature_side(config, size)
+    backbone = network.backbone
     training = network.training
-    with torch.no_grad():
-        levels = network.backbone.eval()(torch.zeros(1, 3, size, size), config.stride)
-    network.train(training)
-    side = levels[config.stride].shape[-1]
+    network.eval()
+    try:
+        with torch.no_grad():
+            side = backbone(torch.zeros(1, 3, size, size), config.stride)[config.stride].shape[-1]
+    except Exception as error:  # networks of other libraries and of the user's own may raise anything
+        raise ConfigError(
+            f"views.size {size} does not fit {config.backbone}, {backbone.describe_sizes(size)} "
+            f"({describe_error(error)})"
+        ) from error
+    finally:
+        network.train(training)
     if side != expected:
         raise ConfigError(
             f"views.size is {size}, for which {config.backbone} gives {side} x {side} positions of stride "
-            f"{config.stride} instead of {expected} x {expected}; write a multiple of {max(network.backbone.channels)}"
+            f"{config.stride} instead of {expected} x {expected}; write a multiple of {backbone.multiple}"
         )
 
 

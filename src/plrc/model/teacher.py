@@ -12,11 +12,24 @@ import torch
 from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
+DROP_RATES = ("p", "prob", "drop_prob")  # names of the rate in modules of PyTorch, torchvision and timm
 
 
 def make_teacher(student: M) -> M:
-    """Copy the student; the parameters of the copy never receive a gradient."""
-    return copy.deepcopy(student).requires_grad_(False)
+    """Copy the student; the parameters of the copy never receive a gradient, and it drops no values and no paths."""
+    teacher = copy.deepcopy(student).requires_grad_(False)
+    turn_off_dropping(teacher)
+    return teacher
+
+
+def turn_off_dropping(network: nn.Module) -> None:
+    """Set the rates of dropout and of drop path (stochastic depth) to 0, so that they do nothing in training mode."""
+    for module in network.modules():
+        kind = type(module).__name__
+        if "Drop" in kind or kind == "StochasticDepth":
+            for rate in DROP_RATES:
+                if isinstance(getattr(module, rate, None), (int, float)):
+                    setattr(module, rate, 0.0)
 
 
 @torch.no_grad()

@@ -120,6 +120,11 @@ def dense_probe(
         network, initial = initial_backbone(init, backbone, partial=False, layer4_stride=1, seed=seed)
         networks.append((network, initial))
         backbone = initial.backbone
+    first = networks[0][0]
+    notes = []
+    if first.fitting_side(size) != size:
+        size = first.fitting_side(size)
+        notes.append(f"images are {size} pixels long, which fits {backbone}")
     splits, task = _read_most_detailed(data)
     train = _at_most(labelled_subset(splits.train, data.fraction, data.shots, seed, task), images, seed)
     test = _at_most(splits.test, images, seed)
@@ -137,6 +142,8 @@ def dense_probe(
         accuracy = {}
         grouping = {}
         strides = sorted(set(levels) & set(network.channels))
+        if not strides and tuple(levels) == LEVELS:
+            strides = list(network.channels)  # a vision transformer with a patch of 14, for example
         if not strides:
             raise ConfigError(
                 f"{backbone} has levels of the strides {sorted(network.channels)}, none of {list(levels)}"
@@ -161,7 +168,7 @@ def dense_probe(
                 miou=miou,
                 accuracy=accuracy,
                 grouping=grouping,
-                notes=(*splits.notes, *initial.lines()),
+                notes=(*splits.notes, *notes, *initial.lines()),
                 init_report=initial.table(),
             )
         )

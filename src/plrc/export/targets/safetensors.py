@@ -22,7 +22,8 @@ def rename(backbone: str, student: State) -> State:
 def load(file: Path, backbone: str, tensors: State) -> list[LoadedNetwork]:
     """Load the file into a second backbone of the same name."""
     network = backbone_with(backbone, tensors)
-    size = TEST_SIZE if is_user_code(backbone) else IMAGE_SIZE
+    height, width = TEST_SIZE if is_user_code(backbone) else IMAGE_SIZE
+    size = (network.fitting_side(height), network.fitting_side(width))
     return [LoadedNetwork(backbone, network.net.state_dict(), network, strides=(), sizes=(size,))]
 
 
