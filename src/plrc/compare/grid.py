@@ -103,8 +103,8 @@ def run_grid(grid: Grid[Run], start: GridStart, stop: StopRequest, progress_seco
     Args:
         grid: The runs.
         start: See `log_start`.
-        stop: When it is requested, no further run is started. The current run stops early if it handles the same
-            signals itself.
+        stop: When it is requested, no further run is started. It is not passed on to the current run, which stops early
+            only if it has a `StopRequest` of its own.
         progress_seconds: Seconds between two lines about the run in progress.
 
     Returns:

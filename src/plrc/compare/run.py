@@ -1,6 +1,6 @@
 """Runs a comparison: which initial weights are best under one protocol, at several numbers of labels and seeds?
 
-All initial weights are treated alike: each gets, at each number of labels, its own learning rate from the same grid,
+All initial weights are treated alike: each gets, at each number of labels, its own learning rate from the same list,
 chosen on validation images at seed 0. Scores are those of the test images.
 """
 
@@ -129,18 +129,17 @@ def _check_folder_and_list_commands(comparison: Comparison) -> list[str]:
         return [command]
     try:
         stored = parse_json(path.read_text(encoding="utf-8"))
-        changes = comparison.base.describe_differences(TransferConfig.from_dict(stored["settings"]))
+        differences = comparison.base.describe_differences(TransferConfig.from_dict(stored["settings"]))
         removed_lrs = set(stored["lrs"]) - set(comparison.lrs)
         commands = stored["provenance"]["commands"]
     except (OSError, ValueError, KeyError) as error:
         raise RunError(f"cannot read {path} ({error!r}); remove it and repeat the command: no run is lost") from error
-    changes.pop("optim.lr", None)  # replaced by the learning rates of the comparison
-    differences = list(changes.values())
+    differences.pop("optim.lr", None)  # replaced by the learning rates of the comparison
     if removed_lrs:
-        differences.append(f"lrs: stored {stored['lrs']}, now {list(comparison.lrs)}")
+        differences["lrs"] = f"lrs: stored {stored['lrs']}, now {list(comparison.lrs)}"
     if differences:
         raise RunError(
-            f"{out} was started with other settings ({'; '.join(differences)}); name another --out "
+            f"{out} was started with other settings ({'; '.join(differences.values())}); name another --out "
             "(only initial weights, numbers of labels, seeds and learning rates may be added)"
         )
     return list(dict.fromkeys([*commands, command]))  # without repetitions, in the order of the first use

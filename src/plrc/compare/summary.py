@@ -38,7 +38,7 @@ def summarize(runs: ComparisonRuns, commands: Sequence[str]) -> dict[str, Any]:
     is_finished = num_done == runs.num_runs
     results: Results = {}
     for init in comparison.inits:
-        results[init] = {labels: _result(runs, init, labels) for labels in comparison.labels}
+        results[init] = {labels: _summarize_seeds(runs, init, labels) for labels in comparison.labels}
     pairs = _pairs(runs, results)
     # Random weights come first in `inits`, so in their pairs they are always "b".
     for pair in pairs:
@@ -65,8 +65,8 @@ def summarize(runs: ComparisonRuns, commands: Sequence[str]) -> dict[str, Any]:
     return content | {"recommendation": recommendation(content)}
 
 
-def _result(runs: ComparisonRuns, init: str, labels: str) -> dict[str, Any]:
-    """Return the result of initial weights at a number of labels, over the seeds that are finished."""
+def _summarize_seeds(runs: ComparisonRuns, init: str, labels: str) -> dict[str, Any]:
+    """Return the entry of `results` for initial weights at a number of labels, over the seeds that are finished."""
     comparison = runs.comparison
     metric = comparison.metric
     lr = runs.chosen_lr(init, labels)
@@ -142,7 +142,7 @@ def _pairs(runs: ComparisonRuns, results: Results) -> list[dict[str, Any]]:
     comparison = runs.comparison
     pairs = []
     for labels in comparison.labels:
-        # b is the earlier one in `inits`
+        # b comes before a in `inits`
         for b, a in itertools.combinations(comparison.inits, 2):
             scores_a = results[a][labels]["scores"][comparison.metric]
             scores_b = results[b][labels]["scores"][comparison.metric]
@@ -172,14 +172,14 @@ def _describe_labels(runs: ComparisonRuns, labels: str) -> dict[str, Any]:
         result = runs.result(run)
         if run.config.data == data and result is not None:
             counts.add(result["train_images"])
-    images = []
+    num_images = []
     if counts:
-        images = sorted({min(counts), max(counts)})  # a single number if both are equal
+        num_images = sorted({min(counts), max(counts)})  # a single number if both are equal
     text = labels
-    if images:
-        noun = "image" if images == [1] else "images"
-        text = f"{labels} ({' to '.join(map(str, images))} {noun})"
-    return {"name": labels, "text": text, "fraction": data.fraction, "shots": data.shots, "images": images}
+    if num_images:
+        noun = "image" if num_images == [1] else "images"
+        text = f"{labels} ({' to '.join(map(str, num_images))} {noun})"
+    return {"name": labels, "text": text, "fraction": data.fraction, "shots": data.shots, "images": num_images}
 
 
 def _provenance(runs: ComparisonRuns, commands: Sequence[str]) -> dict[str, Any]:
@@ -209,22 +209,23 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def table(comparison: Mapping[str, Any]) -> str:
+def table(content: Mapping[str, Any]) -> str:
     """Return scores with verdicts against random weights, then the recommendation, as text for a terminal.
 
     Args:
-        comparison: Content of comparison.json.
+        content: Content of comparison.json.
     """
-    rows = [["", *(labels["text"] for labels in comparison["labels"])]]
-    for init, by_labels in comparison["results"].items():
+    rows = [["", *(labels["text"] for labels in content["labels"])]]
+    for init, by_labels in content["results"].items():
         rows.append([init, *map(_cell_text, by_labels.values())])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [f"{comparison['metric']} of the test images: mean, 95 % interval over seeds; against random weights", ""]
+    columns = zip(*rows, strict=True)
+    widths = [max(map(len, column)) for column in columns]
+    lines = [f"{content['metric']} of the test images: mean, 95 % interval over seeds; against random weights", ""]
     for row in rows:
         line = "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
         lines.append(line.rstrip())
     lines.append("")
-    lines += [f"- {sentence}" for sentence in comparison["recommendation"]]
+    lines += [f"- {sentence}" for sentence in content["recommendation"]]
     return "\n".join(lines)
 
 

@@ -125,10 +125,11 @@ def verify_detector(run: str | Path, detector: Any) -> DetectorReport:
     source = checkpoint_of(Path(run))
     expected = _backbone_tensors(read_weights(source).state)
     tensors = _tensors_of(find_module(detector))
-    # The detector's tensors under torchvision's names, in which both sides are compared.
+    # Tensors of the run and of the detector are compared by torchvision's names.
     original_names = {new: old for old, new in torchvision_names(tensors).items()}
     actual = {new: tensors[old] for new, old in original_names.items()}
     prefix = find_prefix(actual, expected)
+    # {name in the run: name in the detector}
     places = {name: prefix + name for name in expected if prefix + name in actual}
     keeps_names = 2 * len(places) >= len(expected)  # at least half of them
     if not keeps_names:
@@ -237,9 +238,9 @@ def _likely_causes(
 
 
 def _is_another_architecture(expected: State, actual: State, different: Mapping[str, Match]) -> bool:
-    """Whether most shapes of the run occur nowhere in the detector, or a tensor in its place has another shape."""
+    """Whether most shapes of the run occur nowhere in the detector, or a different tensor has another shape too."""
     shapes = {tensor.shape for tensor in actual.values()}
-    known_shapes = sum(tensor.shape in shapes for tensor in expected.values())
-    if 2 * known_shapes < len(expected):
+    num_known = sum(tensor.shape in shapes for tensor in expected.values())
+    if 2 * num_known < len(expected):
         return True
     return any(expected[name].shape != actual[match.place].shape for name, match in different.items())

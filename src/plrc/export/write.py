@@ -52,9 +52,9 @@ def export_backbone(
     """Write the student's backbone for a library or format, and prove the file.
 
     The file is written into a temporary folder, and moved to its place only if every tensor is equal to the student's
-    bit for bit. If the target's library is installed, the file is also loaded with it, and the features must be equal
-    (otherwise the receipt has a note). In the same folder, `NAME.receipt.json` records this check, and `NAME.card.md`
-    is the model card.
+    bit for bit. If the target's library is installed, the file is also loaded with it, and the features must be equal;
+    if the library cannot be used, the receipt has a note. In the same folder, `NAME.receipt.json` records this check,
+    and `NAME.card.md` is the model card.
 
     Args:
         run: Run folder (its newest checkpoint is exported) or checkpoint file.
@@ -87,7 +87,7 @@ def export_backbone(
     folder = _run_folder(checkpoint)
     saved = load_checkpoint(checkpoint)
     config = Config.from_dict(saved["config"])
-    name = trusted_backbone(config.model.backbone, backbone, "--backbone {}")
+    name = trusted_backbone(config.model.backbone, backbone, how="--backbone {}")
     if backbone and backbone != name:
         raise ConfigError(f"{run} holds a {name}, not a {backbone}; leave --backbone out")
     student = _student_backbone(saved)
@@ -100,7 +100,7 @@ def export_backbone(
     try:
         proof, sha256 = _write_proven(library, file, name, student, _metadata(saved, name, config))
         target_version = target
-        if proof.networks:
+        if proof.networks:  # the installed library loaded the file
             target_version = f"{target} {library.version()}".strip()
         note = ""
         if proof.unverified:
