@@ -34,12 +34,12 @@ from plrc.data.loader import Batch, ViewDataset, collate
 from plrc.data.sources import find_images
 from plrc.data.views import MATCH, QUERY, REFERENCE
 from plrc.engine.adapt import adapt
-from plrc.engine.learner import Features
 from plrc.engine.metrics import MetricWindow
 from plrc.engine.optim import finite_gradient, guarded_step
 from plrc.engine.state import TrainingState
 from plrc.errors import ConfigError
 from plrc.model import update_teacher
+from plrc.model.network import Features
 from plrc.presets import preset
 from plrc.runtime import choose_device
 
@@ -206,7 +206,7 @@ class Setting:
         with self.autocast():
             with torch.no_grad():
                 teacher(self.views[REFERENCE], groups)
-                teacher(self.views[MATCH], groups, False)
+                teacher(self.views[MATCH], groups, ("distill",))
             features = student(self.views[QUERY], groups)
         _backward(list(features.values()))
         guarded_step(self.state.optimizer, 0.0, torch.ones((), dtype=torch.bool, device=self.device))
@@ -219,9 +219,9 @@ class Setting:
             with torch.no_grad():
                 for view in (REFERENCE, MATCH):
                     for part in self.views[view].tensor_split(groups):
-                        teacher.backbone(part, teacher.stride)
+                        teacher.backbone(part, teacher.strides[-1])
             parts = self.views[QUERY].tensor_split(groups)
-            features = [student.backbone(part, student.stride)[student.stride] for part in parts]
+            features = [student.backbone(part, student.strides[-1])[student.strides[-1]] for part in parts]
         _backward(features)
         student.zero_grad(set_to_none=True)
 

@@ -37,7 +37,7 @@ def tiny(scenes: Path, tmp_path: Path) -> Callable[..., Config]:
             "run.out": str(tmp_path / "run"),
             "run.log_every_steps": 1,
             "optim.steps": 4,
-            "model.stride": 8,
+            "model.strides": (8,),
         }
         values |= {name.replace("__", "."): value for name, value in settings.items()}
         return preset("debug_cpu", method).with_values(values)

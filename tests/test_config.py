@@ -18,6 +18,7 @@ from plrc.config import (
     OptimConfig,
     RegionConfig,
     RunConfig,
+    TeacherConfig,
     ViewConfig,
 )
 from plrc.errors import ConfigError, PlrcError
@@ -30,6 +31,7 @@ SECTIONS: dict[str, type] = {
     "views": ViewConfig,
     "regions": RegionConfig,
     "model": ModelConfig,
+    "teacher": TeacherConfig,
     "objectives": ObjectiveConfig,
     "optim": OptimConfig,
     "run": RunConfig,
@@ -79,11 +81,12 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ],
     *[
         ("model", {name: 0}, f"model.{name}")
-        for name in ("stride", "contrast_hidden", "contrast_dim", "distill_hidden", "distill_dim", "bn_groups")
+        for name in ("contrast_hidden", "contrast_dim", "distill_hidden", "distill_dim", "bn_groups")
     ],
     ("model", {"backbone": "timm:resnet18", "layer4_stride": 1}, "model.layer4_stride"),
     ("objectives", {"point_weight": -0.1}, "objectives.point_weight"),
-    ("objectives", {"image_weight": 0.0, "point_weight": 0.0, "distill_weight": 0.0}, "objectives.*_weight"),
+    *[("model", {"strides": strides}, "model.strides") for strides in ((), (0,), (16, 8), (8, 8))],
+    *[("teacher", {name: -1}, f"teacher.{name}") for name in ("stride", "size", "components", "cache_gigabytes")],
     *[
         ("objectives", {f"{name}_temperature": 0.0}, f"objectives.{name}_temperature")
         for name in ("image", "point", "student", "teacher")
@@ -126,6 +129,21 @@ def test_a_setting_that_cannot_be_used_is_refused_by_its_name(section: str, valu
     assert "\n" not in str(caught.value)
 
 
+def test_a_run_without_any_term_is_refused() -> None:
+    nothing = ObjectiveConfig(image_weight=0.0, point_weight=0.0, distill_weight=0.0)
+    with pytest.raises(ConfigError, match=r"at least one of objectives\.\*_weight must be > 0"):
+        Config(objectives=nothing)
+    assert Config(objectives=nothing, teacher=TeacherConfig(kind="frozen")).distills_frozen_teacher
+
+
+@pytest.mark.parametrize("value", [[8.0], [], "8", [True], [8, "16"], 0.5])
+def test_strides_are_one_or_several_integers(value: object) -> None:
+    with pytest.raises(ConfigError, match=r"model\.strides must be one or several"):
+        Config().with_values({"model.strides": value})
+    assert Config().with_values({"model.strides": 8}).model.strides == (8,)
+    assert Config().with_values({"model.strides": [8, 16]}).model.strides == (8, 16)
+
+
 def test_a_negative_seed_is_refused() -> None:
     with pytest.raises(ConfigError, match="seed must be >= 0, got -1"):
         Config(seed=-1)
@@ -143,6 +161,8 @@ def unusual() -> Config:
             changed[name] = not value
         elif isinstance(value, float):
             changed[name] = value + 0.01 if value < 0.98 else value - 0.25
+        elif name == "model.strides":
+            changed[name] = (4, 8, 16)
         elif isinstance(value, tuple):
             changed[name] = (value[0] + 0.1, value[1] - 0.1)
         elif isinstance(value, int):
@@ -152,6 +172,8 @@ def unusual() -> Config:
     changed |= {
         "data.layout": "voc",
         "regions.source": "maps",
+        "teacher.kind": "frozen",
+        "teacher.form": "relational",
         "model.layer4_stride": 1,
         "objectives.contrast": "region",
         "objectives.negatives": "image",
@@ -281,8 +303,8 @@ def test_old_names_are_refused_with_the_new_ones(settings: type[Settings], tmp_p
 
 def test_every_setting_that_was_renamed_is_known() -> None:
     assert " ".join(sorted(Config.RENAMED)) == (
-        "data.bad_limit data.percentiles objectives.lattice optim.accumulate optim.clip_norm optim.lr_batch "
-        "views.area views.aspect views.blur views.flip views.grey views.jitter"
+        "data.bad_limit data.percentiles model.stride objectives.lattice optim.accumulate optim.clip_norm "
+        "optim.lr_batch views.area views.aspect views.blur views.flip views.grey views.jitter"
     )
     assert " ".join(sorted(TransferConfig.RENAMED)) == (
         "input.flip model.finest model.rois optim.clip_norm optim.drops optim.iterations optim.warmup "

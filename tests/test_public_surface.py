@@ -29,9 +29,12 @@ FLAGS = """
 --views.blur-sigma
 --regions.source --regions.grid --regions.count --regions.scale --regions.maps --regions.map-size --regions.merge
 --regions.split --regions.jitter --regions.reassign
---model.backbone --model.stride --model.layer4-stride --model.init --model.contrast-hidden --model.contrast-dim
+--model.backbone --model.strides --model.layer4-stride --model.init --model.contrast-hidden --model.contrast-dim
 --model.distill-hidden --model.distill-dim --model.bn-groups --model.sync-bn --model.no-sync-bn
---objectives.image-weight --objectives.point-weight --objectives.distill-weight --objectives.image-temperature
+--teacher.kind --teacher.backbone --teacher.init --teacher.stride --teacher.size --teacher.components --teacher.form
+--teacher.cache --teacher.cache-gigabytes
+--objectives.image-weight --objectives.point-weight --objectives.distill-weight --objectives.frozen-weight
+--objectives.image-temperature
 --objectives.point-temperature --objectives.student-temperature --objectives.teacher-temperature
 --objectives.teacher-temperature-start --objectives.temperature-warmup --objectives.queue --objectives.negatives
 --objectives.contrast --objectives.points --objectives.distill-points --objectives.reference-grid --objectives.center
@@ -61,7 +64,7 @@ TRANSFER = """
 
 PAPER = {  # METHOD section 4, and the objectives' settings of section 3
     "model.backbone": "resnet50",
-    "model.stride": 32,
+    "model.strides": (32,),
     "model.layer4_stride": 2,
     "model.bn_groups": 8,
     "model.contrast_hidden": 2048,

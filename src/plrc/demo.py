@@ -42,7 +42,7 @@ def demo_config(out: Path, steps: int) -> Config:
         preset="demo",
         adapt=False,
         views=ViewConfig(size=64),
-        model=ModelConfig(backbone="resnet18", stride=8, contrast_hidden=256, distill_hidden=256),
+        model=ModelConfig(backbone="resnet18", strides=(8,), contrast_hidden=256, distill_hidden=256),
         objectives=ObjectiveConfig(
             image_weight=0.0, point_weight=1.0, distill_weight=1.0, negatives="image", reference_grid=0
         ),
@@ -91,9 +91,9 @@ def run_demo(
     logger.info("3/4 fitting a linear probe to frozen features of %d labelled scenes", LABELLED)
     scenes = [render_scene(PROBE_SEED, index, SIZE) for index in range(2 * LABELLED)]
     networks = {"random": _network(config, trained=False), "plrc": _network(config, trained=True)}
-    result = {name: _score(network, scenes, config.model.stride) for name, network in networks.items()}
+    result = {name: _score(network, scenes, config.model.largest_stride) for name, network in networks.items()}
     logger.info("4/4 drawing affinities and writing the result")
-    _draw_affinities(out / "affinity.png", scenes[-PICTURES:], networks, config.model.stride)
+    _draw_affinities(out / "affinity.png", scenes[-PICTURES:], networks, config.model.largest_stride)
     (out / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
 

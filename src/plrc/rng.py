@@ -25,6 +25,7 @@ Purpose = Literal[
     "mirror",
     "heads",
     "regions",
+    "teacher",
 ]
 _PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 

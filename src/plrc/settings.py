@@ -231,6 +231,11 @@ def _convert(name: str, value: Any, current: Any, hint: Any) -> Any:
         matches = any(type(value) is type(choice) and value == choice for choice in choices)
         require(matches, f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
         return value
+    if hint == tuple[int, ...]:
+        values = value if isinstance(value, (list, tuple)) else [value]
+        integers = len(values) > 0 and all(type(number) is int for number in values)
+        require(integers, f"{name} must be one or several integers, got {value!r}")
+        return tuple(values)
     if isinstance(current, tuple):
         is_pair = isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_number, value))
         require(is_pair, f"{name} must be two numbers [a, b], got {value!r}")

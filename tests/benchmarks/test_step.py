@@ -82,8 +82,8 @@ def test_variants_run_the_passes_they_are_named_after(setting: step.Setting) -> 
 
     for name, network in (("student", setting.learner.student), ("teacher", setting.learner.teacher)):
         count(f"{name} backbone", network.backbone)
-        count(f"{name} contrast", network.contrast_head)
-        count(f"{name} distill", network.distill_head)
+        count(f"{name} contrast", network.get_submodule("heads.contrast.32"))
+        count(f"{name} distill", network.get_submodule("heads.distill.32"))
     bare = {"student backbone": 2, "teacher backbone": 4}  # two groups; views C and B
     heads = {"student contrast": 2, "student distill": 2, "teacher contrast": 2, "teacher distill": 4}
     for variant, expected in (

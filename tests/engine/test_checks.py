@@ -15,7 +15,7 @@ OUT = Path("runs/first")
 
 
 def small(**settings: object) -> Config:
-    values: dict[str, object] = {"optim.batch_size": 8, "model.bn_groups": 2, "views.size": 32, "model.stride": 8}
+    values: dict[str, object] = {"optim.batch_size": 8, "model.bn_groups": 2, "views.size": 32, "model.strides": (8,)}
     return preset("debug_cpu").with_values(values | {name.replace("__", "."): v for name, v in settings.items()})
 
 
@@ -37,7 +37,7 @@ def test_batch_norm_gets_statistics_that_mean_something() -> None:
     with pytest.raises(ConfigError, match=r"^model\.bn_groups must be <= 4, .* got 8$"):
         check_batch_norm(small(model__bn_groups=8, optim__gradient_accumulation_steps=2), 1, "cpu")
     with pytest.raises(ConfigError, match="one image, one position"):
-        check_batch_norm(small(model__bn_groups=8, model__stride=32, model__layer4_stride=2), 1, "cpu")
+        check_batch_norm(small(model__bn_groups=8, model__strides=(32,), model__layer4_stride=2), 1, "cpu")
     with pytest.raises(ConfigError, match=r"^model\.sync_bn is set, but PyTorch"):
         check_batch_norm(small(model__sync_bn=True), processes=2, device_type="cpu")
 

@@ -24,12 +24,12 @@ def test_affinities_to_the_reference_grid_do_not_depend_on_the_basis(
     tiny: Callable[..., Config], width: int, reduced: bool, side: int, center: bool
 ) -> None:
     """32 px at stride 8: 4 x 4 cells."""
-    learner = Learner(tiny(model__distill_dim=width, objectives__reference_grid=side), CPU)
+    (level,) = Learner(tiny(model__distill_dim=width, objectives__reference_grid=side), CPU).levels
     features = torch.randn(3, width, 4, 4)
     student, teacher = (F.normalize(torch.randn(3, 50, width), dim=-1).requires_grad_() for _ in range(2))
-    points = cell_centers(learner.reference_side(), learner.reference_side())
+    points = cell_centers(level.reference_side(), level.reference_side())
     plain = F.normalize(sample(features, points.expand(3, -1, -1)), dim=-1)
-    keys, basis = reference_keys(features, learner.reference_side(), learner.mixture)
+    keys, basis = reference_keys(features, level.reference_side(), level.mixture)
     assert (basis is not None) == reduced
     mean = mean_affinity(teacher, plain)[0] if center else None
     results = []
@@ -44,6 +44,6 @@ def test_affinities_to_the_reference_grid_do_not_depend_on_the_basis(
 
 
 def test_the_pixel_baseline_alone_needs_no_reference_view(tiny: Callable[..., Config]) -> None:
-    needed = {m: Learner(tiny(m, objectives__image_weight=0.0), CPU).needs_reference for m in ("pixel", "points")}
+    needed = {m: tiny(m, objectives__image_weight=0.0).needs_reference_view for m in ("pixel", "points")}
     assert needed == {"pixel": False, "points": True}
-    assert Learner(tiny("pixel", objectives__image_weight=0.1), CPU).needs_reference
+    assert tiny("pixel", objectives__image_weight=0.1).needs_reference_view

@@ -99,7 +99,7 @@ def test_golden_loss_curve(tiny: Tiny) -> None:
         "optim__lr": 3e-3,
         "optim__max_grad_norm": 1.0,
         "views__size": 64,
-        "model__stride": 16,
+        "model__strides": (16,),
     }
     run = pretrain(tiny(optim__steps=6, **settings))
     curve = [
@@ -194,7 +194,7 @@ def test_sigterm_in_a_real_process_saves_and_exits_75_and_resume_finishes(
     command = [
         sys.executable, "-m", "plrc", "pretrain", "--preset", "debug_cpu", "--data", str(scenes), "--out", str(out),
         "--optim.steps", "100000", "--optim.batch-size", "8", "--model.bn-groups", "1", "--views.size", "32",
-        "--model.stride", "8", "--run.workers", "1", "--run.threads", "1", "--run.device", "cpu",
+        "--model.strides", "8", "--run.workers", "1", "--run.threads", "1", "--run.device", "cpu",
         "--run.log-every-steps", "1", "--resume",
     ]  # fmt: skip
     process = subprocess.Popen(
@@ -241,7 +241,9 @@ def test_refusals_say_what_to_do(tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(PlrcError, match=r"fewer than one batch of 64"):
         pretrain(tiny(optim__batch_size=64, run__out=str(tmp_path / "other")))
     with pytest.raises(PlrcError, match=r"one image, one position"):
-        pretrain(tiny(model__stride=32, model__layer4_stride=2, model__bn_groups=8, run__out=str(tmp_path / "other")))
+        pretrain(
+            tiny(model__strides=(32,), model__layer4_stride=2, model__bn_groups=8, run__out=str(tmp_path / "other"))
+        )
     checkpoint = newest_checkpoint(Path(config.run.out))
     assert checkpoint is not None
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])

@@ -123,7 +123,7 @@ def test_names_cannot_be_read_as_markdown(exported: Callable[..., str], tmp_path
 
 
 def test_the_card_of_a_run_that_is_not_finished_says_so(exported: Callable[..., str]) -> None:
-    card = exported("run", optim__steps=20, model__stride=8)
+    card = exported("run", optim__steps=20, model__strides=(8,))
     assert "| level that was trained | `stride 8` |" in card
     assert "- Layers after stride 8 were not trained." in card
     assert "| steps | `7 of 20: the run is not finished` |" in card

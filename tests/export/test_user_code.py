@@ -33,7 +33,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> tuple[plr
     """A run with a backbone of the user's own, and the name of its function."""
     folder = tmp_path_factory.mktemp("own")
     name = write(folder, "return Stages()")
-    changes = {"model.stride": 8, "model.layer4_stride": 2, "objectives.reference_grid": 4}
+    changes = {"model.strides": (8,), "model.layer4_stride": 2, "objectives.reference_grid": 4}
     return plrc.pretrain(small_config(scenes, folder / "run", name, **changes)), name
 
 

@@ -43,7 +43,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "optim.name": "sgd",
         "optim.lr": 1e-5,
     },
-    "deepest": {"model.stride": 32, "optim.name": "sgd", "optim.lr": 1e-3, "optim.max_grad_norm": 1.0},
+    "deepest": {"model.strides": (32,), "optim.name": "sgd", "optim.lr": 1e-3, "optim.max_grad_norm": 1.0},
 }
 BY_HAND: dict[str, dict[str, Any]] = {
     "hand_image": {"method": "image", "optim.steps": 1},
@@ -60,7 +60,7 @@ def tiny(method: str, source: Path, out: Path, groups: int, **settings: Any) -> 
 
     values: dict[str, Any] = {
         "data.source": str(source), "data.held_out": 4, "run.out": str(out), "run.workers": 0, "run.device": "cpu",
-        "run.log_every_steps": 1, "views.size": 32, "optim.batch_size": 8, "optim.steps": 3, "model.stride": 8,
+        "run.log_every_steps": 1, "views.size": 32, "optim.batch_size": 8, "optim.steps": 3, "model.strides": (8,),
         "model.bn_groups": groups, "model.contrast_hidden": 16, "model.distill_hidden": 16, "objectives.points": 16,
         "objectives.distill_points": 16, "objectives.queue": 24, "optim.name": "sgd", "optim.lr": 1e-4,
     }  # fmt: skip
@@ -285,7 +285,7 @@ def test_torchrun_stops_at_one_step_and_devices_2_goes_on(scenes: Path, tmp_path
     """SIGTERM to torchrun: both ranks save and end; then `plrc pretrain --devices 2 --resume` finishes the run."""
     out = tmp_path / "run"
     settings = ["--run.threads", "1", "--run.workers", "1", "--views.size", "32", "--optim.batch-size", "8",
-                "--model.stride", "8", "--model.bn-groups", "1", "--run.device", "cpu", "--run.log-every-steps", "1",
+                "--model.strides", "8", "--model.bn-groups", "1", "--run.device", "cpu", "--run.log-every-steps", "1",
                 "--preset", "debug_cpu", "--data", str(scenes), "--out", str(out)]  # fmt: skip
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*torchrun, "-m", "plrc", "pretrain", *settings, "--optim.steps", "100000"]

@@ -69,8 +69,8 @@ def test_timm_levels() -> None:
     theirs = timm.create_model("test_resnet", pretrained=False).state_dict()
     mine = backbone.net.state_dict()
     assert mine.keys() < theirs.keys() and all(mine[n].shape == theirs[n].shape for n in mine)
-    net = Network(ModelConfig(**{**SMALL.__dict__, "backbone": "timm:test_resnet", "stride": 16}))
-    assert net(images(2))["contrast"].shape == (2, 6, 4, 4)
+    net = Network(ModelConfig(**{**SMALL.__dict__, "backbone": "timm:test_resnet", "strides": (16,)}))
+    assert net(images(2))["contrast", 16].shape == (2, 6, 4, 4)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
@@ -89,10 +89,10 @@ def test_layer4_with_stride_1_has_the_same_tensors_and_twice_the_lattice(name: s
 
 @pytest.mark.parametrize(("stride", "layer4"), [(8, 2), (16, 1), (32, 1), (32, 2)])
 def test_the_lattice_is_known_before_the_network_runs(stride: int, layer4: int) -> None:
-    config = ModelConfig(**{**SMALL.__dict__, "stride": stride, "layer4_stride": layer4})
+    config = ModelConfig(**{**SMALL.__dict__, "strides": (stride,), "layer4_stride": layer4})
     with torch.no_grad():
         features = Network(config).eval()(images(1, size=72))
-    assert features["contrast"].shape[-2:] == (feature_side(config, 72),) * 2
+    assert features["contrast", stride].shape[-2:] == (feature_side(config, 72, stride),) * 2
 
 
 def test_deeper_layers_are_skipped_without_a_change(resnet18: Backbone) -> None:
@@ -109,15 +109,35 @@ def test_deeper_layers_are_skipped_without_a_change(resnet18: Backbone) -> None:
 
 
 def test_heads_run_on_the_trained_level_and_only_if_wanted() -> None:
-    network = small_network(stride=16)
+    network = small_network(strides=(16,))
     out = network(images(4))
-    assert {n: tuple(f.shape) for n, f in out.items()} == {"contrast": (4, 6, 4, 4), "distill": (4, 7, 4, 4)}
-    assert list(network(images(4), contrast=False)) == ["distill"]
-    assert list(network(images(4), distill=False)) == ["contrast"]
+    assert {n: tuple(f.shape) for n, f in out.items()} == {
+        ("contrast", 16): (4, 6, 4, 4),
+        ("distill", 16): (4, 7, 4, 4),
+    }
+    assert list(network(images(4), heads=("distill",))) == [("distill", 16)]
+    assert list(network(images(4), heads=("contrast", "frozen"))) == [("contrast", 16)]
     contrast_only = Network(SMALL, contrast=True, distill=False)
-    assert list(contrast_only(images(2))) == ["contrast"] and contrast_only.distill_head is None
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in network.contrast_head.modules())  # type: ignore[union-attr]
-    assert sum(isinstance(m, nn.BatchNorm2d) for m in network.distill_head.modules()) == 2  # type: ignore[union-attr]
+    assert list(contrast_only(images(2))) == [("contrast", 32)] and list(contrast_only.heads) == ["contrast"]
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in network.heads["contrast"].modules())
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in network.heads["distill"].modules()) == 2
+
+
+def test_several_levels_have_heads_of_their_own() -> None:
+    torch.manual_seed(2)
+    network = Network(ModelConfig(**{**SMALL.__dict__, "strides": (8, 32)}), frozen_dim=5)
+    out = network(images(4))
+    assert {n: tuple(f.shape) for n, f in out.items()} == {
+        ("contrast", 8): (4, 6, 8, 8),
+        ("contrast", 32): (4, 6, 2, 2),
+        ("distill", 8): (4, 7, 8, 8),
+        ("distill", 32): (4, 7, 2, 2),
+        ("frozen", 8): (4, 5, 8, 8),
+        ("frozen", 32): (4, 5, 2, 2),
+    }
+    with torch.no_grad():  # a head reads the level of its stride
+        level = network.backbone.eval()(images(4))[8]
+        torch.testing.assert_close(network.eval()(images(4))["contrast", 8], network.heads["contrast"]["8"](level))
 
 
 def test_groups_pass_alone() -> None:
@@ -130,7 +150,7 @@ def test_groups_pass_alone() -> None:
     one, other = grouped.state_dict(), single.state_dict()
     assert all(torch.equal(one[n], other[n]) for n in one)
     together = small_network()(images(6))
-    assert not torch.allclose(together["contrast"], joined["contrast"], atol=1e-3)
+    assert not torch.allclose(together["contrast", 32], joined["contrast", 32], atol=1e-3)
 
 
 def test_groups_statistics_by_hand() -> None:
@@ -148,7 +168,7 @@ def test_groups_statistics_by_hand() -> None:
 def test_groups_that_do_not_divide_are_as_equal_as_can_be() -> None:
     network, sizes = small_network(), []
     network.backbone.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
-    assert network(images(10, size=32), groups=4)["contrast"].shape[0] == 10
+    assert network(images(10, size=32), groups=4)["contrast", 32].shape[0] == 10
     assert sizes == [3, 3, 2, 2]
 
 
@@ -184,8 +204,8 @@ def test_teacher_moves_by_the_average_alone() -> None:
     [
         ({"backbone": "resnet19"}, "write one of .*resnet18.*timm:NAME"),
         ({"backbone": "vit_b_16"}, "write one of .*resnet18"),
-        ({"stride": 64}, "model.stride is 64; resnet18 has feature levels of strides 4, 8, 16, 32"),
-        ({"stride": 2}, "strides 4, 8, 16, 32"),
+        ({"strides": (64,)}, "model.strides has 64; resnet18 has feature levels of strides 4, 8, 16, 32"),
+        ({"strides": (2, 8)}, "strides 4, 8, 16, 32"),
     ],
 )
 def test_what_does_not_exist_is_refused(changes: dict[str, object], message: str) -> None:

@@ -153,7 +153,7 @@ def test_code_that_cannot_be_imported_is_told_in_one_sentence(tmp_path: Path, mo
 
 
 def settings(backbone: str, **changes: object) -> ModelConfig:
-    small = {"backbone": backbone, "stride": 8, "contrast_hidden": 8, "distill_hidden": 8}
+    small = {"backbone": backbone, "strides": (8,), "contrast_hidden": 8, "distill_hidden": 8}
     return ModelConfig(**{**small, **changes})  # type: ignore[arg-type]
 
 
@@ -166,15 +166,15 @@ def test_pre_training_refuses_a_network_that_it_cannot_train_well(tmp_path: Path
     assert build_backbone(name).channels[8] == 16  # to load weights into it is all right
     with pytest.raises(ConfigError, match=r"no parameter of .* takes a gradient; return the network unfrozen"):
         Network(settings(write(tmp_path, "return Stages().requires_grad_(False)", "still.py")))
-    with pytest.raises(ConfigError, match=r"model\.stride is 32; .* has feature levels of strides 4, 8, 16"):
-        Network(settings(write(tmp_path, "return Stages()"), stride=32))
+    with pytest.raises(ConfigError, match=r"model\.strides has 32; .* has feature levels of strides 4, 8, 16"):
+        Network(settings(write(tmp_path, "return Stages()"), strides=(32,)))
     with pytest.raises(ConfigError, match=r"model\.layer4_stride 1 is for torchvision ResNets"):
         settings(name, layer4_stride=1)
 
 
 def test_a_network_without_batch_norm_is_one(tmp_path: Path) -> None:
     network = Network(settings(write(tmp_path, "return Stages(norm=lambda c: nn.GroupNorm(2, c))")))
-    assert network(torch.randn(4, 3, 32, 32), groups=2)["contrast"].shape[2:] == (4, 4)
+    assert network(torch.randn(4, 3, 32, 32), groups=2)["contrast", 8].shape[2:] == (4, 4)
 
 
 def test_a_view_size_that_a_network_rounds_down_is_refused(tmp_path: Path) -> None:

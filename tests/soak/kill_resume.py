@@ -37,7 +37,7 @@ MOMENTS = ("starting", "saving", "training", "after a save")
 LAST = "after the last save"
 SETTINGS = """
     --preset debug_cpu --seed 3 --run.device cpu --run.workers 1 --run.threads 1 --data.held-out 4 --views.size 32
-    --optim.batch-size 8 --model.stride 8 --model.bn-groups 2 --model.contrast-hidden 16 --model.distill-hidden 16
+    --optim.batch-size 8 --model.strides 8 --model.bn-groups 2 --model.contrast-hidden 16 --model.distill-hidden 16
     --objectives.points 16 --objectives.distill-points 16 --objectives.queue 24 --run.log-every-steps 1
     --run.health-every-steps 10 --run.keep-checkpoints 3 --resume
 """.split()

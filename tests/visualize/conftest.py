@@ -101,7 +101,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
             "run.checkpoint_every_steps": 3,
             "run.keep_checkpoints": 0,
             "optim.steps": 6,
-            "model.stride": 8,
+            "model.strides": (8,),
         }
     )
     assert pretrain(config).finished
@@ -125,7 +125,7 @@ def runs(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
         "run.health_every_steps": 10,
         "run.checkpoint_every_steps": 70,
         "optim.steps": 70,
-        "model.stride": 8,
+        "model.strides": (8,),
     }
     own: dict[str, tuple[str, dict[str, object]]] = {
         "healthy": ("plrc", {"optim.lr": 2e-3}),

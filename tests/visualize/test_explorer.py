@@ -135,7 +135,7 @@ def test_random_is_where_the_run_started(opened: Any, trained: Trained) -> None:
     start = Learner(config, torch.device("cpu")).student.backbone.eval()
     point_at(opened, 2, (8, 8))
     image = decode(trained.images / image_name(opened))
-    features = dense_features(start, config.model.stride, 8, image, STRIDE).permute(1, 2, 0).numpy()
+    features = dense_features(start, config.model.largest_stride, 8, image, STRIDE).permute(1, 2, 0).numpy()
     assert np.abs(shown(opened, 2) - features @ features[8, 8]).max() < QUANTISED
     assert np.abs(shown(opened, 2) - shown(opened, 0)).max() > 3 * QUANTISED
 

@@ -153,4 +153,4 @@ def _load_network(init: str, config: Config, named: str) -> tuple[Backbone, int]
     if init == "random" or own_code:
         name = trusted_backbone(model.backbone, named, "--backbone {}")
     backbone, _ = initial_backbone(init, name, layer4_stride=model.layer4_stride, seed=config.seed)
-    return backbone, model.stride
+    return backbone, model.largest_stride

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from plrc.config.inputs import DataConfig, RegionConfig, ViewConfig
-from plrc.config.networks import ModelConfig
+from plrc.config.networks import ModelConfig, TeacherConfig
 from plrc.config.training import ObjectiveConfig, OptimConfig, RunConfig
-from plrc.settings import Settings, require_at_least, setting
+from plrc.settings import Settings, require, require_at_least, setting
 
 __all__ = [
     "Config",
@@ -24,6 +24,7 @@ __all__ = [
     "OptimConfig",
     "RegionConfig",
     "RunConfig",
+    "TeacherConfig",
     "ViewConfig",
 ]
 
@@ -60,6 +61,7 @@ class Config(Settings):
         "views.flip": "views.flip_prob",
         "views.grey": "views.gray_prob",
         "views.jitter": "views.jitter_prob",
+        "model.stride": "model.strides",
         "objectives.lattice": "objectives.reference_grid",
         "optim.accumulate": "optim.gradient_accumulation_steps",
         "optim.clip_norm": "optim.max_grad_norm",
@@ -70,6 +72,7 @@ class Config(Settings):
     views: ViewConfig = field(default_factory=ViewConfig)
     regions: RegionConfig = field(default_factory=RegionConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
     objectives: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -83,3 +86,21 @@ class Config(Settings):
 
     def __post_init__(self) -> None:
         require_at_least("seed", self.seed, 0)
+        objectives = self.objectives
+        total_weight = objectives.image_weight + objectives.point_weight + objectives.distill_weight
+        if self.teacher.frozen:
+            total_weight += objectives.frozen_weight
+        require(total_weight > 0, "at least one of objectives.*_weight must be > 0; all are 0, so nothing would train")
+
+    @property
+    def distills_frozen_teacher(self) -> bool:
+        """Whether affinities of a frozen teacher are distilled."""
+        return self.teacher.frozen and self.objectives.frozen_weight > 0
+
+    @property
+    def needs_reference_view(self) -> bool:
+        """Whether view C is needed."""
+        objectives = self.objectives
+        contrasts_regions = objectives.point_weight > 0 and not objectives.contrasts_pixels
+        is_relational = self.distills_frozen_teacher and self.teacher.form == "relational"
+        return objectives.image_weight > 0 or contrasts_regions or objectives.distill_weight > 0 or is_relational

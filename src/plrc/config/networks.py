@@ -1,4 +1,4 @@
-"""Settings of the networks: backbone and projection heads."""
+"""Settings of the networks: the student and a frozen teacher."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ class ModelConfig:
     backbone: str = "resnet50"
     """A torchvision ResNet (resnet18, resnet50, ...), timm:NAME (needs timm), or your own function that returns a
     network: package.module:function or path/to/file.py:function (docs/HANDOVER.md)."""
-    stride: int = 32
-    """The feature level to train, as its stride if `layer4_stride` is 2. Later layers are not trained."""
+    strides: tuple[int, ...] = (32,)
+    """The feature levels to train, one or several, as their strides if `layer4_stride` is 2. Each loss term is the mean
+    over the levels. Layers after the largest stride are not trained."""
     layer4_stride: Literal[1, 2] = 2
     """torchvision ResNets: stride of layer4 during pre-training. 1 doubles the resolution of the feature grid; the
     weight tensors keep their shapes."""
@@ -39,7 +40,60 @@ class ModelConfig:
     them with the groups of the same number in the other processes."""
 
     def __post_init__(self) -> None:
-        for name in ("stride", "contrast_hidden", "contrast_dim", "distill_hidden", "distill_dim", "bn_groups"):
+        for name in ("contrast_hidden", "contrast_dim", "distill_hidden", "distill_dim", "bn_groups"):
             require_at_least(f"model.{name}", getattr(self, name), 1)
+        ascending = sorted(set(self.strides))
+        require(
+            bool(ascending) and ascending[0] >= 1 and list(self.strides) == ascending,
+            f"model.strides must be one or several strides in ascending order, got {list(self.strides)}",
+        )
         if ":" in self.backbone:  # timm:NAME or a function of the user
             require(self.layer4_stride == 2, "model.layer4_stride 1 is for torchvision ResNets only; write 2")
+
+    @property
+    def largest_stride(self) -> int:
+        """The stride of the coarsest level that is trained."""
+        return self.strides[-1]
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The teacher of affinity distillation: the student's moving average, or also a frozen network (METHOD section 8).
+
+    The features of a frozen teacher are those of whole images, without color augmentation. They are reduced to their
+    principal components and, as they never change, computed once for each image and kept in a cache.
+    """
+
+    kind: Literal["ema", "frozen"] = "ema"
+    """ema: the only teacher is the student's moving average, as in the paper. frozen: `objectives.frozen_weight` adds
+    the distillation of a network with given weights that are never updated."""
+    backbone: str = ""
+    """Frozen teacher: a backbone as in `model.backbone`. Empty: the student's backbone."""
+    init: str = ""
+    """Frozen teacher: its weights, as in `model.init`. Empty: those of `model.init`, so that the student is anchored to
+    the weights that it started from."""
+    stride: int = 16
+    """Frozen teacher: the feature level whose affinities are distilled."""
+    size: int = 224
+    """Frozen teacher: width and height in pixels to which whole images are resized."""
+    components: int = 64
+    """Frozen teacher: number of principal components of its features to keep. 0: all features."""
+    form: Literal["projected", "relational"] = "projected"
+    """Frozen teacher: what the student's features are compared with. projected: the teacher's features of the image.
+    relational: the features of the student's moving average."""
+    cache: str = ""
+    """Frozen teacher: folder for the features of the images. Empty: the folder `teacher` in the run folder."""
+    cache_gigabytes: float = 8.0
+    """Frozen teacher: largest size of the cache. If the images need more, features are computed in every step instead.
+    0: no cache."""
+
+    def __post_init__(self) -> None:
+        require_at_least("teacher.stride", self.stride, 1)
+        require_at_least("teacher.size", self.size, 16)
+        require_at_least("teacher.components", self.components, 0)
+        require_at_least("teacher.cache_gigabytes", self.cache_gigabytes, 0)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether there is a frozen teacher."""
+        return self.kind == "frozen"

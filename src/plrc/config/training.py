@@ -17,7 +17,9 @@ class ObjectiveConfig:
     point_weight: float = 0.3
     """Weight of point-level region contrast. 0: the term is not computed."""
     distill_weight: float = 0.3
-    """Weight of point affinity distillation. 0: the term is not computed."""
+    """Weight of point affinity distillation from the moving average. 0: the term is not computed."""
+    frozen_weight: float = 1.0
+    """Weight of point affinity distillation from a frozen teacher; computed with `teacher.kind` frozen only."""
     image_temperature: float = 0.2
     """Temperature of image contrast."""
     point_temperature: float = 0.2
@@ -48,10 +50,8 @@ class ObjectiveConfig:
     """Subtract a running mean (momentum 0.9) from the teacher's affinities."""
 
     def __post_init__(self) -> None:
-        for name in ("image_weight", "point_weight", "distill_weight"):
+        for name in ("image_weight", "point_weight", "distill_weight", "frozen_weight"):
             require_at_least(f"objectives.{name}", getattr(self, name), 0)
-        total_weight = self.image_weight + self.point_weight + self.distill_weight
-        require(total_weight > 0, "at least one of objectives.*_weight must be > 0; all are 0, so nothing would train")
         for name in ("image", "point", "student", "teacher"):
             require_positive(f"objectives.{name}_temperature", getattr(self, f"{name}_temperature"))
         require_positive("objectives.teacher_temperature_start", self.teacher_temperature_start)

@@ -1,10 +1,10 @@
-"""Load batches of two or three uint8 views with their maps from view to image, in the order of a sampler.
+"""Load batches of one to three uint8 views with their maps from view to image, in the order of a sampler.
 
 Loader processes decode, crop and resize. Color, points and everything else are computed later on the training device,
 from the uniform random numbers that travel in the batch.
 
-Shapes: V views (2 or 3: A query, C reference, B match), B images of a micro-batch on one process, S pixels per side of
-a view, h x w the id map of an image.
+Shapes: V views (A query, C reference, B match, as far as they are needed), B images of a micro-batch on one process,
+S pixels per side of a view, h x w the id map of an image.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -31,6 +31,7 @@ from plrc.data.points import contrast_draws, match_draws
 from plrc.data.regions import Regions
 from plrc.data.sampler import SampleKey, StepSampler
 from plrc.data.sources import ImageList
+from plrc.data.teacher_cache import NO_FEATURES, TeacherCache, resize_whole
 from plrc.data.views import draw_views, render, shorter_side
 from plrc.data.workers import load_batches
 from plrc.errors import DataError
@@ -50,6 +51,8 @@ class Batch:
         color_uniform: Uniform numbers in [0, 1) for `photometric.augment`, float32 [V, B, photometric.DRAWS].
         contrast_uniform: Uniform numbers for `points.contrast_points`, float32 [B, points.contrast_draws()].
         match_uniform: Uniform numbers for `points.match_points`, float32 [B, points.match_draws(distill_points)].
+        teacher: For a frozen teacher: the whole images, uint8 [B, 3, T, T], or its features of them, float16
+            [B, D, h, w]. Empty without such a teacher.
         failures: (name, reason) of each image that was replaced by another, because it or its id map could not be read.
     """
 
@@ -59,6 +62,7 @@ class Batch:
     color_uniform: Tensor
     contrast_uniform: Tensor
     match_uniform: Tensor
+    teacher: Tensor = field(default_factory=lambda: torch.empty(0))
     failures: tuple[tuple[str, str], ...] = ()
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -91,6 +95,7 @@ def collate(samples: list[Batch]) -> Batch:
         color_uniform=torch.cat([sample.color_uniform for sample in samples], dim=1),
         contrast_uniform=torch.cat([sample.contrast_uniform for sample in samples]),
         match_uniform=torch.cat([sample.match_uniform for sample in samples]),
+        teacher=torch.cat([sample.teacher for sample in samples]),
         failures=failures,
     )
 
@@ -104,15 +109,20 @@ class ViewDataset(Dataset[Batch]):
         images: All images.
         subset: Index i of the data set is the image at position subset[i] of `images`.
         config: The configuration of the run.
+        teacher_cache: The features of the frozen teacher. None: batches hold the images for it if the configuration
+            wants such a teacher.
 
     Attributes:
         groups: The number of the shard of each index, for `StepSampler`; None if the images are not in shards.
     """
 
-    def __init__(self, images: ImageList, subset: np.ndarray, config: Config) -> None:
+    def __init__(
+        self, images: ImageList, subset: np.ndarray, config: Config, teacher_cache: TeacherCache | None = None
+    ) -> None:
         self.images = images
         self.subset = subset
         self.config = config
+        self.teacher_cache = teacher_cache
         self.draw_match_view = config.objectives.needs_match_view
         self.regions = Regions(config, images)
         self.groups = images.shards.shard_numbers[subset] if images.shards else None
@@ -153,7 +163,10 @@ class ViewDataset(Dataset[Batch]):
             image = self._load_image(position)
         except ImageError as error:
             return error.reason
-        return self._draw_sample(image, regions, epoch, index)
+        teacher = self._teacher_input(position, image)
+        if teacher is None:
+            return NO_FEATURES
+        return dataclasses.replace(self._draw_sample(image, regions, epoch, index), teacher=teacher)
 
     def failed_name(self, index: int, attempt: int = 0) -> str:
         """Return the name of an image that cannot be read, or of its shard if all of the shard cannot be read."""
@@ -171,11 +184,22 @@ class ViewDataset(Dataset[Batch]):
     def _load_image(self, position: int) -> Tensor:
         data = self.config.data
         min_side = shorter_side(self.config.views)
+        if self.config.distills_frozen_teacher:
+            min_side = max(min_side, self.config.teacher.size)
         read = partial(self.images.decode, position, data, min_side)
         if not self.config.run.cache:
             return read()
         options = (data.rescale_percentiles, data.max_megapixels, min_side)
         return load_cached(self.config.run.cache, self.images.path(position), options, read)
+
+    def _teacher_input(self, position: int, image: Tensor) -> Tensor | None:
+        """`Batch.teacher` of an image; None if its features could not be computed."""
+        if self.teacher_cache is not None:
+            features = self.teacher_cache.read(position)
+            return None if features is None else features[None]
+        if self.config.distills_frozen_teacher:
+            return resize_whole(image, self.config.teacher.size)[None]
+        return torch.empty(0)
 
     def _draw_sample(self, image: Tensor, regions: Tensor, epoch: int, index: int) -> Batch:
         config = self.config
@@ -183,6 +207,8 @@ class ViewDataset(Dataset[Batch]):
         height, width = image.shape[1:]
         crops = rng.generator(seed, "crops", epoch, index)
         views = draw_views(crops, height, width, config.views, self.draw_match_view)
+        if not (self.draw_match_view or config.needs_reference_view):
+            views = views[:1]
         # three views are drawn even if only two exist: the number of draws never changes
         color_uniform = rng.generator(seed, "colour", epoch, index).random((3, 1, DRAWS), dtype=np.float32)
         point_rng = rng.generator(seed, "points", epoch, index)

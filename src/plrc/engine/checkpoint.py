@@ -15,7 +15,7 @@ import torch
 from plrc.errors import RunError, WeightsError
 from plrc.files import damage, write_atomic, write_text
 
-FORMAT = 2
+FORMAT = 3
 KEYS = (
     "format",
     "version",
@@ -32,7 +32,6 @@ KEYS = (
     "lr_factor",
     "skipped_in_a_row",
 )
-SINCE_FORMAT_2 = {"lr_factor": 1.0, "skipped_in_a_row": 0}  # keys, and what a checkpoint of format 1 means without them
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any], keep: int) -> Path:
@@ -152,12 +151,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise WeightsError(f"the checkpoint {path} cannot be read ({error}); {advice}") from error
     if not isinstance(state, dict):
         raise WeightsError(f"{path} is not a plrc checkpoint")
-    if state.get("format") == 1:
-        state |= SINCE_FORMAT_2 | {"format": FORMAT}
     file_format = state.get("format")
-    if isinstance(file_format, int) and file_format > FORMAT:
+    if isinstance(file_format, int) and file_format != FORMAT:
         raise WeightsError(f"{path} has checkpoint format {file_format}; this version of plrc reads format {FORMAT}")
-    if set(state) != set(KEYS) or file_format != FORMAT:
+    if set(state) != set(KEYS):
         raise WeightsError(f"{path} is not a plrc checkpoint")
     return state
 

@@ -96,7 +96,7 @@ def check_batch_norm(config: Config, processes: int, device_type: str) -> list[s
         raise ConfigError("model.sync_bn is set, but PyTorch shares BatchNorm statistics on GPUs only; leave it out")
     images = config.optim.batch_size // config.optim.gradient_accumulation_steps // processes  # in one forward pass
     require(images >= groups, f"model.bn_groups must be <= {images}, the micro-batch of a process, got {groups}")
-    positions = feature_side(config.model, config.views.size) ** 2
+    positions = feature_side(config.model, config.views.size, config.model.largest_stride) ** 2
     values_per_channel = images // groups * positions
     require(
         values_per_channel >= 2,

@@ -111,8 +111,9 @@ class HealthCheck:
         self.device = device
         self.unreadable: dict[str, str] = {}
         with_view_b = {"objectives.distill_weight": 1.0, "objectives.distill_points": POINTS}
-        with_cheap_regions = {"regions.source": "grid", "regions.maps": ""}  # the check does not use them
-        dataset = ViewDataset(images, held_out, config.with_values(with_view_b | with_cheap_regions))
+        # the check uses neither regions nor a frozen teacher
+        without_the_rest = {"regions.source": "grid", "regions.maps": "", "teacher.kind": "ema"}
+        dataset = ViewDataset(images, held_out, config.with_values(with_view_b | without_the_rest))
         samples: list[Batch] = []
         names: list[str] = []
         for index in range(len(held_out)):

@@ -1,39 +1,33 @@
-"""Student, teacher, key queue and center, and the forward pass from a batch to the loss terms.
+"""Student and teachers, and the forward pass from a batch to the loss terms.
 
-A batch holds two or three views of each image (METHOD section 2). The student sees A, the query view. The teacher sees
-B, the match view, and C, the reference view. The forward pass augments the views, runs both networks, reads their
-features at points, and computes the terms. The loop is in pretrain.py.
+A batch holds one to three views of each image (METHOD section 2). The student sees A, the query view. Its moving
+average sees B, the match view, and C, the reference view. A frozen teacher sees the whole image. The forward pass
+augments the views, runs the networks, and lets each level compute its terms (level.py). The loop is in pretrain.py.
 
-Shapes: V views, B images, R processes, N points, M positions of the reference grid, D features, h x w feature cells,
-S the side of a view.
+Shapes: V views, B images, R processes, S the side of a view, D features, h x w feature cells.
 """
 
 from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from plrc import distributed, objectives, rng
 from plrc.config import Config
 from plrc.data import photometric
 from plrc.data.loader import Batch
-from plrc.data.points import ContrastPoints, contrast_points, match_points, pixel_points
 from plrc.data.views import MATCH, QUERY, REFERENCE
-from plrc.geometry import sample
-from plrc.model import KeyQueue, Network, check_feature_side, feature_side, make_teacher
+from plrc.engine.level import HeadFeatures, Level, LevelOutput
+from plrc.model import FrozenTeacher, Network, check_feature_side, make_teacher
+from plrc.model.network import HEADS, Features
 from plrc.objectives import TERMS, Term
-from plrc.objectives.reference import cell_mixture, reference_keys
-from plrc.objectives.terms import valid_counts
+from plrc.objectives.terms import mean_over_levels, valid_counts
 from plrc.runtime import choose_precision
-
-CENTER_MOMENTUM = 0.9
-Features = dict[str, Tensor]  # [B, D, h, w] by the name of the head, "contrast" or "distill"
 
 
 @dataclass(frozen=True)
@@ -41,102 +35,97 @@ class StepOutput:
     """The result of the forward pass of a micro-batch.
 
     Attributes:
-        terms: The loss terms by name.
-        keys: [R * B, D] image keys of all processes, for the queue; None if image contrast is not trained.
-        affinity: (mean, number of queries) from `mean_affinity`, to update the center; None if no center is used.
+        terms: The loss terms by name, each the mean over the levels.
+        levels: The output of each level, which updates its queue and center.
     """
 
     terms: dict[str, Term]
-    keys: Tensor | None
-    affinity: tuple[Tensor, Tensor] | None
+    levels: tuple[LevelOutput, ...]
 
 
 class Learner:
-    """Student, teacher, key queue and center, and the forward pass from a batch to the loss terms.
+    """Student and teachers, and the forward pass from a batch to the loss terms.
+
+    Args:
+        config: The settings of the run.
+        device: Where it is trained.
+        frozen: The frozen teacher; None: the settings want none.
 
     Attributes:
         student: The network that is trained.
         teacher: Its momentum copy.
-        queue: Past image keys; None if image contrast is not trained.
-        center: [M] running mean of the teacher's affinities; None if it is not used.
+        frozen: The frozen teacher.
+        levels: The feature levels that are trained, from fine to coarse.
         weights: The weight of each term that is computed.
         precision: The dtype in which networks compute; objectives are always float32 or wider.
         memory_format: The memory layout of images and networks.
     """
 
-    def __init__(self, config: Config, device: torch.device) -> None:
+    def __init__(self, config: Config, device: torch.device, frozen: FrozenTeacher | None = None) -> None:
         self.config = config
         self.device = device
-        self.feature_side = feature_side(config.model, config.views.size)
+        self.frozen = frozen
         all_weights = {name: float(getattr(config.objectives, term.weight_setting)) for name, term in TERMS.items()}
+        if frozen is None:
+            all_weights["frozen"] = 0.0
         self.weights = {name: weight for name, weight in all_weights.items() if weight > 0}
-        self.uses_contrast_head = "image" in self.weights or "point" in self.weights
-        self.uses_distill_head = "distill" in self.weights
-        self.needs_reference = (
-            self.uses_distill_head or "image" in self.weights or not config.objectives.contrasts_pixels
-        )
         self.precision = choose_precision(config.optim.precision, device)
         self.memory_format = torch.channels_last if config.optim.channels_last else torch.contiguous_format
 
         torch.manual_seed(rng.torch_seed(config.seed, "weights"))
-        student = Network(config.model, self.uses_contrast_head, self.uses_distill_head)
+        student = Network(
+            config.model,
+            contrast="image" in self.weights or "point" in self.weights,
+            distill="distill" in self.weights,
+            frozen_dim=frozen.dim if frozen is not None else 0,
+        )
         check_feature_side(student, config.model, config.views.size)
         self.student: Network = student.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.teacher = make_teacher(self.student)
-        self.queue: KeyQueue | None = None
-        if "image" in self.weights:
-            generator = torch.Generator().manual_seed(rng.torch_seed(config.seed, "weights", index=1))
-            self.queue = KeyQueue(config.objectives.queue, config.model.contrast_dim, generator).to(device)
-        self.center: Tensor | None = None
-        if self.uses_distill_head and config.objectives.center:
-            self.center = torch.zeros(self.reference_side() ** 2, device=device)
-        # With fewer feature cells than features, distillation is cheaper in the basis of cells, see `reference_keys`.
-        self.mixture: Tensor | None = None
-        if self.uses_distill_head and self.feature_side**2 < config.model.distill_dim:
-            self.mixture = cell_mixture(self.feature_side, self.reference_side(), device)
+        self.levels = [Level(config, index, self.weights, device) for index in range(len(config.model.strides))]
 
     def compute_terms(
         self, batch: Batch, student: Callable[..., Features], order: Tensor, teacher_temperature: float
     ) -> StepOutput:
-        """Run student and teacher on a micro-batch and compute the loss terms.
+        """Run student and teachers on a micro-batch and compute the loss terms.
 
         Args:
             batch: The views of B images.
             student: The student as `wrapped_student` returns it.
-            order: [R * B] a permutation of the images of all processes. The teacher sees the images in this order, so
-                that its BatchNorm groups differ from the student's.
-            teacher_temperature: The temperature of the teacher's affinities at this step.
+            order: [R * B] a permutation of the images of all processes. The moving average sees the images in this
+                order, so that its BatchNorm groups differ from the student's.
+            teacher_temperature: The temperature of the teachers' affinities at this step.
         """
-        objective_config = self.config.objectives
+        contrasts_pixels = self.config.objectives.contrasts_pixels
         views = self._augment(batch)
         reference: Features = {}
         match: Features = {}
+        frozen: Tensor | None = None
         with self._autocast():
             with torch.no_grad():
-                if self.needs_reference:
-                    reference = self._teacher_forward(views[REFERENCE], order, run_contrast=self.uses_contrast_head)
-                if objective_config.needs_match_view:
-                    match = self._teacher_forward(views[MATCH], order, run_contrast=objective_config.contrasts_pixels)
-            query = student(views[QUERY], self.config.model.bn_groups, self.uses_contrast_head, self.uses_distill_head)
+                heads: tuple[str, ...]
+                if self.config.needs_reference_view:
+                    heads = HEADS if self.config.teacher.form == "relational" else ("contrast", "distill")
+                    reference = self._teacher_forward(views[REFERENCE], order, heads)
+                if self.config.objectives.needs_match_view:
+                    heads = ("contrast", "distill") if contrasts_pixels else ("distill",)
+                    match = self._teacher_forward(views[MATCH], order, heads)
+                if self.frozen is not None:
+                    frozen = self.frozen.features(batch.teacher)
+            query = student(views[QUERY], self.config.model.bn_groups)
 
-        terms: dict[str, Term] = {}
-        keys_of_all_processes: Tensor | None = None
-        affinity: tuple[Tensor, Tensor] | None = None
-        if self.queue is not None:
-            image_queries = _image_features(query["contrast"])
-            image_keys = _image_features(reference["contrast"])
-            terms["image"] = objectives.image_term(
-                image_queries, image_keys, self.queue.keys, objective_config.image_temperature
+        outputs = []
+        for level in self.levels:
+            output = level.compute_terms(
+                batch,
+                _of_level(query, level.stride),
+                _of_level(reference, level.stride),
+                _of_level(match, level.stride),
+                frozen,
+                teacher_temperature,
             )
-            keys_of_all_processes = distributed.gather(image_keys)
-        if "point" in self.weights:
-            key_view = match if objective_config.contrasts_pixels else reference
-            terms["point"] = self._point_term(batch, query["contrast"], key_view["contrast"])
-        if "distill" in self.weights:
-            terms["distill"], affinity = self._distill_term(
-                batch, query["distill"], match["distill"], reference["distill"], teacher_temperature
-            )
-        return StepOutput(terms, keys_of_all_processes, affinity)
+            outputs.append(output)
+        return StepOutput(mean_over_levels([output.terms for output in outputs]), tuple(outputs))
 
     def total_loss(self, terms: dict[str, Term]) -> Tensor:
         """Add up the terms by their weights.
@@ -148,22 +137,15 @@ class Learner:
         return objectives.total_loss(terms, self.weights, counts) * distributed.world_size()
 
     def update_queue_and_center(self, outputs: Sequence[StepOutput], keep: Tensor) -> None:
-        """Push the image keys of a step into the queue and update the running mean of the center.
+        """Update the queue and the center of each level.
 
         Args:
             outputs: The outputs of the step's micro-batches.
-            keep: 0-dim bool, whether the step is kept. If False, queue and center stay as they are; the host does not
+            keep: 0-dim bool, whether the step is kept. If False, queues and centers stay as they are; the host does not
                 wait for the value.
         """
-        if self.queue is not None:
-            keys = [output.keys for output in outputs if output.keys is not None]
-            self.queue.push(torch.cat(keys), keep)
-        if self.center is not None:
-            affinities = [output.affinity for output in outputs if output.affinity is not None]
-            total = torch.stack([mean * count for mean, count in affinities]).sum(dim=0)
-            total_count = torch.stack([count for _, count in affinities]).sum()
-            step_mean = distributed.sum_over_processes(total) / distributed.sum_over_processes(total_count).clamp(min=1)
-            self.center.copy_(torch.where(keep, self.center.lerp(step_mean, 1 - CENTER_MOMENTUM), self.center))
+        for index, level in enumerate(self.levels):
+            level.update([output.levels[index] for output in outputs], keep)
 
     def wrapped_student(self) -> nn.Module:
         """Return the student as the loop calls it: in DistributedDataParallel if there are several processes.
@@ -181,7 +163,7 @@ class Learner:
         # DDP must know whether some parameters get no gradient: a static graph finds that out in its first step, but
         # needs a single backward pass per step.
         single_backward = self.config.optim.gradient_accumulation_steps == 1
-        stops_early = self.config.model.stride < max(self.student.backbone.channels)  # channels are listed by stride
+        stops_early = self.config.model.largest_stride < max(self.student.backbone.channels)
         not_torchvision = ":" in self.config.model.backbone  # timm:NAME or the user's own function
         may_skip_layers = stops_early or not_torchvision
         with warnings.catch_warnings():  # newer releases of PyTorch rename the argument; older ones lack the new name
@@ -193,27 +175,27 @@ class Learner:
                 find_unused_parameters=may_skip_layers and not single_backward,
             )
 
-    def key_counts(self) -> dict[str, int]:
-        """Return the number of keys that each query of a term is compared with."""
-        objective_config = self.config.objectives
-        images_with_keys = 1
-        if objective_config.negatives == "batch":
-            images_with_keys = self.config.optim.batch_size // self.config.optim.gradient_accumulation_steps
-        points_per_image = self.feature_side**2 if objective_config.contrasts_pixels else objective_config.points
-        return {
-            "image": objective_config.queue + 1,
-            "point": points_per_image * images_with_keys,
-            "distill": self.reference_side() ** 2,
-        }
+    def key_counts(self) -> dict[str, list[int]]:
+        """Return the number of keys that each query of a term is compared with, one number per level."""
+        frozen_side = self.frozen.side if self.frozen is not None else 0
+        counts: dict[str, list[int]] = {}
+        for level in self.levels:
+            for name, count in level.key_counts(frozen_side).items():
+                counts.setdefault(name, []).append(count)
+        return counts
 
     def modules(self) -> dict[str, nn.Module]:
         """Return the modules that a checkpoint holds, by name."""
-        modules = {"student": self.student, "teacher": self.teacher, "queue": self.queue}
-        return {name: module for name, module in modules.items() if module is not None}
+        modules: dict[str, nn.Module] = {"student": self.student, "teacher": self.teacher}
+        queues = {str(level.stride): level.queue for level in self.levels if level.queue is not None}
+        if queues:
+            modules["queue"] = nn.ModuleDict(queues)
+        return modules
 
-    def reference_side(self) -> int:
-        """Return the number of positions per side of the reference grid of affinity distillation."""
-        return self.config.objectives.reference_grid or 2 * self.feature_side
+    def centers(self) -> dict[str, Tensor] | None:
+        """Return the center of each level by its stride; None if centers are not used."""
+        centers = {str(level.stride): level.center for level in self.levels if level.center is not None}
+        return centers or None
 
     def _augment(self, batch: Batch) -> Tensor:
         """Augment uint8 views [V, B, 3, S, S] into normalized float views of the same shape."""
@@ -222,96 +204,18 @@ class Learner:
         views: Tensor = images.contiguous(memory_format=self.memory_format).unflatten(0, batch.images.shape[:2])
         return views
 
-    def _teacher_forward(self, images: Tensor, order: Tensor, run_contrast: bool) -> Features:
-        """Run the teacher on a view whose images are shuffled over BatchNorm groups and processes.
+    def _teacher_forward(self, images: Tensor, order: Tensor, heads: Collection[str]) -> Features:
+        """Run the moving average on a view whose images are shuffled over BatchNorm groups and processes.
 
         Features are returned in the order of `images`.
         """
         groups = self.config.model.bn_groups
         if distributed.world_size() == 1 and groups == 1:  # a single BatchNorm group: its order does not matter
-            features: Features = self.teacher(images, 1, run_contrast, self.uses_distill_head)
+            features: Features = self.teacher(images, 1, heads)
             return features
         shuffled = distributed.shuffle(images, order).contiguous(memory_format=self.memory_format)
-        features = self.teacher(shuffled, groups, run_contrast, self.uses_distill_head)
+        features = self.teacher(shuffled, groups, heads)
         return {name: distributed.unshuffle(value, order) for name, value in features.items()}
-
-    def _point_term(self, batch: Batch, query_features: Tensor, key_features: Tensor) -> Term:
-        """Contrast points of A with points of the key view; both features are [B, D, h, w]."""
-        objective_config = self.config.objectives
-        points, num_ids = self._choose_points(batch)
-        query = sample(query_features, points.query)
-        key = sample(key_features, points.key)
-        if objective_config.contrast == "region":
-            query = objectives.region_features(query, points.query_regions)
-            key = objectives.region_features(key, points.key_regions)
-        query = _unit(query)
-        key = _unit(key)
-        if objective_config.negatives == "image":
-            return objectives.point_region_term(
-                query, key, points.query_regions, points.key_regions, objective_config.point_temperature
-            )
-        # negatives from the images of all processes
-        query_ids = _ids_over_all_images(points.query_regions, num_ids)
-        key_ids = _ids_over_all_images(points.key_regions, num_ids)
-        all_keys = distributed.gather(key.flatten(0, 1))
-        all_key_ids = distributed.gather(key_ids)
-        return objectives.point_region_term(
-            query.flatten(0, 1), all_keys, query_ids, all_key_ids, objective_config.point_temperature
-        )
-
-    def _choose_points(self, batch: Batch) -> tuple[ContrastPoints, int]:
-        """Choose the points to contrast. Returns (points, a number that all their region ids are below)."""
-        maps = batch.maps
-        if self.config.objectives.contrasts_pixels:
-            return pixel_points(maps[QUERY], maps[MATCH], self.feature_side), self.feature_side**2
-        num_ids = batch.regions.shape[1] * batch.regions.shape[2]  # as many as there are pixels in a region map
-        points = contrast_points(
-            regions=batch.regions,
-            num_regions=num_ids,
-            map_query=maps[QUERY],
-            map_key=maps[REFERENCE],
-            uniform=batch.contrast_uniform,
-            num_points=self.config.objectives.points,
-        )
-        return points, num_ids
-
-    def _distill_term(
-        self, batch: Batch, query: Tensor, match: Tensor, reference: Tensor, teacher_temperature: float
-    ) -> tuple[Term, tuple[Tensor, Tensor] | None]:
-        """Compute affinity distillation from features [B, D, h, w].
-
-        Args:
-            batch: The views of B images.
-            query: The student's features of A.
-            match: The teacher's features of B.
-            reference: The teacher's features of C.
-            teacher_temperature: The temperature of the teacher's affinities at this step.
-
-        Returns:
-            (term, `StepOutput.affinity`).
-        """
-        objective_config = self.config.objectives
-        points = match_points(
-            batch.maps[QUERY], batch.maps[MATCH], batch.match_uniform, objective_config.distill_points
-        )
-        student_features = _unit(sample(query, points.student))
-        teacher_features = _unit(sample(match, points.teacher))
-        keys, basis = reference_keys(reference, self.reference_side(), self.mixture)
-        if basis is not None:  # keys are in the basis of feature cells, and queries must be too
-            student_features = student_features @ basis
-            teacher_features = teacher_features @ basis
-        term = objectives.affinity_distillation_term(
-            student_features,
-            teacher_features,
-            keys,
-            objective_config.student_temperature,
-            teacher_temperature,
-            self.center,
-            points.valid,
-        )
-        if self.center is None:
-            return term, None
-        return term, objectives.mean_affinity(teacher_features, keys, points.valid)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.precision == torch.float32:
@@ -319,20 +223,5 @@ class Learner:
         return torch.autocast(self.device.type, self.precision)
 
 
-def _unit(features: Tensor) -> Tensor:
-    return F.normalize(features, dim=-1)
-
-
-def _image_features(features: Tensor) -> Tensor:
-    """Average over positions, then normalize (METHOD section 3): [B, D, h, w] -> [B, D]."""
-    return _unit(features.float().mean(dim=(2, 3)))
-
-
-def _ids_over_all_images(ids: Tensor, num_ids: int) -> Tensor:
-    """Make ids [B, N], which are unique per image, unique over the images of all processes: [B * N]. -1 is kept.
-
-    All ids must be below `num_ids`.
-    """
-    first_image = distributed.rank() * len(ids)
-    image = torch.arange(first_image, first_image + len(ids), device=ids.device)
-    return torch.where(ids >= 0, ids + (image * num_ids)[:, None], -1).flatten()
+def _of_level(features: Features, stride: int) -> HeadFeatures:
+    return {name: value for (name, level_stride), value in features.items() if level_stride == stride}

@@ -8,6 +8,7 @@ import torch
 
 from plrc import distributed
 from plrc.data.loader import ViewDataset, collate
+from plrc.engine.frozen import prepare_teacher
 from plrc.engine.setup import Plan
 from plrc.engine.state import TrainingState
 
@@ -80,7 +81,7 @@ def _make_two_steps(plan: Plan, images: int) -> None:
     config = plan.config.with_values({"optim.batch_size": images, "optim.gradient_accumulation_steps": 1}, pin=False)
     data = ViewDataset(plan.images, plan.train, config)
     batch = collate([data[0, index] for index in range(images)]).to(plan.device)
-    state = TrainingState(config, plan.device)
+    state = TrainingState(config, plan.device, prepare_teacher(plan))
     order = torch.arange(images, device=plan.device)
     for _ in range(2):  # the second step also holds the optimizer's state
         state.guard.save()

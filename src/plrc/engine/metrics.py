@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,10 +18,11 @@ class MetricWindow:
 
     Args:
         batch_size: Images per step, over all processes.
-        key_counts: The number of keys that each query of a term is compared with, which gives its chance level.
+        key_counts: The number of keys that each query of a term is compared with, one number per level, which gives its
+            chance level.
     """
 
-    def __init__(self, batch_size: int, key_counts: Mapping[str, int]) -> None:
+    def __init__(self, batch_size: int, key_counts: Mapping[str, Sequence[int]]) -> None:
         self.batch_size = batch_size
         self.key_counts = key_counts
         self.sums: dict[str, Tensor] = {}
@@ -66,7 +67,8 @@ class MetricWindow:
             count = count or math.nan
             values[f"{name}_loss"] = loss / count
             values[f"{name}_kl"] = (loss - entropy) / count
-            values[f"{name}_chance"] = math.log(self.key_counts[name]) - entropy / count
+            chances = [math.log(number) for number in self.key_counts[name]]
+            values[f"{name}_chance"] = sum(chances) / len(chances) - entropy / count
         seconds = time.perf_counter() - self.started
         values["gradient_norm"] = norm / (kept_steps or math.nan)
         values["skipped_steps"] = self.steps - kept_steps

@@ -107,7 +107,9 @@ class Monitor:
 
     def _measure_health(self, step: int) -> None:
         started = time.perf_counter()
-        result = self.health_check.measure(self.state.learner.student.backbone, self.plan.config.model.stride, step)
+        result = self.health_check.measure(
+            self.state.learner.student.backbone, self.plan.config.model.largest_stride, step
+        )
         if result is None:
             return
         self.state.history.append(result)

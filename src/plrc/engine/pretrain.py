@@ -17,8 +17,10 @@ from plrc import distributed, rng
 from plrc.config import Config
 from plrc.data.loader import DeviceLoader, ViewDataset
 from plrc.data.sampler import StepSampler
+from plrc.data.teacher_cache import TeacherCache
 from plrc.engine import health, memory, recovery, schedule
 from plrc.engine.checkpointer import Checkpointer, Hooks, RunHook
+from plrc.engine.frozen import fill_cache, open_cache, prepare_teacher
 from plrc.engine.metrics import MetricWindow
 from plrc.engine.monitor import Monitor, log_start
 from plrc.engine.runlog import RunLog
@@ -104,7 +106,8 @@ def _train_with_recovery(plan: Plan, lock: FolderLock, stop: StopRequest, hooks:
 
 def _train(plan: Plan, lock: FolderLock, stop: StopRequest, hooks: Hooks) -> Run:
     config = plan.config
-    state = TrainingState(config, plan.device)
+    frozen = prepare_teacher(plan)
+    state = TrainingState(config, plan.device, frozen)
     start_step = state.begin(plan.checkpoint, plan.out / "checkpoints")
     with RunLog(plan.out, start_step, plan.steps, distributed.is_main(), hooks.on_progress) as log:
         log_start(log, plan, state, start_step)
@@ -135,7 +138,13 @@ def _loop(
     accumulation = config.optim.gradient_accumulation_steps
     learner = state.learner
     monitor = Monitor(plan, state, log, checkpointer)
-    data = ViewDataset(plan.images, plan.train, config)
+    teacher_cache: TeacherCache | None = None
+    if learner.frozen is not None:
+        teacher_cache = open_cache(plan, learner.frozen, log)
+        if teacher_cache is not None and not fill_cache(plan, learner.frozen, teacher_cache, log, stop.agreed):
+            log.info("stopped before the first step; resume with --resume")
+            return start_step
+    data = ViewDataset(plan.images, plan.train, config, teacher_cache)
     sampler = StepSampler(
         num_images=len(data),
         batch_size=config.optim.batch_size,

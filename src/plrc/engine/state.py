@@ -19,7 +19,7 @@ from plrc.engine.optim import BufferGuard, build_optimizer, finite_gradient, gua
 from plrc.errors import WeightsError
 from plrc.files import write_atomic
 from plrc.machine import plrc_version
-from plrc.model import update_teacher
+from plrc.model import FrozenTeacher, update_teacher
 from plrc.model.weights import load_into, read_weights
 
 
@@ -38,9 +38,9 @@ class TrainingState:
         remarks: Sentences for the user.
     """
 
-    def __init__(self, config: Config, device: torch.device) -> None:
+    def __init__(self, config: Config, device: torch.device, frozen: FrozenTeacher | None = None) -> None:
         self.config = config
-        self.learner = Learner(config, device)
+        self.learner = Learner(config, device, frozen)
         self.optimizer = build_optimizer(self.learner.student, config.optim)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.learner.precision == torch.float16)
         self.guard = BufferGuard(self.learner.student, self.learner.teacher)
@@ -106,7 +106,7 @@ class TrainingState:
             "config": self.config.to_dict(),
             "images": images,
             "step": step,
-            "center": self.learner.center,
+            "center": self.learner.centers(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "health": [check.to_dict() for check in self.history],
@@ -118,8 +118,9 @@ class TrainingState:
         """Restore the content of a checkpoint; returns its step."""
         for name, module in self.learner.modules().items():
             module.load_state_dict(saved[name])
-        if self.learner.center is not None:
-            self.learner.center.copy_(saved["center"])
+        for level in self.learner.levels:
+            if level.center is not None:
+                level.center.copy_(saved["center"][str(level.stride)])
         self.optimizer.load_state_dict(saved["optimizer"])
         if saved["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(saved["scaler"])

@@ -67,7 +67,7 @@ def model_card(receipt: Receipt, saved: Mapping[str, Any], run: Path) -> str:
         "receipt": receipt,
         "backbone": _publishable("model.backbone", config.model.backbone),
         "user_code": is_user_code(config.model.backbone),
-        "stride": config.model.stride,
+        "stride": config.model.largest_stride,
         "data": _data(config, run),
         "regions_from_files": config.regions.source in ("maps", "coco"),
         "recipe": _recipe(config, receipt),
@@ -180,8 +180,9 @@ def _recipe(config: Config, receipt: Receipt) -> dict[str, str]:
     steps = f"{receipt.step:,}"
     if receipt.step < receipt.steps:
         steps += f" of {receipt.steps:,}: the run is not finished"
-    level = f"stride {config.model.stride}"
-    if (config.model.stride, config.model.layer4_stride) == (32, 1):
+    strides = ", ".join(map(str, config.model.strides))
+    level = f"stride {strides}"
+    if (config.model.largest_stride, config.model.layer4_stride) == (32, 1):
         level += ", with layer4 at stride 1 (the same tensors as at stride 2)"
     return {
         "preset": config.preset,

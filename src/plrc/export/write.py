@@ -144,7 +144,7 @@ def _metadata(saved: dict[str, Any], backbone: str, config: Config) -> dict[str,
     return {
         "format": "plrc",
         "backbone": backbone,
-        "stride": str(config.model.stride),
+        "stride": str(config.model.largest_stride),
         "layer4_stride": str(config.model.layer4_stride),
         "step": str(saved["step"]),
         "plrc_version": saved["version"],

@@ -1,9 +1,11 @@
-"""The network of student and teacher: backbone, contrast head, distillation head.
+"""The network of student and teacher: a backbone, and projection heads on each level that is trained.
 
-Shapes: B images, S pixels per side, D feature width, h x w the feature grid.
+Shapes: B images, S pixels per side, D feature width, h x w the feature grid of a level.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor, nn
@@ -14,19 +16,26 @@ from plrc.model.backbone import build_backbone
 from plrc.model.heads import contrast_head, distill_head
 from plrc.model.user_code import describe_error, is_user_code, refuse_frozen
 
+HEADS = ("contrast", "distill", "frozen")
+"""Names of the heads: for the image and point terms, for affinity distillation from the moving average, and from a
+frozen teacher."""
 
-def feature_side(config: ModelConfig, size: int) -> int:
-    """The side of the feature grid that a network trains on.
+Features = dict[tuple[str, int], Tensor]
+"""(name of a head, stride) -> features [B, D, h, w], not yet normalized."""
+
+
+def feature_side(config: ModelConfig, size: int, stride: int) -> int:
+    """The side of the feature grid of a level.
 
     Args:
         config: Settings of the network.
         size: Side of a view in pixels.
+        stride: The level, one of `config.strides`.
 
     Returns:
         Positions per side of the features of such a view.
     """
-    stride = config.stride
-    if (config.stride, config.layer4_stride) == (32, 1):
+    if (stride, config.layer4_stride) == (32, 1):
         stride = 16
     return -(-size // stride)
 
@@ -46,13 +55,12 @@ def check_feature_side(network: Network, config: ModelConfig, size: int) -> None
     """
     if ":" not in config.backbone:
         return
-    expected = feature_side(config, size)
     backbone = network.backbone
     training = network.training
     network.eval()
     try:
         with torch.no_grad():
-            side = backbone(torch.zeros(1, 3, size, size), config.stride)[config.stride].shape[-1]
+            levels = backbone(torch.zeros(1, 3, size, size), config.largest_stride)
     except Exception as error:  # networks of other libraries and of the user's own may raise anything
         raise ConfigError(
             f"views.size {size} does not fit {config.backbone}, {backbone.describe_sizes(size)} "
@@ -60,15 +68,18 @@ def check_feature_side(network: Network, config: ModelConfig, size: int) -> None
         ) from error
     finally:
         network.train(training)
-    if side != expected:
-        raise ConfigError(
-            f"views.size is {size}, for which {config.backbone} gives {side} x {side} positions of stride "
-            f"{config.stride} instead of {expected} x {expected}; write a multiple of {backbone.multiple}"
-        )
+    for stride in config.strides:
+        expected = feature_side(config, size, stride)
+        side = levels[stride].shape[-1]
+        if side != expected:
+            raise ConfigError(
+                f"views.size is {size}, for which {config.backbone} gives {side} x {side} positions of stride {stride} "
+                f"instead of {expected} x {expected}; write a multiple of {backbone.multiple}"
+            )
 
 
 class Network(nn.Module):
-    """Images [B, 3, S, S] -> {"contrast": [B, D_c, h, w], "distill": [B, D_d, h, w]}, features not yet normalized.
+    """Images [B, 3, S, S] -> features of each head on each trained level (`Features`).
 
     BatchNorm takes its statistics over `groups` parts of the batch (of equal size, where it divides), each of which
     passes separately, as if each were on a device of its own (METHOD section 3, *Teacher*): views and groups never
@@ -76,56 +87,70 @@ class Network(nn.Module):
 
     Args:
         config: Settings of the network.
-        contrast: Whether it has a contrast head.
-        distill: Whether it has a distillation head.
+        contrast: Whether it has contrast heads.
+        distill: Whether it has distillation heads.
+        frozen_dim: Output width of the heads that are compared with a frozen teacher; 0: it has none.
+
+    Attributes:
+        backbone: The backbone, whose weights are exported.
+        heads: Name -> the heads of all levels, by stride.
 
     Raises:
-        ConfigError: The backbone cannot be built or trained, or has no level of stride `config.stride`.
+        ConfigError: The backbone cannot be built or trained, or lacks a level of `config.strides`.
     """
 
-    def __init__(self, config: ModelConfig, contrast: bool = True, distill: bool = True) -> None:
+    def __init__(self, config: ModelConfig, contrast: bool = True, distill: bool = True, frozen_dim: int = 0) -> None:
         super().__init__()
         self.backbone = build_backbone(config.backbone, config.layer4_stride)
         if is_user_code(config.backbone):
             refuse_frozen(self.backbone.net, config.backbone)
-        self.stride = config.stride
-        if config.stride not in self.backbone.channels:
-            strides = ", ".join(map(str, self.backbone.channels))
-            raise ConfigError(
-                f"model.stride is {config.stride}; {config.backbone} has feature levels of strides {strides}"
-            )
-        channels = self.backbone.channels[config.stride]
-        self.contrast_head = contrast_head(channels, config.contrast_hidden, config.contrast_dim) if contrast else None
-        self.distill_head = distill_head(channels, config.distill_hidden, config.distill_dim) if distill else None
+        self.strides = config.strides
+        for stride in config.strides:
+            if stride not in self.backbone.channels:
+                strides = ", ".join(map(str, self.backbone.channels))
+                raise ConfigError(
+                    f"model.strides has {stride}; {config.backbone} has feature levels of strides {strides}"
+                )
+        self.heads = nn.ModuleDict()
+        if contrast:
+            self._add_heads("contrast", contrast_head, config.contrast_hidden, config.contrast_dim)
+        if distill:
+            self._add_heads("distill", distill_head, config.distill_hidden, config.distill_dim)
+        if frozen_dim:
+            self._add_heads("frozen", distill_head, config.distill_hidden, frozen_dim)
         # running statistics are updated once per group, in total by as much as in a single pass
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d) and module.momentum is not None:
                 module.momentum = 1 - (1 - module.momentum) ** (1 / config.bn_groups)
 
-    def forward(
-        self, images: Tensor, groups: int = 1, contrast: bool = True, distill: bool = True
-    ) -> dict[str, Tensor]:
-        """Compute the features of both heads.
+    def forward(self, images: Tensor, groups: int = 1, heads: Collection[str] = HEADS) -> Features:
+        """Compute the features of heads on all trained levels.
 
         Args:
             images: Normalized images [B, 3, S, S].
             groups: Number of BatchNorm groups.
-            contrast: Whether to run the contrast head, if the network has one.
-            distill: Whether to run the distillation head, if the network has one.
+            heads: Names of the heads to run; those that the network does not have are left out.
 
         Returns:
-            {"contrast": [B, D_c, h, w], "distill": [B, D_d, h, w]}, without the heads that did not run.
+            (name of a head, stride) -> features [B, D, h, w].
         """
-        outputs = [self._features(group, contrast, distill) for group in images.tensor_split(groups)]
+        outputs = [self._features(group, heads) for group in images.tensor_split(groups)]
         if len(outputs) == 1:
             return outputs[0]
         return {name: torch.cat([output[name] for output in outputs]) for name in outputs[0]}
 
-    def _features(self, images: Tensor, contrast: bool, distill: bool) -> dict[str, Tensor]:
-        features = self.backbone(images, self.stride)[self.stride]
+    def _add_heads(self, name: str, build: Callable[[int, int, int], nn.Module], hidden: int, dim: int) -> None:
+        """Add a head to each level."""
+        heads = nn.ModuleDict()
+        for stride in self.strides:
+            heads[str(stride)] = build(self.backbone.channels[stride], hidden, dim)
+        self.heads[name] = heads
+
+    def _features(self, images: Tensor, heads: Collection[str]) -> Features:
+        levels = self.backbone(images, self.strides[-1])
         outputs = {}
-        if contrast and self.contrast_head is not None:
-            outputs["contrast"] = self.contrast_head(features)
-        if distill and self.distill_head is not None:
-            outputs["distill"] = self.distill_head(features)
+        for name, level_heads in self.heads.items():
+            if name in heads:
+                for stride, head in level_heads.items():  # type: ignore[operator]  # a ModuleDict
+                    outputs[name, int(stride)] = head(levels[int(stride)])
         return outputs

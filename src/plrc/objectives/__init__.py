@@ -9,6 +9,7 @@ from plrc.objectives.distillation import affinity_distillation, affinity_distill
 from plrc.objectives.image import image_contrast, image_term
 from plrc.objectives.kernels import Backend, available_backends
 from plrc.objectives.points import point_region_contrast, point_region_term, region_features
+from plrc.objectives.relational import relational_distillation, relational_distillation_term
 from plrc.objectives.terms import TERMS, total_loss
 
 __all__ = [
@@ -24,5 +25,7 @@ __all__ = [
     "point_region_contrast",
     "point_region_term",
     "region_features",
+    "relational_distillation",
+    "relational_distillation_term",
     "total_loss",
 ]

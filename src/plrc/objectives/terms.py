@@ -1,12 +1,12 @@
 """The table of loss terms, and their weighted sum.
 
 To add an objective: write its file in this folder, add a row to `TERMS` and a weight to `ObjectiveConfig`, call it in
-`Learner.compute_terms`, and give its number of keys in `Learner.key_counts`.
+`Level.compute_terms`, and give its number of keys in `Level.key_counts` (engine/level.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +34,7 @@ TERMS: dict[str, TermInfo] = {
     "image": TermInfo("image", "image_weight", "image contrast"),
     "point": TermInfo("point", "point_weight", "point contrast"),
     "distill": TermInfo("distill", "distill_weight", "affinity distillation"),
+    "frozen": TermInfo("frozen", "frozen_weight", "distillation from a frozen teacher"),
 }
 
 
@@ -55,6 +56,28 @@ def total_loss(terms: Mapping[str, Term], weights: Mapping[str, float], counts: 
     for (name, term), count in zip(terms.items(), counts.clamp(min=1), strict=True):
         weighted_means.append(weights[name] * term.total / count)
     return torch.stack(weighted_means).sum()
+
+
+def mean_over_levels(levels: Sequence[Mapping[str, Term]]) -> dict[str, Term]:
+    """Average each term over the feature levels (METHOD section 8, "Several levels").
+
+    Args:
+        levels: The terms of each level by name; all levels have the same terms.
+
+    Returns:
+        Terms whose sums and counts are the means of those of the levels.
+    """
+    if len(levels) == 1:
+        return dict(levels[0])
+    means = {}
+    for name in levels[0]:
+        terms = [level[name] for level in levels]
+        means[name] = Term(
+            total=torch.stack([term.total for term in terms]).mean(),
+            count=torch.stack([term.count for term in terms]).mean(),
+            entropy=torch.stack([term.entropy for term in terms]).mean(),
+        )
+    return means
 
 
 def valid_counts(terms: Mapping[str, Term]) -> Tensor:

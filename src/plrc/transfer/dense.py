@@ -204,7 +204,7 @@ def grouping_curve(data: LabelledConfig, config: Config, size: int, images: int,
         entry = {"step": float(stored["step"]), "regions": regions_auc}
         for name, network in (("student", learner.student), ("teacher", learner.teacher)):
             network.load_state_dict(stored[name])
-            features = extract_features(network.backbone, labels.images, config.model.stride)
+            features = extract_features(network.backbone, labels.images, config.model.largest_stride)
             entry[name] = grouping_auc(features, labels.objects, seed=seed)
         curve.append(entry)
     return curve

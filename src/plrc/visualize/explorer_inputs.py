@@ -174,7 +174,7 @@ def _saved_network(path: Path, role: str, named_backbone: str) -> ExplorerNetwor
             trusted_backbone(model.backbone, named_backbone, "--backbone {}"), model.layer4_stride
         )
         load_into(backbone, Weights(state[role], f"{path} ({role})", {}))
-        return backbone, model.stride
+        return backbone, model.largest_stride
 
     return ExplorerNetwork(role, int(path.stem.removeprefix("step_")), load)
 

@@ -1,0 +1,277 @@
+"""Prepares a frozen teacher: weights, principal components, and the cache of its features.
+
+The run folder keeps `teacher.json`, which names the weights by their hash, and `teacher.safetensors`, the principal
+components. A resumed run must use the same weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from plrc import distributed, rng
+from plrc.config import Config
+from plrc.data.image_files import ImageError
+from plrc.data.manifest import read_manifest
+from plrc.data.sources import ImageList
+from plrc.data.teacher_cache import TeacherCache, record_type, resize_whole
+from plrc.data.workers import load_batches
+from plrc.engine.checkpoint import checkpoint_of
+from plrc.engine.runlog import RunLog
+from plrc.engine.setup import Plan
+from plrc.errors import ConfigError, RunError, WeightsError
+from plrc.files import parse_json, write_atomic, write_json
+from plrc.model import FrozenTeacher, build_backbone
+from plrc.model.frozen import Reduction, principal_components
+from plrc.model.weights import load_into, read_weights
+
+SAMPLE = 256
+"""Number of images whose features give the principal components."""
+
+BATCH_SIZE = 32
+"""Images per forward pass of the teacher when the cache is filled."""
+
+PROGRESS_IMAGES = 1024
+"""Images between two lines of progress when the cache is filled."""
+
+
+def prepare_teacher(plan: Plan) -> FrozenTeacher | None:
+    """Build the frozen teacher of a run; all processes call this.
+
+    Args:
+        plan: The run.
+
+    Returns:
+        The teacher; None if the settings want none.
+
+    Raises:
+        ConfigError: The settings name no weights, or the network cannot be built.
+        WeightsError: The weights are missing, do not fit, or have changed since the start of the run.
+    """
+    config = plan.config
+    if not config.distills_frozen_teacher:
+        return None
+    name = config.teacher.backbone or config.model.backbone
+    file = _weights_file(config)
+    backbone = build_backbone(name)
+    load_into(backbone, read_weights(file))
+    _check_receipt(plan, name, file)
+    teacher = FrozenTeacher(backbone, config.teacher.stride, config.teacher.size, plan.device)
+    components = config.teacher.components
+    if 0 < components < teacher.dim:
+        teacher.reduction = _reduction(plan, teacher, components)
+    return teacher
+
+
+def open_cache(plan: Plan, teacher: FrozenTeacher, log: RunLog) -> TeacherCache | None:
+    """Open the cache of a teacher's features for the images of a run.
+
+    Args:
+        plan: The run.
+        teacher: The teacher.
+        log: Where the size of the cache is reported.
+
+    Returns:
+        The cache, which may lack features; None if it is switched off or would be larger than
+        `teacher.cache_gigabytes`.
+    """
+    settings = plan.config.teacher
+    bytes_per_image = record_type(teacher.dim, teacher.side).itemsize
+    gigabytes = bytes_per_image * len(plan.images) / 1e9
+    if gigabytes > settings.cache_gigabytes:
+        if settings.cache_gigabytes > 0:
+            log.info(
+                f"the teacher's features of {len(plan.images)} images need {gigabytes:.1f} GB, more than "
+                f"teacher.cache_gigabytes ({settings.cache_gigabytes:g}); they are computed in every step instead"
+            )
+        return None
+    folder = Path(settings.cache) if settings.cache else plan.out / "teacher"
+    path = folder / f"{_cache_key(plan, teacher)}.features"
+    log.info(f"the teacher's features are kept in {path}: {bytes_per_image} bytes per image, {gigabytes:.3f} GB")
+    return TeacherCache(path, len(plan.images), teacher.dim, teacher.side)
+
+
+def fill_cache(
+    plan: Plan, teacher: FrozenTeacher, cache: TeacherCache, log: RunLog, should_stop: Callable[[], bool]
+) -> bool:
+    """Compute the features that the cache lacks; each process does a share of them.
+
+    Args:
+        plan: The run.
+        teacher: The teacher.
+        cache: Its cache.
+        log: Where progress is reported.
+        should_stop: Asked after each batch, in all processes alike.
+
+    Returns:
+        Whether the cache is complete; False if the run was asked to stop. It is continued at the next start.
+    """
+    missing = cache.missing(plan.train)
+    distributed.barrier()  # all processes have seen the same records
+    if not len(missing):
+        return True
+    log.info(f"computing the teacher's features of {len(missing)} images")
+    groups = [missing[start : start + BATCH_SIZE].tolist() for start in range(0, len(missing), BATCH_SIZE)]
+    world_size = distributed.world_size()
+    own = groups[distributed.rank() :: world_size]
+    rounds = -(-len(groups) // world_size)  # every process must answer should_stop equally often
+    done = 0
+    with load_batches(_WholeImages(plan.images, plan.config), own, _join, plan.workers) as batches:
+        for _ in range(rounds):
+            batch = next(batches, None)
+            if batch is not None and len(batch.positions):
+                features = teacher.features(batch.images.to(plan.device)).cpu()
+                for position, image_features in zip(batch.positions, features, strict=True):
+                    cache.write(position, image_features)
+            before = done
+            done += BATCH_SIZE * world_size
+            if done // PROGRESS_IMAGES > before // PROGRESS_IMAGES:
+                log.info(f"teacher's features: {min(done, len(missing))} of {len(missing)} images")
+            if should_stop():
+                cache.flush()
+                return False
+    cache.flush()
+    distributed.barrier()
+    return True
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Whole images for the teacher: their positions in the list of images, and uint8 [n, 3, S, S]."""
+
+    positions: list[int]
+    images: Tensor
+
+
+class _WholeImages(Dataset[_Images]):
+    """Position -> the whole image at the teacher's size; an image that cannot be read gives none."""
+
+    def __init__(self, images: ImageList, config: Config) -> None:
+        self.images = images
+        self.config = config
+
+    def __getitem__(self, position: int) -> _Images:
+        size = self.config.teacher.size
+        try:
+            image = self.images.decode(int(position), self.config.data, size)
+        except ImageError:  # training will meet it too, and reports it
+            return _Images([], torch.empty(0, 3, size, size, dtype=torch.uint8))
+        return _Images([int(position)], resize_whole(image, size)[None])
+
+
+def _join(samples: list[_Images]) -> _Images:
+    positions = [position for sample in samples for position in sample.positions]
+    return _Images(positions, torch.cat([sample.images for sample in samples]))
+
+
+def _weights_file(config: Config) -> Path:
+    init = config.teacher.init
+    if not init and config.teacher.backbone:
+        raise ConfigError("teacher.backbone names a network without weights; name them with --teacher.init FILE")
+    if not init:
+        init = config.model.init  # the anchor
+    if not init:
+        raise ConfigError(
+            "teacher.kind frozen needs weights: name them with --teacher.backbone NAME --teacher.init FILE, "
+            "or start from weights with --model.init FILE to anchor the student to them"
+        )
+    path = Path(init)
+    if not path.exists():
+        raise WeightsError(f"the weights of the frozen teacher, {path}, do not exist; put them back or name others")
+    return checkpoint_of(path)
+
+
+def _check_receipt(plan: Plan, name: str, file: Path) -> None:
+    """Write teacher.json at a fresh start; compare the weights with it at a resume."""
+    path = plan.out / "teacher.json"
+    receipt = {"backbone": name, "file": str(file), "sha256": _sha256(file)}
+    if plan.checkpoint is None and not path.exists():
+        if distributed.is_main():
+            write_json(path, receipt)
+        distributed.barrier()
+        return
+    stored = read_receipt(plan.out)
+    if stored.get("sha256") != receipt["sha256"]:
+        raise WeightsError(
+            f"the weights of the frozen teacher, {file}, have changed since the start of the run (their SHA-256 is now "
+            f"{receipt['sha256'][:12]}, not {str(stored.get('sha256'))[:12]}); put the old file back, or start a new "
+            "run with another --out"
+        )
+
+
+def read_receipt(run: Path) -> dict[str, Any]:
+    """Read teacher.json of a run: `backbone`, `file` and `sha256` of the frozen teacher. Empty if it has none."""
+    path = run / "teacher.json"
+    if not path.exists():
+        return {}
+    try:
+        receipt = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise RunError(f"{path} is damaged ({error}); take it from a copy of the run folder") from error
+    return dict(receipt)
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with open(file, "rb") as opened:
+        while block := opened.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _reduction(plan: Plan, teacher: FrozenTeacher, components: int) -> Reduction:
+    """Read the principal components of the run, or compute them from its training images."""
+    path = plan.out / "teacher.safetensors"
+    if distributed.is_main() and not path.exists():
+        features = _sample_features(plan, teacher)
+        content = save({"basis": principal_components(features, components).basis.contiguous()})
+        write_atomic(path, lambda file: file.write(content))
+    distributed.barrier()
+    return Reduction(load_file(path, str(plan.device))["basis"])
+
+
+def _sample_features(plan: Plan, teacher: FrozenTeacher) -> Tensor:
+    """Compute the features of SAMPLE training images: [n, C] on the CPU."""
+    order = rng.generator(plan.config.seed, "teacher").permutation(plan.train)
+    dataset = _WholeImages(plan.images, plan.config)
+    sampled: list[Tensor] = []
+    images = 0
+    for start in range(0, len(order), BATCH_SIZE):
+        batch = _join([dataset[int(position)] for position in order[start : start + BATCH_SIZE]])
+        if len(batch.positions):
+            features = teacher.full_features(batch.images.to(plan.device))
+            sampled.append(features.permute(0, 2, 3, 1).flatten(0, 2).cpu())
+        images += len(batch.positions)
+        if images >= SAMPLE:
+            break
+    if not sampled:
+        raise RunError("no training image can be read for the frozen teacher; plrc scan DIR looks at every image")
+    return torch.cat(sampled)
+
+
+def _cache_key(plan: Plan, teacher: FrozenTeacher) -> str:
+    """A name for everything that the features depend on: weights, settings, principal components and images."""
+    digest = hashlib.sha256()
+    receipt = read_receipt(plan.out)
+    settings = plan.config.teacher
+    parts: Sequence[Any] = (
+        receipt["backbone"],
+        receipt["sha256"],
+        settings.stride,
+        settings.size,
+        plan.config.data.rescale_percentiles,
+        read_manifest(plan.out / "manifest.json")["sha256"],
+    )
+    digest.update(repr(parts).encode())
+    if teacher.reduction is not None:
+        digest.update(np.ascontiguousarray(teacher.reduction.basis.cpu().numpy()).tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,277 @@
+"""The loss terms of one feature level, and the state that they need: key queue and center.
+
+Shapes: B images, R processes, N points, M positions of the reference grid, D features, h x w feature cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from plrc import distributed, geometry, objectives, rng
+from plrc.config import Config
+from plrc.data.loader import Batch
+from plrc.data.points import ContrastPoints, contrast_points, match_points, pixel_points
+from plrc.data.views import MATCH, QUERY, REFERENCE
+from plrc.geometry import sample
+from plrc.model import KeyQueue, feature_side
+from plrc.objectives import Term
+from plrc.objectives.reference import cell_mixture, reference_keys
+
+CENTER_MOMENTUM = 0.9
+HeadFeatures = dict[str, Tensor]
+"""Name of a head -> its features of a view on one level, [B, D, h, w]."""
+
+
+@dataclass(frozen=True)
+class LevelOutput:
+    """What a level computes from a micro-batch.
+
+    Attributes:
+        terms: The loss terms by name.
+        keys: [R * B, D] image keys of all processes, for the queue; None if image contrast is not trained.
+        affinity: (mean, number of queries) from `mean_affinity`, to update the center; None if no center is used.
+    """
+
+    terms: dict[str, Term] = field(default_factory=dict)
+    keys: Tensor | None = None
+    affinity: tuple[Tensor, Tensor] | None = None
+
+
+class Level:
+    """Computes the loss terms of one feature level.
+
+    Args:
+        config: The settings of the run.
+        index: Position of the level in `model.strides`.
+        weights: The weight of each term that is computed.
+        device: Where it is trained.
+
+    Attributes:
+        stride: The stride of the level.
+        feature_side: Cells per side of its feature grid.
+        queue: Past image keys; None if image contrast is not trained.
+        center: [M] running mean of the teacher's affinities; None if it is not used.
+    """
+
+    def __init__(self, config: Config, index: int, weights: dict[str, float], device: torch.device) -> None:
+        self.config = config
+        self.weights = weights
+        self.stride = config.model.strides[index]
+        self.feature_side = feature_side(config.model, config.views.size, self.stride)
+        self.queue: KeyQueue | None = None
+        if "image" in weights:
+            generator = torch.Generator().manual_seed(rng.torch_seed(config.seed, "weights", index=1 + index))
+            self.queue = KeyQueue(config.objectives.queue, config.model.contrast_dim, generator).to(device)
+        self.center: Tensor | None = None
+        if "distill" in weights and config.objectives.center:
+            self.center = torch.zeros(self.reference_side() ** 2, device=device)
+        # With fewer feature cells than features, distillation is cheaper in the basis of cells, see `reference_keys`.
+        self.mixture: Tensor | None = None
+        if "distill" in weights and self.feature_side**2 < config.model.distill_dim:
+            self.mixture = cell_mixture(self.feature_side, self.reference_side(), device)
+
+    def reference_side(self) -> int:
+        """Return the number of positions per side of the reference grid of affinity distillation."""
+        return self.config.objectives.reference_grid or 2 * self.feature_side
+
+    def key_counts(self, frozen_side: int) -> dict[str, int]:
+        """Return the number of keys that each query of a term is compared with.
+
+        Args:
+            frozen_side: Cells per side of a frozen teacher's features.
+        """
+        objective_config = self.config.objectives
+        images_with_keys = 1
+        if objective_config.negatives == "batch":
+            images_with_keys = self.config.optim.batch_size // self.config.optim.gradient_accumulation_steps
+        points_per_image = self.feature_side**2 if objective_config.contrasts_pixels else objective_config.points
+        return {
+            "image": objective_config.queue + 1,
+            "point": points_per_image * images_with_keys,
+            "distill": self.reference_side() ** 2,
+            "frozen": self._frozen_side(frozen_side) ** 2,
+        }
+
+    def compute_terms(
+        self,
+        batch: Batch,
+        query: HeadFeatures,
+        reference: HeadFeatures,
+        match: HeadFeatures,
+        frozen: Tensor | None,
+        teacher_temperature: float,
+    ) -> LevelOutput:
+        """Compute the loss terms.
+
+        Args:
+            batch: The views of B images.
+            query: The student's features of A.
+            reference: The moving average's features of C.
+            match: The moving average's features of B.
+            frozen: [B, D, h, w] the frozen teacher's features of the whole images; None: there is no such teacher.
+            teacher_temperature: The temperature of the teachers' affinities at this step.
+        """
+        terms: dict[str, Term] = {}
+        keys_of_all_processes: Tensor | None = None
+        affinity: tuple[Tensor, Tensor] | None = None
+        if self.queue is not None:
+            image_queries = _image_features(query["contrast"])
+            image_keys = _image_features(reference["contrast"])
+            temperature = self.config.objectives.image_temperature
+            terms["image"] = objectives.image_term(image_queries, image_keys, self.queue.keys, temperature)
+            keys_of_all_processes = distributed.gather(image_keys)
+        if "point" in self.weights:
+            key_view = match if self.config.objectives.contrasts_pixels else reference
+            terms["point"] = self._point_term(batch, query["contrast"], key_view["contrast"])
+        if "distill" in self.weights:
+            terms["distill"], affinity = self._distill_term(
+                batch, query["distill"], match["distill"], reference["distill"], teacher_temperature
+            )
+        if frozen is not None:
+            terms["frozen"] = self._frozen_term(
+                batch, query["frozen"], reference.get("frozen"), frozen, teacher_temperature
+            )
+        return LevelOutput(terms, keys_of_all_processes, affinity)
+
+    def update(self, outputs: Sequence[LevelOutput], keep: Tensor) -> None:
+        """Push the image keys of a step into the queue and update the running mean of the center.
+
+        Args:
+            outputs: The outputs of the step's micro-batches.
+            keep: 0-dim bool, whether the step is kept. If False, queue and center stay as they are; the host does not
+                wait for the value.
+        """
+        if self.queue is not None:
+            keys = [output.keys for output in outputs if output.keys is not None]
+            self.queue.push(torch.cat(keys), keep)
+        if self.center is not None:
+            affinities = [output.affinity for output in outputs if output.affinity is not None]
+            total = torch.stack([mean * count for mean, count in affinities]).sum(dim=0)
+            total_count = torch.stack([count for _, count in affinities]).sum()
+            step_mean = distributed.sum_over_processes(total) / distributed.sum_over_processes(total_count).clamp(min=1)
+            self.center.copy_(torch.where(keep, self.center.lerp(step_mean, 1 - CENTER_MOMENTUM), self.center))
+
+    def _point_term(self, batch: Batch, query_features: Tensor, key_features: Tensor) -> Term:
+        """Contrast points of A with points of the key view; both features are [B, D, h, w]."""
+        objective_config = self.config.objectives
+        points, num_ids = self._choose_points(batch)
+        query = sample(query_features, points.query)
+        key = sample(key_features, points.key)
+        if objective_config.contrast == "region":
+            query = objectives.region_features(query, points.query_regions)
+            key = objectives.region_features(key, points.key_regions)
+        query = _unit(query)
+        key = _unit(key)
+        if objective_config.negatives == "image":
+            return objectives.point_region_term(
+                query, key, points.query_regions, points.key_regions, objective_config.point_temperature
+            )
+        # negatives from the images of all processes
+        query_ids = _ids_over_all_images(points.query_regions, num_ids)
+        key_ids = _ids_over_all_images(points.key_regions, num_ids)
+        all_keys = distributed.gather(key.flatten(0, 1))
+        all_key_ids = distributed.gather(key_ids)
+        return objectives.point_region_term(
+            query.flatten(0, 1), all_keys, query_ids, all_key_ids, objective_config.point_temperature
+        )
+
+    def _choose_points(self, batch: Batch) -> tuple[ContrastPoints, int]:
+        """Choose the points to contrast. Returns (points, a number that all their region ids are below)."""
+        maps = batch.maps
+        if self.config.objectives.contrasts_pixels:
+            return pixel_points(maps[QUERY], maps[MATCH], self.feature_side), self.feature_side**2
+        num_ids = batch.regions.shape[1] * batch.regions.shape[2]  # as many as there are pixels in a region map
+        points = contrast_points(
+            regions=batch.regions,
+            num_regions=num_ids,
+            map_query=maps[QUERY],
+            map_key=maps[REFERENCE],
+            uniform=batch.contrast_uniform,
+            num_points=self.config.objectives.points,
+        )
+        return points, num_ids
+
+    def _distill_term(
+        self, batch: Batch, query: Tensor, match: Tensor, reference: Tensor, teacher_temperature: float
+    ) -> tuple[Term, tuple[Tensor, Tensor] | None]:
+        """Compute affinity distillation from the moving average. Returns (term, `LevelOutput.affinity`).
+
+        Features are [B, D, h, w]: the student's of A, the moving average's of B and of C.
+        """
+        objective_config = self.config.objectives
+        points = match_points(
+            batch.maps[QUERY], batch.maps[MATCH], batch.match_uniform, objective_config.distill_points
+        )
+        student_features = _unit(sample(query, points.student))
+        teacher_features = _unit(sample(match, points.teacher))
+        keys, basis = reference_keys(reference, self.reference_side(), self.mixture)
+        if basis is not None:  # keys are in the basis of feature cells, and queries must be too
+            student_features = student_features @ basis
+            teacher_features = teacher_features @ basis
+        term = objectives.affinity_distillation_term(
+            student_features,
+            teacher_features,
+            keys,
+            objective_config.student_temperature,
+            teacher_temperature,
+            self.center,
+            points.valid,
+        )
+        if self.center is None:
+            return term, None
+        return term, objectives.mean_affinity(teacher_features, keys, points.valid)
+
+    def _frozen_term(
+        self, batch: Batch, query: Tensor, reference: Tensor | None, frozen: Tensor, teacher_temperature: float
+    ) -> Term:
+        """Compute affinity distillation from a frozen teacher (METHOD section 8).
+
+        Features are [B, D, h, w]: the student's of A, the moving average's of C (relational form only), and the
+        teacher's of the whole image.
+        """
+        temperature = self.config.objectives.student_temperature
+        points = batch.match_uniform.view(len(query), -1, 2)
+        student_features = _unit(sample(query, points))
+        teacher_features = _unit(sample(frozen, geometry.to_image(points, batch.maps[QUERY])))
+        side = self._frozen_side(frozen.shape[-1])
+        if reference is None:  # projected form: the keys are the teacher's features on a grid of the whole image
+            keys, _ = reference_keys(frozen, side)
+            return objectives.affinity_distillation_term(
+                student_features, teacher_features, keys, temperature, teacher_temperature
+            )
+        keys, _ = reference_keys(reference, side)
+        positions = geometry.cell_centers(side, side, frozen.device).expand(len(query), -1, -1)
+        teacher_keys = _unit(sample(frozen, geometry.to_image(positions, batch.maps[REFERENCE])))
+        return objectives.relational_distillation_term(
+            student_features, keys, teacher_features, teacher_keys, temperature, teacher_temperature
+        )
+
+    def _frozen_side(self, frozen_side: int) -> int:
+        """The number of positions per side of the reference grid of distillation from a frozen teacher."""
+        if self.config.teacher.form == "relational":
+            return self.reference_side()
+        return self.config.objectives.reference_grid or frozen_side
+
+
+def _unit(features: Tensor) -> Tensor:
+    return F.normalize(features, dim=-1)
+
+
+def _image_features(features: Tensor) -> Tensor:
+    """Average over positions, then normalize (METHOD section 3): [B, D, h, w] -> [B, D]."""
+    return _unit(features.float().mean(dim=(2, 3)))
+
+
+def _ids_over_all_images(ids: Tensor, num_ids: int) -> Tensor:
+    """Make ids [B, N], which are unique per image, unique over the images of all processes: [B * N]. -1 is kept.
+
+    All ids must be below `num_ids`.
+    """
+    first_image = distributed.rank() * len(ids)
+    image = torch.arange(first_image, first_image + len(ids), device=ids.device)
+    return torch.where(ids >= 0, ids + (image * num_ids)[:, None], -1).flatten()

@@ -1,0 +1,114 @@
+"""The frozen teacher: a network with given weights that is never updated (METHOD section 8).
+
+Its features are those of whole images, reduced to their principal components.
+
+Shapes: B images, S pixels per side, C channels of the network's level, D reduced features, h x w cells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from plrc.data.photometric import normalize
+from plrc.errors import ConfigError
+from plrc.model.backbone import Backbone
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """A linear map to fewer features.
+
+    Attributes:
+        basis: [C, D] orthonormal columns.
+    """
+
+    basis: Tensor
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Reduce features [B, C, h, w] to [B, D, h, w]."""
+        return torch.einsum("bchw,cd->bdhw", features, self.basis)
+
+
+def principal_components(features: Tensor, components: int) -> Reduction:
+    """Find the directions that keep the most of unit features' dot products.
+
+    These are the eigenvectors of the second moment (not centered, because affinities are not), largest first. The sign
+    of each makes its largest entry positive.
+
+    Args:
+        features: [n, C], of unit length.
+        components: Number of directions D; at most C are returned.
+    """
+    moment = features.double().mT @ features.double()
+    _, vectors = torch.linalg.eigh(moment)
+    basis = vectors.flip(1)[:, :components]
+    largest = basis.abs().argmax(dim=0, keepdim=True)
+    return Reduction((basis * basis.gather(0, largest).sign()).float())
+
+
+class FrozenTeacher:
+    """Whole images -> features of unit length.
+
+    Args:
+        backbone: The network with its weights.
+        stride: The level whose features are used.
+        size: Width and height of the images in pixels.
+        device: Where it runs.
+
+    Attributes:
+        side: Cells per side of the features (h = w).
+        reduction: Applied to the features; None: all features are kept.
+
+    Raises:
+        ConfigError: The backbone has no such level, or cannot take images of this size.
+    """
+
+    def __init__(self, backbone: Backbone, stride: int, size: int, device: torch.device) -> None:
+        if stride not in backbone.channels:
+            strides = ", ".join(map(str, backbone.channels))
+            raise ConfigError(f"teacher.stride is {stride}; {backbone.name} has feature levels of strides {strides}")
+        self.backbone = backbone.to(device).eval().requires_grad_(False)
+        self.stride = stride
+        self.reduction: Reduction | None = None
+        try:
+            level = self._level(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise ConfigError(f"teacher.size {size} does not fit {backbone.name}: {error}") from error
+        self.side = level.shape[-1]
+
+    @property
+    def dim(self) -> int:
+        """Number of features D."""
+        if self.reduction is None:
+            return self.backbone.channels[self.stride]
+        return self.reduction.basis.shape[1]
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """Compute features.
+
+        Args:
+            images: uint8 [B, 3, S, S]; or features that were computed before, in floating point, [B, D, h, w].
+
+        Returns:
+            float32 [B, D, h, w]; every cell has unit length.
+        """
+        if images.is_floating_point():
+            return images.float()
+        features = self.full_features(images)
+        if self.reduction is not None:
+            features = torch.nn.functional.normalize(self.reduction(features), dim=1)
+        return features
+
+    @torch.no_grad()
+    def full_features(self, images: Tensor) -> Tensor:
+        """Compute features that are not reduced: uint8 [B, 3, S, S] -> float32 [B, C, h, w], cells of unit length."""
+        return torch.nn.functional.normalize(self._level(images).float(), dim=1)
+
+    @torch.no_grad()
+    def _level(self, images: Tensor) -> Tensor:
+        level: Tensor = self.backbone(normalize(images), self.stride)[self.stride]
+        return level
