@@ -163,7 +163,7 @@ def unusual() -> Config:
             changed[name] = value + 0.01 if value < 0.98 else value - 0.25
         elif name == "model.strides":
             changed[name] = (4, 8, 16)
-        elif isinstance(value, tuple):
+        elif isinstance(value, tuple) and value:
             changed[name] = (value[0] + 0.1, value[1] - 0.1)
         elif isinstance(value, int):
             changed[name] = value + 2
@@ -171,9 +171,13 @@ def unusual() -> Config:
             changed[name] = 'a "quoted" \\ path\nof Überlingen'
     changed |= {
         "data.layout": "voc",
+        "data.mean": (0.4, 0.5, 0.6),
+        "data.std": (0.2, 0.25, 0.3),
         "regions.source": "maps",
         "teacher.kind": "frozen",
         "teacher.form": "relational",
+        "teacher.mean": (0.4, 0.5, 0.6),
+        "teacher.std": (0.2, 0.25, 0.3),
         "model.layer4_stride": 1,
         "objectives.contrast": "region",
         "objectives.negatives": "image",

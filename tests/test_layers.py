@@ -12,7 +12,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 LAYERS = (
     {"errors", "text", "progress", "files", "machine"},
-    {"settings"},
+    {"settings", "pixels"},
     {"config", "geometry", "rng", "distributed"},
     {"runtime", "measures"},
     {"data"},

@@ -236,6 +236,10 @@ def _convert(name: str, value: Any, current: Any, hint: Any) -> Any:
         integers = len(values) > 0 and all(type(number) is int for number in values)
         require(integers, f"{name} must be one or several integers, got {value!r}")
         return tuple(values)
+    if hint == tuple[float, ...]:
+        is_list = isinstance(value, (list, tuple)) and all(map(_is_number, value))
+        require(is_list, f"{name} must be a list of numbers, got {value!r}")
+        return tuple(map(float, value))
     if isinstance(current, tuple):
         is_pair = isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_number, value))
         require(is_pair, f"{name} must be two numbers [a, b], got {value!r}")

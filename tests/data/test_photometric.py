@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -12,9 +13,12 @@ from torchvision.transforms.v2 import functional as tv
 
 from plrc.config import ViewConfig
 from plrc.data import photometric
-from plrc.data.photometric import DRAWS, MEAN, STD, augment, normalize
+from plrc.data.photometric import DRAWS
+from plrc.pixels import IMAGENET
 
 NONE = ViewConfig(jitter_prob=0.0, gray_prob=0.0, blur_prob=0.0)
+augment = partial(photometric.augment, statistics=IMAGENET)
+normalize = partial(photometric.normalize, statistics=IMAGENET)
 JITTER, BRIGHTNESS, CONTRAST, SATURATION, HUE, GREY, BLUR, SIGMA = range(DRAWS)
 
 
@@ -29,7 +33,7 @@ def uniforms(count: int = 4, seed: int = 0) -> Tensor:
 
 def plain(normalized: Tensor) -> Tensor:
     """Back to values in [0, 1]."""
-    return normalized * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
+    return normalized * torch.tensor(IMAGENET.std)[:, None, None] + torch.tensor(IMAGENET.mean)[:, None, None]
 
 
 def only(**amounts: float) -> ViewConfig:
@@ -45,7 +49,9 @@ def luma(colors: Tensor) -> Tensor:
 
 def test_normalise_is_the_formula() -> None:
     given = images()
-    expected = (given.double() / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    expected = (given.double() / 255 - torch.tensor(IMAGENET.mean)[:, None, None]) / torch.tensor(IMAGENET.std)[
+        :, None, None
+    ]
     torch.testing.assert_close(normalize(given).double(), expected, atol=1e-6, rtol=1e-6)
     assert normalize(given).dtype == torch.float32
 

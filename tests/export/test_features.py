@@ -15,6 +15,7 @@ import plrc
 from plrc.data.photometric import normalize
 from plrc.errors import ConfigError
 from plrc.model import Backbone, build_backbone
+from plrc.pixels import IMAGENET
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +41,11 @@ def pixels() -> Tensor:
 def test_bytes_floats_and_normalised_images_give_the_plain_networks_features(
     net: Backbone, run: Path, pixels: Tensor
 ) -> None:
-    plain = net(normalize(pixels))
+    plain = net(normalize(pixels, IMAGENET))
     loaded = plrc.load_backbone(run, normalize=True)
     assert loaded.channels == {4: 64, 8: 128, 16: 256, 32: 512} and not loaded.training
     given = {"bytes": loaded(pixels), "floats": loaded(pixels / 255)}
-    given["normalized"] = plrc.load_backbone(run)(normalize(pixels))
+    given["normalized"] = plrc.load_backbone(run)(normalize(pixels, IMAGENET))
     assert all(torch.equal(given["normalized"][s], plain[s]) for s in plain)
     for levels in given.values():
         assert {s: tuple(f.shape) for s, f in levels.items()} == {
@@ -57,7 +58,7 @@ def test_bytes_floats_and_normalised_images_give_the_plain_networks_features(
 @torch.no_grad()
 @pytest.mark.parametrize(("height", "width"), [(33, 47), (1, 70), (64, 65)])
 def test_a_resnet_takes_any_size_as_it_is(height: int, width: int, net: Backbone, run: Path, pixels: Tensor) -> None:
-    images = normalize(pixels[:, :, :height, :width])
+    images = normalize(pixels[:, :, :height, :width], IMAGENET)
     levels = plrc.load_backbone(run)(images)
     for stride, features in net(images).items():
         assert levels[stride].shape[2:] == (math.ceil(height / stride), math.ceil(width / stride))
@@ -74,7 +75,7 @@ def test_layer4_with_stride_1_is_cut_to_its_own_positions(run: Path, pixels: Ten
 @pytest.mark.parametrize(("dtype", "close"), [(torch.bfloat16, 0.04), (torch.float16, 0.005)])
 def test_half_precision_is_close(dtype: torch.dtype, close: float, net: Backbone, run: Path, pixels: Tensor) -> None:
     levels = plrc.load_backbone(run, normalize=True, dtype=dtype)(pixels)
-    for stride, plain in net(normalize(pixels)).items():
+    for stride, plain in net(normalize(pixels, IMAGENET)).items():
         assert levels[stride].dtype == dtype
         assert float((levels[stride].float() - plain).norm() / plain.norm()) < close
 
@@ -105,8 +106,8 @@ def test_a_timm_network_that_rounds_down_gives_all_positions(tmp_path: Path) -> 
     loaded = plrc.load_backbone(saved_run(tmp_path, names(net), backbone="timm:test_convnext"), normalize=True)
     images = torch.randint(256, (1, 3, 50, 71), dtype=torch.uint8)
     with torch.no_grad():
-        assert net(normalize(images))[4].shape[2:] == (12, 17)  # by itself it loses the border
-        padded = F.pad(normalize(images), (0, -71 % 32, 0, -50 % 32))
+        assert net(normalize(images, IMAGENET))[4].shape[2:] == (12, 17)  # by itself it loses the border
+        padded = F.pad(normalize(images, IMAGENET), (0, -71 % 32, 0, -50 % 32))
         whole = net(padded)[8][..., : math.ceil(50 / 8), : math.ceil(71 / 8)]
         assert torch.allclose(loaded(images)[8], whole, atol=1e-5)
         assert {s: f.shape[2:] for s, f in loaded(images).items()} == {

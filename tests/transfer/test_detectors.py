@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from plrc.data.photometric import MEAN, STD
 from plrc.errors import PlrcError
 from plrc.model.backbone import Backbone, build_backbone
+from plrc.pixels import IMAGENET
 from plrc.scenes import render_scene
 from plrc.transfer.detectors import build_detector
 from plrc.transfer.norms import FrozenBatchNorm2d, norm_layer
@@ -241,7 +241,7 @@ def test_sizes_of_the_input() -> None:
 def test_images_are_normalised_as_in_pre_training() -> None:
     image = torch.full((3, SIZE, SIZE), 0.25)
     seen = detector(FPN).eval().transform([image])[0].tensors[0, :, 0, 0]
-    torch.testing.assert_close(seen, (0.25 - torch.tensor(MEAN)) / torch.tensor(STD))
+    torch.testing.assert_close(seen, (0.25 - torch.tensor(IMAGENET.mean)) / torch.tensor(IMAGENET.std))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from plrc.data.photometric import normalize
 from plrc.errors import ConfigError
+from plrc.pixels import IMAGENET
 from plrc.transfer.probe import extract_features, probe_backbone
 
 
@@ -27,7 +28,7 @@ def test_extract_uses_evaluation_mode_and_puts_every_mode_back():
     backbone = Pooled()
     images = torch.randint(0, 256, (5, 3, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     features = extract_features(backbone, images, 8, batch_size=2)
-    expected = F.avg_pool2d(normalize(images), 8) / (1 + 1e-5)
+    expected = F.avg_pool2d(normalize(images, IMAGENET), 8) / (1 + 1e-5)
     assert torch.allclose(features, expected, atol=1e-4)
     assert backbone.training
     assert backbone.norm.training

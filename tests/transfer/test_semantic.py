@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from plrc.data.photometric import normalize
 from plrc.errors import PlrcError
 from plrc.model.backbone import Backbone, build_backbone
+from plrc.pixels import IMAGENET
 from plrc.scenes import render_scene
 from plrc.transfer.protocols import DetectorConfig
 from plrc.transfer.semantic import build_segmenter
@@ -29,7 +30,7 @@ def loss_of(model: nn.Module) -> Tensor:
     scenes = [render_scene(0, index, 64) for index in range(2)]
     images = torch.stack([torch.from_numpy(scene.image).permute(2, 0, 1) for scene in scenes])
     labels = torch.stack([torch.from_numpy(scene.semantic).long() for scene in scenes])
-    return F.cross_entropy(model(normalize(images)), labels)
+    return F.cross_entropy(model(normalize(images, IMAGENET)), labels)
 
 
 @pytest.mark.parametrize("norm", ["none", "bn", "sync", "gn"])

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from plrc.data.photometric import MEAN, STD, normalize
+from plrc.data.photometric import normalize
 from plrc.errors import PlrcError
 from plrc.model import Backbone, build_backbone
+from plrc.pixels import IMAGENET
 from plrc.visualize.dense_features import CompressedFeatures, compress, dense_features, fitted_size, native_stride
 
 
@@ -35,9 +36,9 @@ def test_a_place_is_where_the_feature_grid_has_it(stride: int) -> None:
     features = dense_features(means, 16, 16, image, stride)
     assert features.shape == (3, height // stride, width // stride)
     torch.testing.assert_close(features.norm(dim=0), torch.ones(features.shape[1:]))
-    blue = (200 / 255 - MEAN[2]) / STD[2]
-    color = 255 * (features[:2] / features[2] * blue * torch.tensor(STD[:2])[:, None, None])
-    color += 255 * torch.tensor(MEAN[:2])[:, None, None]
+    blue = (200 / 255 - IMAGENET.mean[2]) / IMAGENET.std[2]
+    color = 255 * (features[:2] / features[2] * blue * torch.tensor(IMAGENET.std[:2])[:, None, None])
+    color += 255 * torch.tensor(IMAGENET.mean[:2])[:, None, None]
     column = (torch.arange(features.shape[2]) + 0.5) * stride - 0.5  # the middle of place j, counted in pixel indices
     row = (torch.arange(features.shape[1]) + 0.5) * stride - 0.5
     x, y = torch.meshgrid(column, row, indexing="xy")
@@ -53,7 +54,7 @@ def test_at_its_own_stride_a_network_gives_what_it_gives_for_the_mirrored_image(
     image = torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8)
     assert native_stride(backbone, 32) == 16  # layer4 with stride 1
     assert native_stride(backbone, 8) == 8
-    mirrored = F.pad(normalize(image[None]), (32, 32, 32, 32), mode="reflect")
+    mirrored = F.pad(normalize(image[None], IMAGENET), (32, 32, 32, 32), mode="reflect")
     with torch.no_grad():
         expected = F.normalize(backbone(mirrored)[32][0, :, 2:-2, 2:-2], dim=0)
     torch.testing.assert_close(dense_features(backbone, 32, 16, image, 16), expected)

@@ -52,6 +52,11 @@ class ProbeOptions:
     """Largest number of images that are read, of each split."""
     seed: int = 0
     """Subset, random weights, pixels that the probe is fitted on."""
+    mean: tuple[float, ...] = ()
+    """Mean of red, green and blue, on the scale 0 to 1, that pixels are normalized with. Empty: what the weights were
+    trained with."""
+    std: tuple[float, ...] = ()
+    """Standard deviation of red, green and blue, on the scale 0 to 1; set it together with `mean`."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -120,6 +125,8 @@ def probe(arguments: Sequence[str]) -> int:
         train=options.train,
         test=options.test,
         fraction=options.fraction,
+        mean=options.mean,
+        std=options.std,
     )
     from plrc.transfer.dense import dense_probe
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from plrc.pixels import IMAGENET, PixelStatistics, given_statistics
 from plrc.settings import require, require_at_least, require_between, require_positive, require_range, setting
 
 
@@ -31,12 +32,24 @@ class DataConfig:
     """Images with more megapixels than this count as unreadable; protects against decompression bombs."""
     max_unreadable_fraction: float = 0.1
     """Stop the run when a larger fraction of the images, or of their id maps, cannot be read."""
+    mean: tuple[float, ...] = ()
+    """Mean of red, green and blue, on the scale 0 to 1, that pixels are normalized with. Empty: what the weights of
+    `model.init` were trained with (as their file says, else as timm's configuration of the network says), or
+    ImageNet's."""
+    std: tuple[float, ...] = ()
+    """Standard deviation of red, green and blue, on the scale 0 to 1; set it together with `mean`."""
 
     def __post_init__(self) -> None:
         require_at_least("data.held_out", self.held_out, 0)
         require_range("data.rescale_percentiles", self.rescale_percentiles, 0, 100)
         require_positive("data.max_megapixels", self.max_megapixels)
         require_between("data.max_unreadable_fraction", self.max_unreadable_fraction, 0, 1)
+        given_statistics(self.mean, self.std)
+
+    @property
+    def pixels(self) -> PixelStatistics:
+        """The statistics that pixels are normalized with: `mean` and `std`, or ImageNet's."""
+        return given_statistics(self.mean, self.std) or IMAGENET
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from plrc.pixels import PixelStatistics, given_statistics
 from plrc.settings import require, require_at_least
 
 
@@ -87,11 +88,23 @@ class TeacherConfig:
     """Frozen teacher: largest size of the cache. If the images need more, features are computed in every step instead.
     0: no cache."""
 
+    mean: tuple[float, ...] = ()
+    """Frozen teacher: mean of red, green and blue, on the scale 0 to 1, that its pixels are normalized with. Empty:
+    what its weights were trained with, as for `data.mean`."""
+    std: tuple[float, ...] = ()
+    """Frozen teacher: standard deviation of red, green and blue, on the scale 0 to 1; set it together with `mean`."""
+
     def __post_init__(self) -> None:
+        given_statistics(self.mean, self.std, "teacher")
         require_at_least("teacher.stride", self.stride, 1)
         require_at_least("teacher.size", self.size, 16)
         require_at_least("teacher.components", self.components, 0)
         require_at_least("teacher.cache_gigabytes", self.cache_gigabytes, 0)
+
+    @property
+    def pixels(self) -> PixelStatistics | None:
+        """The statistics that `mean` and `std` give; None: those of the teacher's weights."""
+        return given_statistics(self.mean, self.std, "teacher")
 
     @property
     def frozen(self) -> bool:

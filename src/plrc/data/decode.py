@@ -72,7 +72,7 @@ def decode_bytes(
         check_pixels(image, data, max_megapixels)
         try:
             pixels = _decode_pixels(image, start, data, percentiles, min_side)
-            return _apply_orientation(pixels, orientation(image)).permute(2, 0, 1)
+            return _apply_orientation(pixels, _orientation(image)).permute(2, 0, 1)
         except Exception as error:  # the decoders raise almost every type there is on damaged data
             raise DecodeError(_decoder_reason(error, image)) from error
 
@@ -194,21 +194,17 @@ def _decode_deep(image: Image.Image, data: bytes, percentiles: tuple[float, floa
     return np.ascontiguousarray(np.broadcast_to(out, (*out.shape[:2], 3)))
 
 
-def orientation(image: Image.Image) -> int:
-    """Return the orientation in the EXIF data, 1 to 8; from 5 on, height and width are exchanged.
-
-    It is 1 if it is missing, unknown or cannot be read.
-    """
+def _orientation(image: Image.Image) -> int:
+    """The orientation in the EXIF data, 1 to 8; 1 if it is missing or cannot be read."""
     try:
-        number = int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged EXIF data is no reason to refuse the pixels
         return 1
-    return number if number in _FLIPS else 1
 
 
-def _apply_orientation(pixels: Tensor, number: int) -> Tensor:
+def _apply_orientation(pixels: Tensor, orientation: int) -> Tensor:
     """Turn stored pixels [h, w, 3] as the EXIF orientation demands: [H, W, 3], contiguous."""
-    if number not in _FLIPS:
+    if orientation not in _FLIPS:
         return pixels.contiguous()
-    turned = pixels.transpose(0, 1) if number >= 5 else pixels
-    return turned.flip(_FLIPS[number]).contiguous()
+    turned = pixels.transpose(0, 1) if orientation >= 5 else pixels
+    return turned.flip(_FLIPS[orientation]).contiguous()

@@ -15,10 +15,7 @@ import torch
 from torch import Tensor
 
 from plrc.config import ViewConfig
-
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
-"""ImageNet's mean and standard deviation of red, green and blue in [0, 1]: what torchvision's backbones expect."""
+from plrc.pixels import PixelStatistics
 
 DRAWS = 8
 """Uniform numbers per view: jitter or not, brightness, contrast, saturation, hue, gray or not, blur or not, sigma."""
@@ -29,20 +26,21 @@ _CHUNK_GPU = 2**26  # color values per chunk of views: enough to keep a GPU busy
 _CHUNK_CPU = 2**21  # color values per chunk of views: fits into the cache of a CPU
 
 
-def normalize(images: Tensor) -> Tensor:
-    """Normalize images as torchvision's backbones expect them.
+def normalize(images: Tensor, statistics: PixelStatistics) -> Tensor:
+    """Normalize images as a backbone expects them.
 
     Args:
         images: RGB, uint8 [N, 3, H, W].
+        statistics: What the backbone is trained with (`Backbone.pixels`).
 
     Returns:
-        (images / 255 - MEAN) / STD, float32 [N, 3, H, W].
+        (images / 255 - mean) / std, float32 [N, 3, H, W].
     """
-    constants = _constants(images.device)
+    constants = _constants(images.device, statistics)
     return images.float().mul_(constants.scale).sub_(constants.shift)
 
 
-def augment(images: Tensor, uniform: Tensor, config: ViewConfig) -> Tensor:
+def augment(images: Tensor, uniform: Tensor, config: ViewConfig, statistics: PixelStatistics) -> Tensor:
     """Jitter the colors of views, make some of them gray or blurred, and normalize all: MoCo v2's recipe.
 
     The order is brightness, contrast (about the view's mean gray), saturation, hue, gray. Together they are one affine
@@ -54,6 +52,7 @@ def augment(images: Tensor, uniform: Tensor, config: ViewConfig) -> Tensor:
         images: Views, uint8 [N, 3, S, S].
         uniform: Uniform random numbers in [0, 1), [N, DRAWS].
         config: The settings of views.
+        statistics: What views are normalized with.
 
     Returns:
         Normalized views, float32 [N, 3, S, S].
@@ -64,20 +63,22 @@ def augment(images: Tensor, uniform: Tensor, config: ViewConfig) -> Tensor:
     chunks = zip(images.split(num_views), uniform.split(num_views), out.split(num_views), strict=True)
     with torch.autocast(images.device.type, enabled=False):
         for chunk, draws, result in chunks:
-            _augment_chunk(chunk, draws, config, result)
+            _augment_chunk(chunk, draws, config, statistics, result)
     return out
 
 
-def _augment_chunk(images: Tensor, uniform: Tensor, config: ViewConfig, out: Tensor) -> None:
+def _augment_chunk(
+    images: Tensor, uniform: Tensor, config: ViewConfig, statistics: PixelStatistics, out: Tensor
+) -> None:
     """Write the augmented and normalized views into `out`."""
-    constants = _constants(images.device)
+    constants = _constants(images.device, statistics)
     pixels = images.to(torch.float32, memory_format=torch.contiguous_format)
-    matrix, offset = _color_maps(pixels.mean(dim=(2, 3)) / 255, uniform, config)
+    matrix, offset = _color_maps(pixels.mean(dim=(2, 3)) / 255, uniform, config, constants)
     # the map from pixels to normalized colors: / 255, then the map of the colors, then - mean, / std
     matrix = matrix / (255 * constants.std)
     offset = (offset - constants.mean) / constants.std
     torch.baddbmm(offset, matrix, pixels.flatten(2), out=out.flatten(2))
-    for channel, (mean, std) in enumerate(zip(MEAN, STD, strict=True)):
+    for channel, (mean, std) in enumerate(zip(statistics.mean, statistics.std, strict=True)):
         out[:, channel].clamp_(-mean / std, (1 - mean) / std)  # colors in [0, 1]
     if config.blur_prob == 0:
         return
@@ -95,9 +96,9 @@ def _augment_chunk(images: Tensor, uniform: Tensor, config: ViewConfig, out: Ten
 class _Constants:
     """Constants on a device, created once because a copy from the host waits for it. `mean` and `std` are [3, 1]."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.mean = torch.tensor(MEAN, device=device)[:, None]
-        self.std = torch.tensor(STD, device=device)[:, None]
+    def __init__(self, device: torch.device, statistics: PixelStatistics) -> None:
+        self.mean = torch.tensor(statistics.mean, device=device)[:, None]
+        self.std = torch.tensor(statistics.std, device=device)[:, None]
         self.scale = (1 / (255 * self.std))[:, :, None]
         self.shift = (self.mean / self.std)[:, :, None]
         to_yiq = torch.tensor(
@@ -111,18 +112,17 @@ class _Constants:
 
 
 @lru_cache
-def _constants(device: torch.device) -> _Constants:
-    return _Constants(device)
+def _constants(device: torch.device, statistics: PixelStatistics) -> _Constants:
+    return _Constants(device, statistics)
 
 
-def _color_maps(mean_rgb: Tensor, uniform: Tensor, config: ViewConfig) -> tuple[Tensor, Tensor]:
+def _color_maps(mean_rgb: Tensor, uniform: Tensor, config: ViewConfig, constants: _Constants) -> tuple[Tensor, Tensor]:
     """Return the affine maps of colors in [0, 1] of views with these means: matrices [N, 3, 3], offsets [N, 1, 1].
 
     A color is its gray plus its chroma. Brightness b and contrast c scale both; saturation s scales the chroma, hue
     rotates it by the angle h, and grayscale is s = 0:
         b c (gray + s cos(h) chroma + s sin(h) rotated chroma) + (1 - c) b mean gray
     """
-    constants = _constants(uniform.device)
     jitter = (uniform[:, 0:1] < config.jitter_prob) * (2 * uniform[:, 1:5] - 1)
     brightness = 1 + config.brightness * jitter[:, 0]
     contrast = 1 + config.contrast * jitter[:, 1]

@@ -32,7 +32,9 @@ from plrc.errors import ConfigError, RunError, WeightsError
 from plrc.files import parse_json, write_atomic, write_json
 from plrc.model import FrozenTeacher, build_backbone
 from plrc.model.frozen import Reduction, principal_components
-from plrc.model.weights import load_into, read_weights
+from plrc.model.start_pixels import start_pixels
+from plrc.model.weights import Weights, load_into, read_weights
+from plrc.pixels import PixelStatistics
 
 SAMPLE = 256
 """Number of images whose features give the principal components."""
@@ -63,7 +65,9 @@ def prepare_teacher(plan: Plan) -> FrozenTeacher | None:
     name = config.teacher.backbone or config.model.backbone
     file = _weights_file(config)
     backbone = build_backbone(name)
-    load_into(backbone, read_weights(file))
+    weights = read_weights(file)
+    load_into(backbone, weights)
+    backbone.pixels = _pixels(config, name, weights)
     _check_receipt(plan, name, file)
     teacher = FrozenTeacher(backbone, config.teacher.stride, config.teacher.size, plan.device)
     components = config.teacher.components
@@ -190,6 +194,15 @@ def _weights_file(config: Config) -> Path:
     return checkpoint_of(path)
 
 
+def _pixels(config: Config, name: str, weights: Weights) -> PixelStatistics:
+    """The statistics that the teacher's pixels are normalized with."""
+    if config.teacher.pixels is not None:
+        return config.teacher.pixels
+    if not config.teacher.init:  # an anchor has the start weights of the student
+        return config.data.pixels
+    return start_pixels(name, weights.metadata, weights.source)[0]
+
+
 def _check_receipt(plan: Plan, name: str, file: Path) -> None:
     """Write teacher.json at a fresh start; compare the weights with it at a resume."""
     path = plan.out / "teacher.json"
@@ -269,6 +282,7 @@ def _cache_key(plan: Plan, teacher: FrozenTeacher) -> str:
         settings.stride,
         settings.size,
         plan.config.data.rescale_percentiles,
+        teacher.backbone.pixels,
         read_manifest(plan.out / "manifest.json")["sha256"],
     )
     digest.update(repr(parts).encode())

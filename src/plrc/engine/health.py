@@ -185,9 +185,11 @@ class HealthCheck:
     def _view_features(self, backbone: nn.Module, stride: int, batch: Batch) -> ViewFeatures:
         draws = batch.match_uniform[:, : match_draws(POINTS)]
         points = match_points(batch.maps[QUERY], batch.maps[MATCH], draws, POINTS)
-        first_images = photometric.augment(batch.images[QUERY], batch.color_uniform[QUERY], self.config.views)
+        views = self.config.views
+        statistics = self.config.data.pixels
+        first_images = photometric.augment(batch.images[QUERY], batch.color_uniform[QUERY], views, statistics)
         first_grid = backbone(first_images, stride)[stride]
-        second_images = photometric.augment(batch.images[MATCH], batch.color_uniform[MATCH], self.config.views)
+        second_images = photometric.augment(batch.images[MATCH], batch.color_uniform[MATCH], views, statistics)
         second_grid = backbone(second_images, stride)[stride]
         first = F.normalize(sample(first_grid, points.student), dim=-1)
         second = F.normalize(sample(second_grid, points.teacher), dim=-1)

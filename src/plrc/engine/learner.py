@@ -80,6 +80,7 @@ class Learner:
             frozen_dim=frozen.dim if frozen is not None else 0,
         )
         check_feature_side(student, config.model, config.views.size)
+        student.backbone.pixels = config.data.pixels
         self.student: Network = student.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.teacher = make_teacher(self.student)
         self.levels = [Level(config, index, self.weights, device) for index in range(len(config.model.strides))]
@@ -200,7 +201,8 @@ class Learner:
     def _augment(self, batch: Batch) -> Tensor:
         """Augment uint8 views [V, B, 3, S, S] into normalized float views of the same shape."""
         joined = batch.images.flatten(0, 1)
-        images = photometric.augment(joined, batch.color_uniform.flatten(0, 1), self.config.views)
+        uniform = batch.color_uniform.flatten(0, 1)
+        images = photometric.augment(joined, uniform, self.config.views, self.student.backbone.pixels)
         views: Tensor = images.contiguous(memory_format=self.memory_format).unflatten(0, batch.images.shape[:2])
         return views
 

@@ -10,6 +10,7 @@ import errno
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ from plrc.engine.checkpoint import newest_checkpoint, rename_damaged
 from plrc.engine.checks import check_batch, check_missing_images, check_required, check_resumed, check_settings
 from plrc.errors import DataError, RunError
 from plrc.files import LOCK, FolderLock, remove_partial
+from plrc.model.start_pixels import start_pixels
+from plrc.model.weights import read_weights
+from plrc.pixels import IMAGENET
 from plrc.runtime import choose_device, choose_precision, choose_workers
 
 LISTING_SETTINGS = ("source", "layout", "split", "exclude", "held_out")
@@ -91,7 +95,8 @@ def prepare(config: Config, lock: FolderLock | None = None) -> Plan:
     images, train, held_out = _list_images(config, stored, out / "manifest.json")
     _check_same_in_all_processes(config, images)
     config, changes = _adapt(config, stored, len(train), device)
-    remarks = _describe_images(images, train, held_out)
+    config, pixel_remarks = _choose_pixels(config, stored)
+    remarks = _describe_images(images, train, held_out) + pixel_remarks
     remarks += [f"adapted {change}" for change in changes]
 
     check_batch(config, len(train), distributed.world_size())
@@ -182,6 +187,41 @@ def _adapt(config: Config, stored: Config | None, num_train: int, device: torch.
         return config.with_values(adapted_values, pin=False), changes
     stored_settings = stored.flat()
     return config.with_values({name: stored_settings[name] for name in adapted_values}, pin=False), []
+
+
+def _choose_pixels(config: Config, stored: Config | None) -> tuple[Config, list[str]]:
+    """Set the pixel statistics: the user's, or those of the start weights; a resumed run takes the stored ones.
+
+    The settings stay empty for ImageNet's statistics. Returns (settings, remarks).
+    """
+    given = bool(config.data.mean)
+    if stored is not None:
+        if given:
+            return config, []  # compared with the stored ones later
+        return config.with_values({"data.mean": stored.data.mean, "data.std": stored.data.std}, pin=False), []
+    if not config.model.init:
+        pixels = config.data.pixels
+        source = "data.mean and data.std"
+    else:
+        expected, source = start_pixels(config.model.backbone, _start_metadata(config.model.init), config.model.init)
+        pixels = expected
+        if given and config.data.pixels != expected:
+            pixels = config.data.pixels
+            source = f"as you set; {source} says {expected}"
+    remarks: list[str] = []
+    if pixels != IMAGENET or given:
+        config = config.with_values({"data.mean": pixels.mean, "data.std": pixels.std}, pin=False)
+        remarks.append(f"pixels are normalized with {pixels} ({source})")
+    return config, remarks
+
+
+def _start_metadata(init: str) -> dict[str, Any]:
+    """What the file of the start weights holds besides tensors; empty if there is none, which is an error later."""
+    path = Path(init)
+    file = newest_checkpoint(path) if path.is_dir() else path
+    if file is None or not file.exists():
+        return {}
+    return read_weights(file).metadata
 
 
 def _describe_images(images: ImageList, train: np.ndarray, held_out: np.ndarray) -> list[str]:

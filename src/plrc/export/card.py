@@ -27,19 +27,20 @@ from plrc.errors import PlrcError
 from plrc.export.receipt import Receipt
 from plrc.files import read_json_lines
 from plrc.model.user_code import is_user_code
+from plrc.pixels import IMAGENET
 from plrc.presets import PRESETS, preset
 
 TEMPLATE = "card.md.jinja"
 PATHS = ("data.source", "data.exclude", "regions.maps", "model.init", "model.backbone")  # settings that may name a path
 MAX_STARTS = 8  # runs that start from runs are followed at most this far
 RANDOM = "random weights"
-IMAGENET = (
+IMAGENET_LICENCE = (
     "Its name is that of published weights of torchvision or timm, most of which were trained on ImageNet. The images "
     "of ImageNet are licensed for non-commercial research only; whether that binds weights is not settled."
 )
 RELEASE = "If it is of `facebookresearch/PLRC`: that is CC-BY-NC 4.0, non-commercial only."
 UNKNOWN = "plrc does not know their licence."
-LICENCES = ((r"-[0-9a-f]{8}\.pth$", IMAGENET), (r"(?i)plrc|point.?level.?region", RELEASE))
+LICENCES = ((r"-[0-9a-f]{8}\.pth$", IMAGENET_LICENCE), (r"(?i)plrc|point.?level.?region", RELEASE))
 """(pattern of a file's name, what to know about its licence)."""
 
 
@@ -61,7 +62,7 @@ def model_card(receipt: Receipt, saved: Mapping[str, Any], run: Path) -> str:
     """
     config = Config.from_dict(saved["config"])
     name = config.preset if config.preset in PRESETS else "custom"
-    start = [_last_name(link) for link in start_of(config.model.init)]
+    start = [_file_name(link) for link in start_of(config.model.init)]
     facts = {
         "file": Path(receipt.file).name,
         "receipt": receipt,
@@ -79,6 +80,7 @@ def model_card(receipt: Receipt, saved: Mapping[str, Any], run: Path) -> str:
         "start": start,
         "random": RANDOM,
         "licence": _licence(start[-1]),
+        "pixel_statistics": _statistics(config),
         "pixels": {key: str(receipt.settings[key]) for key in ("channels", "pixels", "mean", "std")},
         "proof": _proof(receipt),
         "versions": {
@@ -158,6 +160,12 @@ def _licence(start: str) -> str:
     return UNKNOWN
 
 
+def _statistics(config: Config) -> str:
+    """What is subtracted from pixels and what they are divided by, in words."""
+    pixels = config.data.pixels
+    return "ImageNet's mean and standard deviation" if pixels == IMAGENET else str(pixels)
+
+
 def _data(config: Config, run: Path) -> dict[str, str] | None:
     """What the run was trained on; None without a readable manifest."""
     try:
@@ -199,8 +207,12 @@ def _changed_settings(config: Config, usual: Config) -> list[dict[str, str]]:
     changed = []
     for name, value, usual_value in config.differences(usual):
         if name not in ("preset", "method", "seed", "data.source"):
-            texts = {"value": _publishable(name, value), "usual": _publishable(name, usual_value)}
-            changed.append({"name": name} | texts)
+            setting = {
+                "name": name,
+                "value": _publishable(name, value),
+                "usual": _publishable(name, usual_value),
+            }
+            changed.append(setting)
     return changed
 
 
@@ -263,7 +275,9 @@ def _without_folder(text: str) -> str:
 
 def _last_name(text: str) -> str:
     """The last name of a path, or of the path in path/to/file.py:function."""
-    place, _, function = text.rpartition(":")
-    if place.endswith(".py"):
-        return f"{_last_name(place)}:{function}"
-    return re.split(r"[\\/]", text.rstrip("\\/"))[-1]
+    place, colon, function = text.rpartition(":")
+    return f"{_file_name(place)}:{function}" if colon and place.endswith(".py") else _file_name(text)
+
+
+def _file_name(path: str) -> str:
+    return re.split(r"[\\/]", path.rstrip("\\/"))[-1]

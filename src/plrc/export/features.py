@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plrc.config import Config
-from plrc.data.photometric import MEAN, STD
 from plrc.engine.checkpoint import checkpoint_of
 from plrc.errors import ConfigError, WeightsError
 from plrc.model.backbone import Backbone, build_backbone
+from plrc.model.start_pixels import start_pixels
 from plrc.model.user_code import trusted_backbone
 from plrc.model.weights import Weights, load_into, read_weights, stored_function, stored_name
 
@@ -35,12 +35,14 @@ class DenseFeatures(nn.Module):
     Args:
         backbone: The backbone in eval mode.
         normalize: Whether to normalize images here: then they are RGB as decoded, uint8 in 0..255 or float in 0..1.
-            Otherwise they are RGB, float and already normalized with ImageNet's mean and standard deviation, as
+            Otherwise they are RGB, float and already normalized with the mean and standard deviation in `pixels`, as
             backbones of detectors get them.
         channels_last: Whether the convolutions run in the memory format channels_last.
 
     Attributes:
         channels: {stride: channels}, from fine to coarse.
+        pixels: The mean and standard deviation (`mean` and `std`, on the scale 0 to 1) that images are normalized with:
+            those that the weights were trained with.
     """
 
     mean: Tensor
@@ -50,10 +52,11 @@ class DenseFeatures(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.channels = backbone.channels
+        self.pixels = backbone.pixels
         self.normalize = normalize
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.register_buffer("mean", torch.tensor(MEAN).reshape(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).reshape(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(self.pixels.mean).reshape(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(self.pixels.std).reshape(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor, deepest: int | None = None) -> dict[int, Tensor]:
         """Compute the features of every level.
@@ -89,7 +92,7 @@ class DenseFeatures(nn.Module):
         return cut
 
     def _normalized(self, images: Tensor) -> Tensor:
-        """Decoded images with ImageNet's mean and standard deviation taken out."""
+        """Decoded images, normalized with the statistics of the weights."""
         if images.dtype == torch.uint8:
             pixels = images.float() / 255
         elif images.is_floating_point():
@@ -143,7 +146,8 @@ def load_backbone(
         backbone: Name of the backbone (resnet50, timm:NAME, ...), needed for a file that does not hold it, and for a
             backbone of user code even if the file names it: code is imported only if you name it.
         normalize: Whether images come as decoded (uint8 in 0..255 or float in 0..1) and are normalized inside;
-            otherwise they are already normalized with ImageNet's mean and standard deviation.
+            otherwise they are already normalized with the mean and standard deviation that the weights were trained
+            with: `pixels` of the result, usually ImageNet's.
         dtype: Of the weights, and so of the features: float32, float16 or bfloat16.
         device: Where the weights are put.
         channels_last: Use the memory format with which the convolutions of a GPU, or bfloat16 on a CPU, run faster;
@@ -172,6 +176,7 @@ def load_backbone(
     model = Config().with_values({"model.backbone": name, "model.layer4_stride": layer4_stride}).model
     net = build_backbone(model.backbone, model.layer4_stride)
     load_into(net, weights)
+    net.pixels, _ = start_pixels(name, weights.metadata, weights.source)
     features = DenseFeatures(net.eval(), normalize, channels_last).eval()
     features.to(device=device, dtype=dtype, memory_format=features.memory_format)  # type: ignore[call-overload]
     return features

@@ -17,9 +17,9 @@ from typing import Any
 
 from torch import Tensor
 
-from plrc.data.photometric import MEAN, STD
 from plrc.export.formats import read_tensors, write_plain
 from plrc.model.naming import COUNTER_SUFFIX, Naming
+from plrc.pixels import PixelStatistics
 
 LEVELS = (4, 8, 16, 32)  # strides of the features that every library's ResNet gives
 IMAGE_SIZE = (96, 96)  # height and width of the images that features are compared on
@@ -69,7 +69,7 @@ class Target:
             does not have this backbone.
         load: (file, backbone, tensors in the file) -> networks of the library with the file loaded as its users load
             it. Raises LibraryUnavailable, or ExportError where the library does not take the file.
-        instructions: backbone -> what the user has to set in the library, one line per setting.
+        instructions: (backbone, statistics of pixels) -> what the user has to set in the library, one line per setting.
         endings: What the file's name may end in, the default first; empty if the export is a folder.
         file_in_folder: The name of the weights file where the export is a folder.
         pixel_max: The largest value of a pixel that the library's detectors normalize: 1 or 255.
@@ -85,7 +85,7 @@ class Target:
     version: Callable[[], str]
     rename: Callable[[str, State], State]
     load: Callable[[Path, str, State], list[LoadedNetwork]]
-    instructions: Callable[[str], list[str]]
+    instructions: Callable[[str, PixelStatistics], list[str]]
     endings: tuple[str, ...] = (".safetensors", ".pt")
     file_in_folder: str = ""
     pixel_max: int = 1
@@ -95,18 +95,18 @@ class Target:
     write: Callable[[Path, str, State, dict[str, str]], None] = write_plain
     read: Callable[[Path], State] = read_tensors
 
-    def settings(self, backbone: str) -> dict[str, Any]:
+    def settings(self, backbone: str, pixels: PixelStatistics) -> dict[str, Any]:
         """Pixels as the run saw them, and `set`: what has to be set in the library."""
-        return pixel_settings(self.pixel_max) | {"set": self.instructions(backbone)}
+        return pixel_settings(pixels, self.pixel_max) | {"set": self.instructions(backbone, pixels)}
 
 
-def pixel_settings(pixel_max: int) -> dict[str, Any]:
+def pixel_settings(pixels: PixelStatistics, pixel_max: int) -> dict[str, Any]:
     """Order of channels, mean and standard deviation of pixels from 0 to `pixel_max`, as the run normalized them."""
     return {
         "channels": "RGB",
         "pixels": f"0 to {pixel_max}",
-        "mean": [round(value * pixel_max, 3) for value in MEAN],
-        "std": [round(value * pixel_max, 3) for value in STD],
+        "mean": [round(value * pixel_max, 8) for value in pixels.mean],
+        "std": [round(value * pixel_max, 8) for value in pixels.std],
     }
 
 

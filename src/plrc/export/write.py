@@ -118,7 +118,7 @@ def export_backbone(
             largest_difference=proof.largest_difference,
             tolerance=library.tolerance,
             left_random=proof.left_random,
-            settings=library.settings(name),
+            settings=library.settings(name, config.data.pixels),
             step=saved["step"],
             steps=_planned_steps(config, folder / "manifest.json"),
             plrc_version=saved["version"],
@@ -149,6 +149,7 @@ def _metadata(saved: dict[str, Any], backbone: str, config: Config) -> dict[str,
         "step": str(saved["step"]),
         "plrc_version": saved["version"],
         "config": json.dumps(saved["config"]),
+        **config.data.pixels.metadata(),
     }
 
 

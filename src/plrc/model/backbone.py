@@ -17,6 +17,7 @@ from torchvision.models import ResNet
 from plrc.errors import ConfigError
 from plrc.model.timm_networks import PREFIX, Reading, build_timm, read_features
 from plrc.model.user_code import backbone_from_function, features_by_stride, is_user_code
+from plrc.pixels import IMAGENET
 
 # "resne" is in the names of ResNet, Wide ResNet and ResNeXt.
 RESNETS = tuple(name for name in torchvision.models.list_models(module=torchvision.models) if "resne" in name)
@@ -58,6 +59,7 @@ class Backbone(nn.Module):
             1 for torchvision's ResNets.
         fixed: Whether sides must be equal to `multiple`.
         reading: How a network of timm is read (`plrc.model.timm_networks`); empty for other networks.
+        pixels: The statistics that images are normalized with. ImageNet's, unless who loads the weights sets others.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Backbone(nn.Module):
         self.multiple = multiple
         self.fixed = fixed
         self.reading = reading
+        self.pixels = IMAGENET
 
     def forward(self, images: Tensor, deepest: int | None = None) -> dict[int, Tensor]:
         """Compute the features of every level.

@@ -110,5 +110,5 @@ class FrozenTeacher:
 
     @torch.no_grad()
     def _level(self, images: Tensor) -> Tensor:
-        level: Tensor = self.backbone(normalize(images), self.stride)[self.stride]
+        level: Tensor = self.backbone(normalize(images, self.backbone.pixels), self.stride)[self.stride]
         return level

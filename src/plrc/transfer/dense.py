@@ -117,7 +117,9 @@ def dense_probe(
         raise ConfigError(f"size must be >= 64 and images >= 1, got {size} and {images}: write --size and --images")
     networks = []
     for init in inits:
-        network, initial = initial_backbone(init, backbone, partial=False, layer4_stride=1, seed=seed)
+        network, initial = initial_backbone(
+            init, backbone, partial=False, layer4_stride=1, seed=seed, pixels=data.pixels
+        )
         networks.append((network, initial))
         backbone = initial.backbone
     first = networks[0][0]

@@ -24,8 +24,8 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from plrc import rng
-from plrc.data.photometric import MEAN, STD
 from plrc.model.backbone import Backbone
+from plrc.pixels import PixelStatistics
 from plrc.transfer.norms import norm_layer, prepare_backbone, require_resnet
 from plrc.transfer.protocols import DetectorConfig, InputConfig
 
@@ -75,7 +75,7 @@ def build_detector(
             post_nms_top_n=KEPT_PROPOSALS,
             nms_thresh=0.7,
         )
-    model: nn.Module = GeneralizedRCNN(parts.body, rpn, parts.heads, Resize(size))
+    model: nn.Module = GeneralizedRCNN(parts.body, rpn, parts.heads, Resize(size, backbone.pixels))
     return model
 
 
@@ -85,12 +85,12 @@ class Resize(GeneralizedRCNNTransform):  # type: ignore[misc]
     Training draws the shorter side with PyTorch's generator from low, low + SIZE_STEP, ... high.
     """
 
-    def __init__(self, size: InputConfig) -> None:
+    def __init__(self, size: InputConfig, pixels: PixelStatistics) -> None:
         low = round(size.train_size[0])
         high = round(size.train_size[1])
         self.train_sizes = tuple(range(low, high + 1, SIZE_STEP))
         self.test_sizes = (round(size.test_size),)
-        super().__init__(self.test_sizes, size.max_size, list(MEAN), list(STD))
+        super().__init__(self.test_sizes, size.max_size, list(pixels.mean), list(pixels.std))
 
     def resize(self, image: Tensor, target: Any = None) -> Any:
         self.min_size = self.train_sizes if self.training else self.test_sizes

@@ -106,7 +106,7 @@ def transfer(config: TransferConfig, on_progress: OnProgress = ignore_progress) 
     device = choose_device(config.run.device)
     layer4_stride = 1 if config.task == "semantic" else 2
     backbone, initial = initial_backbone(
-        config.init, config.model.backbone, config.partial, layer4_stride, seed=config.seed
+        config.init, config.model.backbone, config.partial, layer4_stride, config.seed, config.data.pixels
     )
     splits = read_labelled(config.data, config.task)
     labelled = labelled_subset(splits.train, config.data.fraction, config.data.shots, config.seed, config.task)

@@ -18,8 +18,10 @@ from plrc.engine.checkpoint import checkpoint_of
 from plrc.errors import ConfigError, PlrcError, WeightsError
 from plrc.model.backbone import RESNETS, Backbone, build_backbone
 from plrc.model.naming import COUNTER_SUFFIX
+from plrc.model.start_pixels import start_pixels
 from plrc.model.user_code import is_user_code
 from plrc.model.weights import LoadReport, Weights, find_prefix, load_into, read_weights, stored_function, stored_name
+from plrc.pixels import IMAGENET, PixelStatistics
 from plrc.text import note, some
 
 DEFAULT_BACKBONE = "resnet50"
@@ -35,24 +37,30 @@ class InitialWeights:
         backbone: Name of the backbone.
         weights: Content of the file; None for random weights.
         report: What was loaded; None for random weights.
+        pixels: The statistics that images are normalized with.
     """
 
     source: str
     backbone: str
     weights: Weights | None = None
     report: LoadReport | None = None
+    pixels: PixelStatistics = IMAGENET
 
     def lines(self) -> list[str]:
         """Summarize for the user: counts, and the names of what does not fit."""
         report = self.report
+        statistics = []
+        if self.pixels != IMAGENET:
+            statistics = [f"pixels are normalized with {self.pixels}"]
         if report is None:
-            return [f"{self.backbone}, random weights"]
+            return [f"{self.backbone}, random weights", *statistics]
         counts = f"{len(report.matched)} tensors match, {len(report.ignored)} are ignored"
         return [
             f"{self.backbone} with the weights of {self.source}: {counts}",
             *note("tensors that the file lacks", report.missing),
             *note("tensors of another shape", report.shape_mismatch),
             *note("tensors that the backbone lacks", report.unexpected),
+            *statistics,
         ]
 
     def table(self) -> str:
@@ -64,7 +72,12 @@ class InitialWeights:
 
 
 def initial_backbone(
-    init: str, name: str = "", partial: bool = False, layer4_stride: int = 2, seed: int = 0
+    init: str,
+    name: str = "",
+    partial: bool = False,
+    layer4_stride: int = 2,
+    seed: int = 0,
+    pixels: PixelStatistics | None = None,
 ) -> tuple[Backbone, InitialWeights]:
     """Build a backbone with the weights that `init` names.
 
@@ -75,6 +88,7 @@ def initial_backbone(
         partial: Whether to accept a file that lacks up to half of the tensors, which keep their random values.
         layer4_stride: Stride of layer4, 1 or 2.
         seed: Random values follow from it.
+        pixels: The statistics that images are normalized with; None: those that the weights were trained with.
 
     Raises:
         WeightsError: The weights are absent or do not fit; the message has the table of names.
@@ -102,7 +116,8 @@ def initial_backbone(
         torch.manual_seed(rng.torch_seed(seed, "weights"))
         backbone = build_backbone(chosen, layer4_stride)
     if weights is None:
-        return backbone, InitialWeights("random", chosen)
+        backbone.pixels = pixels or IMAGENET
+        return backbone, InitialWeights("random", chosen, pixels=backbone.pixels)
     try:
         report = load_into(backbone, weights, allow_partial=partial)
     except PlrcError as error:
@@ -114,7 +129,8 @@ def initial_backbone(
         raise WeightsError(
             f"{weights.source} has less than half of the tensors of {chosen}; name a file with more\n{report.table()}"
         )
-    return backbone, InitialWeights(weights.source, chosen, weights, report)
+    backbone.pixels = pixels or start_pixels(chosen, weights.metadata, weights.source)[0]
+    return backbone, InitialWeights(weights.source, chosen, weights, report, backbone.pixels)
 
 
 def verify_initial_weights(model: nn.Module, initial: InitialWeights) -> str:

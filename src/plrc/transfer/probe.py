@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from plrc.data.photometric import normalize
 from plrc.errors import ConfigError
 from plrc.measures.linear_probe import ProbeResult, evaluate_probe, fit_probe
+from plrc.pixels import IMAGENET, PixelStatistics
 
 
 @torch.no_grad()
@@ -21,7 +22,8 @@ def extract_features(backbone: nn.Module, images: Tensor, stride: int, batch_siz
     """Compute features in evaluation mode, on the device of the backbone; every module's mode is restored afterwards.
 
     Args:
-        backbone: Normalized images [B, 3, H, W] -> {stride: features}.
+        backbone: Normalized images [B, 3, H, W] -> {stride: features}. Images are normalized with its `pixels`, or with
+            ImageNet's statistics if it has no such attribute.
         images: uint8 RGB [n, 3, H, W].
         stride: The level that is returned.
         batch_size: Images per forward pass.
@@ -33,10 +35,11 @@ def extract_features(backbone: nn.Module, images: Tensor, stride: int, batch_siz
         ConfigError: The backbone has no such level.
     """
     device = next(backbone.parameters()).device
+    pixels: PixelStatistics = getattr(backbone, "pixels", IMAGENET)
     features = []
     with _evaluation_mode(backbone):
         for batch in torch.split(images, batch_size):
-            levels = backbone(normalize(batch.to(device)))
+            levels = backbone(normalize(batch.to(device), pixels))
             if stride not in levels:
                 raise ConfigError(f"the backbone has no level of stride {stride}; choose one of {sorted(levels)}")
             features.append(levels[stride].float().cpu())

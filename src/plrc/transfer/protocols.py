@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
 from plrc.errors import ConfigError
+from plrc.pixels import PixelStatistics, given_statistics
 from plrc.settings import (
     Settings,
     require,
@@ -48,11 +49,22 @@ class LabelledConfig:
     """Train and score a single class, "object": for too few labels of many classes."""
     difficult: bool = False
     """Also train on the objects that VOC marks as difficult. They are never scored."""
+    mean: tuple[float, ...] = ()
+    """Mean of red, green and blue, on the scale 0 to 1, that pixels are normalized with. Empty: what the initial
+    weights were trained with."""
+    std: tuple[float, ...] = ()
+    """Standard deviation of red, green and blue, on the scale 0 to 1; set it together with `mean`."""
 
     def __post_init__(self) -> None:
         require(0 < self.fraction <= 1, f"data.fraction must be > 0 and <= 1, got {self.fraction}")
         require_at_least("data.shots", self.shots, 0)
         require(self.fraction == 1 or not self.shots, "data.fraction and data.shots are both set; set only one")
+        given_statistics(self.mean, self.std)
+
+    @property
+    def pixels(self) -> PixelStatistics | None:
+        """The statistics that `mean` and `std` give; None: those of the initial weights."""
+        return given_statistics(self.mean, self.std)
 
 
 @dataclass(frozen=True)

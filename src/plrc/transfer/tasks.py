@@ -104,26 +104,27 @@ class SemanticModel:
         self.config = config
         self.classes = classes
         self.device = device
+        self.pixels = backbone.pixels
         self.model = build_segmenter(backbone, config.model, classes, config.seed).to(device)
 
     def training_images(self, labelled: LabelledSet) -> Dataset[Any]:
-        return SemanticImages(labelled, self.config.input, train=True, seed=self.config.seed)
+        return SemanticImages(labelled, self.config.input, train=True, seed=self.config.seed, pixels=self.pixels)
 
     def loss(self, batch: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         images = torch.stack([image for image, _ in batch]).to(self.device)
         labels = torch.stack([labels for _, labels in batch]).to(self.device).long()
-        logits = self.model(normalize(images)).float()
+        logits = self.model(normalize(images, self.pixels)).float()
         total = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
         return total / (labels != IGNORED).sum().clamp(min=1)
 
     @torch.no_grad()
     def score(self, labelled: LabelledSet) -> dict[str, float]:
         self.model.eval()
-        images = SemanticImages(labelled, self.config.input, train=False, seed=0)
+        images = SemanticImages(labelled, self.config.input, train=False, seed=0, pixels=self.pixels)
         counts = np.zeros((self.classes, self.classes), dtype=np.int64)
         for i in range(len(labelled.images)):
             image, labels = images[i]
-            logits = self.model(normalize(image[None].to(self.device))).float()
+            logits = self.model(normalize(image[None].to(self.device), self.pixels)).float()
             predicted = F.interpolate(logits, labels.shape, mode="bilinear", align_corners=False).argmax(dim=1)[0]
             counts += confusion_matrix(labels.numpy(), predicted.cpu().numpy(), self.classes)
         return semantic_metrics(counts)

@@ -113,7 +113,7 @@ def dense_features(backbone: Backbone, level: int, native: int, image: Tensor, s
     rows = image.shape[1] // stride
     columns = image.shape[2] // stride
     device = next(backbone.parameters()).device
-    pixels = normalize(image[None].to(device))
+    pixels = normalize(image[None].to(device), backbone.pixels)
     right = -image.shape[2] % native
     below = -image.shape[1] % native
     frame = _FRAME * native

@@ -169,11 +169,13 @@ def run_networks(run: Path, count: int, backbone: str = "") -> list[ExplorerNetw
 def _saved_network(path: Path, role: str, named_backbone: str) -> ExplorerNetwork:
     def load() -> tuple[Backbone, int]:
         state = load_checkpoint(path)
-        model = Config.from_dict(state["config"]).model
+        config = Config.from_dict(state["config"])
+        model = config.model
         backbone = build_backbone(
             trusted_backbone(model.backbone, named_backbone, "--backbone {}"), model.layer4_stride
         )
         load_into(backbone, Weights(state[role], f"{path} ({role})", {}))
+        backbone.pixels = config.data.pixels
         return backbone, model.largest_stride
 
     return ExplorerNetwork(role, int(path.stem.removeprefix("step_")), load)

@@ -21,7 +21,7 @@ from torch import Tensor
 from plrc.config import Config
 from plrc.data.loader import Batch, ViewDataset
 from plrc.data.manifest import images_from_manifest, read_manifest
-from plrc.data.photometric import MEAN, STD, augment
+from plrc.data.photometric import augment
 from plrc.data.points import contrast_points, match_points
 from plrc.data.sampler import StepSampler
 from plrc.data.views import MATCH, QUERY, REFERENCE
@@ -191,9 +191,10 @@ def _draw_matches(figure: Figure, view_axes: dict[int, Axes], sample: Batch) -> 
 
 def _augmented_views(sample: Batch, config: Config) -> list[NDArray[np.uint8]]:
     """Return the views of one image as the network sees them: V arrays [S, S, 3]."""
-    views = augment(sample.images[:, 0], sample.color_uniform[:, 0], config.views)
-    mean = torch.tensor(MEAN)[:, None, None]
-    std = torch.tensor(STD)[:, None, None]
+    statistics = config.data.pixels
+    views = augment(sample.images[:, 0], sample.color_uniform[:, 0], config.views, statistics)
+    mean = torch.tensor(statistics.mean)[:, None, None]
+    std = torch.tensor(statistics.std)[:, None, None]
     pixels: Tensor = ((views * std + mean) * 255).round().clamp(0, 255).byte()
     return [view.permute(1, 2, 0).numpy() for view in pixels]
 

@@ -23,11 +23,9 @@ from tests.transfer.sources import (
     voc_years,
 )
 
-from plrc.data.decode import decode
 from plrc.data.masks import decode_masks, encode_mask
 from plrc.errors import ConfigError, DataError, LayoutError, PlrcError
 from plrc.scenes import encode_rle
-from plrc.transfer.labels.annotations import Notes, annotate_image
 from plrc.transfer.labels.datasets import DetectionImages, SemanticImages
 from plrc.transfer.labels.layouts import LAYOUTS
 from plrc.transfer.protocols import InputConfig, Layout, Task
@@ -182,19 +180,6 @@ def test_a_size_as_stored_does_not_fit_a_rotated_photograph(tmp_path: Path) -> N
     splits = read(root)
     assert names(splits.train) == ["07_1"]
     assert splits.notes[3:] == ("images of another size than their annotation says, dropped: 1 (JPEGImages/07_0.jpg)",)
-
-
-@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif"])
-@pytest.mark.parametrize("orientation", [1, 3, 6, 9])
-def test_an_image_is_annotated_at_the_size_at_which_it_is_decoded(
-    tmp_path: Path, ending: str, orientation: int
-) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    path = tmp_path / f"a.{ending}"
-    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(path, exif=exif)
-    image = annotate_image(tmp_path, path, Notes())
-    assert image is not None and (image.height, image.width) == decode(path).shape[1:]
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png"])

@@ -29,6 +29,7 @@ from plrc.export.target import (
 )
 from plrc.model import naming
 from plrc.model.pickles import read_arrays, write_arrays
+from plrc.pixels import MEAN_KEY, STD_KEY, PixelStatistics
 
 PIXEL_MAX = 255
 
@@ -45,6 +46,8 @@ def write(file: Path, backbone: str, student: State, metadata: dict[str, str]) -
         "__author__": "plrc",
         "matching_heuristics": True,
         "backbone": backbone,
+        MEAN_KEY: metadata[MEAN_KEY],
+        STD_KEY: metadata[STD_KEY],
     }
     if file.suffix == ".pkl":
         write_arrays(file, content)
@@ -95,15 +98,15 @@ def _network(resnet: ResNet) -> nn.Module:
     return network
 
 
-def instructions(backbone: str) -> list[str]:
+def instructions(backbone: str, pixels: PixelStatistics) -> list[str]:
     """What has to be set in detectron2."""
     net = find_resnet(backbone, "detectron2")
-    pixels = pixel_settings(PIXEL_MAX)
+    scaled = pixel_settings(pixels, PIXEL_MAX)
     lines = [
         "MODEL.WEIGHTS: FILE",
         'INPUT.FORMAT: "RGB" (its default is BGR)',
-        f"MODEL.PIXEL_MEAN: {pixels['mean']}",
-        f"MODEL.PIXEL_STD: {pixels['std']}",
+        f"MODEL.PIXEL_MEAN: {scaled['mean']}",
+        f"MODEL.PIXEL_STD: {scaled['std']}",
         f"MODEL.RESNETS.DEPTH: {net.depth}",
     ]
     if not net.bottleneck:

@@ -28,6 +28,7 @@ from plrc.export.target import (
     pixel_settings,
 )
 from plrc.model import naming
+from plrc.pixels import PixelStatistics
 
 PIXEL_MAX = 255
 
@@ -84,10 +85,10 @@ def backbone_config(backbone: str) -> dict[str, Any]:
     }
 
 
-def instructions(backbone: str) -> list[str]:
+def instructions(backbone: str, pixels: PixelStatistics) -> list[str]:
     """What has to be set in mmdetection."""
-    pixels = pixel_settings(PIXEL_MAX)
-    preprocessor = f"mean={pixels['mean']}, std={pixels['std']}, bgr_to_rgb=True"
+    scaled = pixel_settings(pixels, PIXEL_MAX)
+    preprocessor = f"mean={scaled['mean']}, std={scaled['std']}, bgr_to_rgb=True"
     return [
         f"model.backbone: {backbone_config(backbone)}",
         "model.backbone.init_cfg: dict(type='Pretrained', checkpoint=FILE), without prefix",

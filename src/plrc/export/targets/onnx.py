@@ -17,6 +17,7 @@ from plrc.export.proof import backbone_with
 from plrc.export.target import LoadedNetwork, State, Target, installed, without_counters
 from plrc.model.backbone import RESNETS
 from plrc.model.user_code import TEST_SIZE, describe_error
+from plrc.pixels import PixelStatistics
 
 TOLERANCE = 1e-4  # of the largest feature: the runtime joins convolutions with what follows them
 TRACED_SIZE = (64, 96)  # of the images that a ResNet is traced with
@@ -87,7 +88,7 @@ def load(file: Path, backbone: str, tensors: State) -> list[LoadedNetwork]:
     return [LoadedNetwork("ONNX Runtime on the CPU", tensors, features, strides=(), sizes=sizes, keeps_counters=False)]
 
 
-def instructions(backbone: str) -> list[str]:
+def instructions(backbone: str, pixels: PixelStatistics) -> list[str]:
     """What goes into the graph and comes out of it."""
     sides = "B, H and W are free"
     if backbone not in RESNETS:

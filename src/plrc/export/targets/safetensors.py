@@ -12,6 +12,7 @@ import safetensors
 from plrc.export.proof import backbone_with
 from plrc.export.target import IMAGE_SIZE, LoadedNetwork, State, Target
 from plrc.model.user_code import TEST_SIZE, is_user_code
+from plrc.pixels import PixelStatistics
 
 
 def rename(backbone: str, student: State) -> State:
@@ -27,7 +28,7 @@ def load(file: Path, backbone: str, tensors: State) -> list[LoadedNetwork]:
     return [LoadedNetwork(backbone, network.net.state_dict(), network, strides=(), sizes=(size,))]
 
 
-def instructions(backbone: str) -> list[str]:
+def instructions(backbone: str, pixels: PixelStatistics) -> list[str]:
     """What the user has to know to load the file."""
     return ["names in the file: those of the backbone's own state_dict()"]
 

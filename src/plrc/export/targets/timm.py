@@ -21,6 +21,7 @@ from plrc.export.resnets import find_resnet, resnet_name
 from plrc.export.target import IMAGE_SIZE, LEVELS, LoadedNetwork, State, Target, installed
 from plrc.model import build_backbone, naming
 from plrc.model.timm_networks import PREFIX, create_timm
+from plrc.pixels import PixelStatistics
 
 
 def rename(backbone: str, student: State) -> State:
@@ -70,22 +71,22 @@ def patch_map(net: Any, images: Tensor, patch: int) -> Tensor:
     return tokens.transpose(1, 2).reshape(len(tokens), -1, height, width)
 
 
-def instructions(backbone: str) -> list[str]:
+def instructions(backbone: str, pixels: PixelStatistics) -> list[str]:
     """What has to be set in timm."""
     model = model_name(backbone)
-    pixels = "mean and std of the data configuration: as above, not those of the model"
+    statistics = "mean and std of the data configuration: as above, not those of the model"
     reading = build_backbone(backbone).reading
     if reading == "tokens":
         return [
             f"timm.create_model({model!r}, num_classes=0, dynamic_img_size=True, checkpoint_path=FILE)",
             "features: net.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)[0]",
-            pixels,
+            statistics,
         ]
     if reading == "stages":
         return [
             f"net = timm.create_model({model!r}, features_only=True)",
             "timm.models.load_checkpoint(net.model, FILE)",
-            pixels,
+            statistics,
         ]
     return [
         f"timm.create_model({model!r}, features_only=True, checkpoint_path=FILE)",

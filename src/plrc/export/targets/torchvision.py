@@ -15,6 +15,7 @@ from plrc.errors import ExportError
 from plrc.export.resnets import find_resnet, resnet_name
 from plrc.export.target import LEVELS, Features, LoadedNetwork, State, Target
 from plrc.model import naming
+from plrc.pixels import IMAGENET, PixelStatistics
 
 CLASSIFIER = ("fc.weight", "fc.bias")
 
@@ -74,12 +75,15 @@ def _classifier_features(classifier: nn.Module) -> Features:
     return features
 
 
-def instructions(backbone: str) -> list[str]:
+def instructions(backbone: str, pixels: PixelStatistics) -> list[str]:
     """What has to be set in torchvision."""
+    statistics = "as they are"
+    if pixels != IMAGENET:
+        statistics = f"{list(pixels.mean)} and {list(pixels.std)}, its defaults are ImageNet's"
     return [
         f"net.load_state_dict(state, strict=False) for {resnet_name(backbone)}(weights=None): only fc is missing",
         "detector.backbone.body.load_state_dict(state) for one built with weights=None, weights_backbone=None",
-        "image_mean and image_std of the detector: as they are; its BatchNorm is not frozen then",
+        f"image_mean and image_std of the detector: {statistics}; its BatchNorm is not frozen then",
     ]
 
 

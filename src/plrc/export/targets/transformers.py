@@ -19,6 +19,7 @@ from plrc.export.resnets import ResNet, find_resnet
 from plrc.export.target import LEVELS, Features, LoadedNetwork, State, Target, installed
 from plrc.files import write_json
 from plrc.model import naming
+from plrc.pixels import PixelStatistics
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 SMALL_DETR = {
@@ -120,7 +121,7 @@ def _inside_detr(backbone_config: Any) -> Any:
     return next(module for module in detector.modules() if isinstance(module, library.ResNetBackbone))
 
 
-def instructions(backbone: str) -> list[str]:
+def instructions(backbone: str, pixels: PixelStatistics) -> list[str]:
     """What has to be set in transformers."""
     return [
         "ResNetBackbone.from_pretrained(FOLDER)",

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from plrc.data.decode import decode, orientation
+from plrc.data.decode import decode
 from plrc.data.image_files import DecodeError, read_header
 from plrc.data.masks import encode_segment
 from plrc.text import note
@@ -20,6 +20,7 @@ from plrc.text import note
 NO_BOX = "objects without a box of four numbers, dropped"
 EMPTY_BOX = "boxes without width or height, dropped"
 _TOLERANCE = 0.1  # pixels that a box may lie outside by rounding
+_ORIENTATION = 0x0112  # EXIF tag; with 5 to 8, height and width are exchanged
 _FILE_ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 _TAIL = 64  # bytes in which the end of a file is looked for
 
@@ -217,8 +218,7 @@ def _size_of_whole_image(path: Path) -> tuple[int, int]:
         with open(path, "rb") as file:
             header = read_header(file)
             file.seek(0)
-            image = Image.open(file)
-            turned = "exif" in image.info and orientation(image) >= 5
+            turned = header.format in ("JPEG", "MPO") and Image.open(file).getexif().get(_ORIENTATION, 1) in range(5, 9)
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
             tail = file.read()
     except (OSError, Image.DecompressionBombError) as error:

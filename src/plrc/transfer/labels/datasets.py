@@ -17,14 +17,12 @@ from plrc import rng
 from plrc.data.decode import decode
 from plrc.data.image_files import DecodeError
 from plrc.data.masks import decode_masks
-from plrc.data.photometric import MEAN
 from plrc.errors import DataError
 from plrc.measures.segmentation import IGNORED
+from plrc.pixels import IMAGENET, PixelStatistics
 from plrc.transfer.labels.annotations import LabelledImage
 from plrc.transfer.labels.splits import LabelledSet
 from plrc.transfer.protocols import InputConfig
-
-_PADDING = [round(255 * mean) for mean in MEAN]  # 0 after normalization
 
 
 class DetectionImages(Dataset[tuple[Tensor, dict[str, Any]]]):
@@ -75,13 +73,22 @@ class SemanticImages(Dataset[tuple[Tensor, Tensor]]):
         labelled: The images.
         input: How an image enters the network.
         train: True: items by (epoch, index), scaled by a draw from `input.train_size`, cropped at random to
-            `input.crop`, padded at the right and bottom if the image is smaller (ImageNet's mean color, label 255), and
+            `input.crop`, padded at the right and bottom if the image is smaller (the mean color, label 255), and
             mirrored with probability `input.flip_prob`. False: items by index, the image scaled by `input.test_size`,
             the labels unchanged.
         seed: Seed of the draws.
+        pixels: The statistics of the network, whose mean color is 0 after normalization.
     """
 
-    def __init__(self, labelled: LabelledSet, input: InputConfig, train: bool, seed: int) -> None:  # noqa: A002
+    def __init__(
+        self,
+        labelled: LabelledSet,
+        input: InputConfig,  # noqa: A002
+        train: bool,
+        seed: int,
+        pixels: PixelStatistics = IMAGENET,
+    ) -> None:
+        self.padding = [round(255 * mean) for mean in pixels.mean]
         self.labelled = labelled
         self.input = input
         self.train = train
@@ -104,7 +111,7 @@ class SemanticImages(Dataset[tuple[Tensor, Tensor]]):
         height = int(self.input.crop[0]) or image.shape[1]
         width = int(self.input.crop[1]) or image.shape[2]
         y, x = draws.random(2)
-        image, labels = _crop(image, labels, height, width, y, x)
+        image, labels = _crop(image, labels, height, width, y, x, self.padding)
         if _is_mirrored(self.input, self.seed, epoch, index):
             image = image.flip(-1)
             labels = labels.flip(-1)
@@ -130,13 +137,18 @@ def _scale(image: Tensor, scale: float) -> Tensor:
     return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
 
 
-def _crop(image: Tensor, labels: Tensor, height: int, width: int, y: float, x: float) -> tuple[Tensor, Tensor]:
-    """A window of this size, its corner at the shares y and x of the possible range; padded if the image is smaller."""
+def _crop(
+    image: Tensor, labels: Tensor, height: int, width: int, y: float, x: float, color: list[int]
+) -> tuple[Tensor, Tensor]:
+    """A window of this size, its corner at the shares y and x of the possible range.
+
+    Where the image is smaller, it is padded with `color`.
+    """
     top = round(y * max(0, image.shape[1] - height))
     left = round(x * max(0, image.shape[2] - width))
     image = image[..., top : top + height, left : left + width]
     labels = labels[..., top : top + height, left : left + width]
-    padded_image = torch.tensor(_PADDING, dtype=torch.uint8)[:, None, None].repeat(1, height, width)
+    padded_image = torch.tensor(color, dtype=torch.uint8)[:, None, None].repeat(1, height, width)
     padded_labels = torch.full((height, width), IGNORED, dtype=torch.uint8)
     padded_image[:, : image.shape[1], : image.shape[2]] = image
     padded_labels[: labels.shape[0], : labels.shape[1]] = labels

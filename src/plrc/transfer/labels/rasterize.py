@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from plrc.data.decode import decode
 from plrc.data.masks import decode_masks
-from plrc.data.photometric import MEAN
 from plrc.measures.segmentation import IGNORED
+from plrc.pixels import IMAGENET
 from plrc.transfer.labels.annotations import LabelledImage
 from plrc.transfer.labels.splits import LabelledSet
 
@@ -42,7 +42,7 @@ def rasterize(labelled: LabelledSet, side: int) -> PixelLabels:
     Objects are drawn by their masks, or by their boxes if they have none, the largest first, so that none is hidden.
     """
     count = len(labelled.images)
-    color = (255 * torch.tensor(MEAN)).to(torch.uint8)[:, None, None]
+    color = (255 * torch.tensor(IMAGENET.mean)).to(torch.uint8)[:, None, None]
     images = color.expand(3, side, side).repeat(count, 1, 1, 1)
     classes = torch.full((count, side, side), IGNORED, dtype=torch.uint8)
     objects = torch.full((count, side, side), -1, dtype=torch.int32)

@@ -1,0 +1,126 @@
+"""The pixel statistics that given weights were trained with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from plrc.errors import WeightsError
+from plrc.pixels import IMAGENET, MEAN_KEY, STD_KEY, PixelStatistics, statistics_problem
+
+TIMM_PREFIX = "timm:"
+
+
+def start_pixels(backbone: str, metadata: Mapping[str, Any], source: str = "") -> tuple[PixelStatistics, str]:
+    """Find the pixel statistics of weights that a backbone starts from.
+
+    A file that says its statistics is right; a run or an export of plrc without them was trained with ImageNet's. Other
+    weights of a timm network have those of timm's configuration, and all others ImageNet's.
+
+    Args:
+        backbone: Name of the backbone, such as "resnet50" or "timm:NAME".
+        metadata: What the weights file holds besides tensors; empty for a library's own weights.
+        source: Path of the weights file, for errors.
+
+    Returns:
+        (the statistics, where they are from).
+
+    Raises:
+        WeightsError: The file says statistics that cannot be used.
+    """
+    stored = stored_pixels(metadata, source) or _receipt_pixels(Path(source))
+    if stored is not None:
+        return stored, source or "the weights file"
+    if _is_of_plrc(metadata):
+        return IMAGENET, source or "the weights file"
+    if backbone.startswith(TIMM_PREFIX):
+        name = backbone.removeprefix(TIMM_PREFIX)
+        configured = _timm_pixels(name)
+        if configured is not None:
+            return configured, f"timm's configuration of {name}"
+    return IMAGENET, "ImageNet"
+
+
+def stored_pixels(metadata: Mapping[str, Any], source: str = "") -> PixelStatistics | None:
+    """Return the pixel statistics that the metadata of an export, or the configuration of a checkpoint, hold.
+
+    Raises:
+        WeightsError: They cannot be used.
+    """
+    tables = [metadata, _table(metadata, "meta"), _table(_table(metadata, "config"), "data")]
+    for table, mean_key, std_key in zip(tables, (MEAN_KEY, MEAN_KEY, "mean"), (STD_KEY, STD_KEY, "std"), strict=True):
+        if table.get(mean_key) or table.get(std_key):
+            return _parsed(table.get(mean_key), table.get(std_key), source)
+    return None
+
+
+def _receipt_pixels(file: Path) -> PixelStatistics | None:
+    """The statistics in the receipt of an export, for files such as .pt that hold nothing but tensors.
+
+    None if the file has no receipt of its own beside it.
+    """
+    receipt = file.with_name(f"{file.name}.receipt.json") if file.name else file
+    if not receipt.is_file() or not file.is_file():
+        return None
+    try:
+        content = json.loads(receipt.read_text(encoding="utf-8"))
+        if content["sha256"] != hashlib.sha256(file.read_bytes()).hexdigest():
+            return None
+        settings = content["settings"]
+        pixel_max = int(settings["pixels"].rpartition(" ")[2])  # of "0 to 255"
+        mean = tuple(round(float(value) / pixel_max, 8) for value in settings["mean"])
+        std = tuple(round(float(value) / pixel_max, 8) for value in settings["std"])
+        return PixelStatistics(mean, std)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # another program's file of that name
+        return None
+
+
+def _parsed(mean: Any, std: Any, source: str) -> PixelStatistics:
+    """Statistics from two lists of numbers, or the JSON text of them."""
+    try:
+        means = _numbers(mean)
+        stds = _numbers(std)
+        problem = statistics_problem(means, stds)
+    except (TypeError, ValueError):
+        problem = f"{MEAN_KEY} and {STD_KEY} must be lists of three numbers"
+    if problem:
+        raise WeightsError(f"the pixel statistics in {source or 'the weights file'} cannot be used: {problem}")
+    return PixelStatistics(means, stds)
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    """Numbers from a list, or from the JSON text of one. Raises TypeError or ValueError."""
+    numbers = json.loads(value) if isinstance(value, str) else value
+    return tuple(float(number) for number in numbers)
+
+
+def _table(metadata: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A dictionary in the metadata; empty if there is none with this name."""
+    table = metadata.get(name)
+    return table if isinstance(table, Mapping) else {}
+
+
+def _is_of_plrc(metadata: Mapping[str, Any]) -> bool:
+    """Whether plrc wrote the file: an export of any target, or a checkpoint of a pre-training run."""
+    for table in (metadata, _table(metadata, "meta")):
+        if "plrc_version" in table or table.get("format") == "plrc" or table.get("__author__") == "plrc":
+            return True
+    return "objectives" in _table(metadata, "config")
+
+
+def _timm_pixels(name: str) -> PixelStatistics | None:
+    """The statistics in timm's configuration of a network; None if it has none, or timm is not installed."""
+    try:
+        import timm
+    except ImportError:
+        return None
+    try:
+        configured = timm.get_pretrained_cfg(name)
+    except (RuntimeError, ValueError):  # no such network or tag, which is an error later
+        return None
+    if configured is None or statistics_problem(configured.mean, configured.std):
+        return None
+    return PixelStatistics(tuple(map(float, configured.mean)), tuple(map(float, configured.std)))
