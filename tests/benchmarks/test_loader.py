@@ -18,7 +18,7 @@ def test_the_figures_are_those_of_the_stages(monkeypatch: pytest.MonkeyPatch) ->
     decoded, augmented = list[str](), list[int]()
     monkeypatch.setattr(loader, "decode", lambda path: (decoded.append(path), decode(path)))
     real = photometric.augment
-    monkeypatch.setattr(photometric, "augment", lambda i, u, c: (augmented.append(len(i)), real(i, u, c))[1])
+    monkeypatch.setattr(photometric, "augment", lambda i, *rest: (augmented.append(len(i)), real(i, *rest))[1])
     torch.set_num_threads(2)
     try:
         found = loader.run(images=5, height=48, width=64, size=32, batch=2, repeats=2)

@@ -79,6 +79,8 @@ def test_the_metadata_says_where_the_file_comes_from(run: Path) -> None:
         "layer4_stride": "1",
         "step": "7",
         "plrc_version": "0.1.0",
+        "pixel_mean": "[0.485, 0.456, 0.406]",
+        "pixel_std": "[0.229, 0.224, 0.225]",
     }
     assert Config.from_dict(config).model.backbone == "resnet18"
 
