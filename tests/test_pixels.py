@@ -158,9 +158,7 @@ def test_a_resumed_run_keeps_its_statistics(scenes: Path, tmp_path: Path) -> Non
     pretrain(again.with_values(SET))
     rest = {"run.resume": True, "run.allow_changes": True, "optim.steps": 3}
     pretrain(again.with_values(rest))  # without the statistics, as they are stored
-    changed = again.with_values(
-        rest | {"run.allow_changes": False, "data.mean": CLIP.mean, "data.std": CLIP.std}
-    )
+    changed = again.with_values(rest | {"run.allow_changes": False, "data.mean": CLIP.mean, "data.std": CLIP.std})
     with pytest.raises(RunError, match=r"data\.mean: stored \(0\.5, 0\.5, 0\.5\), now \(0\.48145466"):
         pretrain(changed)
     assert Config.load(tmp_path / "parts" / "config.toml").data.pixels == HALF

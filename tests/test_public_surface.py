@@ -217,7 +217,9 @@ def test_flags_of_transfer(task: str, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_flags_of_the_probe_and_of_compare(capsys: pytest.CaptureFixture[str]) -> None:
-    probe = "--help --data --init --out --backbone --layout --train --test --fraction --size --images --seed --mean --std"
+    probe = (
+        "--help --data --init --out --backbone --layout --train --test --fraction --size --images --seed --mean --std"
+    )
     assert flags(["transfer", "probe"], capsys) == set(probe.split())
     grid = "--task --init --fractions --shots --seeds --lrs --processes"
     single = "--data.fraction --data.shots --optim.lr --resume --no-resume --run.resume --run.no-resume"

@@ -12,7 +12,8 @@ from plrc.config import Config, DataConfig, RegionConfig
 from plrc.errors import ConfigError
 from plrc.machine import cores
 
-UNUSED = ("data.held_out", "data.max_unreadable_fraction", "data.mean", "data.std")  # settings of pretrain that regions do not depend on
+UNUSED = ("data.held_out", "data.max_unreadable_fraction", "data.mean", "data.std")
+"""Settings of pretrain that regions do not depend on."""
 
 
 @dataclass(frozen=True, kw_only=True)

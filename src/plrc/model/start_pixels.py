@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from plrc.errors import WeightsError
+from plrc.model.timm_networks import PREFIX
 from plrc.pixels import IMAGENET, MEAN_KEY, STD_KEY, PixelStatistics, statistics_problem
-
-TIMM_PREFIX = "timm:"
 
 
 def start_pixels(backbone: str, metadata: Mapping[str, Any], source: str = "") -> tuple[PixelStatistics, str]:
@@ -36,8 +35,8 @@ def start_pixels(backbone: str, metadata: Mapping[str, Any], source: str = "") -
         return stored, source or "the weights file"
     if _is_of_plrc(metadata):
         return IMAGENET, source or "the weights file"
-    if backbone.startswith(TIMM_PREFIX):
-        name = backbone.removeprefix(TIMM_PREFIX)
+    if backbone.startswith(PREFIX):
+        name = backbone.removeprefix(PREFIX)
         configured = _timm_pixels(name)
         if configured is not None:
             return configured, f"timm's configuration of {name}"

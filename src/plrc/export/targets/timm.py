@@ -91,7 +91,7 @@ def instructions(backbone: str, pixels: PixelStatistics) -> list[str]:
     return [
         f"timm.create_model({model!r}, features_only=True, checkpoint_path=FILE)",
         f"for ResNets also timm.create_model({model!r}, num_classes=0, checkpoint_path=FILE)",
-        pixels,
+        statistics,
     ]
 
 
