@@ -32,7 +32,7 @@ FLAGS = """
 --model.backbone --model.strides --model.layer4-stride --model.init --model.contrast-hidden --model.contrast-dim
 --model.distill-hidden --model.distill-dim --model.bn-groups --model.sync-bn --model.no-sync-bn
 --teacher.kind --teacher.backbone --teacher.init --teacher.stride --teacher.size --teacher.components --teacher.form
---teacher.cache --teacher.cache-gigabytes
+--teacher.cache --teacher.cache-gigabytes --teacher.mean --teacher.std
 --objectives.image-weight --objectives.point-weight --objectives.distill-weight --objectives.frozen-weight
 --objectives.image-temperature
 --objectives.point-temperature --objectives.student-temperature --objectives.teacher-temperature

@@ -61,9 +61,7 @@ def statistics_problem(mean: Sequence[float], std: Sequence[float], section: str
     return ""
 
 
-def given_statistics(
-    mean: tuple[float, ...], std: tuple[float, ...], section: str = "data"
-) -> PixelStatistics | None:
+def given_statistics(mean: tuple[float, ...], std: tuple[float, ...], section: str = "data") -> PixelStatistics | None:
     """Return the statistics that the settings `mean` and `std` of a section give; None if both are empty.
 
     Raises:

@@ -15,6 +15,7 @@ from plrc.engine.runlog import RunLog, provenance
 from plrc.engine.setup import Plan
 from plrc.engine.state import TrainingState
 from plrc.errors import DataError, RunError
+from plrc.pixels import IMAGENET
 from plrc.text import printable
 
 
@@ -135,6 +136,9 @@ def log_start(log: RunLog, plan: Plan, state: TrainingState, start_step: int) ->
         log.warning(sentence)
     for sentence in state.remarks:
         log.info(sentence)
+    frozen = state.learner.frozen
+    if frozen is not None and frozen.backbone.pixels != IMAGENET:
+        log.info(f"pixels of the frozen teacher are normalized with {frozen.backbone.pixels}")
     if start_step >= plan.steps:
         log.info(f"nothing left to do: the run is finished, at step {start_step} of {plan.steps}")
         return
