@@ -114,7 +114,7 @@ def test_networks_that_timm_wraps_keep_their_own_names() -> None:
     ],
 )
 def test_a_size_that_does_not_fit_is_answered_with_those_that_do(name: str, stride: int, size: int, told: str) -> None:
-    config = ModelConfig(backbone=f"timm:{name}", stride=stride, **SMALL)
+    config = ModelConfig(backbone=f"timm:{name}", strides=(stride,), **SMALL)
     network = Network(config)
     with pytest.raises(ConfigError, match=told):
         check_feature_side(network, config, size)
