@@ -230,3 +230,22 @@ def test_a_warm_start_honours_timms_configuration(scenes: Path, tmp_path: Path) 
     values["model.init"] = str(tmp_path / "own")  # a warm start from a run has the run's statistics
     run = pretrain(small_config(scenes, tmp_path / "second", backbone, **values)).path
     assert Config.load(run / "config.toml").data.pixels == IMAGENET
+
+
+def test_a_frozen_teacher_sees_the_statistics_of_its_weights(scenes: Path, tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    backbone = "timm:test_resnet"
+    file = tmp_path / "given.safetensors"
+    safetensors.torch.save_file(build_backbone(backbone).net.state_dict(), file)
+    values = {"teacher.kind": "frozen", "teacher.backbone": backbone, "teacher.init": str(file), "teacher.size": 64}
+    run = pretrain(small_config(scenes, tmp_path / "run", "resnet18", **values)).path
+    log = (run / "log.txt").read_text()
+    assert f"pixels of the frozen teacher are normalized with {HALF}" in log
+    assert Config.load(run / "config.toml").data.pixels == IMAGENET  # the student has its own
+    own = values | {"teacher.mean": IMAGENET.mean, "teacher.std": IMAGENET.std}
+    other = pretrain(small_config(scenes, tmp_path / "own", "resnet18", **own)).path
+    assert "pixels of the frozen teacher" not in (other / "log.txt").read_text()
+    assert metrics(run)[0]["frozen_loss"] != metrics(other)[0]["frozen_loss"]
+    assert [path.name for path in run.glob("teacher/*.features")] != [
+        path.name for path in other.glob("teacher/*.features")
+    ]

@@ -29,7 +29,8 @@ FLAGS = """
 --views.blur-sigma
 --regions.source --regions.grid --regions.count --regions.scale --regions.maps --regions.map-size --regions.merge
 --regions.split --regions.jitter --regions.reassign
---model.backbone --model.strides --model.layer4-stride --model.init --model.contrast-hidden --model.contrast-dim
+--model.backbone --model.strides --model.layer4-stride --model.init --model.trainable-stages
+--model.contrast-hidden --model.contrast-dim
 --model.distill-hidden --model.distill-dim --model.bn-groups --model.sync-bn --model.no-sync-bn
 --teacher.kind --teacher.backbone --teacher.init --teacher.stride --teacher.size --teacher.components --teacher.form
 --teacher.cache --teacher.cache-gigabytes --teacher.mean --teacher.std
@@ -39,7 +40,8 @@ FLAGS = """
 --objectives.teacher-temperature-start --objectives.temperature-warmup --objectives.queue --objectives.negatives
 --objectives.contrast --objectives.points --objectives.distill-points --objectives.reference-grid --objectives.center
 --objectives.no-center
---optim.name --optim.lr --optim.base-batch-size --optim.momentum --optim.weight-decay --optim.batch-size
+--optim.name --optim.lr --optim.layer-decay
+--optim.base-batch-size --optim.momentum --optim.weight-decay --optim.batch-size
 --optim.gradient-accumulation-steps
 --optim.epochs --optim.steps --optim.warmup-epochs --optim.max-grad-norm --optim.teacher-momentum
 --optim.teacher-schedule

@@ -43,6 +43,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "optim.name": "sgd",
         "optim.lr": 1e-5,
     },
+    "stages": {"method": "image", "model.strides": (16,), "model.trainable_stages": 1, "optim.layer_decay": 0.5},
+    "rates": {
+        "method": "image",
+        "optim.layer_decay": 0.5,
+        "optim.gradient_accumulation_steps": 2,
+        "model.trainable_stages": 1,
+    },
     "deepest": {"model.strides": (32,), "optim.name": "sgd", "optim.lr": 1e-3, "optim.max_grad_norm": 1.0},
 }
 BY_HAND: dict[str, dict[str, Any]] = {

@@ -24,6 +24,10 @@ class ModelConfig:
     weight tensors keep their shapes."""
     init: str = ""
     """Initial weights of the backbone: a plrc run, an export, or a state-dict file. Empty: random."""
+    trainable_stages: int = -1
+    """How much of the backbone is trained: -1: all of it; n: the last n stages and all normalization layers; 0: the
+    normalization layers only. A stage ends with each feature level up to the largest of `strides`; of a plain vision
+    transformer, with each block. Projection heads are always trained."""
     contrast_hidden: int = 2048
     """Hidden width of the head for the image and point terms."""
     contrast_dim: int = 128
@@ -43,6 +47,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("contrast_hidden", "contrast_dim", "distill_hidden", "distill_dim", "bn_groups"):
             require_at_least(f"model.{name}", getattr(self, name), 1)
+        require_at_least("model.trainable_stages", self.trainable_stages, -1)
         ascending = sorted(set(self.strides))
         require(
             bool(ascending) and ascending[0] >= 1 and list(self.strides) == ascending,

@@ -79,6 +79,9 @@ class OptimConfig:
     """Optimizer."""
     lr: float = 0.03
     """Peak learning rate."""
+    layer_decay: float = 1.0
+    """The learning rate of the backbone is multiplied by this once for each stage below the top one (see
+    `model.trainable_stages`). 1: the same rate everywhere. Projection heads always have the full rate."""
     base_batch_size: int = 256
     """Batch size that the default `lr` belongs to. For another batch size, an `lr` that you did not set is scaled (SGD:
     linearly, AdamW: by the square root)."""
@@ -113,6 +116,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         require_positive("optim.lr", self.lr)
+        require(0 < self.layer_decay <= 1, f"optim.layer_decay must be > 0 and <= 1, got {self.layer_decay}")
         require(0 <= self.momentum < 1, f"optim.momentum must be >= 0 and < 1, got {self.momentum}")
         for name in ("base_batch_size", "batch_size", "gradient_accumulation_steps"):
             require_at_least(f"optim.{name}", getattr(self, name), 1)

@@ -6,24 +6,45 @@ so that a skipped step leaves no trace and the host does not wait for the device
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from plrc.config import OptimConfig
 
+LR_FACTOR = "lr_factor"
+"""Key of a parameter group of the optimizer: the factor of its learning rate. Groups without it have the factor 1."""
 
-def build_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Build the optimizer of a network: SGD decays every parameter (MoCo); AdamW leaves out biases and norms."""
+
+def build_optimizer(
+    network: nn.Module, config: OptimConfig, factors: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
+    """Build the optimizer of a network: SGD decays every parameter (MoCo); AdamW leaves out biases and norms.
+
+    Args:
+        network: The network; parameters that require no gradient are left out.
+        config: The settings.
+        factors: Name of a parameter -> factor of its learning rate, for those whose factor is not 1. Each factor has
+            groups of its own, with the key `LR_FACTOR`.
+    """
     parameters = [p for p in network.parameters() if p.requires_grad]
+    by_factor: dict[float, list[nn.Parameter]] = {1.0: []}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            by_factor.setdefault((factors or {}).get(name, 1.0), []).append(parameter)
+    groups: list[dict[str, Any]] = []
+    for factor, members in by_factor.items():
+        own = {} if factor == 1 else {LR_FACTOR: factor}
+        if config.name == "adamw":
+            groups.append({"params": [p for p in members if p.ndim > 1], "weight_decay": config.weight_decay, **own})
+            groups.append({"params": [p for p in members if p.ndim <= 1], "weight_decay": 0.0, **own})
+        else:
+            groups.append({"params": members, **own})
     if config.name == "adamw":
-        groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
         return torch.optim.AdamW(groups, lr=config.lr, fused=True)
-    sgd = torch.optim.SGD(
-        parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
-    )
+    sgd = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True)
     if config.momentum:
         for p in parameters:  # zeros, so that a skipped first step leaves a defined buffer
             sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
@@ -52,11 +73,11 @@ def guarded_step(optimizer: torch.optim.Optimizer, lr: float, keep: Tensor) -> N
 
     Args:
         optimizer: A fused optimizer of PyTorch.
-        lr: The learning rate of this step.
+        lr: The learning rate of this step, before the factors of groups.
         keep: 0-dim bool on the device; False leaves weights and optimizer as they are.
     """
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get(LR_FACTOR, 1.0)
     optimizer.found_inf = (~keep).float()  # type: ignore[attr-defined]  # read by PyTorch's fused optimizers
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

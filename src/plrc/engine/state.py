@@ -20,6 +20,7 @@ from plrc.errors import WeightsError
 from plrc.files import write_atomic
 from plrc.machine import plrc_version
 from plrc.model import FrozenTeacher, update_teacher
+from plrc.model.stages import choose_trained
 from plrc.model.weights import load_into, read_weights
 
 
@@ -41,14 +42,22 @@ class TrainingState:
     def __init__(self, config: Config, device: torch.device, frozen: FrozenTeacher | None = None) -> None:
         self.config = config
         self.learner = Learner(config, device, frozen)
-        self.optimizer = build_optimizer(self.learner.student, config.optim)
+        trained = choose_trained(
+            backbone=self.learner.student.backbone,
+            size=config.views.size,
+            largest_stride=config.model.largest_stride,
+            trainable_stages=config.model.trainable_stages,
+            layer_decay=config.optim.layer_decay,
+        )
+        factors = {f"backbone.{name}": factor for name, factor in trained.factors.items()}
+        self.optimizer = build_optimizer(self.learner.student, config.optim, factors)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.learner.precision == torch.float16)
         self.guard = BufferGuard(self.learner.student, self.learner.teacher)
         self.history: list[Health] = []
         self.lr_factor = 1.0
         self.skipped_in_a_row = torch.zeros((), dtype=torch.int64, device=device)
         self.start_weights: dict[str, Tensor] = {}
-        self.remarks: list[str] = []
+        self.remarks: list[str] = [trained.remark]
 
     def begin(self, checkpoint: Path | None, folder: Path) -> int:
         """Restore a checkpoint or, without one, read `model.init` if it is set.
