@@ -64,7 +64,7 @@ size = 64
 preset = "debug_cpu"
 data = { source = "{out}/scenes/train/images", held_out = 2 }
 views = { size = 32 }
-model = { stride = 8, bn_groups = 1, contrast_hidden = 8, distill_hidden = 8 }
+model = { strides = [8], bn_groups = 1, contrast_hidden = 8, distill_hidden = 8 }
 objectives = { points = 8, distill_points = 8, queue = 8, image_weight = 0.0 }
 optim = { batch_size = 4, steps = 4 }
 run = { workers = 0, checkpoint_every_steps = 2, keep_checkpoints = 0 }
