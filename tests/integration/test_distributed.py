@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tests.engine.runs import curve, final
 from tests.integration.processes import HANGS, run_group
 from tests.integration.ranks import by_hand
@@ -24,6 +25,7 @@ from tests.integration.ranks import by_hand
 from plrc.config import Config
 from plrc.data.sampler import StepSampler, split_held_out
 from plrc.engine.pretrain import pretrain
+from plrc.model import build_backbone
 
 pytestmark = pytest.mark.slow
 Result = dict[str, Any]
@@ -50,6 +52,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "optim.gradient_accumulation_steps": 2,
         "model.trainable_stages": 1,
     },
+    "levels": {"model.strides": (8, 16), "objectives.center": True},
+    "frozen": {"teacher.kind": "frozen", "teacher.size": 64, "teacher.components": 16, "teacher.cache_gigabytes": 1.0},
     "deepest": {"model.strides": (32,), "optim.name": "sgd", "optim.lr": 1e-3, "optim.max_grad_norm": 1.0},
 }
 BY_HAND: dict[str, dict[str, Any]] = {
@@ -74,8 +78,19 @@ def tiny(method: str, source: Path, out: Path, groups: int, **settings: Any) -> 
     return preset("debug_cpu", method).with_values(values | settings)
 
 
+def teacher_weights(folder: Path) -> Path:
+    """A file with random weights of a ResNet-18, the same in every process."""
+    file = folder / "teacher.safetensors"
+    if not file.exists():
+        torch.manual_seed(5)
+        save_file(build_backbone("resnet18").net.state_dict(), file)
+    return file
+
+
 def config_of(name: str, source: Path, out: Path, groups: int) -> Config:
     settings = dict((SETTINGS | BY_HAND)[name])
+    if name == "frozen":
+        settings |= {"teacher.backbone": "resnet18", "teacher.init": str(teacher_weights(out.parent))}
     return tiny(settings.pop("method", "plrc"), source, out, groups, **settings)
 
 

@@ -42,8 +42,8 @@ SAMPLE = 256
 BATCH_SIZE = 32
 """Images per forward pass of the teacher when the cache is filled."""
 
-PROGRESS_IMAGES = 1024
-"""Images between two lines of progress when the cache is filled."""
+PROGRESS_GROUPS = 32
+"""Forward passes between two lines of progress when the cache is filled."""
 
 
 def prepare_teacher(plan: Plan) -> FrozenTeacher | None:
@@ -119,12 +119,14 @@ def fill_cache(
     Returns:
         Whether the cache is complete; False if the run was asked to stop. It is continued at the next start.
     """
-    missing = cache.missing(plan.train)
+    missing = set(cache.missing(plan.train).tolist())
     distributed.barrier()  # all processes have seen the same records
-    if not len(missing):
+    if not missing:
         return True
     log.info(f"computing the teacher's features of {len(missing)} images")
-    groups = [missing[start : start + BATCH_SIZE].tolist() for start in range(0, len(missing), BATCH_SIZE)]
+    # The groups are the same at every start: features depend, in their last bits, on what they are computed with.
+    all_groups = [plan.train[start : start + BATCH_SIZE].tolist() for start in range(0, len(plan.train), BATCH_SIZE)]
+    groups = [group for group in all_groups if not missing.isdisjoint(group)]
     world_size = distributed.world_size()
     own = groups[distributed.rank() :: world_size]
     rounds = -(-len(groups) // world_size)  # every process must answer should_stop equally often
@@ -135,11 +137,11 @@ def fill_cache(
             if batch is not None and len(batch.positions):
                 features = teacher.features(batch.images.to(plan.device)).cpu()
                 for position, image_features in zip(batch.positions, features, strict=True):
-                    cache.write(position, image_features)
-            before = done
-            done += BATCH_SIZE * world_size
-            if done // PROGRESS_IMAGES > before // PROGRESS_IMAGES:
-                log.info(f"teacher's features: {min(done, len(missing))} of {len(missing)} images")
+                    if position in missing:
+                        cache.write(position, image_features)
+            done += world_size
+            if done % PROGRESS_GROUPS < world_size:
+                log.info(f"teacher's features: {min(done, len(groups))} of {len(groups)} groups of {BATCH_SIZE} images")
             if should_stop():
                 cache.flush()
                 return False
