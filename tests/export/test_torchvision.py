@@ -72,6 +72,7 @@ def test_the_metadata_says_where_the_file_comes_from(run: Path) -> None:
     with safetensors.safe_open(run / "exported" / "backbone.safetensors", "pt") as file:
         metadata = file.metadata()
     config = json.loads(metadata.pop("config"))
+    assert list(json.loads(metadata.pop("fingerprint"))) == ["4", "8", "16"]
     assert metadata == {
         "format": "plrc",
         "backbone": "resnet18",

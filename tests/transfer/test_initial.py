@@ -20,6 +20,7 @@ from plrc.transfer.protocols import DetectorConfig, InputConfig
 from plrc.transfer.semantic import build_segmenter
 
 State = dict[str, Tensor]
+NO_NETWORK = "http://127.0.0.1:9"  # a proxy that refuses every connection
 INPUT = InputConfig(train_size=(64, 64), test_size=64, max_size=128)
 
 
@@ -198,10 +199,11 @@ def test_old_files_without_step_counters_are_whole(state: State, tmp_path: Path)
 def test_torchvisions_own_file(state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     expected = tmp_path / "checkpoints" / "resnet18-f37072fd.pth"
-    with pytest.raises(PlrcError, match=f"not on this disk; download https://.* to {expected}"):
-        initial_backbone("torchvision", "resnet18")
-    assert not expected.parent.exists()
-    expected.parent.mkdir()
+    monkeypatch.setenv("https_proxy", NO_NETWORK)
+    for init in ("torchvision", "pretrained"):  # two names of the same
+        with pytest.raises(PlrcError, match=f"not on this disk and cannot be downloaded .* https://.* to {expected}"):
+            initial_backbone(init, "resnet18")
+    assert not list(expected.parent.iterdir())
     write(expected, state | {"fc.weight": torch.ones(10, 512), "fc.bias": torch.ones(10)})
     backbone, initial = initial_backbone("torchvision", "resnet18")
     assert initial.source == str(expected)
@@ -215,11 +217,12 @@ def test_torchvisions_own_file(state: State, tmp_path: Path, monkeypatch: pytest
 def test_the_torch_home_of_the_environment_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", NO_NETWORK)
     with pytest.raises(PlrcError, match=f"to {tmp_path}/hub/checkpoints/resnet18-f37072fd.pth"):
         initial_backbone("torchvision", "resnet18")
 
 
 def test_a_source_that_is_not_there(tmp_path: Path) -> None:
-    choices = "initial weights are random, torchvision, a run folder or a file of weights"
+    choices = "initial weights are random, pretrained, a run folder or a file of weights"
     with pytest.raises(WeightsError, match=f"imagenet does not exist; {choices}"):
         initial_backbone("imagenet", "resnet18")

@@ -27,7 +27,7 @@ class GridOptions:
     task: Task
     """What the detector does."""
     init: tuple[str, ...] = setting((), metavar="INIT")
-    """Initial weights: random (always compared), torchvision, a run folder, a file, or NAME=RUN,RUN,... (seed s takes
+    """Initial weights: random (always compared), pretrained, a run folder, a file, or NAME=RUN,RUN,... (seed s takes
     run number s of the list)."""
     fractions: tuple[float, ...] = ()
     """Shares of the training images whose labels are used. Empty: all of them."""

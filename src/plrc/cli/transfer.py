@@ -33,7 +33,7 @@ class ProbeOptions:
     data: str
     """Folder with labels: masks, or boxes if it has no masks."""
     init: str = "random"
-    """Initial weights: random, torchvision, a run folder or a file."""
+    """Initial weights: random, pretrained (its library's own), a run folder or a file."""
     out: Path | None = None
     """JSON file for the result."""
     backbone: str = ""
@@ -62,7 +62,7 @@ class ProbeOptions:
 def run(arguments: Sequence[str]) -> int:
     """Fine-tune a detector from given weights and score it, or fit a linear probe to frozen features.
 
-    usage: plrc transfer detection|instances|semantic|probe --data DIR --init random|torchvision|RUN|FILE --out DIR
+    usage: plrc transfer detection|instances|semantic|probe --data DIR --init random|pretrained|RUN|FILE --out DIR
 
     examples:
       plrc transfer probe --data camvid/ --init runs/first

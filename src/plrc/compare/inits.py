@@ -22,9 +22,9 @@ from plrc.transfer.initial import initial_backbone
 from plrc.transfer.labels.splits import LabelledSet, read_labelled
 from plrc.transfer.protocols import TransferConfig
 
-Origin = Literal["random", "torchvision", "plrc", "file"]
+Origin = Literal["random", "torchvision", "pretrained", "plrc", "file"]
 
-WITHOUT_PATH: dict[str, Origin] = {"random": "random", "torchvision": "torchvision"}
+WITHOUT_PATH: dict[str, Origin] = {"random": "random", "torchvision": "torchvision", "pretrained": "pretrained"}
 MANIFEST = "manifest.json"
 
 
@@ -44,7 +44,7 @@ def build_comparison(
 
     Args:
         base: Settings that all runs share; `base.run.out` is the folder of the comparison.
-        inits: Initial weights, each random, torchvision, RUN, FILE or NAME=RUN,RUN,... Random is always compared.
+        inits: Initial weights, each random, pretrained, RUN, FILE or NAME=RUN,RUN,... Random is always compared.
         fractions: See `Comparison`.
         shots: See `Comparison`.
         seeds: Number of seeds.
@@ -94,7 +94,7 @@ def _read_init(text: str) -> tuple[str, tuple[str, ...]]:
     else:
         group = tuple(files.split(","))
     if not name or "" in group:
-        raise ConfigError(f"--init {text} names no weights; write random, torchvision, RUN, FILE or NAME=RUN,RUN")
+        raise ConfigError(f"--init {text} names no weights; write random, pretrained, RUN, FILE or NAME=RUN,RUN")
     return name, group
 
 

@@ -23,7 +23,8 @@ class ModelConfig:
     """torchvision ResNets: stride of layer4 during pre-training. 1 doubles the resolution of the feature grid; the
     weight tensors keep their shapes."""
     init: str = ""
-    """Initial weights of the backbone: a plrc run, an export, or a state-dict file. Empty: random."""
+    """Initial weights of the backbone: a plrc run, an export, a state-dict file, or pretrained: the weights that
+    torchvision or timm has for it, downloaded if they are not on this disk. Empty: random."""
     trainable_stages: int = -1
     """How much of the backbone is trained: -1: all of it; n: the last n stages and all normalization layers; 0: the
     normalization layers only. A stage ends with each feature level up to the largest of `strides`; of a plain vision

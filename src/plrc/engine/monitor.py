@@ -139,6 +139,8 @@ def log_start(log: RunLog, plan: Plan, state: TrainingState, start_step: int) ->
     frozen = state.learner.frozen
     if frozen is not None and frozen.backbone.pixels != IMAGENET:
         log.info(f"pixels of the frozen teacher are normalized with {frozen.backbone.pixels}")
+    for sentence in state.warnings:
+        log.warning(sentence)
     if start_step >= plan.steps:
         log.info(f"nothing left to do: the run is finished, at step {start_step} of {plan.steps}")
         return

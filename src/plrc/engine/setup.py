@@ -28,6 +28,7 @@ from plrc.engine.checks import check_batch, check_missing_images, check_required
 from plrc.errors import DataError, RunError
 from plrc.files import LOCK, FolderLock, remove_partial
 from plrc.model.start_pixels import start_pixels
+from plrc.model.starts import PRETRAINED
 from plrc.model.weights import read_weights
 from plrc.pixels import IMAGENET
 from plrc.runtime import choose_device, choose_precision, choose_workers
@@ -219,7 +220,7 @@ def _start_metadata(init: str) -> dict[str, Any]:
     """What the file of the start weights holds besides tensors; empty if there is none, which is an error later."""
     path = Path(init)
     file = newest_checkpoint(path) if path.is_dir() else path
-    if file is None or not file.exists():
+    if init == PRETRAINED or file is None or not file.exists():
         return {}
     return read_weights(file).metadata
 

@@ -17,11 +17,15 @@ from plrc.engine.health import Health
 from plrc.engine.learner import Learner, StepOutput
 from plrc.engine.optim import BufferGuard, build_optimizer, finite_gradient, guarded_step
 from plrc.errors import WeightsError
-from plrc.files import write_atomic
+from plrc.files import write_atomic, write_json
 from plrc.machine import plrc_version
 from plrc.model import FrozenTeacher, update_teacher
 from plrc.model.stages import choose_trained
+from plrc.model.starts import PRETRAINED, pretrained_weights, weights_receipt
 from plrc.model.weights import load_into, read_weights
+
+WEIGHTS_RECEIPT = "weights.json"
+"""In the run folder: which weights a run started from (`weights_receipt`)."""
 
 
 class TrainingState:
@@ -37,6 +41,7 @@ class TrainingState:
         skipped_in_a_row: 0-dim, the number of steps since the last one whose gradient was finite.
         start_weights: The backbone's weights before a warm start; empty without one.
         remarks: Sentences for the user.
+        warnings: Sentences for the user to act on.
     """
 
     def __init__(self, config: Config, device: torch.device, frozen: FrozenTeacher | None = None) -> None:
@@ -58,6 +63,7 @@ class TrainingState:
         self.skipped_in_a_row = torch.zeros((), dtype=torch.int64, device=device)
         self.start_weights: dict[str, Tensor] = {}
         self.remarks: list[str] = [trained.remark]
+        self.warnings: list[str] = []
 
     def begin(self, checkpoint: Path | None, folder: Path) -> int:
         """Restore a checkpoint or, without one, read `model.init` if it is set.
@@ -76,10 +82,11 @@ class TrainingState:
                 self.start_weights = load_file(kept, str(self.learner.device))
             return self.restore(load_checkpoint(checkpoint))
         if self.config.model.init:
-            self._warm_start(self.config.model.init)
+            receipt = self._warm_start(self.config.model.init)
             if distributed.is_main():
                 content = save({name: weight.cpu().contiguous() for name, weight in self.start_weights.items()})
                 write_atomic(kept, lambda file: file.write(content))
+                write_json(folder.parent / WEIGHTS_RECEIPT, receipt)
         return 0
 
     def update(self, outputs: Sequence[StepOutput], lr: float, momentum: float) -> tuple[Tensor, Tensor]:
@@ -152,13 +159,25 @@ class TrainingState:
             size += float(start.square().sum())
         return {"drift": (moved / max(size, 1e-30)) ** 0.5}
 
-    def _warm_start(self, path: str) -> None:
-        """Load the given weights into student and teacher."""
-        file = newest_checkpoint(Path(path)) if Path(path).is_dir() else Path(path)
-        if file is None:
-            raise WeightsError(f"model.init names the folder {path}, which holds no checkpoint; name a run or a file")
+    def _warm_start(self, init: str) -> dict[str, Any]:
+        """Load the given weights into student and teacher; returns the receipt."""
         backbone = self.learner.student.backbone
-        report = load_into(backbone, read_weights(file))
+        if init == PRETRAINED:
+            weights = pretrained_weights(backbone.name)
+        else:
+            file = newest_checkpoint(Path(init)) if Path(init).is_dir() else Path(init)
+            if file is None:
+                raise WeightsError(
+                    f"model.init names the folder {init}, which holds no checkpoint; name a run or a file"
+                )
+            weights = read_weights(file)
+        report = load_into(backbone, weights)
         self.learner.teacher.load_state_dict(self.learner.student.state_dict())
         self.start_weights = {name: weight.detach().clone() for name, weight in backbone.named_parameters()}
-        self.remarks.append(f"warm start from {path}: {len(report.matched)} tensors loaded")
+        receipt = weights_receipt(init, weights, report, backbone)
+        self.remarks.append(
+            f"warm start from {init}: {len(report.matched)} tensors loaded, sha256 of the content "
+            f"{receipt['content_sha256'][:12]}"
+        )
+        self.warnings += report.warnings
+        return receipt

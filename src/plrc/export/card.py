@@ -23,6 +23,7 @@ from markupsafe import Markup
 
 from plrc.config import Config
 from plrc.data.manifest import read_manifest
+from plrc.engine.state import WEIGHTS_RECEIPT
 from plrc.errors import PlrcError
 from plrc.export.receipt import Receipt
 from plrc.files import read_json_lines
@@ -78,6 +79,7 @@ def model_card(receipt: Receipt, saved: Mapping[str, Any], run: Path) -> str:
         "health": _health(saved["health"]),
         "health_steps": [report["step"] for report in (saved["health"][:1] + saved["health"][-1:])],
         "start": start,
+        "start_hash": _start_hash(run),
         "random": RANDOM,
         "licence": _licence(start[-1]),
         "pixel_statistics": _statistics(config),
@@ -106,6 +108,15 @@ def _template_environment() -> Environment:
     environment.filters["code"] = code_span
     environment.filters["code_or_empty"] = lambda text: code_span(text) if text else "(empty)"
     return environment
+
+
+def _start_hash(run: Path) -> str:
+    """The hash of the tensors that a run started from; empty if it has no receipt of them."""
+    try:
+        receipt = json.loads((run / WEIGHTS_RECEIPT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    return str(receipt.get("content_sha256", "")) if isinstance(receipt, dict) else ""
 
 
 def code_span(text: str) -> Markup:

@@ -5,7 +5,6 @@ Shapes: B images, H x W pixels, C channels.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -203,22 +202,6 @@ def example_images(size: tuple[int, int] = IMAGE_SIZE) -> Tensor:
     y, x = torch.meshgrid(torch.linspace(0, 3, height), torch.linspace(0, 2, width), indexing="ij")
     smooth = torch.stack([torch.sin(x + y), torch.cos(2 * x), torch.sin(x * y)])
     return torch.stack([noise, smooth])
-
-
-def content_hash(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, types, shapes and values: the same for the same backbone in any file format.
-
-    Args:
-        state: Tensors under the backbone's own names. BatchNorm's step counters do not count: not every format has
-            them.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        if not name.endswith(COUNTER_SUFFIX):
-            tensor = state[name].detach().cpu().contiguous()
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _shapes(levels: Mapping[int, Tensor]) -> dict[int, torch.Size]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,14 @@ from plrc.engine.adapt import total_steps
 from plrc.engine.checkpoint import checkpoint_of, load_checkpoint
 from plrc.errors import ConfigError, ExportError
 from plrc.export.card import card_path, model_card
-from plrc.export.proof import Proof, content_hash, prove
+from plrc.export.proof import Proof, backbone_with, prove
 from plrc.export.receipt import Receipt
 from plrc.export.resnets import resnet_name
 from plrc.export.target import Target
 from plrc.export.targets import TARGETS
 from plrc.files import write_json, write_text
+from plrc.model.fingerprint import Fingerprint, fingerprint, to_text
+from plrc.model.starts import content_hash
 from plrc.model.timm_networks import PREFIX
 from plrc.model.user_code import trusted_backbone
 from plrc.model.weights import refuse_non_finite
@@ -98,7 +102,7 @@ def export_backbone(
         default_folder = default_folder / target
     file = _output_file(library, Path(out) if out is not None else None, default_folder)
     try:
-        proof, sha256 = _write_proven(library, file, name, student, _metadata(saved, name, config))
+        proof, sha256 = _write_proven(library, file, name, student, _metadata(saved, name, config, student))
         target_version = target
         if proof.networks:  # the installed library loaded the file
             target_version = f"{target} {library.version()}".strip()
@@ -140,7 +144,10 @@ def _student_backbone(saved: dict[str, Any]) -> dict[str, Tensor]:
     return student
 
 
-def _metadata(saved: dict[str, Any], backbone: str, config: Config) -> dict[str, str]:
+def _metadata(saved: dict[str, Any], backbone: str, config: Config, student: Mapping[str, Tensor]) -> dict[str, str]:
+    numbers: Fingerprint = {}
+    with contextlib.suppress(ExportError), torch.random.fork_rng(devices=[]):  # the proof says what is wrong
+        numbers = fingerprint(backbone_with(backbone, student))
     return {
         "format": "plrc",
         "backbone": backbone,
@@ -150,6 +157,7 @@ def _metadata(saved: dict[str, Any], backbone: str, config: Config) -> dict[str,
         "plrc_version": saved["version"],
         "config": json.dumps(saved["config"]),
         **config.data.pixels.metadata(),
+        "fingerprint": to_text(numbers),
     }
 
 

@@ -12,6 +12,9 @@ from typing import NamedTuple
 from plrc.text import some
 
 COUNTER_SUFFIX = ".num_batches_tracked"  # ends the name of BatchNorm's step counter, which changes no feature
+SEQUENCE = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+"""Modules of a ResNet by their index in `nn.Sequential(*resnet.children())`; 2 and 3 have no tensors."""
+_FIRST_BLOCK_OF_SEQUENCE = "4.0.conv1.weight"
 _BLOCKS = 36  # in the longest stage of a ResNet
 
 
@@ -61,7 +64,7 @@ def transformers(place: Place) -> tuple[str, str]:
 
 
 def torchvision_names(names: Iterable[str]) -> dict[str, str]:
-    """Recognize the names of detectron2's and transformers' ResNets.
+    """Recognize the names of detectron2's and transformers' ResNets, and of ResNets as a sequence of layers (lightly).
 
     Args:
         names: Names of tensors in a file or network, with any prefix.
@@ -77,6 +80,13 @@ def torchvision_names(names: Iterable[str]) -> dict[str, str]:
             modules = _modules(naming)
             for name, current in renamed.items():
                 renamed[name] = _renamed(current, modules)
+    for name in list(renamed.values()):
+        prefix = name.removesuffix(_FIRST_BLOCK_OF_SEQUENCE)
+        if prefix != name and f"{prefix}0.weight" in renamed and f"{prefix}1.running_mean" in renamed:
+            for original, current in renamed.items():
+                index, _, rest = current.removeprefix(prefix).partition(".")
+                if current.startswith(prefix) and index in SEQUENCE:
+                    renamed[original] = f"{prefix}{SEQUENCE[index]}.{rest}"
     return renamed
 
 

@@ -7,12 +7,13 @@ file holds the most names of the backbone.
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from plrc.errors import WeightsError
+from plrc.errors import PlrcError, WeightsError
 from plrc.files import damage
-from plrc.model.backbone import RESNETS, Backbone
+from plrc.model.backbone import RESNETS, Backbone, build_backbone
+from plrc.model.fingerprint import describe_difference, fingerprint, from_text, twin_of
 from plrc.model.naming import COUNTER_SUFFIX, torchvision_names
 from plrc.model.pickles import read_arrays
+from plrc.model.timm_networks import plain_names
 from plrc.model.user_code import is_user_code
 from plrc.text import some
 
@@ -63,6 +66,8 @@ class LoadReport:
             itself. They show that the file is from a larger or another network.
         shape_mismatch: Tensors of the backbone that the file holds in another shape.
         ignored: The other tensors of the file, such as classifiers, heads and optimizer state.
+        renamed: {prefix + name in the backbone: name in the file}, only of tensors whose names differ.
+        warnings: What the user should check, such as a second copy of the network in the file.
     """
 
     prefix: str
@@ -71,6 +76,8 @@ class LoadReport:
     unexpected: tuple[str, ...]
     shape_mismatch: tuple[str, ...]
     ignored: tuple[str, ...]
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -87,8 +94,8 @@ class LoadReport:
             "ignored": self.ignored,
         }
         lines = [f"prefix in the file: {self.prefix or '(none)'}"]
-        for field, names in rows.items():
-            lines.append(f"{field:<14}{len(names):>5}  {some(names, SHOWN)}".rstrip())
+        for row, names in rows.items():
+            lines.append(f"{row:<14}{len(names):>5}  {some(names, SHOWN)}".rstrip())
         return "\n".join(lines)
 
 
@@ -138,8 +145,14 @@ def load_into(backbone: Backbone, weights: Weights, allow_partial: bool = False)
             holds a larger network of the same family. Always: no tensor fits, or a value is not finite.
     """
     target = backbone.net.state_dict()
-    prefix = find_prefix(weights.state, target)
-    report = _compare(weights.state, target, prefix)
+    renamed = plain_names(backbone.net, list(weights.state)) if backbone.reading == "levels" else {}
+    state = {renamed.get(name, name): tensor for name, tensor in weights.state.items()}
+    prefix = find_prefix(state, target)
+    report = replace(
+        _compare(state, target, prefix),
+        renamed={new: name for name, new in renamed.items()},
+        warnings=_warnings(backbone, weights, state, prefix),
+    )
     accepted = report.matched and (report.complete or allow_partial)
     if not accepted:
         raise WeightsError(
@@ -147,8 +160,9 @@ def load_into(backbone: Backbone, weights: Weights, allow_partial: bool = False)
             f"{len(report.shape_mismatch)} of another shape, {len(report.unexpected)} unexpected) and was not loaded; "
             f"name the weights of a {backbone.name}\n{report.table()}"
         )
-    chosen = {name: weights.state[prefix + name] for name in report.matched}
+    chosen = {name: state[prefix + name] for name in report.matched}
     refuse_non_finite(chosen, weights.source)
+    before = {name: target[name].clone() for name in chosen}
     with torch.no_grad():
         for name, tensor in chosen.items():
             target[name].copy_(tensor)
@@ -158,7 +172,46 @@ def load_into(backbone: Backbone, weights: Weights, allow_partial: bool = False)
         raise WeightsError(
             f"after loading {weights.source} these tensors of {backbone.name} differ from it: {some(wrong)}"
         )
+    difference = _other_features(backbone, weights) if report.complete else ""
+    if difference:
+        backbone.net.load_state_dict(before, strict=False)
+        raise WeightsError(
+            f"{weights.source} has the tensors of {backbone.name}, but belongs to another network or version of it, "
+            f"{_backbone_name(weights.metadata)}: {difference}; name that backbone"
+        )
     return report
+
+
+def _other_features(backbone: Backbone, weights: Weights) -> str:
+    """How the features of a loaded backbone differ from those that plrc's file belongs to; empty if they do not."""
+    expected = from_text(weights.metadata.get("fingerprint"))
+    stored = stored_name(weights.metadata)
+    if not expected and stored and stored != backbone.name:  # a checkpoint: it names its network, which can be built
+        with contextlib.suppress(PlrcError, RuntimeError), torch.random.fork_rng(devices=[]):
+            other = build_backbone(stored)
+            other.net.load_state_dict(backbone.net.state_dict())
+            expected = fingerprint(other)
+    return describe_difference(fingerprint(backbone), expected) if expected else ""
+
+
+def _warnings(backbone: Backbone, weights: Weights, state: Mapping[str, Tensor], prefix: str) -> tuple[str, ...]:
+    """What to check about a file that does not name its network."""
+    if _backbone_name(weights.metadata):
+        return ()
+    warnings = []
+    others = [copy for copy in prefixes(state, backbone.net.state_dict()) if copy != prefix]
+    if others:
+        warnings.append(
+            f"{weights.source} holds {len(others) + 1} copies of {backbone.name}; {prefix or 'that without a prefix'} "
+            f"was taken, not {some(copy or 'that without a prefix' for copy in others)}; to take another, save it alone"
+        )
+    twin = twin_of(backbone)
+    if twin:
+        warnings.append(
+            f"{weights.source} does not name its network, and {twin} has the same tensors as {backbone.name} but other "
+            f"padding, so that its features differ: make sure that these are weights of {backbone.name}"
+        )
+    return tuple(warnings)
 
 
 def find_prefix(names: Iterable[str], backbone_names: Iterable[str]) -> str:
@@ -174,6 +227,23 @@ def find_prefix(names: Iterable[str], backbone_names: Iterable[str]) -> str:
     Returns:
         The prefix with its final dot; empty if there is none.
     """
+    counts = _prefix_counts(names, backbone_names)
+
+    def preference(prefix: str) -> tuple[int, bool]:
+        return counts[prefix], AVERAGED_COPY_WORDS.isdisjoint(re.split("[._]", prefix))
+
+    return max(counts, key=preference, default="")
+
+
+def prefixes(names: Iterable[str], backbone_names: Iterable[str]) -> list[str]:
+    """List the prefixes under which a file holds the most of the backbone's names: several if it holds copies of it."""
+    counts = _prefix_counts(names, backbone_names)
+    most = max(counts.values(), default=0)
+    return [prefix for prefix, count in counts.items() if count == most]
+
+
+def _prefix_counts(names: Iterable[str], backbone_names: Iterable[str]) -> Counter[str]:
+    """How many names of the backbone a file holds under each prefix."""
     known_names = set(backbone_names)
     counts = Counter[str]()
     for name in names:
@@ -183,11 +253,7 @@ def find_prefix(names: Iterable[str], backbone_names: Iterable[str]) -> str:
             inner_name = ".".join(parts[start:])
             if inner_name in known_names:
                 counts[name.removesuffix(inner_name)] += 1
-
-    def preference(prefix: str) -> tuple[int, bool]:
-        return counts[prefix], AVERAGED_COPY_WORDS.isdisjoint(re.split("[._]", prefix))
-
-    return max(counts, key=preference, default="")
+    return counts
 
 
 def stored_name(metadata: dict[str, Any]) -> str:

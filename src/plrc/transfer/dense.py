@@ -97,7 +97,7 @@ def dense_probe(
 
     Args:
         data: The labelled images.
-        inits: Initial weights: "random", "torchvision", a run folder or a file.
+        inits: Initial weights: "random", "pretrained", a run folder or a file.
         backbone: Name of the backbone; empty: that of the first weights. All weights are of the same backbone.
         size: Longer side of the images, in pixels.
         images: Largest number of images to read of each split.

@@ -1,6 +1,6 @@
 """Initial weights of a detector's backbone: where they come from, and the proof that the detector has them.
 
-Nothing is downloaded.
+Nothing is downloaded, except a library's own weights if the user names them (`pretrained`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from plrc import rng
@@ -19,13 +18,14 @@ from plrc.errors import ConfigError, PlrcError, WeightsError
 from plrc.model.backbone import RESNETS, Backbone, build_backbone
 from plrc.model.naming import COUNTER_SUFFIX
 from plrc.model.start_pixels import start_pixels
+from plrc.model.starts import PRETRAINED, pretrained_weights
 from plrc.model.user_code import is_user_code
 from plrc.model.weights import LoadReport, Weights, find_prefix, load_into, read_weights, stored_function, stored_name
 from plrc.pixels import IMAGENET, PixelStatistics
 from plrc.text import note, some
 
 DEFAULT_BACKBONE = "resnet50"
-SUPERVISED = "IMAGENET1K_V1"  # the version of torchvision's weights that the literature compares with
+OWN_WEIGHTS = (PRETRAINED, "torchvision")  # two names of the same
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class InitialWeights:
             *note("tensors of another shape", report.shape_mismatch),
             *note("tensors that the backbone lacks", report.unexpected),
             *statistics,
+            *report.warnings,
         ]
 
     def table(self) -> str:
@@ -82,8 +83,8 @@ def initial_backbone(
     """Build a backbone with the weights that `init` names.
 
     Args:
-        init: "random", "torchvision" (its weights on this disk), a run folder (the student of its newest checkpoint),
-            or a file of weights.
+        init: "random", "pretrained" (those that its library has for it; also "torchvision"), a run folder (the student
+            of its newest checkpoint), or a file of weights.
         name: Name of the backbone; empty: that of the weights, or else ResNet-50.
         partial: Whether to accept a file that lacks up to half of the tensors, which keep their random values.
         layer4_stride: Stride of layer4, 1 or 2.
@@ -98,7 +99,7 @@ def initial_backbone(
     stored = ""
     code = ""
     if init != "random":
-        weights = read_weights(_weights_file(init, name or DEFAULT_BACKBONE))
+        weights = _read(init, name or DEFAULT_BACKBONE)
         stored = stored_name(weights.metadata)
         code = stored_function(weights.metadata)
     if weights is not None:
@@ -148,7 +149,10 @@ def verify_initial_weights(model: nn.Module, initial: InitialWeights) -> str:
     report = initial.report
     if weights is None or report is None:
         return f"{initial.backbone} starts from random weights: there is no file to compare with"
-    expected = {name: weights.state[report.prefix + name] for name in report.matched}
+    expected = {}
+    for name in report.matched:
+        full_name = report.prefix + name
+        expected[name] = weights.state[report.renamed.get(full_name, full_name)]
     present = set()
     wrong = []
     for path, name, tensor in _backbone_tensors(model, expected):
@@ -199,22 +203,14 @@ def _wrong_backbone(source: str, stored: str, wanted: str) -> WeightsError:
     )
 
 
-def _weights_file(init: str, name: str) -> Path:
-    if init == "torchvision":
-        return _torchvision_file(name)
+def _read(init: str, name: str) -> Weights:
+    if init == "torchvision" and name not in RESNETS:
+        raise ConfigError(f"torchvision has no weights for {name}; write one of {', '.join(RESNETS)}")
+    if init in OWN_WEIGHTS:
+        return pretrained_weights(name)
     path = Path(init)
     if not path.exists():
         raise WeightsError(
-            f"{init} does not exist; initial weights are random, torchvision, a run folder or a file of weights"
+            f"{init} does not exist; initial weights are random, pretrained, a run folder or a file of weights"
         )
-    return checkpoint_of(path)
-
-
-def _torchvision_file(name: str) -> Path:
-    if name not in RESNETS:
-        raise ConfigError(f"torchvision has no weights for {name}; write one of {', '.join(RESNETS)}")
-    url: str = torchvision.models.get_model_weights(name)[SUPERVISED].url
-    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    if not file.exists():
-        raise WeightsError(f"torchvision's weights of {name} are not on this disk; download {url} to {file}")
-    return file
+    return read_weights(checkpoint_of(path))

@@ -209,8 +209,8 @@ class TransferConfig(Settings):
         "run.log_every": "run.log_every_steps",
     }
 
-    init: str = setting("random", metavar="random|torchvision|RUN|FILE")
-    """Initial weights of the backbone: random, torchvision's own (on disk), a run folder, or a file of tensors."""
+    init: str = setting("random", metavar="random|pretrained|RUN|FILE")
+    """Initial weights of the backbone: random, pretrained (those of its library), a run folder, or a file."""
     partial: bool = False
     """Accept a file that lacks some of the backbone's tensors."""
     data: LabelledConfig = field(default_factory=LabelledConfig)

@@ -1,0 +1,146 @@
+"""Starting weights: those that a library has for its own networks, and the receipt of what was loaded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor
+
+from plrc.errors import ConfigError, WeightsError
+from plrc.model.backbone import RESNETS, Backbone
+from plrc.model.naming import COUNTER_SUFFIX
+from plrc.model.timm_networks import PREFIX, build_timm
+from plrc.model.user_code import describe_error
+from plrc.model.weights import LoadReport, Weights, read_weights
+
+PRETRAINED = "pretrained"
+SUPERVISED = "IMAGENET1K_V1"  # the version of torchvision's weights that the literature compares with
+
+
+def pretrained_weights(backbone: str) -> Weights:
+    """Load the weights that the library of a backbone has for it, from its cache on this disk or else from the web.
+
+    Args:
+        backbone: A torchvision ResNet or timm:NAME.
+
+    Returns:
+        The weights; never random ones.
+
+    Raises:
+        ConfigError: The backbone is user code, which has no such weights.
+        WeightsError: There are none, or they are neither on this disk nor can be downloaded: what to fetch, and where
+            to put it.
+    """
+    if backbone in RESNETS:
+        return read_weights(_torchvision_file(backbone))
+    if backbone.startswith(PREFIX):
+        return _timm_weights(backbone)
+    raise ConfigError(f"there are no pretrained weights for {backbone}; name a file of weights")
+
+
+def weights_receipt(init: str, weights: Weights, report: LoadReport, backbone: Backbone) -> dict[str, Any]:
+    """Describe what was loaded into a backbone.
+
+    Args:
+        init: What the user named.
+        weights: The content of the file.
+        report: What `load_into` reported.
+        backbone: The backbone with the weights.
+
+    Returns:
+        JSON content: "init", "file", "sha256" of the file (empty if the library loaded it), "content_sha256" of the
+        backbone's tensors, "backbone", "prefix", "matched" and "ignored" (counts), "missing", "another_shape" and
+        "unexpected" (names), "warnings".
+    """
+    file = Path(weights.source)
+    return {
+        "init": init,
+        "file": weights.source,
+        "sha256": _file_hash(file) if file.is_file() else "",
+        "content_sha256": content_hash(backbone.net.state_dict()),
+        "backbone": backbone.name,
+        "prefix": report.prefix,
+        "matched": len(report.matched),
+        "ignored": len(report.ignored),
+        "missing": list(report.missing),
+        "another_shape": list(report.shape_mismatch),
+        "unexpected": list(report.unexpected),
+        "warnings": list(report.warnings),
+    }
+
+
+def content_hash(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and values: the same for the same backbone in any file format.
+
+    Args:
+        state: Tensors under the backbone's own names. BatchNorm's step counters do not count: not every format has
+            them.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        if not name.endswith(COUNTER_SUFFIX):
+            tensor = state[name].detach().cpu().contiguous()
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _file_hash(file: Path) -> str:
+    digest = hashlib.sha256()
+    with open(file, "rb") as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _torchvision_file(name: str) -> Path:
+    url: str = torchvision.models.get_model_weights(name)[SUPERVISED].url
+    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if file.exists():
+        return file
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        hash_prefix = file.stem.rpartition("-")[2]
+        torch.hub.download_url_to_file(url, str(file), hash_prefix, progress=False)
+    except (OSError, RuntimeError) as error:
+        raise WeightsError(
+            f"torchvision's weights of {name} are not on this disk and cannot be downloaded ({describe_error(error)}); "
+            f"download {url} to {file}"
+        ) from error
+    return file
+
+
+def _timm_weights(name: str) -> Weights:
+    import timm
+
+    build_timm(name)  # a wrong name, or a missing package, has its own sentence
+    settings: Any = timm.get_pretrained_cfg(name.removeprefix(PREFIX), allow_unregistered=True)
+    hub_id = getattr(settings, "hf_hub_id", "") or ""
+    url = getattr(settings, "url", "") or ""
+    if not hub_id and not url:
+        raise WeightsError(f"timm has no weights for {name}; name a file of weights")
+    try:
+        net = build_timm(name, pretrained=True).net
+    except Exception as error:  # the packages that download raise many kinds
+        raise WeightsError(
+            f"timm's weights of {name} are not on this disk and cannot be downloaded ({describe_error(error)}); "
+            f"{_how_to_fetch(hub_id, url)}"
+        ) from error
+    return Weights(net.state_dict(), f"timm's own weights {hub_id or url}", {})
+
+
+def _how_to_fetch(hub_id: str, url: str) -> str:
+    if not hub_id:
+        return f"download {url} to {Path(torch.hub.get_dir()) / 'checkpoints' / url.rpartition('/')[2]}"
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folder = Path(HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}"
+    return (
+        f"download https://huggingface.co/{hub_id} elsewhere (hf download {hub_id}) and copy it to {folder}, or name "
+        "its model.safetensors as the file of weights"
+    )
