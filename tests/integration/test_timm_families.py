@@ -54,7 +54,7 @@ def test_a_family_is_trained_exported_proven_and_probed(
     name: str, stride: int, size: int, scenes: Path, labelled: Path, tmp_path: Path
 ) -> None:
     changes = {
-        "model.stride": stride,
+        "model.strides": (stride,),
         "model.layer4_stride": 2,
         "views.size": size,
         "optim.batch_size": 4,
