@@ -183,6 +183,8 @@ def test_every_address_gives_the_same_images(packed: Path, served: str) -> None:
     finally:
         memory.rm("/bucket", recursive=True)
     assert len(listed(packed / "shard-000000.tar")) < 48
+    with pytest.raises(DataError, match=r"mine-\*\.tar matches no \.tar file"):  # no fall-back to all shards
+        listed(packed / "mine-*.tar")
 
 
 def test_shards_of_others_are_read_from_their_headers(scenes: Path, tmp_path: Path, served: str) -> None:

@@ -78,6 +78,14 @@ def test_grouping_of_features_that_are_the_objects_is_perfect(tiny: Tiny, masks:
     assert "grouping AUC" in str(found)
 
 
+def test_views_without_any_object_are_not_measured(tiny: Tiny, masks: Path) -> None:
+    check = check_of(plain(tiny, masks))
+    assert check.objects is not None
+    check.objects = torch.zeros_like(check.objects)
+    measured = check.measure(Pixels(), 8, 0)
+    assert measured is not None and measured.grouping_auc is None
+
+
 def test_without_masks_it_is_not_measured(tiny: Tiny, masks: Path) -> None:
     found = check_of(plain(tiny, masks.parent / "*.png")).measure(Pixels(), 8, 0)
     assert found is not None and found.grouping_auc is None and "grouping" not in str(found)

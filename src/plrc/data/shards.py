@@ -155,9 +155,9 @@ def open_shards(source: str, only: Collection[str] = ()) -> tuple[Shards, Listin
     elif pattern:
         wanted = _expand_pattern(system, base, root, pattern)
     else:
-        wanted = sorted(samples_of)
-    if not wanted:
-        wanted = _expand_pattern(system, base, root, f"{root}/*.tar")
+        wanted = sorted(samples_of) or _expand_pattern(system, base, root, f"{root}/*.tar")
+    if pattern and not wanted:
+        raise DataError(f"{source} matches no .tar file; write a pattern that does, or the folder alone")
     if not wanted:
         raise DataError(f"{source} has no shards: neither {INDEX_NAME} nor a .tar file; plrc shard writes both")
 

@@ -176,6 +176,8 @@ class HealthCheck:
         """Measure grouping of the features of the first views [B, C, h, w]; None if they do not show enough objects."""
         assert self.objects is not None
         has_objects = (self.objects > 0).flatten(1).any(dim=1)
+        if not has_objects.any():
+            return None
         features = features[has_objects.to(features.device)]
         try:
             return grouping_auc(features, self.objects[has_objects], points=2 * POINTS)
