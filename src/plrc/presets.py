@@ -9,6 +9,13 @@ from plrc.config import Config, DataConfig, Method, ModelConfig, ObjectiveConfig
 from plrc.errors import ConfigError
 from plrc.text import did_you_mean
 
+FROZEN_TEACHER_ALONE = {
+    "teacher.kind": "frozen",
+    "objectives.image_weight": 0.0,
+    "objectives.point_weight": 0.0,
+    "objectives.distill_weight": 0.0,
+}
+
 
 def paper_r50() -> Config:
     """The paper's recipe: ResNet-50, 224 px, ImageNet-1k, 100 epochs.
@@ -100,11 +107,62 @@ def debug_cpu() -> Config:
     )
 
 
+def distill_r18() -> Config:
+    """ResNet-18 that learns from a frozen teacher alone: name the teacher with --teacher.backbone and --teacher.init.
+
+    As small_r18, but the only term is the distillation from the frozen teacher (METHOD section 8). Only view A is
+    needed, and the teacher's features are cached, so that a step costs the student's own forward and backward pass.
+    """
+    return small_r18().with_values({"preset": "distill_r18", **FROZEN_TEACHER_ALONE}, pin=False)
+
+
+def distill_r50() -> Config:
+    """ResNet-50 that learns from a frozen teacher alone: name the teacher with --teacher.backbone and --teacher.init.
+
+    224 px as in the paper; levels 8 to 32, because the detectors of a ResNet-50 read all of them through a feature
+    pyramid. AdamW and batch 64 as in small_r18, with weights of the terms as in distill_r18. Not evaluated.
+    """
+    optim = small_r18().optim
+    return Config(
+        preset="distill_r50",
+        model=ModelConfig(backbone="resnet50", strides=(8, 16, 32), distill_hidden=512),
+        objectives=ObjectiveConfig(queue=4096, negatives="image", reference_grid=0),
+        optim=optim,
+    ).with_values(FROZEN_TEACHER_ALONE, pin=False)
+
+
+def adapt() -> Config:
+    """Warm start: train given weights further on your images. Name them with --model.backbone and --model.init.
+
+    The frozen teacher is the network with the start weights themselves (the anchor): affinities that they knew are kept
+    where the images give no reason to change them. Points are contrasted as in small_r18. All levels that detectors
+    read are trained, because the layers above a trained level go stale otherwise. The rate is a tenth of that of a
+    random start, and halves with each stage below the last, because lower stages need to change least.
+    """
+    return small_r18().with_values(
+        {
+            "preset": "adapt",
+            "model.layer4_stride": 2,
+            "model.strides": (8, 16, 32),
+            "teacher.kind": "frozen",
+            "objectives.image_weight": 0.0,
+            "objectives.distill_weight": 0.0,
+            "objectives.point_weight": 0.3,
+            "objectives.frozen_weight": 1.0,
+            "optim.layer_decay": 0.5,
+        },
+        pin=False,
+    )
+
+
 PRESETS: dict[str, Callable[[], Config]] = {
     "paper_r50": paper_r50,
     "coco_r50": coco_r50,
     "small_r18": small_r18,
     "debug_cpu": debug_cpu,
+    "distill_r18": distill_r18,
+    "distill_r50": distill_r50,
+    "adapt": adapt,
 }
 
 
@@ -112,7 +170,8 @@ def preset(name: str, method: str = "plrc") -> Config:
     """Return a named configuration.
 
     Args:
-        name: One of "paper_r50", "coco_r50", "small_r18", "debug_cpu"; or "custom", the defaults of `Config`.
+        name: One of "paper_r50", "coco_r50", "small_r18", "debug_cpu", "distill_r18", "distill_r50", "adapt"; or
+            "custom", the defaults of `Config`.
         method: Which loss terms are trained. "image": image contrast (MoCo v2). "points": image contrast and
             point-level region contrast. "plrc": both and point affinity distillation. "pixel", "region": baselines
             (METHOD section 5).

@@ -62,7 +62,7 @@ class TrainingState:
         self.lr_factor = 1.0
         self.skipped_in_a_row = torch.zeros((), dtype=torch.int64, device=device)
         self.start_weights: dict[str, Tensor] = {}
-        self.remarks: list[str] = [trained.remark]
+        self.remarks: list[str] = [trained.remark, *self._untrained_levels()]
         self.warnings: list[str] = []
 
     def begin(self, checkpoint: Path | None, folder: Path) -> int:
@@ -146,6 +146,17 @@ class TrainingState:
         if self.lr_factor < 1:
             self.remarks.append(f"the learning rate is {self.lr_factor:g} of the scheduled one")
         return int(saved["step"])
+
+    def _untrained_levels(self) -> list[str]:
+        """Name the levels above the trained ones: a detector gets their layers with weights that nothing adapted."""
+        largest = self.config.model.largest_stride
+        above = [stride for stride in self.learner.student.backbone.channels if stride > largest]
+        if not above:
+            return []
+        names = ", ".join(map(str, above))
+        weights = "start weights" if self.config.model.init else "random weights"
+        remark = f"the layers of stride {names} keep their {weights}, as model.strides ends at {largest}"
+        return [f"{remark}; if your detector reads them, add {names} to --model.strides"]
 
     def drift(self) -> dict[str, float]:
         """Return {"drift": |weights - start| / |start|} of the backbone's parameters; empty without a warm start."""
