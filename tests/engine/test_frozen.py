@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tests.engine.runs import after_steps, assert_same, final, metrics, power_cut
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,14 +22,16 @@ from plrc.data.loader import Batch, ViewDataset, collate
 from plrc.data.teacher_cache import LEVELS
 from plrc.data.views import QUERY, REFERENCE
 from plrc.engine.checkpoint import KEYS
-from plrc.engine.frozen import prepare_teacher, read_receipt
+from plrc.engine.frozen import prepare_teacher
 from plrc.engine.level import Level
 from plrc.engine.pretrain import pretrain
 from plrc.engine.setup import prepare
 from plrc.engine.state import TrainingState
+from plrc.engine.teacher_weights import check_receipt, load_teacher
 from plrc.errors import PlrcError
 from plrc.model import build_backbone
 from plrc.model.frozen import principal_components
+from plrc.model.starts import content_hash, read_receipt
 
 Tiny = Callable[..., Config]
 ONLY_FROZEN = {
@@ -201,8 +203,9 @@ def test_stop_and_resume_equals_uninterrupted_bit_for_bit(
 
 def test_the_teacher_is_kept_by_reference(frozen: Tiny, tmp_path: Path, weights: Path) -> None:
     run = pretrain(frozen(optim__steps=2)).path
-    receipt = read_receipt(run)
+    receipt = read_receipt(run / "teacher.json")
     assert receipt["backbone"] == "resnet18" and receipt["file"] == str(weights) and len(receipt["sha256"]) == 64
+    assert receipt["content_sha256"] == content_hash(load_file(weights))
     assert set(final(run)) == set(KEYS)
     size = (run / "checkpoints" / "step_00000002.pt").stat().st_size
     (tmp_path / "alone").mkdir()
@@ -279,8 +282,66 @@ def test_the_anchor_is_the_start(tiny: Tiny, weights: Path) -> None:
         model__backbone="resnet18", model__layer4_stride=2,
     )  # fmt: skip
     run = pretrain(config).path
-    assert read_receipt(run)["file"] == str(weights)
+    assert read_receipt(run / "teacher.json")["file"] == str(weights)
     assert json.loads((run / "teacher.json").read_text())["backbone"] == "resnet18"
+
+
+@pytest.fixture
+def library_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """torchvision's own file of weights for resnet18, on a machine without a network."""
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    for name in ("https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # refuses every connection
+    file = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+    file.parent.mkdir(parents=True)
+    torch.manual_seed(11)
+    torch.save(build_backbone("resnet18").net.state_dict(), file)
+    return file
+
+
+@pytest.mark.parametrize("section", ["teacher", "model"])
+def test_the_librarys_own_weights(frozen: Tiny, library_file: Path, section: str) -> None:
+    """As the teacher's weights, and as those of the start, to which the student is anchored."""
+    anchor = {"teacher__init": "", "teacher__backbone": "", "model__init": "pretrained"}
+    settings = {"teacher__init": "pretrained"} if section == "teacher" else anchor
+    config = frozen(**(ONLY_FROZEN | settings), optim__steps=3)
+    with after_steps(1, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        run = pretrain(config).path
+    receipt = read_receipt(run / "teacher.json")
+    assert (receipt["init"], receipt["file"], receipt["matched"]) == ("pretrained", str(library_file), 120)
+    content = torch.load(library_file, weights_only=True)
+    assert receipt["content_sha256"] == content_hash(content)
+    again = config.with_values({"run.resume": True})
+    original = library_file.read_bytes()
+    torch.save(content | {"conv1.weight": torch.ones_like(content["conv1.weight"])}, library_file)
+    with pytest.raises(PlrcError, match=r"^the weights of the frozen teacher, .*pth, have changed since the start"):
+        pretrain(again)
+    library_file.unlink()
+    with pytest.raises(PlrcError, match=r"^torchvision's weights of resnet18 are not on this disk .* download https"):
+        pretrain(again)
+    library_file.write_bytes(original)
+    assert pretrain(again).finished
+
+
+def test_weights_without_a_file_are_compared_by_their_content(frozen: Tiny) -> None:
+    """timm's own weights: a library loads them and names no file."""
+    plan = prepare(frozen())
+    _, receipt = load_teacher(plan.config)
+    loaded_by_library = receipt | {"file": "timm's own weights", "sha256": ""}
+    check_receipt(plan, loaded_by_library)
+    check_receipt(plan, loaded_by_library)
+    with pytest.raises(
+        PlrcError, match=r"have changed since the start of the run \(their SHA-256 is now 000000000000, "
+    ):
+        check_receipt(plan, loaded_by_library | {"content_sha256": "0" * 64})
+
+
+def test_a_twin_of_the_teachers_network_is_warned_of(frozen: Tiny, tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm", reason="timm is not installed (extra timm)")
+    save_file(timm.create_model("efficientnet_lite0").state_dict(), tmp_path / "lite0.safetensors")
+    lite0 = {"teacher__backbone": "timm:efficientnet_lite0", "teacher__init": str(tmp_path / "lite0.safetensors")}
+    run = pretrain(frozen(**(ONLY_FROZEN | lite0), optim__steps=1)).path
+    assert "timm:tf_efficientnet_lite0 has the same tensors as timm:efficientnet_lite0" in (run / "log.txt").read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
-"""Prepares a frozen teacher: weights, principal components, and the cache of its features.
+"""Prepares a frozen teacher: principal components, and the cache of its features.
 
-The run folder keeps `teacher.json`, which names the weights by their hash, and `teacher.safetensors`, the principal
-components. A resumed run must use the same weights.
+The run folder keeps the principal components in `teacher.safetensors`.
 """
 
 from __future__ import annotations
@@ -25,16 +24,14 @@ from plrc.data.manifest import read_manifest
 from plrc.data.sources import ImageList
 from plrc.data.teacher_cache import TeacherCache, record_type, resize_whole
 from plrc.data.workers import load_batches
-from plrc.engine.checkpoint import checkpoint_of
 from plrc.engine.runlog import RunLog
 from plrc.engine.setup import Plan
-from plrc.errors import ConfigError, RunError, WeightsError
-from plrc.files import parse_json, write_atomic, write_json
-from plrc.model import FrozenTeacher, build_backbone
+from plrc.engine.teacher_weights import TEACHER_RECEIPT, check_receipt, load_teacher, weights_hash
+from plrc.errors import RunError
+from plrc.files import write_atomic
+from plrc.model import FrozenTeacher
 from plrc.model.frozen import Reduction, principal_components
-from plrc.model.start_pixels import start_pixels
-from plrc.model.weights import Weights, load_into, read_weights
-from plrc.pixels import PixelStatistics
+from plrc.model.starts import read_receipt
 
 SAMPLE = 256
 """Number of images whose features give the principal components."""
@@ -62,14 +59,11 @@ def prepare_teacher(plan: Plan) -> FrozenTeacher | None:
     config = plan.config
     if not config.distills_frozen_teacher:
         return None
-    name = config.teacher.backbone or config.model.backbone
-    file = _weights_file(config)
-    backbone = build_backbone(name)
-    weights = read_weights(file)
-    load_into(backbone, weights)
-    backbone.pixels = _pixels(config, name, weights)
-    _check_receipt(plan, name, file)
+    backbone, receipt = load_teacher(config)
+    check_receipt(plan, receipt)
     teacher = FrozenTeacher(backbone, config.teacher.stride, config.teacher.size, plan.device)
+    if config.teacher.init:  # an anchor has the weights of the start, which warns itself
+        teacher.warnings = tuple(receipt["warnings"])
     components = config.teacher.components
     if 0 < components < teacher.dim:
         teacher.reduction = _reduction(plan, teacher, components)
@@ -179,70 +173,6 @@ def _join(samples: list[_Images]) -> _Images:
     return _Images(positions, torch.cat([sample.images for sample in samples]))
 
 
-def _weights_file(config: Config) -> Path:
-    init = config.teacher.init
-    if not init and config.teacher.backbone:
-        raise ConfigError("teacher.backbone names a network without weights; name them with --teacher.init FILE")
-    if not init:
-        init = config.model.init  # the anchor
-    if not init:
-        raise ConfigError(
-            "teacher.kind frozen needs weights: name them with --teacher.backbone NAME --teacher.init FILE, "
-            "or start from weights with --model.init FILE to anchor the student to them"
-        )
-    path = Path(init)
-    if not path.exists():
-        raise WeightsError(f"the weights of the frozen teacher, {path}, do not exist; put them back or name others")
-    return checkpoint_of(path)
-
-
-def _pixels(config: Config, name: str, weights: Weights) -> PixelStatistics:
-    """The statistics that the teacher's pixels are normalized with."""
-    if config.teacher.pixels is not None:
-        return config.teacher.pixels
-    if not config.teacher.init:  # an anchor has the start weights of the student
-        return config.data.pixels
-    return start_pixels(name, weights.metadata, weights.source)[0]
-
-
-def _check_receipt(plan: Plan, name: str, file: Path) -> None:
-    """Write teacher.json at a fresh start; compare the weights with it at a resume."""
-    path = plan.out / "teacher.json"
-    receipt = {"backbone": name, "file": str(file), "sha256": _sha256(file)}
-    if plan.checkpoint is None and not path.exists():
-        if distributed.is_main():
-            write_json(path, receipt)
-        distributed.barrier()
-        return
-    stored = read_receipt(plan.out)
-    if stored.get("sha256") != receipt["sha256"]:
-        raise WeightsError(
-            f"the weights of the frozen teacher, {file}, have changed since the start of the run (their SHA-256 is now "
-            f"{receipt['sha256'][:12]}, not {str(stored.get('sha256'))[:12]}); put the old file back, or start a new "
-            "run with another --out"
-        )
-
-
-def read_receipt(run: Path) -> dict[str, Any]:
-    """Read teacher.json of a run: `backbone`, `file` and `sha256` of the frozen teacher. Empty if it has none."""
-    path = run / "teacher.json"
-    if not path.exists():
-        return {}
-    try:
-        receipt = parse_json(path.read_bytes())
-    except ValueError as error:
-        raise RunError(f"{path} is damaged ({error}); take it from a copy of the run folder") from error
-    return dict(receipt)
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with open(file, "rb") as opened:
-        while block := opened.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _reduction(plan: Plan, teacher: FrozenTeacher, components: int) -> Reduction:
     """Read the principal components of the run, or compute them from its training images."""
     path = plan.out / "teacher.safetensors"
@@ -276,11 +206,11 @@ def _sample_features(plan: Plan, teacher: FrozenTeacher) -> Tensor:
 def _cache_key(plan: Plan, teacher: FrozenTeacher) -> str:
     """A name for everything that the features depend on: weights, settings, principal components and images."""
     digest = hashlib.sha256()
-    receipt = read_receipt(plan.out)
+    receipt = read_receipt(plan.out / TEACHER_RECEIPT)
     settings = plan.config.teacher
     parts: Sequence[Any] = (
         receipt["backbone"],
-        receipt["sha256"],
+        weights_hash(receipt),
         settings.stride,
         settings.size,
         plan.config.data.rescale_percentiles,

@@ -63,7 +63,7 @@ class TrainingState:
         self.skipped_in_a_row = torch.zeros((), dtype=torch.int64, device=device)
         self.start_weights: dict[str, Tensor] = {}
         self.remarks: list[str] = [trained.remark, *self._untrained_levels()]
-        self.warnings: list[str] = []
+        self.warnings: list[str] = [] if frozen is None else list(frozen.warnings)
 
     def begin(self, checkpoint: Path | None, folder: Path) -> int:
         """Restore a checkpoint or, without one, read `model.init` if it is set.

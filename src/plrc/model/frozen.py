@@ -61,6 +61,7 @@ class FrozenTeacher:
     Attributes:
         side: Cells per side of the features (h = w).
         reduction: Applied to the features; None: all features are kept.
+        warnings: What the user should check about the weights.
 
     Raises:
         ConfigError: The backbone has no such level, or cannot take images of this size.
@@ -73,6 +74,7 @@ class FrozenTeacher:
         self.backbone = backbone.to(device).eval().requires_grad_(False)
         self.stride = stride
         self.reduction: Reduction | None = None
+        self.warnings: tuple[str, ...] = ()
         try:
             level = self._level(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device))
         except (RuntimeError, AssertionError, ValueError) as error:

@@ -11,7 +11,8 @@ import torch
 import torchvision
 from torch import Tensor
 
-from plrc.errors import ConfigError, WeightsError
+from plrc.errors import ConfigError, RunError, WeightsError
+from plrc.files import parse_json
 from plrc.model.backbone import RESNETS, Backbone
 from plrc.model.naming import COUNTER_SUFFIX
 from plrc.model.timm_networks import PREFIX, build_timm
@@ -72,6 +73,20 @@ def weights_receipt(init: str, weights: Weights, report: LoadReport, backbone: B
         "unexpected": list(report.unexpected),
         "warnings": list(report.warnings),
     }
+
+
+def read_receipt(file: Path) -> dict[str, Any]:
+    """Read a receipt of `weights_receipt` in a run folder; empty if the file does not exist.
+
+    Raises:
+        RunError: The file is damaged.
+    """
+    if not file.exists():
+        return {}
+    try:
+        return dict(parse_json(file.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{file} is damaged ({error}); take it from a copy of the run folder") from error
 
 
 def content_hash(state: Mapping[str, Tensor]) -> str:
