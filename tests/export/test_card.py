@@ -14,8 +14,9 @@ from tests.export.runs import names, saved_run
 import plrc
 from plrc.config import Config
 from plrc.engine.checkpoint import load_checkpoint
+from plrc.engine.provenance import RANDOM, start_of
 from plrc.export import export_backbone
-from plrc.export.card import RANDOM, card_path, start_of
+from plrc.export.card import card_path
 from plrc.model import build_backbone
 
 
@@ -81,6 +82,7 @@ def exported(tmp_path: Path) -> Callable[..., str]:
     [
         ("resnet18-f37072fd.pth", "images of ImageNet are licensed for non-commercial research only"),
         ("PLRC_resnet18.pth", "`facebookresearch/PLRC`: that is CC-BY-NC 4.0"),
+        ("mobilenetv3_small_100.lamb_in1k.safetensors", "images of ImageNet are licensed for non-commercial research"),
         ("mine.pth", "plrc does not know their licence"),
     ],
 )
@@ -111,6 +113,48 @@ def test_the_start_of_a_start_is_followed(exported: Callable[..., str], tmp_path
     card = exported("turns", model__init=str(tmp_path / "turns"))
     assert "Started from `turns`." in card  # a run that names itself ends the search, and is no proof of freedom
     assert "**Warning" in card
+
+
+def test_the_frozen_teacher_is_named_and_warned_of(exported: Callable[..., str], tmp_path: Path) -> None:
+    frozen = {"teacher__kind": "frozen", "teacher__backbone": "timm:tf_efficientnet_lite0"}
+    receipt = {"file": "/home/private place/lite0.pth", "sha256": "f" * 64, "content_sha256": "0123456789abcdef"}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "teacher.json").write_text(json.dumps(receipt))
+    card = exported(
+        "run", **frozen, teacher__init="/home/private place/lite0.pth", teacher__cache="/home/private place/cache"
+    )
+    assert "Random initial weights: no licence of others is inherited from them." in card
+    assert (
+        "a frozen teacher: `timm:tf_efficientnet_lite0` with the weights `lite0.pth` (SHA-256 of the tensors "
+        "`0123456789ab`).\n\n**Warning: the weights of this teacher may not be free for your use.** plrc does not know"
+    ) in card
+    assert "private place" not in card
+    card = exported("second", model__init=str(tmp_path / "run"))  # what an earlier run learned is followed
+    assert "**Warning: these starting weights" not in card
+    assert "An earlier run, `run`, learned from the features of a frozen teacher" in card
+    assert "**Warning: the weights of this teacher may not be free for your use.**" in card
+    free = frozen | {"teacher__backbone": "resnet18", "teacher__init": str(tmp_path / "free")}
+    exported("free")
+    card = exported("third", **free)
+    assert "weights `free`, which started from `random weights`. No licence of others is inherited" in card
+    assert "**Warning" not in card
+
+
+def test_an_anchor_is_warned_of_once(exported: Callable[..., str], tmp_path: Path) -> None:
+    card = exported("run", teacher__kind="frozen", model__init="mine.pth")
+    assert "`resnet18` with the weights `mine.pth`. They are the starting weights above." in card
+    assert card.count("**Warning") == 1
+
+
+def test_pretrained_weights_have_the_name_that_their_library_gives(
+    exported: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    receipt = {"file": "timm's own weights timm/resnet18.a1_in1k", "content_sha256": "0123456789abcdef"}
+    (tmp_path / "run" / "weights.json").write_text(json.dumps(receipt))
+    card = exported("run", model__init="pretrained")
+    assert "Started from `resnet18.a1_in1k` (SHA-256 of the tensors `0123456789abcdef`)." in card
+    assert "images of ImageNet are licensed for non-commercial research only" in card
 
 
 def test_names_cannot_be_read_as_markdown(exported: Callable[..., str], tmp_path: Path) -> None:

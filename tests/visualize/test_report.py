@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import plrc
 from plrc.config import Config
 from plrc.data.manifest import read_manifest
 from plrc.files import read_json_lines
+from plrc.model import build_backbone
 from plrc.visualize import charts
 from plrc.visualize.report import health_share, run_section, training_seconds, write_report
 from plrc.visualize.verdict import of_kind
@@ -41,8 +43,36 @@ def test_it_says_where_everything_is_from(runs: Runs) -> None:
     receipt = json.loads(next((run / "exported").glob("*.receipt.json")).read_text())
     assert receipt["sha256"] in text and "step_00000070.pt" in text
     assert "optim.steps" in text and "health at step 70" in text
+    assert dict(run_section(run)["origin"])["starting weights"] == "random weights"
     rows = {name: (here, there) for name, here, there in run_section(run)["changed"]}
     assert rows["optim.lr"] == (2e-3, 1e-3) and "model.backbone" not in rows
+
+
+def test_it_names_the_weights_of_others(tiny: Tiny, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    files = {}
+    for name in ("start.pth", "teacher.pth"):
+        files[name] = tmp_path / name
+        torch.save(build_backbone("resnet18").net.state_dict(), files[name])
+    config = tiny(
+        model__backbone="resnet18",
+        model__init=str(files["start.pth"]),
+        teacher__kind="frozen",
+        teacher__backbone="resnet18",
+        teacher__init=str(files["teacher.pth"]),
+        teacher__size=64,
+        optim__steps=1,
+    )
+    run = plrc.pretrain(config).path
+    rows = dict(run_section(run)["origin"])
+    for row, receipt, file in (
+        ("starting weights", "weights.json", "start.pth"),
+        ("frozen teacher", "teacher.json", "teacher.pth"),
+    ):
+        sha256 = json.loads((run / receipt).read_text())["content_sha256"]
+        licence = "plrc does not know their licence. Check it before you use or publish the weights of this run."
+        assert rows[row] == f"resnet18, {file}, SHA-256 of the tensors {sha256[:12]}. {licence}"
+        assert rows[row] in (run / "report.html").read_text(encoding="utf-8")
 
 
 def test_curves_are_drawn_where_the_records_say(runs: Runs) -> None:

@@ -7,7 +7,6 @@ in a code span, so that it cannot be read as Markdown.
 from __future__ import annotations
 
 import dataclasses
-import json
 import platform
 import re
 from collections.abc import Mapping
@@ -15,7 +14,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 import torchvision
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -23,7 +21,7 @@ from markupsafe import Markup
 
 from plrc.config import Config
 from plrc.data.manifest import read_manifest
-from plrc.engine.state import WEIGHTS_RECEIPT
+from plrc.engine.provenance import file_name, start_origin, teacher_origins
 from plrc.errors import PlrcError
 from plrc.export.receipt import Receipt
 from plrc.files import read_json_lines
@@ -32,17 +30,17 @@ from plrc.pixels import IMAGENET
 from plrc.presets import PRESETS, preset
 
 TEMPLATE = "card.md.jinja"
-PATHS = ("data.source", "data.exclude", "regions.maps", "model.init", "model.backbone")  # settings that may name a path
-MAX_STARTS = 8  # runs that start from runs are followed at most this far
-RANDOM = "random weights"
-IMAGENET_LICENCE = (
-    "Its name is that of published weights of torchvision or timm, most of which were trained on ImageNet. The images "
-    "of ImageNet are licensed for non-commercial research only; whether that binds weights is not settled."
+PATHS = (
+    "data.source",
+    "data.exclude",
+    "regions.maps",
+    "model.init",
+    "model.backbone",
+    "teacher.init",
+    "teacher.backbone",
+    "teacher.cache",
 )
-RELEASE = "If it is of `facebookresearch/PLRC`: that is CC-BY-NC 4.0, non-commercial only."
-UNKNOWN = "plrc does not know their licence."
-LICENCES = ((r"-[0-9a-f]{8}\.pth$", IMAGENET_LICENCE), (r"(?i)plrc|point.?level.?region", RELEASE))
-"""(pattern of a file's name, what to know about its licence)."""
+"""Settings that may name a path."""
 
 
 def card_path(file: Path) -> Path:
@@ -63,7 +61,7 @@ def model_card(receipt: Receipt, saved: Mapping[str, Any], run: Path) -> str:
     """
     config = Config.from_dict(saved["config"])
     name = config.preset if config.preset in PRESETS else "custom"
-    start = [_file_name(link) for link in start_of(config.model.init)]
+    start = start_origin(config, run)
     facts = {
         "file": Path(receipt.file).name,
         "receipt": receipt,
@@ -79,9 +77,7 @@ def model_card(receipt: Receipt, saved: Mapping[str, Any], run: Path) -> str:
         "health": _health(saved["health"]),
         "health_steps": [report["step"] for report in (saved["health"][:1] + saved["health"][-1:])],
         "start": start,
-        "start_hash": _start_hash(run),
-        "random": RANDOM,
-        "licence": _licence(start[-1]),
+        "teachers": teacher_origins(config, run),
         "pixel_statistics": _statistics(config),
         "pixels": {key: str(receipt.settings[key]) for key in ("channels", "pixels", "mean", "std")},
         "proof": _proof(receipt),
@@ -106,17 +102,9 @@ def _template_environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters["code"] = code_span
+    environment.filters["last_name"] = _last_name
     environment.filters["code_or_empty"] = lambda text: code_span(text) if text else "(empty)"
     return environment
-
-
-def _start_hash(run: Path) -> str:
-    """The hash of the tensors that a run started from; empty if it has no receipt of them."""
-    try:
-        receipt = json.loads((run / WEIGHTS_RECEIPT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ""
-    return str(receipt.get("content_sha256", "")) if isinstance(receipt, dict) else ""
 
 
 def code_span(text: str) -> Markup:
@@ -126,49 +114,6 @@ def code_span(text: str) -> Markup:
     fence = "`" * (longest + 1)
     space = " " if text.startswith("`") or text.endswith("`") else ""
     return Markup(f"{fence}{space}{text}{space}{fence}")  # complete: nothing in it is read as Markdown or HTML
-
-
-def start_of(init: str) -> list[str]:
-    """The starting weights of a run, the weights that those started from, and so on, as far as runs can be followed.
-
-    Returns:
-        Paths, the nearest first, and `RANDOM` at the end if the chain ends in random weights.
-    """
-    chain: list[str] = []
-    while init not in chain and len(chain) < MAX_STARTS:
-        chain.append(init or RANDOM)
-        if not init:
-            break
-        earlier = _init_of(Path(init))
-        if earlier is None:
-            break
-        init = earlier
-    return chain
-
-
-def _init_of(path: Path) -> str | None:
-    """`model.init` of the run that a folder or file belongs to; None if it belongs to none, or no longer exists."""
-    folder = path.parent.parent if path.parent.name in ("checkpoints", "exported") else path
-    stored = folder / "config.toml"
-    try:
-        if path.suffix == ".safetensors" and path.is_file():
-            with safetensors.safe_open(path, "pt") as file:
-                config = (file.metadata() or {}).get("config")
-            if config:
-                return Config.from_dict(json.loads(config)).model.init
-        elif stored.is_file() and path.exists():
-            return Config.load(stored).model.init
-    except (PlrcError, ValueError, safetensors.SafetensorError):
-        pass
-    return None
-
-
-def _licence(start: str) -> str:
-    """What to know about the licence of starting weights with this name."""
-    for pattern, sentence in LICENCES:
-        if re.search(pattern, start):
-            return sentence
-    return UNKNOWN
 
 
 def _statistics(config: Config) -> str:
@@ -287,8 +232,4 @@ def _without_folder(text: str) -> str:
 def _last_name(text: str) -> str:
     """The last name of a path, or of the path in path/to/file.py:function."""
     place, colon, function = text.rpartition(":")
-    return f"{_file_name(place)}:{function}" if colon and place.endswith(".py") else _file_name(text)
-
-
-def _file_name(path: str) -> str:
-    return re.split(r"[\\/]", path.rstrip("\\/"))[-1]
+    return f"{file_name(place)}:{function}" if colon and place.endswith(".py") else file_name(text)

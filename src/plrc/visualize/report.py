@@ -19,6 +19,7 @@ from plrc.data.manifest import read_manifest
 from plrc.engine.adapt import total_steps
 from plrc.engine.checkpoint import checkpoints
 from plrc.engine.health import COLLAPSED_RANK, COLLAPSED_STD
+from plrc.engine.provenance import RANDOM, start_origin, teacher_origins
 from plrc.files import read_json_lines, write_text
 from plrc.machine import plrc_version
 from plrc.objectives import TERMS
@@ -71,7 +72,7 @@ def run_section(run: str | Path) -> dict[str, Any]:
         "groups": _groups(records, config.objectives, verdict.since),
         "changed": _changed_settings(config),
         "settings": tomli_w.dumps(config.to_dict()),
-        "origin": _origin(run, manifest, records),
+        "origin": _origin(run, config, manifest, records),
         "log": _last_log_lines(run),
         "written": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "by": f"plrc {plrc_version()}",
@@ -214,14 +215,17 @@ def _changed_settings(config: Config) -> list[tuple[str, Any, Any]]:
     return [row for row in differences if row[0] != "data.source"]
 
 
-def _origin(run: Path, manifest: Mapping[str, Any], records: Records) -> list[tuple[str, str]]:
-    """List (name, value) of the data, starts, checkpoints and exports of a run."""
+def _origin(run: Path, config: Config, manifest: Mapping[str, Any], records: Records) -> list[tuple[str, str]]:
+    """List (name, value) of the data, weights of others, starts, checkpoints and exports of a run."""
     counts = [f"{name.replace('_', ' ')} {number:,}" for name, number in manifest["counts"].items()]
     rows = [
         ("images", f"{manifest['root']} ({manifest['layout']}): {', '.join(counts)}"),
         ("manifest, SHA-256", manifest["sha256"]),
     ]
     rows += [("note", note) for note in manifest["notes"]]
+    weights = start_origin(config, run)
+    rows.append(("starting weights", str(weights) if weights else RANDOM))
+    rows += [("frozen teacher", str(teacher)) for teacher in teacher_origins(config, run)]
     for start in of_kind(records, "start"):
         libraries = ", ".join(f"{name} {number}" for name, number in start["versions"].items() if number)
         processes = f"{start['processes']} processes on " if start["processes"] != "1" else ""
