@@ -112,8 +112,10 @@ def distill_r18() -> Config:
 
     As small_r18, but the only term is the distillation from the frozen teacher (METHOD section 8). Only view A is
     needed, and the teacher's features are cached, so that a step costs the student's own forward and backward pass.
+    The levels 8 to 32 are trained, because a feature pyramid reads all of them.
     """
-    return small_r18().with_values({"preset": "distill_r18", **FROZEN_TEACHER_ALONE}, pin=False)
+    levels = {"model.strides": (8, 16, 32), "model.layer4_stride": 2}
+    return small_r18().with_values({"preset": "distill_r18", **levels, **FROZEN_TEACHER_ALONE}, pin=False)
 
 
 def distill_r50() -> Config:
