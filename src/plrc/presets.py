@@ -110,7 +110,7 @@ def debug_cpu() -> Config:
 def distill_r18() -> Config:
     """ResNet-18 that learns from a frozen teacher alone: name the teacher with --teacher.backbone and --teacher.init.
 
-    As small_r18, but the only term is the distillation from the frozen teacher (METHOD section 8). Only view A is
+    As small_r18, but the only term is the distillation from the frozen teacher (METHOD section 6). Only view A is
     needed, and the teacher's features are cached, so that a step costs the student's own forward and backward pass.
     The levels 8 to 32 are trained, because a feature pyramid reads all of them.
     """

@@ -87,7 +87,7 @@ def bilinear(features: Tensor, x: float, y: float) -> Tensor:
 
 
 def slow_term(batch: Batch, query: Tensor, teacher: Tensor, level: Level, reference: Tensor | None) -> float:
-    """The mean loss of the frozen teacher's term, point by point in float64 (METHOD section 8)."""
+    """The mean loss of the frozen teacher's term, point by point in float64 (METHOD section 6)."""
     objectives = level.config.objectives
     losses = []
     for image in range(len(query)):

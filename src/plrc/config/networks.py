@@ -65,7 +65,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """The teacher of affinity distillation: the student's moving average, or also a frozen network (METHOD section 8).
+    """The teacher of affinity distillation: the student's moving average, or also a frozen network (METHOD section 6).
 
     The features of a frozen teacher are those of whole images, without color augmentation. They are reduced to their
     principal components and, as they never change, computed once for each image and kept in a cache.

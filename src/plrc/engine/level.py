@@ -229,7 +229,7 @@ class Level:
     def _frozen_term(
         self, batch: Batch, query: Tensor, reference: Tensor | None, frozen: Tensor, teacher_temperature: float
     ) -> Term:
-        """Compute affinity distillation from a frozen teacher (METHOD section 8).
+        """Compute affinity distillation from a frozen teacher (METHOD section 6).
 
         Features are [B, D, h, w]: the student's of A, the moving average's of C (relational form only), and the
         teacher's of the whole image.

@@ -1,4 +1,4 @@
-"""The frozen teacher: a network with given weights that is never updated (METHOD section 8).
+"""The frozen teacher: a network with given weights that is never updated (METHOD section 6).
 
 Its features are those of whole images, reduced to their principal components.
 

@@ -29,7 +29,7 @@ def relational_distillation(
         T_i = softmax_j(t_i . r_j / teacher_temperature)
         P_i = softmax_j(s_i . m_j / student_temperature)
 
-    This is the relational form of distillation from a frozen teacher (METHOD section 8). In `affinity_distillation`
+    This is the relational form of distillation from a frozen teacher (METHOD section 6). In `affinity_distillation`
     both are compared with the teacher's features; here the widths may differ.
 
     Args:

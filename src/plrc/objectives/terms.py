@@ -59,7 +59,7 @@ def total_loss(terms: Mapping[str, Term], weights: Mapping[str, float], counts: 
 
 
 def mean_over_levels(levels: Sequence[Mapping[str, Term]]) -> dict[str, Term]:
-    """Average each term over the feature levels (METHOD section 8, "Several levels").
+    """Average each term over the feature levels (METHOD section 6, "Several levels").
 
     Args:
         levels: The terms of each level by name; all levels have the same terms.
