@@ -54,13 +54,14 @@ class Origin:
     is_start: bool = False
 
     def __str__(self) -> str:
-        chain = ", which started from ".join(self.names)
-        sha256 = f", SHA-256 of the tensors {self.sha256[:12]}" if self.sha256 else ""
-        of_run = f", in the earlier run {self.run}" if self.run else ""
-        licence = "No licence of others is inherited."
-        if self.licence:
-            licence = f"{self.licence} Check it before you use or publish the weights of this run."
-        return f"{self.backbone}, {chain}{sha256}{of_run}. {licence}"
+        text = f"{self.backbone}, {', which started from '.join(self.names)}"
+        if self.sha256:
+            text += f", SHA-256 of the tensors {self.sha256[:12]}"
+        if self.run:
+            text += f", in the earlier run {self.run}"
+        if not self.licence:
+            return f"{text}. No licence of others is inherited."
+        return f"{text}. {self.licence} Check it before you use or publish the weights of this run."
 
 
 def start_origin(config: Config, run: Path) -> Origin | None:
@@ -100,8 +101,10 @@ def teacher_origins(config: Config, run: Path) -> list[Origin]:
             origins.append(replace(origin, run=name, is_start=is_anchor))
             inits.append(init)
         for init in inits:
-            earlier = _config_of(Path(init)) if init and init not in seen and len(seen) < MAX_STARTS else None
+            if not init or init in seen or len(seen) >= MAX_STARTS:
+                continue
             seen.add(init)
+            earlier = _config_of(Path(init))
             if earlier is not None:
                 pending.append((earlier, _run_folder(Path(init)), file_name(init)))
     return origins
