@@ -9,13 +9,14 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import epoch, listing, loader, objectives, scaling, step
+from benchmarks import epoch, listing, loader, objectives, scaling, step, teacher
 from benchmarks.report import Bench
 from plrc.errors import PlrcError
 
 KINDS: dict[str, Callable[..., Bench]] = {
     "objectives": objectives.run,
     "step": step.run,
+    "teacher": teacher.run,
     "loader": loader.run,
     "epoch": epoch.run,
     "scaling": scaling.run,

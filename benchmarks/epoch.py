@@ -21,6 +21,8 @@ from plrc.engine.pretrain import pretrain
 from plrc.errors import ConfigError, RunError
 from plrc.runtime import choose_device, choose_workers
 
+PAPER = Config(adapt=False)
+
 
 def run(
     *,
@@ -80,14 +82,23 @@ def run(
 
 
 def short_run(
-    folder: Path, backbone: str, size: int, batch: int, steps: int, repeats: int, workers: int, device: str
+    folder: Path,
+    backbone: str,
+    size: int,
+    batch: int,
+    steps: int,
+    repeats: int,
+    workers: int,
+    device: str,
+    recipe: Config = PAPER,
 ) -> Config:
-    """Configure the paper's recipe for 1 + `repeats` windows of `steps` steps on FOLDER/images; no health checks."""
+    """Configure a recipe for 1 + `repeats` windows of `steps` steps on FOLDER/images; no health checks."""
     if min(batch, steps, repeats) < 1:
         raise ConfigError(f"batch, steps and repeats must be >= 1, got {batch}, {steps} and {repeats}")
     total = (1 + repeats) * steps
-    return Config(adapt=False).with_values(
+    return recipe.with_values(
         {
+            "adapt": False,
             "data.source": str(folder / "images"),
             "data.held_out": 0,
             "views.size": size,

@@ -152,6 +152,12 @@ def interquartile_range(values: Sequence[float]) -> float:
     return float(high - low)
 
 
+def ratios(name: str, numerators: Sequence[float], denominators: Sequence[float]) -> dict[str, float]:
+    """Return the figures NAME, the median over rounds of the ratio within a round, and NAME_spread."""
+    quotients = [a / b for a, b in zip(numerators, denominators, strict=True)]
+    return {name: median(quotients), f"{name}_spread": interquartile_range(quotients)}
+
+
 def _cells(row: dict[str, Any], columns: list[str]) -> list[str]:
     return [_text(row.get(name, "")) for name in columns]
 

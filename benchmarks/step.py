@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.photographs import write_photographs
-from benchmarks.report import Bench, interquartile_range, median, peak_bytes, synchronize, time_interleaved
+from benchmarks.report import Bench, interquartile_range, median, peak_bytes, ratios, synchronize, time_interleaved
 from plrc import rng
 from plrc.config import Config, DataConfig
 from plrc.data import photometric
@@ -38,7 +38,7 @@ from plrc.engine.metrics import MetricWindow
 from plrc.engine.optim import finite_gradient, guarded_step
 from plrc.engine.state import TrainingState
 from plrc.errors import ConfigError
-from plrc.model import update_teacher
+from plrc.model import FrozenTeacher, update_teacher
 from plrc.model.network import Features
 from plrc.presets import preset
 from plrc.runtime import choose_device
@@ -86,7 +86,6 @@ def run(
         variants |= peer_variants(config, setting.views[QUERY], setting.views[REFERENCE], setting.autocast)
     print(f"step: {backbone}, {size} px, batch {batch}; {', '.join(variants)}", file=sys.stderr)
     seconds = time_interleaved(variants | {"parts": setting.step_in_parts}, repeats, chosen)
-    parts = {name: median(laps[-repeats:]) for name, laps in setting.parts.items()}
     print(f"step: peak memory of {len(variants)} variants", file=sys.stderr)
     peaks = {name: peak_bytes(function, chosen) for name, function in variants.items()}
     rows: list[dict[str, Any]] = [
@@ -98,16 +97,14 @@ def run(
         }
         for name in variants
     ]
-    total = sum(parts.values())
-    for name, duration in parts.items():
-        rows.append({"variant": STEP, "part": name, "seconds": duration, "share": duration / total})
-    figures = _ratios("time_ratio", seconds[STEP], seconds[PASSES])
-    figures |= _ratios("backbone_ratio", seconds[STEP], seconds[BACKBONE])
+    rows += setting.part_rows(repeats)
+    figures = ratios("time_ratio", seconds[STEP], seconds[PASSES])
+    figures |= ratios("backbone_ratio", seconds[STEP], seconds[BACKBONE])
     figures["memory_ratio"] = peaks[STEP] / peaks[PASSES]
     for name in variants:
         passes = f"{name}: {PASSES}"
         if passes in variants:
-            figures |= _ratios(f"{name}: time_ratio", seconds[name], seconds[passes])
+            figures |= ratios(f"{name}: time_ratio", seconds[name], seconds[passes])
             figures[f"{name}: memory_ratio"] = peaks[name] / peaks[passes]
     precision = str(setting.state.learner.precision).removeprefix("torch.")
     return Bench(
@@ -130,11 +127,11 @@ def run(
 class Setting:
     """Training state, batch and views of the benchmark, and its variants as methods."""
 
-    def __init__(self, config: Config, batch: Batch, device: torch.device) -> None:
+    def __init__(self, config: Config, batch: Batch, device: torch.device, frozen: FrozenTeacher | None = None) -> None:
         self.config = config
         self.batch = batch
         self.device = device
-        self.state = TrainingState(config, device)
+        self.state = TrainingState(config, device, frozen)
         self.learner = self.state.learner
         learner = self.learner
         self.window = MetricWindow(config.optim.batch_size, learner.key_counts())
@@ -200,14 +197,26 @@ class Setting:
         for name, seconds in laps.seconds.items():
             self.parts.setdefault(name, []).append(seconds)
 
+    def part_rows(self, repeats: int) -> list[dict[str, Any]]:
+        """Return a row for each part of a step: the median over the last `repeats` calls of `step_in_parts`."""
+        seconds = {name: median(laps[-repeats:]) for name, laps in self.parts.items()}
+        total = sum(seconds.values())
+        rows: list[dict[str, Any]] = []
+        for name, duration in seconds.items():
+            rows.append({"variant": STEP, "part": name, "seconds": duration, "share": duration / total})
+        return rows
+
     def passes(self) -> None:
+        """Run the networks on the views that the settings need, the student's backward pass and the optimizer."""
         student = self.learner.student
         teacher = self.learner.teacher
         groups = self.config.model.bn_groups
         with self.autocast():
             with torch.no_grad():
-                teacher(self.views[REFERENCE], groups)
-                teacher(self.views[MATCH], groups, ("distill",))
+                if self.config.needs_reference_view:
+                    teacher(self.views[REFERENCE], groups)
+                if self.config.objectives.needs_match_view:
+                    teacher(self.views[MATCH], groups, ("distill",))
             features = student(self.views[QUERY], groups)
         _backward(list(features.values()))
         guarded_step(self.state.optimizer, 0.0, torch.ones((), dtype=torch.bool, device=self.device))
@@ -260,11 +269,6 @@ def _config(backbone: str, size: int, batch: int, bn_groups: int) -> Config:
 
 def _backward(features: list[Tensor]) -> None:
     torch.stack([feature.mean() for feature in features]).sum().backward()
-
-
-def _ratios(name: str, numerators: list[float], denominators: list[float]) -> dict[str, float]:
-    ratios = [a / b for a, b in zip(numerators, denominators, strict=True)]
-    return {name: median(ratios), f"{name}_spread": interquartile_range(ratios)}
 
 
 class _Laps:

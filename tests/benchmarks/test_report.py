@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks import report
-from benchmarks.report import Bench, interquartile_range, median, peak_bytes, time_interleaved
+from benchmarks.report import Bench, interquartile_range, median, peak_bytes, ratios, time_interleaved
 
 from plrc.errors import PlrcError
 
@@ -30,6 +30,10 @@ def test_functions_take_turns_and_warm_up_rounds_are_left_out() -> None:
 def test_zero_repeats_are_refused() -> None:
     with pytest.raises(PlrcError, match="repeats must be >= 1, got 0"):
         time_interleaved({}, 0, CPU)
+
+
+def test_ratios_compare_neighbours_in_time() -> None:
+    assert ratios("r", [2.0, 30.0, 4.0], [1.0, 10.0, 4.0]) == {"r": 2.0, "r_spread": 1.0}
 
 
 def test_peak_is_what_is_alive_at_once_beyond_what_was_before() -> None:

@@ -54,11 +54,6 @@ def test_figures_come_from_the_rows() -> None:
     assert found.settings["bn_groups"] == 1 and found.settings["precision"] == "float32"
 
 
-def test_ratios_compare_neighbours_in_time() -> None:
-    found = step._ratios("r", [2.0, 30.0, 4.0], [1.0, 10.0, 4.0])
-    assert found == {"r": 2.0, "r_spread": 1.0}
-
-
 def test_step_in_parts_is_the_engines_step(setting: step.Setting) -> None:
     config = setting.config
     other = step.Setting(config, setting.batch, CPU)
