@@ -167,8 +167,15 @@ class Setting:
             laps("augmentation and shuffling")  # undoing the shuffle that the teacher's BatchNorm saw
             features: Features = learner.student(*arguments)
             laps("student forward")
-            for feature in features.values():  # the objectives' backward computes their gradients last
-                feature.register_hook(lambda _: laps("objectives"))
+            ends = []
+
+            def end_objectives(_: Tensor) -> None:  # the first call: the heads' backward follows that of all objectives
+                laps("objectives")
+                for end in ends:
+                    end.remove()
+
+            for feature in features.values():
+                ends.append(feature.register_hook(end_objectives))
             return features
 
         outcome = learner.compute_terms(self.batch, student, self.order, temperature)
