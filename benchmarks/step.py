@@ -167,15 +167,13 @@ class Setting:
             laps("augmentation and shuffling")  # undoing the shuffle that the teacher's BatchNorm saw
             features: Features = learner.student(*arguments)
             laps("student forward")
-            ends = []
 
             def end_objectives(_: Tensor) -> None:  # the first call: the heads' backward follows that of all objectives
                 laps("objectives")
                 for end in ends:
                     end.remove()
 
-            for feature in features.values():
-                ends.append(feature.register_hook(end_objectives))
+            ends = [feature.register_hook(end_objectives) for feature in features.values()]
             return features
 
         outcome = learner.compute_terms(self.batch, student, self.order, temperature)
