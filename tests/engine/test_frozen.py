@@ -23,7 +23,7 @@ from plrc.data.teacher_cache import LEVELS
 from plrc.data.views import QUERY, REFERENCE
 from plrc.engine.checkpoint import KEYS
 from plrc.engine.frozen import prepare_teacher
-from plrc.engine.level import Level
+from plrc.engine.level import Level, read_frozen
 from plrc.engine.pretrain import pretrain
 from plrc.engine.setup import prepare
 from plrc.engine.state import TrainingState
@@ -124,7 +124,9 @@ def test_the_term_equals_the_slow_loop(frozen: Tiny, form: str) -> None:
     query = torch.randn(4, 16, 4, 4, dtype=torch.float64)
     reference = torch.randn(4, 16, 4, 4, dtype=torch.float64) if form == "relational" else None
     other_view = {} if reference is None else {"frozen": reference}
-    output = level.compute_terms(batch, {"frozen": query}, other_view, {}, teacher, 0.07)
+    output = level.compute_terms(
+        batch, {"frozen": query}, other_view, {}, read_frozen(teacher, batch, config, 0.07), 0.07
+    )
     expected = slow_term(batch, query, teacher.double(), level, reference)
     torch.testing.assert_close(output.terms["frozen"].mean.item(), expected, rtol=1e-5, atol=1e-6)
 
@@ -135,19 +137,16 @@ def test_the_step_uses_the_features_at_the_same_places(frozen: Tiny) -> None:
     state, batch = prepared(config)
     assert state.learner.frozen is not None
     (level,) = state.learner.levels
-    whole = torch.tensor([1.0, 1.0, 0.0, 0.0]).expand_as(batch.maps)
     teacher = state.learner.frozen.features(batch.teacher)
-    term = level.compute_terms(replace(batch, maps=whole), {"frozen": teacher}, {}, {}, teacher, 0.1).terms["frozen"]
-    assert abs(term.kl.item()) < 1e-5
-    mirrored = torch.tensor([-1.0, 1.0, 1.0, 0.0]).expand_as(batch.maps)
-    flipped = level.compute_terms(
-        replace(batch, maps=mirrored), {"frozen": teacher.flip(-1)}, {}, {}, teacher, 0.1
-    ).terms["frozen"]
-    assert abs(flipped.kl.item()) < 1e-5
-    wrong = level.compute_terms(replace(batch, maps=mirrored), {"frozen": teacher}, {}, {}, teacher, 0.1).terms[
-        "frozen"
-    ]
-    assert wrong.kl.item() > 0.01
+
+    def divergence(crop: list[float], student: Tensor) -> float:
+        moved = replace(batch, maps=torch.tensor(crop).expand_as(batch.maps))
+        frozen_features = read_frozen(teacher, moved, config, 0.1)
+        return level.compute_terms(moved, {"frozen": student}, {}, {}, frozen_features, 0.1).terms["frozen"].kl.item()
+
+    assert abs(divergence([1.0, 1.0, 0.0, 0.0], teacher)) < 1e-5
+    assert abs(divergence([-1.0, 1.0, 1.0, 0.0], teacher.flip(-1))) < 1e-5
+    assert divergence([-1.0, 1.0, 1.0, 0.0], teacher) > 0.01
 
 
 def test_cached_features_are_those_computed_live_within_the_quantisation(frozen: Tiny, tmp_path: Path) -> None:

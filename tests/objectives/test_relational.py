@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from plrc.objectives import affinity_distillation_term, relational_distillation, relational_distillation_term
+from plrc.objectives.target import affinity_target, distillation_to_target
 
 
 def unit(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -66,6 +67,17 @@ def test_is_affinity_distillation_if_both_have_the_same_reference() -> None:
     term = relational_distillation_term(student, reference, teacher, reference)
     torch.testing.assert_close(term.total, expected.total, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(term.entropy, expected.entropy, rtol=1e-10, atol=1e-12)
+
+
+def test_a_target_that_was_computed_before_gives_the_same() -> None:
+    student, teacher, reference = unit(2, 5, 4).requires_grad_(), unit(2, 5, 4, seed=1), unit(2, 7, 4, seed=2)
+    expected = affinity_distillation_term(student, teacher, reference, 0.1, 0.07)
+    term = distillation_to_target(student, affinity_target(teacher, reference, 0.07), 0.1)
+    torch.testing.assert_close(term.total, expected.total, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(term.entropy, expected.entropy, rtol=1e-10, atol=1e-12)
+    (gradient,) = torch.autograd.grad(term.total, student)
+    (expected_gradient,) = torch.autograd.grad(expected.total, student)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-9, atol=1e-12)
 
 
 def test_only_the_student_learns() -> None:

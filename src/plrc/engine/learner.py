@@ -22,7 +22,7 @@ from plrc.config import Config
 from plrc.data import photometric
 from plrc.data.loader import Batch
 from plrc.data.views import MATCH, QUERY, REFERENCE
-from plrc.engine.level import HeadFeatures, Level, LevelOutput
+from plrc.engine.level import FrozenFeatures, HeadFeatures, Level, LevelOutput, read_frozen
 from plrc.model import FrozenTeacher, Network, check_feature_side, make_teacher
 from plrc.model.network import HEADS, Features
 from plrc.objectives import TERMS, Term
@@ -101,7 +101,7 @@ class Learner:
         views = self._augment(batch)
         reference: Features = {}
         match: Features = {}
-        frozen: Tensor | None = None
+        frozen: FrozenFeatures | None = None
         with self._autocast():
             with torch.no_grad():
                 heads: tuple[str, ...]
@@ -112,7 +112,8 @@ class Learner:
                     heads = ("contrast", "distill") if contrasts_pixels else ("distill",)
                     match = self._teacher_forward(views[MATCH], order, heads)
                 if self.frozen is not None:
-                    frozen = self.frozen.features(batch.teacher)
+                    whole = self.frozen.features(batch.teacher)
+                    frozen = read_frozen(whole, batch, self.config, teacher_temperature)
             query = student(views[QUERY], self.config.model.bn_groups)
 
         outputs = []

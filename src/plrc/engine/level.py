@@ -21,6 +21,7 @@ from plrc.geometry import sample
 from plrc.model import KeyQueue, feature_side
 from plrc.objectives import Term
 from plrc.objectives.reference import cell_mixture, reference_keys
+from plrc.objectives.target import AffinityTarget, affinity_target, distillation_to_target
 
 CENTER_MOMENTUM = 0.9
 HeadFeatures = dict[str, Tensor]
@@ -103,7 +104,7 @@ class Level:
         query: HeadFeatures,
         reference: HeadFeatures,
         match: HeadFeatures,
-        frozen: Tensor | None,
+        frozen: FrozenFeatures | None,
         teacher_temperature: float,
     ) -> LevelOutput:
         """Compute the loss terms.
@@ -113,7 +114,7 @@ class Level:
             query: The student's features of A.
             reference: The moving average's features of C.
             match: The moving average's features of B.
-            frozen: [B, D, h, w] the frozen teacher's features of the whole images; None: there is no such teacher.
+            frozen: The frozen teacher's features; None: there is no such teacher.
             teacher_temperature: The temperature of the teachers' affinities at this step.
         """
         terms: dict[str, Term] = {}
@@ -227,28 +228,23 @@ class Level:
         return term, objectives.mean_affinity(teacher_features, keys, points.valid)
 
     def _frozen_term(
-        self, batch: Batch, query: Tensor, reference: Tensor | None, frozen: Tensor, teacher_temperature: float
+        self, batch: Batch, query: Tensor, reference: Tensor | None, frozen: FrozenFeatures, teacher_temperature: float
     ) -> Term:
         """Compute affinity distillation from a frozen teacher (METHOD section 6).
 
-        Features are [B, D, h, w]: the student's of A, the moving average's of C (relational form only), and the
-        teacher's of the whole image.
+        Features are [B, D, h, w]: the student's of A, and the moving average's of C (relational form only).
         """
         temperature = self.config.objectives.student_temperature
-        points = batch.match_uniform.view(len(query), -1, 2)
-        student_features = _unit(sample(query, points))
-        teacher_features = _unit(sample(frozen, geometry.to_image(points, batch.maps[QUERY])))
-        side = self._frozen_side(frozen.shape[-1])
-        if reference is None:  # projected form: the keys are the teacher's features on a grid of the whole image
-            keys, _ = reference_keys(frozen, side)
-            return objectives.affinity_distillation_term(
-                student_features, teacher_features, keys, temperature, teacher_temperature
-            )
+        student_features = _unit(sample(query, frozen.positions))
+        if frozen.target is not None:  # projected form
+            return distillation_to_target(student_features, frozen.target, temperature)
+        assert reference is not None
+        side = self.reference_side()
         keys, _ = reference_keys(reference, side)
-        positions = geometry.cell_centers(side, side, frozen.device).expand(len(query), -1, -1)
-        teacher_keys = _unit(sample(frozen, geometry.to_image(positions, batch.maps[REFERENCE])))
+        grid = geometry.cell_centers(side, side, query.device).expand(len(query), -1, -1)
+        teacher_keys = _unit(sample(frozen.features, geometry.to_image(grid, batch.maps[REFERENCE])))
         return objectives.relational_distillation_term(
-            student_features, keys, teacher_features, teacher_keys, temperature, teacher_temperature
+            student_features, keys, frozen.at_points, teacher_keys, temperature, teacher_temperature
         )
 
     def _frozen_side(self, frozen_side: int) -> int:
@@ -256,6 +252,42 @@ class Level:
         if self.config.teacher.form == "relational":
             return self.reference_side()
         return self.config.objectives.reference_grid or frozen_side
+
+
+@dataclass(frozen=True)
+class FrozenFeatures:
+    """What all levels need of a frozen teacher in a micro-batch.
+
+    Attributes:
+        features: Of the whole images, [B, D, h, w].
+        positions: Where points lie in view A, [B, N, 2].
+        at_points: The teacher's features at these points, of unit length, [B, N, D].
+        target: Its affinities to a grid of the whole image; None in the relational form, where each level has a grid
+            of its own.
+    """
+
+    features: Tensor
+    positions: Tensor
+    at_points: Tensor
+    target: AffinityTarget | None
+
+
+def read_frozen(features: Tensor, batch: Batch, config: Config, teacher_temperature: float) -> FrozenFeatures:
+    """Read a frozen teacher's features at the points of view A.
+
+    Args:
+        features: Of the whole images, [B, D, h, w].
+        batch: The views of B images.
+        config: The settings of the run.
+        teacher_temperature: The temperature of the teachers' affinities at this step.
+    """
+    positions = batch.match_uniform.view(len(features), -1, 2)
+    at_points = _unit(sample(features, geometry.to_image(positions, batch.maps[QUERY])))
+    target: AffinityTarget | None = None
+    if config.teacher.form == "projected":
+        keys, _ = reference_keys(features, config.objectives.reference_grid or features.shape[-1])
+        target = affinity_target(at_points, keys, teacher_temperature)
+    return FrozenFeatures(features, positions, at_points, target)
 
 
 def _unit(features: Tensor) -> Tensor:
