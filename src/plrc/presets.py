@@ -139,8 +139,9 @@ def adapt() -> Config:
 
     The frozen teacher is the network with the start weights themselves (the anchor): affinities that they knew are kept
     where the images give no reason to change them. Points are contrasted as in small_r18. All levels that detectors
-    read are trained, because the layers above a trained level go stale otherwise. The rate is a tenth of that of a
-    random start, and halves with each stage below the last, because lower stages need to change least.
+    read are trained, because the layers above a trained level go stale otherwise. The rate halves with each stage below
+    the last, because lower stages need to change least. It is that of a random start; the adaptation of settings to the
+    data (--adapt) takes a tenth of it for a warm start, unless you set the rate.
     """
     return small_r18().with_values(
         {

@@ -13,10 +13,10 @@ from torch import nn
 
 from plrc.config import Config
 from plrc.config.training import OptimConfig
-from plrc.engine.optim import build_optimizer, guarded_step
+from plrc.engine.optim import build_optimizer, guarded_step, restore_optimizer
 from plrc.engine.pretrain import pretrain
 from plrc.engine.state import TrainingState
-from plrc.errors import ConfigError
+from plrc.errors import ConfigError, RunError
 from plrc.model import build_backbone
 from plrc.model.stages import choose_trained, norm_parameters, stages_of
 
@@ -97,7 +97,9 @@ def test_stages_of_other_networks(name: str) -> None:
     top = max(stages.values())
     assert "the last 1 of" in trained.remark
     for parameter_name, parameter in backbone.named_parameters():
-        assert parameter.requires_grad == (stages.get(parameter_name) == top or parameter_name in norms)
+        stage = stages.get(parameter_name)
+        is_trained = stage == top or (stage is not None and parameter_name in norms)
+        assert parameter.requires_grad == is_trained
 
 
 def test_settings_that_cannot_be_used() -> None:
@@ -143,6 +145,17 @@ def test_the_rate_of_a_group_is_the_rate_times_its_factor() -> None:
     assert moved == pytest.approx([0.1, 0.4], rel=1e-5)
 
 
+def test_a_restored_optimizer_has_the_factors_of_the_settings_now() -> None:
+    network = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
+    settings = OptimConfig(lr=0.1, momentum=0.9)
+    saved = build_optimizer(network, settings, {"0.weight": 0.25}).state_dict()
+    optimizer = build_optimizer(network, settings, {"0.weight": 0.5})
+    restore_optimizer(optimizer, saved)
+    assert [group.get("lr_factor") for group in optimizer.param_groups] == [None, 0.5]
+    with pytest.raises(RunError, match=r"groups the parameters in another way; give optim\.name, optim\.layer_decay"):
+        restore_optimizer(build_optimizer(network, settings, {}), saved)
+
+
 def test_rates_and_frozen_stages_of_a_run(tiny: Tiny) -> None:
     config = tiny(model__strides=(16,), model__trainable_stages=2, optim__layer_decay=0.5)
     state = TrainingState(config, CPU)
@@ -150,14 +163,14 @@ def test_rates_and_frozen_stages_of_a_run(tiny: Tiny) -> None:
     for group in state.optimizer.param_groups:
         for parameter in group["params"]:
             rates[id(parameter)] = group.get("lr_factor", 1.0)
-    factor_of = {"conv1": 0.25, "bn1": 0.25, "layer1": 0.25, "layer2": 0.5, "layer3": 1.0, "layer4": 1.0}
+    factor_of = {"conv1": 0.25, "bn1": 0.25, "layer1": 0.25, "layer2": 0.5, "layer3": 1.0}
     for name, parameter in state.learner.student.named_parameters():
         if name.startswith("heads."):
             assert rates[id(parameter)] == 1.0
             continue
         part = name.split(".")[2]
         is_norm = "bn" in name or "downsample.1" in name
-        is_trained = part in ("layer2", "layer3") or is_norm
+        is_trained = part in ("layer2", "layer3") or (is_norm and part != "layer4")
         assert parameter.requires_grad == is_trained == (id(parameter) in rates), name
         if is_trained:
             assert rates[id(parameter)] == factor_of[part], name

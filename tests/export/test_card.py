@@ -103,12 +103,12 @@ def test_the_start_of_a_start_is_followed(exported: Callable[..., str], tmp_path
     exported("first", model__init=init)
     file = str(tmp_path / "first" / "exported" / "backbone.safetensors")
     card = exported("second", model__init=file)
-    assert start_of(str(tmp_path / "second")) == [str(tmp_path / "second"), file, init]
+    assert start_of(str(tmp_path / "second"), {}) == [str(tmp_path / "second"), file, init]
     assert "Started from `backbone.safetensors`, which started from `resnet18-f37072fd.pth`." in card
     assert "**Warning" in card
     assert "**Warning" not in exported("free")
     card = exported("third", model__init=str(tmp_path / "free" / "checkpoints" / "step_00000007.pt"))
-    assert start_of(str(tmp_path / "free")) == [str(tmp_path / "free"), RANDOM]
+    assert start_of(str(tmp_path / "free"), {}) == [str(tmp_path / "free"), RANDOM]
     assert "which started from `random weights`" in card and "Warning" not in card
     card = exported("turns", model__init=str(tmp_path / "turns"))
     assert "Started from `turns`." in card  # a run that names itself ends the search, and is no proof of freedom
@@ -153,8 +153,15 @@ def test_pretrained_weights_have_the_name_that_their_library_gives(
     receipt = {"file": "timm's own weights timm/resnet18.a1_in1k", "content_sha256": "0123456789abcdef"}
     (tmp_path / "run" / "weights.json").write_text(json.dumps(receipt))
     card = exported("run", model__init="pretrained")
+    licence = "images of ImageNet are licensed for non-commercial research only"
     assert "Started from `resnet18.a1_in1k` (SHA-256 of the tensors `0123456789abcdef`)." in card
-    assert "images of ImageNet are licensed for non-commercial research only" in card
+    assert licence in card
+    card = exported("second", model__init=str(tmp_path / "run"))
+    assert "Started from `run`, which started from `resnet18.a1_in1k`." in card and licence in card
+    card = exported("third", teacher__kind="frozen", teacher__backbone="resnet18", teacher__init=str(tmp_path / "run"))
+    assert "weights `run`, which started from `resnet18.a1_in1k`" in card and licence in card
+    (tmp_path / "run" / "weights.json").unlink()
+    assert licence in exported("fourth", model__init=str(tmp_path / "run"))
 
 
 def test_names_cannot_be_read_as_markdown(exported: Callable[..., str], tmp_path: Path) -> None:

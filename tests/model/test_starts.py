@@ -16,8 +16,10 @@ import torch
 import plrc
 from plrc.config import Config
 from plrc.errors import ConfigError, WeightsError
+from plrc.model import starts
 from plrc.model.backbone import build_backbone
 from plrc.model.starts import content_hash, pretrained_weights, weights_receipt
+from plrc.model.timm_networks import build_timm
 from plrc.model.weights import load_into, read_weights
 
 NO_NETWORK = "http://127.0.0.1:9"  # a proxy that refuses every connection
@@ -106,6 +108,17 @@ def test_timms_own_weights(tmp_path: Path) -> None:
         f"{tmp_path}/hub/models--timm--test_vit2.r160_in1k, or name its model.safetensors as the file of weights"
     )
     assert never == "WeightsError timm has no weights for timm:efficientnet_lite1; name a file of weights"
+
+
+def test_weights_that_were_loaded_by_name_are_not_warned_of_a_twin(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("timm", reason="timm is not installed (extra timm)")
+    name = "timm:efficientnet_lite0"  # its twin is tf_efficientnet_lite0
+    monkeypatch.setattr(starts, "build_timm", lambda name, pretrained=False: build_timm(name))
+    backbone = build_backbone(name)
+    weights = pretrained_weights(name)
+    for function in ("build_backbone", "twin_of"):
+        monkeypatch.setattr(f"plrc.model.weights.{function}", lambda *names: pytest.fail("built a second network"))
+    assert load_into(backbone, weights).warnings == ()
 
 
 @pytest.mark.slow

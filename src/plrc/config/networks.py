@@ -34,9 +34,10 @@ class ModelConfig:
     contrast_dim: int = 128
     """Output width of the head for the image and point terms."""
     distill_hidden: int = 2048
-    """Hidden width of the head for affinity distillation."""
+    """Hidden width of the head for affinity distillation, also of the one for a projected frozen teacher."""
     distill_dim: int = 256
-    """Output width of the head for affinity distillation."""
+    """Output width of the head for affinity distillation. The head for a projected frozen teacher is as wide as the
+    features of the teacher (`teacher.components`)."""
     bn_groups: int = 8
     """Each process splits its batch into this many groups with separate BatchNorm statistics. The teacher gets the
     images in other groups than the student, so that batch statistics do not leak which images belong together. With

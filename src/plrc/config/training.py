@@ -10,7 +10,7 @@ from plrc.settings import require, require_at_least, require_between, require_po
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """Weights and settings of the three loss terms (METHOD section 3)."""
+    """Weights and settings of the four loss terms (METHOD sections 3 and 6)."""
 
     image_weight: float = 0.7
     """Weight of image contrast. 0: the term is not computed."""
@@ -45,7 +45,8 @@ class ObjectiveConfig:
     distill_points: int = 256
     """Points per image for affinity distillation."""
     reference_grid: int = 56
-    """Positions per side of the reference grid of affinity distillation. 0: twice the side of the feature grid."""
+    """Positions per side of the reference grid of affinity distillation. 0: twice the side of the feature grid; for a
+    frozen teacher with `teacher.form` projected, the side of the teacher's own feature grid."""
     center: bool = False
     """Subtract a running mean (momentum 0.9) from the teacher's affinities."""
 

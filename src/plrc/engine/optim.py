@@ -13,14 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from plrc.config import OptimConfig
+from plrc.errors import RunError
 
 LR_FACTOR = "lr_factor"
 """Key of a parameter group of the optimizer: the factor of its learning rate. Groups without it have the factor 1."""
 
 
-def build_optimizer(
-    network: nn.Module, config: OptimConfig, factors: Mapping[str, float] | None = None
-) -> torch.optim.Optimizer:
+def build_optimizer(network: nn.Module, config: OptimConfig, factors: Mapping[str, float]) -> torch.optim.Optimizer:
     """Build the optimizer of a network: SGD decays every parameter (MoCo); AdamW leaves out biases and norms.
 
     Args:
@@ -29,11 +28,10 @@ def build_optimizer(
         factors: Name of a parameter -> factor of its learning rate, for those whose factor is not 1. Each factor has
             groups of its own, with the key `LR_FACTOR`.
     """
-    parameters = [p for p in network.parameters() if p.requires_grad]
     by_factor: dict[float, list[nn.Parameter]] = {1.0: []}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            by_factor.setdefault((factors or {}).get(name, 1.0), []).append(parameter)
+            by_factor.setdefault(factors.get(name, 1.0), []).append(parameter)
     groups: list[dict[str, Any]] = []
     for factor, members in by_factor.items():
         own = {} if factor == 1 else {LR_FACTOR: factor}
@@ -46,9 +44,35 @@ def build_optimizer(
         return torch.optim.AdamW(groups, lr=config.lr, fused=True)
     sgd = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True)
     if config.momentum:
-        for p in parameters:  # zeros, so that a skipped first step leaves a defined buffer
-            sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        for group in groups:
+            for p in group["params"]:  # zeros, so that a skipped first step leaves a defined buffer
+                sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
     return sgd
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Restore the state of an optimizer from a checkpoint; it keeps its own factors of the learning rate.
+
+    Args:
+        optimizer: An optimizer of `build_optimizer`.
+        saved: What `state_dict` returned.
+
+    Raises:
+        RunError: The parameters are grouped in another way.
+    """
+    factors = [group.get(LR_FACTOR) for group in optimizer.param_groups]
+    try:
+        optimizer.load_state_dict(saved)
+    except ValueError as error:
+        raise RunError(
+            "the optimizer in the checkpoint groups the parameters in another way; give optim.name, optim.layer_decay "
+            "and model.trainable_stages the values that they have in the run's config.toml, or start a new run with "
+            "another --out"
+        ) from error
+    for group, factor in zip(optimizer.param_groups, factors, strict=True):
+        group.pop(LR_FACTOR, None)
+        if factor is not None:
+            group[LR_FACTOR] = factor
 
 
 def finite_gradient(network: nn.Module, max_norm: float) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ IMAGENET_LICENCE = (
 RELEASE = "If it is of `facebookresearch/PLRC`: that is CC-BY-NC 4.0, non-commercial only."
 UNKNOWN = "plrc does not know their licence."
 LICENCES = (
-    (r"-[0-9a-f]{8}\.pth$|[._]in(1k|12k|21k|22k)", IMAGENET_LICENCE),
+    (rf"-[0-9a-f]{{8}}\.pth$|[._]in(1k|12k|21k|22k)|^{PRETRAINED}$", IMAGENET_LICENCE),
     (r"(?i)plrc|point.?level.?region", RELEASE),
 )
 """(pattern of a file's name, what to know about its licence)."""
@@ -110,20 +110,28 @@ def teacher_origins(config: Config, run: Path) -> list[Origin]:
     return origins
 
 
-def start_of(init: str) -> list[str]:
+def start_of(init: str, receipt: Mapping[str, Any]) -> list[str]:
     """The starting weights of a run, the weights that those started from, and so on, as far as runs can be followed.
+
+    Args:
+        init: What the user named.
+        receipt: The receipt of these weights; it has the file of `pretrained` ones.
 
     Returns:
         Paths, the nearest first, and `RANDOM` at the end if the chain ends in random weights.
     """
     chain: list[str] = []
     while init not in chain and len(chain) < MAX_STARTS:
+        if init == PRETRAINED:
+            chain.append(str(receipt.get("file") or init))
+            break
         chain.append(init or RANDOM)
         if not init:
             break
         earlier = _config_of(Path(init))
         if earlier is None:
             break
+        receipt = _receipt(_run_folder(Path(init)) / WEIGHTS_RECEIPT)
         init = earlier.model.init
     return chain
 
@@ -135,10 +143,7 @@ def file_name(path: str) -> str:
 
 def _origin(backbone: str, init: str, receipt_file: Path) -> Origin:
     receipt = _receipt(receipt_file)
-    chain = start_of(init)
-    if init == PRETRAINED:
-        chain = [str(receipt.get("file") or init)]
-    names = tuple(map(file_name, chain))
+    names = tuple(map(file_name, start_of(init, receipt)))
     licence = "" if names[-1] == RANDOM else _licence(names[-1])
     return Origin(backbone, names, str(receipt.get("content_sha256", "")), licence)
 

@@ -15,7 +15,7 @@ from plrc.config import Config
 from plrc.engine.checkpoint import FORMAT, load_checkpoint, newest_checkpoint
 from plrc.engine.health import Health
 from plrc.engine.learner import Learner, StepOutput
-from plrc.engine.optim import BufferGuard, build_optimizer, finite_gradient, guarded_step
+from plrc.engine.optim import BufferGuard, build_optimizer, finite_gradient, guarded_step, restore_optimizer
 from plrc.errors import WeightsError
 from plrc.files import write_atomic, write_json
 from plrc.machine import plrc_version
@@ -137,7 +137,7 @@ class TrainingState:
         for level in self.learner.levels:
             if level.center is not None:
                 level.center.copy_(saved["center"][str(level.stride)])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        restore_optimizer(self.optimizer, saved["optimizer"])
         if saved["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(saved["scaler"])
         self.history = [Health(**check) for check in saved["health"]]

@@ -38,7 +38,7 @@ def choose_trained(
         backbone: The student's backbone; `requires_grad` of its parameters is set in place.
         size: Side of the views in pixels.
         largest_stride: The coarsest level that is trained; layers after it are not.
-        trainable_stages: -1: all; else only the last so many stages, and all normalization layers.
+        trainable_stages: -1: all; else only the last so many stages, and the normalization layers of all stages.
         layer_decay: Factor of the learning rate per stage below the top one.
 
     Raises:
@@ -59,8 +59,8 @@ def choose_trained(
         total += parameter.numel()
         stage = stages.get(name)  # None: no trained level depends on it, so it has no gradient
         if trainable_stages >= 0:
-            in_last_stages = stage is not None and stage >= count - trainable_stages
-            parameter.requires_grad_(in_last_stages or name in norms)
+            is_trained = stage is not None and (stage >= count - trainable_stages or name in norms)
+            parameter.requires_grad_(is_trained)
         if stage is not None and parameter.requires_grad:
             trained += parameter.numel()
             factor = layer_decay ** (count - 1 - stage)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def pretrained_weights(backbone: str) -> Weights:
         backbone: A torchvision ResNet or timm:NAME.
 
     Returns:
-        The weights; never random ones.
+        The weights, with the name of the backbone in their metadata; never random ones.
 
     Raises:
         ConfigError: The backbone is user code, which has no such weights.
@@ -38,7 +39,7 @@ def pretrained_weights(backbone: str) -> Weights:
             to put it.
     """
     if backbone in RESNETS:
-        return read_weights(_torchvision_file(backbone))
+        return replace(read_weights(_torchvision_file(backbone)), metadata={"backbone": backbone})
     if backbone.startswith(PREFIX):
         return _timm_weights(backbone)
     raise ConfigError(f"there are no pretrained weights for {backbone}; name a file of weights")
@@ -146,7 +147,7 @@ def _timm_weights(name: str) -> Weights:
             f"timm's weights of {name} are not on this disk and cannot be downloaded ({describe_error(error)}); "
             f"{_how_to_fetch(hub_id, url)}"
         ) from error
-    return Weights(net.state_dict(), f"timm's own weights {hub_id or url}", {})
+    return Weights(net.state_dict(), f"timm's own weights {hub_id or url}", {"backbone": name})
 
 
 def _how_to_fetch(hub_id: str, url: str) -> str:
