@@ -22,7 +22,6 @@ def test_features_come_back_within_half_a_level_of_their_channel(tmp_path: Path)
     assert cache.missing(np.arange(3)).tolist() == [0, 1, 2]
     assert cache.read(1) is None
     cache.write(1, features(1))
-    cache.flush()
     again = TeacherCache(tmp_path / "new" / "a.features", 3, 6, 4)
     assert again.missing(np.arange(3)).tolist() == [0, 2]
     read = again.read(1)
@@ -48,7 +47,6 @@ def test_a_flipped_bit_anywhere_makes_a_record_missing(tmp_path: Path, offset: i
     cache = TeacherCache(path, 2, 6, 4)
     for position in range(2):
         cache.write(position, features(position))
-    cache.flush()
     data = bytearray(path.read_bytes())
     data[record_type(6, 4).itemsize + offset] ^= 16
     path.write_bytes(bytes(data))

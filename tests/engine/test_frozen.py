@@ -17,9 +17,10 @@ from tests.engine.runs import after_steps, assert_same, final, metrics, power_cu
 from torch import Tensor
 from torch.nn import functional as F
 
+import plrc
 from plrc.config import Config
 from plrc.data.loader import Batch, ViewDataset, collate
-from plrc.data.teacher_cache import LEVELS
+from plrc.data.teacher_cache import LEVELS, TeacherCache
 from plrc.data.views import QUERY, REFERENCE
 from plrc.engine.checkpoint import KEYS
 from plrc.engine.frozen import prepare_teacher
@@ -200,7 +201,7 @@ def test_stop_and_resume_equals_uninterrupted_bit_for_bit(
     assert len(losses) == 6 and losses == [line["frozen_loss"] for line in metrics(tmp_path / "parts")]
 
 
-def test_the_teacher_is_kept_by_reference(frozen: Tiny, tmp_path: Path, weights: Path) -> None:
+def test_the_teacher_is_kept_by_reference(tiny: Tiny, frozen: Tiny, tmp_path: Path, weights: Path) -> None:
     run = pretrain(frozen(optim__steps=2)).path
     receipt = read_receipt(run / "teacher.json")
     assert receipt["backbone"] == "resnet18" and receipt["file"] == str(weights) and len(receipt["sha256"]) == 64
@@ -208,7 +209,7 @@ def test_the_teacher_is_kept_by_reference(frozen: Tiny, tmp_path: Path, weights:
     assert set(final(run)) == set(KEYS)
     size = (run / "checkpoints" / "step_00000002.pt").stat().st_size
     (tmp_path / "alone").mkdir()
-    alone = pretrain(frozen(optim__steps=2, teacher__kind="ema", run__out=str(tmp_path / "alone"))).path
+    alone = pretrain(tiny(optim__steps=2, run__out=str(tmp_path / "alone"))).path
     without_teacher = (alone / "checkpoints" / "step_00000002.pt").stat().st_size
     assert size - without_teacher < weights.stat().st_size / 10  # the head that is compared with it, no backbone
 
@@ -267,11 +268,12 @@ def test_unreadable_images_are_replaced(frozen: Tiny, scenes: Path, tmp_path: Pa
 def test_the_principal_components_keep_dot_products() -> None:
     torch.manual_seed(0)
     low_rank = F.normalize(torch.randn(500, 5) @ torch.randn(5, 40), dim=1)
-    reduction = principal_components(low_rank, 5)
+    moment = low_rank.double().mT @ low_rank.double()
+    reduction = principal_components(moment, 5)
     reduced = low_rank @ reduction.basis
     torch.testing.assert_close(reduced @ reduced.mT, low_rank @ low_rank.mT, atol=1e-5, rtol=0)
     torch.testing.assert_close(reduction.basis.mT @ reduction.basis, torch.eye(5), atol=1e-5, rtol=0)
-    assert principal_components(low_rank, 64).basis.shape == (40, 40)
+    assert principal_components(moment, 64).basis.shape == (40, 40)
 
 
 def test_the_anchor_is_the_start(tiny: Tiny, weights: Path) -> None:
@@ -356,3 +358,45 @@ def test_a_twin_of_the_teachers_network_is_warned_of(frozen: Tiny, tmp_path: Pat
 def test_what_cannot_be_a_teacher_is_refused(frozen: Tiny, settings: dict[str, object], message: str) -> None:
     with pytest.raises(PlrcError, match=message):
         pretrain(frozen(**settings))
+
+
+def test_a_stop_while_the_cache_is_filled_ends_well(frozen: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first group of images is computed, then SIGTERM arrives; the next start computes the rest."""
+    monkeypatch.setattr("plrc.engine.frozen.BATCH_SIZE", 8)
+    config = frozen(optim__steps=2)
+    write = TeacherCache.write
+
+    def write_and_stop(self: TeacherCache, position: int, features: Tensor) -> None:
+        write(self, position, features)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TeacherCache, "write", write_and_stop)
+        stopped = plrc.pretrain(config)
+    assert not stopped.finished and stopped.step == 0
+    assert plrc.pretrain(config.with_values({"run.resume": True})).finished
+    log = (stopped.path / "log.txt").read_text()
+    assert "stopped while the teacher's features were computed" in log
+    assert "computing the teacher's features of 36 images" in log  # 44 without the first 8
+
+
+def test_an_uncached_teacher_is_never_in_half_precision(frozen: Tiny) -> None:
+    state, batch = prepared(frozen(**ONLY_FROZEN))
+    assert state.learner.frozen is not None
+    expected = state.learner.frozen.features(batch.teacher)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = state.learner.frozen.features(batch.teacher)
+    assert got.dtype == torch.float32 and torch.equal(got, expected)
+
+
+def test_a_teacher_that_would_not_be_used_is_refused(frozen: Tiny) -> None:
+    for settings in ({"teacher__kind": "ema"}, {"objectives__frozen_weight": 0.0}):
+        with pytest.raises(PlrcError, match=r"used only with teacher\.kind frozen and objectives\.frozen_weight > 0"):
+            pretrain(frozen(**settings))
+
+
+def test_components_of_other_settings_are_refused(frozen: Tiny) -> None:
+    pretrain(frozen(optim__steps=1))
+    changed = {"run.resume": True, "run.allow_changes": True, "teacher.stride": 8, "optim.steps": 2}
+    with pytest.raises(PlrcError, match="principal components of a teacher with other settings; start a new run"):
+        pretrain(frozen(optim__steps=1).with_values(changed))

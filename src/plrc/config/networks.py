@@ -18,7 +18,7 @@ class ModelConfig:
     network: package.module:function or path/to/file.py:function (docs/HANDOVER.md)."""
     strides: tuple[int, ...] = (32,)
     """The feature levels to train, one or several, as their strides if `layer4_stride` is 2. Each loss term is the mean
-    over the levels. Layers after the largest stride are not trained."""
+    over the queries of all levels. Layers after the largest stride are not trained."""
     layer4_stride: Literal[1, 2] = 2
     """torchvision ResNets: stride of layer4 during pre-training. 1 doubles the resolution of the feature grid; the
     weight tensors keep their shapes."""

@@ -26,11 +26,22 @@ def check_settings(config: Config, processes: int, device_type: str, sharded: bo
     Raises:
         ConfigError: If the settings cannot be used.
     """
+    check_teacher(config)
     return [
         *check_regions(config),
         *check_cache(config, sharded),
         *check_batch_norm(config, processes, device_type),
     ]
+
+
+def check_teacher(config: Config) -> None:
+    """Raise ConfigError if the settings name a teacher that would not be used."""
+    names_teacher = bool(config.teacher.backbone or config.teacher.init)
+    require(
+        config.distills_frozen_teacher or not names_teacher,
+        "teacher.backbone and teacher.init name a frozen teacher, which is used only with teacher.kind frozen and "
+        "objectives.frozen_weight > 0; set these, or name no teacher",
+    )
 
 
 def check_required(config: Config) -> None:

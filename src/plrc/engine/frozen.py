@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -32,6 +33,7 @@ from plrc.files import write_atomic
 from plrc.model import FrozenTeacher
 from plrc.model.frozen import Reduction, principal_components
 from plrc.model.starts import read_receipt
+from plrc.text import printable
 
 SAMPLE = 256
 """Number of images whose features give the principal components."""
@@ -130,6 +132,12 @@ def fill_cache(
             batch = next(batches, None)
             if batch is not None and len(batch.positions):
                 features = teacher.features(batch.images.to(plan.device)).cpu()
+                if not bool(torch.isfinite(features).all()):
+                    name = printable(plan.images.names[batch.positions[0]])
+                    raise RunError(
+                        f"the frozen teacher gives values that are not finite for {name} or an image near it; "
+                        "name other weights with --teacher.init"
+                    )
                 for position, image_features in zip(batch.positions, features, strict=True):
                     if position in missing:
                         cache.write(position, image_features)
@@ -137,9 +145,7 @@ def fill_cache(
             if done % PROGRESS_GROUPS < world_size:
                 log.info(f"teacher's features: {min(done, len(groups))} of {len(groups)} groups of {BATCH_SIZE} images")
             if should_stop():
-                cache.flush()
                 return False
-    cache.flush()
     distributed.barrier()
     return True
 
@@ -176,31 +182,40 @@ def _join(samples: list[_Images]) -> _Images:
 def _reduction(plan: Plan, teacher: FrozenTeacher, components: int) -> Reduction:
     """Read the principal components of the run, or compute them from its training images."""
     path = plan.out / "teacher.safetensors"
+    settings = plan.config.teacher
+    belongs_to = {"stride": str(settings.stride), "size": str(settings.size), "components": str(components)}
     if distributed.is_main() and not path.exists():
-        features = _sample_features(plan, teacher)
-        content = save({"basis": principal_components(features, components).basis.contiguous()})
+        basis = principal_components(_second_moment(plan, teacher), components).basis
+        content = save({"basis": basis.contiguous()}, belongs_to)
         write_atomic(path, lambda file: file.write(content))
     distributed.barrier()
-    return Reduction(load_file(path, str(plan.device))["basis"])
+    with safe_open(path, framework="pt", device=str(plan.device)) as stored:
+        if stored.metadata() != belongs_to:
+            raise RunError(
+                f"{path} holds the principal components of a teacher with other settings; start a new run with "
+                "another --out"
+            )
+        return Reduction(stored.get_tensor("basis"))
 
 
-def _sample_features(plan: Plan, teacher: FrozenTeacher) -> Tensor:
-    """Compute the features of SAMPLE training images: [n, C] on the CPU."""
+def _second_moment(plan: Plan, teacher: FrozenTeacher) -> Tensor:
+    """Compute the sum of f f^T over the features f of SAMPLE training images: float64 [C, C] on the CPU."""
     order = rng.generator(plan.config.seed, "teacher").permutation(plan.train)
     dataset = _WholeImages(plan.images, plan.config)
-    sampled: list[Tensor] = []
+    moment = torch.zeros(teacher.dim, teacher.dim, dtype=torch.float64)
     images = 0
     for start in range(0, len(order), BATCH_SIZE):
         batch = _join([dataset[int(position)] for position in order[start : start + BATCH_SIZE]])
         if len(batch.positions):
-            features = teacher.full_features(batch.images.to(plan.device))
-            sampled.append(features.permute(0, 2, 3, 1).flatten(0, 2).cpu())
+            level = teacher.full_features(batch.images.to(plan.device))
+            features = level.permute(0, 2, 3, 1).flatten(0, 2).double().cpu()
+            moment += features.mT @ features
         images += len(batch.positions)
         if images >= SAMPLE:
             break
-    if not sampled:
+    if images == 0:
         raise RunError("no training image can be read for the frozen teacher; plrc scan DIR looks at every image")
-    return torch.cat(sampled)
+    return moment
 
 
 def _cache_key(plan: Plan, teacher: FrozenTeacher) -> str:
@@ -215,6 +230,7 @@ def _cache_key(plan: Plan, teacher: FrozenTeacher) -> str:
         settings.size,
         plan.config.data.rescale_percentiles,
         teacher.backbone.pixels,
+        plan.images.root,
         read_manifest(plan.out / "manifest.json")["sha256"],
     )
     digest.update(repr(parts).encode())

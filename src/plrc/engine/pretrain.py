@@ -19,6 +19,7 @@ from plrc.data.loader import DeviceLoader, ViewDataset
 from plrc.data.sampler import StepSampler
 from plrc.data.teacher_cache import TeacherCache
 from plrc.engine import health, memory, recovery, schedule
+from plrc.engine.checkpoint import newest_checkpoint
 from plrc.engine.checkpointer import Checkpointer, Hooks, RunHook
 from plrc.engine.frozen import fill_cache, open_cache, prepare_teacher
 from plrc.engine.metrics import MetricWindow
@@ -115,7 +116,7 @@ def _train(plan: Plan, lock: FolderLock, stop: StopRequest, hooks: Hooks) -> Run
         if start_step < plan.steps:
             checkpointer = Checkpointer(plan, lock, state, log, hooks.on_checkpoint)
             last_step = _loop(plan, state, log, checkpointer, stop, start_step)
-        if distributed.is_main():
+        if distributed.is_main() and newest_checkpoint(plan.out) is not None:  # none if stopped before the first step
             _finish(plan.out, hooks.on_finish)
     return Run(path=plan.out, step=last_step, finished=last_step == plan.steps, health=tuple(state.history))
 
@@ -142,7 +143,7 @@ def _loop(
     if learner.frozen is not None:
         teacher_cache = open_cache(plan, learner.frozen, log)
         if teacher_cache is not None and not fill_cache(plan, learner.frozen, teacher_cache, log, stop.agreed):
-            log.info("stopped before the first step; resume with --resume")
+            log.info("stopped while the teacher's features were computed; resume with --resume")
             return start_step
     data = ViewDataset(plan.images, plan.train, config, teacher_cache)
     sampler = StepSampler(

@@ -32,17 +32,16 @@ class Reduction:
         return torch.einsum("bchw,cd->bdhw", features, self.basis)
 
 
-def principal_components(features: Tensor, components: int) -> Reduction:
+def principal_components(moment: Tensor, components: int) -> Reduction:
     """Find the directions that keep the most of unit features' dot products.
 
     These are the eigenvectors of the second moment (not centered, because affinities are not), largest first. The sign
     of each makes its largest entry positive.
 
     Args:
-        features: [n, C], of unit length.
+        moment: float64 [C, C], the sum of f f^T over features f of unit length.
         components: Number of directions D; at most C are returned.
     """
-    moment = features.double().mT @ features.double()
     _, vectors = torch.linalg.eigh(moment)
     basis = vectors.flip(1)[:, :components]
     largest = basis.abs().argmax(dim=0, keepdim=True)
@@ -102,13 +101,18 @@ class FrozenTeacher:
             return images.float()
         features = self.full_features(images)
         if self.reduction is not None:
-            features = torch.nn.functional.normalize(self.reduction(features), dim=1)
+            with torch.autocast(images.device.type, enabled=False):
+                features = torch.nn.functional.normalize(self.reduction(features), dim=1)
         return features
 
     @torch.no_grad()
     def full_features(self, images: Tensor) -> Tensor:
-        """Compute features that are not reduced: uint8 [B, 3, S, S] -> float32 [B, C, h, w], cells of unit length."""
-        return torch.nn.functional.normalize(self._level(images).float(), dim=1)
+        """Compute features that are not reduced: uint8 [B, 3, S, S] -> float32 [B, C, h, w], cells of unit length.
+
+        Never in mixed precision, so that they are those of the cache.
+        """
+        with torch.autocast(images.device.type, enabled=False):
+            return torch.nn.functional.normalize(self._level(images).float(), dim=1)
 
     @torch.no_grad()
     def _level(self, images: Tensor) -> Tensor:

@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from plrc.objectives import kernels
-from plrc.objectives.affinity import Term, check, check_options, log_sum_exp, same_dtype, sum_valid, without_autocast
+from plrc.objectives.affinity import (
+    Term,
+    check,
+    check_options,
+    cross_entropy_to_affinities,
+    sum_valid,
+    without_autocast,
+)
 from plrc.objectives.kernels import wide
 
 
@@ -74,17 +79,15 @@ def relational_distillation_term(
         check_options("auto", teacher_temperature)
     _check_shapes(student, student_reference, teacher, teacher_reference)
     with without_autocast(student.device):
-        student, keys = same_dtype(wide(student), wide(student_reference.detach()))
-        target_query, target_keys = same_dtype(wide(teacher.detach()), wide(teacher_reference.detach()))
-        target_query = target_query / teacher_temperature
-        # sum_j T_j m_j, then sum_j T_j r_j, which gives the entropy of the target
-        target_readout = F.scaled_dot_product_attention(target_query, target_keys, keys.to(target_keys.dtype), scale=1)
-        target_key_readout, target_lse = kernels.attend(target_query, target_keys, 1.0, "auto")
-        entropy = target_lse - (target_query * target_key_readout).sum(dim=-1)
-        agreement = (student * target_readout.to(student.dtype)).sum(dim=-1) / student_temperature
-        loss = log_sum_exp(student, keys, student_temperature) - agreement
-        valid = torch.ones(loss.shape, dtype=torch.bool, device=loss.device)
-        return sum_valid(loss, entropy, valid)
+        keys = wide(student_reference.detach())
+        # zeros in front leave the target's affinities as they are, with keys that both sides share
+        zeros = torch.zeros_like(student, dtype=keys.dtype)
+        target_query = torch.cat([zeros, wide(teacher.detach()) / teacher_temperature], dim=-1)
+        target_keys = torch.cat([keys, wide(teacher_reference.detach())], dim=-1)
+        loss, entropy = cross_entropy_to_affinities(
+            wide(student), keys, target_query, target_keys, student_temperature, "auto"
+        )
+        return sum_valid(loss, entropy, torch.ones_like(loss, dtype=torch.bool))
 
 
 def _check_shapes(student: Tensor, student_reference: Tensor, teacher: Tensor, teacher_reference: Tensor) -> None:

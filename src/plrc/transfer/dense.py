@@ -18,12 +18,12 @@ from plrc.config import Config
 from plrc.data.regions import Regions
 from plrc.data.sources import ImageList
 from plrc.engine.checkpoint import checkpoints, load_checkpoint
-from plrc.engine.learner import Learner
 from plrc.errors import ConfigError, LayoutError
 from plrc.files import write_json
 from plrc.measures.grouping import grouping_auc
 from plrc.measures.linear_probe import evaluate_probe, fit_probe
 from plrc.measures.segmentation import IGNORED
+from plrc.model import build_backbone
 from plrc.progress import OnProgress, ignore_progress
 from plrc.rng import generator
 from plrc.transfer.initial import initial_backbone
@@ -199,14 +199,15 @@ def grouping_curve(data: LabelledConfig, config: Config, size: int, images: int,
     regions_auc = math.nan
     if regions is not None:
         regions_auc = grouping_auc(regions, labels.objects, seed=seed)
-    learner = Learner(config, torch.device("cpu"))
+    backbone = build_backbone(config.model.backbone, config.model.layer4_stride)
     curve = []
     for path in checkpoints(Path(config.run.out)):
         stored = load_checkpoint(path)
         entry = {"step": float(stored["step"]), "regions": regions_auc}
-        for name, network in (("student", learner.student), ("teacher", learner.teacher)):
-            network.load_state_dict(stored[name])
-            features = extract_features(network.backbone, labels.images, config.model.largest_stride)
+        for name in ("student", "teacher"):
+            tensors = {key: value for key, value in stored[name].items() if key.startswith("backbone.")}
+            backbone.load_state_dict({key.removeprefix("backbone."): value for key, value in tensors.items()})
+            features = extract_features(backbone, labels.images, config.model.largest_stride)
             entry[name] = grouping_auc(features, labels.objects, seed=seed)
         curve.append(entry)
     return curve
