@@ -1,7 +1,7 @@
 """The base of all configurations: nested frozen dataclasses that are addressed by dotted names and stored as TOML.
 
 A configuration has sections (dataclasses) and plain values: "optim.lr" is the value `lr` of the section `optim`. The
-section `run` does not change what is computed, so it is left out when two configurations are compared.
+section `run` says where and how a run is executed, so it is left out when two configurations are compared.
 """
 
 from __future__ import annotations
@@ -223,7 +223,8 @@ def _with_lists(items: list[tuple[str, Any]]) -> dict[str, Any]:
 def _convert(name: str, value: Any, current: Any, hint: Any) -> Any:
     """Convert a value from TOML to the type of its setting (2 -> 2.0, [a, b] -> (a, b)), or raise ConfigError.
 
-    The type hint gives the choices of a Literal; otherwise the current value gives the type.
+    The type hint gives the choices of a Literal and the type of a tuple's entries; otherwise the current value gives
+    the type.
     """
     if get_origin(hint) is Literal:
         choices = get_args(hint)

@@ -29,7 +29,7 @@ from tests.engine.runs import after_steps
 from plrc.config import Config, DataConfig
 from plrc.data import shards
 from plrc.data.image_files import DecodeError
-from plrc.data.loader import ViewDataset
+from plrc.data.loader import ViewDataset, _substitute_step
 from plrc.data.sampler import StepSampler, epoch_order
 from plrc.data.scan import scan
 from plrc.data.shard_writer import ShardReport, write_shards
@@ -345,6 +345,12 @@ def test_a_substitute_comes_from_another_shard(packed: Path, tiny: Callable[...,
     chosen = {i: data[0, i] for i in first}
     assert all([name for name, _ in batch.failures] == ["shard-000000.tar"] for batch in chosen.values())
     assert len({batch.images.sum().item() for batch in chosen.values()}) == len(first)
+
+
+def test_substitutes_in_a_single_shard_are_other_images() -> None:
+    step = _substitute_step(48, np.zeros(48, dtype=np.int64))
+    assert {(7 + attempt * step) % 48 for attempt in range(48)} == set(range(48))
+    assert _substitute_step(48, np.repeat([0, 1, 2], 16)) == 16
 
 
 def test_the_images_of_an_overwritten_shard_are_named_one_by_one(

@@ -48,7 +48,10 @@ class DataConfig:
 
     @property
     def pixels(self) -> PixelStatistics:
-        """The statistics that pixels are normalized with: `mean` and `std`, or ImageNet's."""
+        """The statistics that pixels are normalized with: `mean` and `std`, or ImageNet's.
+
+        At the start of a run, the statistics of start weights have been written into `mean` and `std`.
+        """
         return given_statistics(self.mean, self.std) or IMAGENET
 
 

@@ -17,8 +17,9 @@ class ModelConfig:
     """A torchvision ResNet (resnet18, resnet50, ...), timm:NAME (needs timm), or your own function that returns a
     network: package.module:function or path/to/file.py:function (docs/HANDOVER.md)."""
     strides: tuple[int, ...] = (32,)
-    """The feature levels to train, one or several, as their strides if `layer4_stride` is 2. Each loss term is the mean
-    over the queries of all levels. Layers after the largest stride are not trained."""
+    """The feature levels to train, one or several, each named by its stride in the unchanged network (layer4 is 32,
+    even if `layer4_stride` is 1). Each loss term is the mean over the queries of all levels. Layers after the largest
+    stride are not trained."""
     layer4_stride: Literal[1, 2] = 2
     """torchvision ResNets: stride of layer4 during pre-training. 1 doubles the resolution of the feature grid; the
     weight tensors keep their shapes."""
@@ -27,8 +28,8 @@ class ModelConfig:
     torchvision or timm has for it, downloaded if they are not on this disk. Empty: random."""
     trainable_stages: int = -1
     """How much of the backbone is trained: -1: all of it; n: the last n stages and all normalization layers; 0: the
-    normalization layers only. A stage ends with each feature level up to the largest of `strides`; of a plain vision
-    transformer, with each block. Projection heads are always trained."""
+    normalization layers only. A stage is the layers from one feature level to the next; in a plain vision transformer,
+    each block is a stage. Layers after the largest of `strides` belong to none. Projection heads are always trained."""
     contrast_hidden: int = 2048
     """Hidden width of the head for the image and point terms."""
     contrast_dim: int = 128
@@ -87,8 +88,9 @@ class TeacherConfig:
     components: int = 64
     """Frozen teacher: number of principal components of its features to keep. 0: all features."""
     form: Literal["projected", "relational"] = "projected"
-    """Frozen teacher: what the student's features are compared with. projected: the teacher's features of the image.
-    relational: the features of the student's moving average."""
+    """Frozen teacher: keys of the student's affinities. The targets are always the affinities of the teacher to its own
+    features. projected: the student is compared with these features, too. relational: the student is compared with
+    the features of its moving average at the same places."""
     cache: str = ""
     """Frozen teacher: folder for the features of the images. Empty: the folder `teacher` in the run folder."""
     cache_gigabytes: float = 8.0

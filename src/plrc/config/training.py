@@ -39,7 +39,8 @@ class ObjectiveConfig:
     points. pixel: positions of the feature grid, positive where the views show the same place. The last two are
     baselines (METHOD section 5)."""
     negatives: Literal["batch", "image"] = "batch"
-    """Point term: negatives from all images of the global batch, or from the same image only."""
+    """Point term: negatives from all images of the micro-batch in all processes, or from the same image
+    only."""
     points: int = 256
     """Points per view for the point term (paper: 16 regions x 16 points)."""
     distill_points: int = 256

@@ -37,7 +37,7 @@ from plrc.data.workers import load_batches
 from plrc.errors import DataError
 from plrc.text import printable
 
-MAX_SUBSTITUTES = 100  # number of images that are tried in place of an unreadable image, itself included
+MAX_SUBSTITUTES = 100  # number of images that are tried until one can be read
 
 
 @dataclass(frozen=True)
@@ -229,9 +229,11 @@ def _substitute_step(num_images: int, groups: np.ndarray | None) -> int:
 
     It is large, because neighbors are often damaged together: they lie in the same folder or shard.
     """
-    if groups is not None:  # the size of the largest shard: a substitute is never in the same shard
+    if groups is not None:
         _, sizes = np.unique(groups, return_counts=True)
-        return int(sizes.max(initial=1))
+        largest = int(sizes.max(initial=1))
+        if 2 * largest <= num_images:  # a step of this size leaves the shard; with fewer shards there is no such step
+            return largest
     if num_images <= MAX_SUBSTITUTES:  # all images are tried
         return 1
     step = round(0.618 * num_images)  # the golden ratio spreads the substitutes evenly

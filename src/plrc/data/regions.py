@@ -75,7 +75,7 @@ class Regions:
 
         Raises:
             RegionError: The image has no regions.
-            DecodeError: The image cannot be read; only superpixels need it.
+            DecodeError: The image (for superpixels) or its shard (for id maps in shards) cannot be read.
         """
         config = self.config.regions
         name = self.images.names[position]

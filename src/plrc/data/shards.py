@@ -249,7 +249,7 @@ def _reason(error: Exception) -> str:
 
 
 def _split_pattern(source: str) -> tuple[str, str]:
-    """Return the folder or URL of the shards, and the pattern, which is empty if the source has none."""
+    """Return the folder or URL of the shards, and the pattern of their names: empty for a whole folder."""
     source = source if "://" in source else os.path.abspath(source)
     if not source.endswith(".tar") and not re.search(r"[*?\[{]", source):
         return source.rstrip("/"), ""
