@@ -56,7 +56,10 @@ UNNAMED = (
     ("arguments", "sentence"),
     [
         ("pretrian --data x", "there is no command 'pretrian'; did you mean plrc pretrain?"),
-        ("pretrain", "write --preset NAME (paper_r50, coco_r50, small_r18, debug_cpu) or --config FILE"),
+        (
+            "pretrain",
+            f"write --preset NAME ({', '.join(PRESETS)}) or --config FILE",
+        ),
         ("pretrain --preset paper", "there is no preset 'paper'; write one of paper_r50, coco_r50"),
         ("pretrain --preset", "--preset: expected one argument; see: plrc pretrain --help"),
         (

@@ -126,10 +126,16 @@ def test_a_closed_pipe_ends_a_command_without_a_message(arguments: list[str], un
     assert result.returncode == (0 if unbuffered and arguments[0] == "scan" else 141)
 
 
-def test_a_full_disk_is_still_reported() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_is_still_reported(unbuffered: str) -> None:
     with open("/dev/full", "w") as full:
         result = subprocess.run(
-            [sys.executable, "-m", "plrc", "--version"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            [sys.executable, "-m", "plrc", "--version"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            text=True,
+            check=False,
         )
     assert result.returncode == 2
     assert "No space left on device" in result.stderr

@@ -108,22 +108,24 @@ def debug_cpu() -> Config:
 
 
 def distill_r18() -> Config:
-    """ResNet-18 that learns from a frozen teacher alone: name the teacher with --teacher.backbone and --teacher.init.
+    """ResNet-18 that learns from a frozen teacher alone.
 
-    As small_r18, but the only term is the distillation from the frozen teacher (METHOD section 6). Only view A is
-    needed, and the teacher's features are cached, so that a step costs the student's own forward and backward pass.
-    The levels 8 to 32 are trained, because a feature pyramid reads all of them. The rate is three times that of
-    small_r18: a target that does not move allows larger steps.
+    Name the teacher with --teacher.backbone and --teacher.init. As small_r18, but the only term is the distillation
+    from the frozen teacher (METHOD section 6). Only view A is needed, and the teacher's features are cached, so that a
+    step costs little more than the student's own forward and backward pass. The levels 8 to 32 are trained, because a
+    feature pyramid reads all of them. The rate is three times that of small_r18: a target that does not move allows
+    larger steps. First figures are in docs/RESULTS.md.
     """
     changes = {"preset": "distill_r18", "model.strides": (8, 16, 32), "model.layer4_stride": 2, "optim.lr": 3e-3}
     return small_r18().with_values(changes | FROZEN_TEACHER_ALONE, pin=False)
 
 
 def distill_r50() -> Config:
-    """ResNet-50 that learns from a frozen teacher alone: name the teacher with --teacher.backbone and --teacher.init.
+    """ResNet-50 that learns from a frozen teacher alone.
 
-    224 px as in the paper; levels 8 to 32, because the detectors of a ResNet-50 read all of them through a feature
-    pyramid. AdamW, batch 64 and the number of epochs as in small_r18. Not evaluated.
+    Name the teacher with --teacher.backbone and --teacher.init. 224 px as in the paper; levels 8 to 32, because the
+    detectors of a ResNet-50 read all of them through a feature pyramid. AdamW, batch 64 and the number of epochs as in
+    small_r18. Not evaluated.
     """
     optim = small_r18().optim
     return Config(
@@ -135,13 +137,14 @@ def distill_r50() -> Config:
 
 
 def adapt() -> Config:
-    """Warm start: train given weights further on your images. Name them with --model.backbone and --model.init.
+    """Warm start: given weights are trained further on your images.
 
-    The frozen teacher is the network with the start weights themselves (the anchor): affinities that they knew are kept
-    where the images give no reason to change them. Points are contrasted as in small_r18. All levels that detectors
-    read are trained, because the layers above a trained level go stale otherwise. The rate halves with each stage below
-    the last, because lower stages need to change least. It is that of a random start; the adaptation of settings to the
-    data (--adapt) takes a tenth of it for a warm start, unless you set the rate.
+    Name them with --model.backbone and --model.init. The frozen teacher is the network with the start weights
+    themselves (the anchor): affinities that they knew are kept where the images give no reason to change them. Points
+    are contrasted as in small_r18. All levels that detectors read are trained, because the layers above a trained level
+    go stale otherwise. The rate halves with each stage below the last, because lower stages need to change least. It is
+    that of a random start; the adaptation of settings to the data (--adapt) takes a tenth of it for a warm start,
+    unless you set the rate. Not yet better than the start weights in our measurements (docs/RESULTS.md).
     """
     return small_r18().with_values(
         {

@@ -260,7 +260,7 @@ def test_a_signal_to_one_rank_stops_all_and_resume_equals_uninterrupted(
     a, b = final(folder / "whole"), final(folder / "parts")
     for part in ("student", "teacher", "queue"):
         assert all(torch.equal(a[part][name], b[part][name]) for name in a[part]), part
-    assert torch.equal(a["center"], b["center"])
+    assert a["center"].keys() == {"8"} and torch.equal(a["center"]["8"], b["center"]["8"])
     mine, theirs = a["optimizer"]["state"], b["optimizer"]["state"]
     assert len(mine) > 20 and mine.keys() == theirs.keys()
     assert all(torch.equal(mine[i][name], theirs[i][name]) for i in mine for name in mine[i])

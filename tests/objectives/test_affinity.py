@@ -249,6 +249,8 @@ def test_public_names() -> None:
         "point_region_contrast",
         "point_region_term",
         "region_features",
+        "relational_distillation",
+        "relational_distillation_term",
         "total_loss",
     ]
 

@@ -22,7 +22,8 @@ class Means(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(()))
 
-    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+    def forward(self, images: torch.Tensor, num_levels: int) -> list[torch.Tensor]:
+        assert num_levels == 1
         return [self.weight * F.avg_pool2d(images, 16)]
 
 

@@ -73,11 +73,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PlrcError as error:
         return _fail(USER_ERROR, str(error))
     except OSError as error:
+        if not _can_flush_output():  # a full disk: Python would try again at its end, and exit with another status
+            _discard_output()
         reason = f"cannot use {error.filename}: {error.strerror}" if error.filename else str(error)
         return _fail(USER_ERROR, reason)
     except KeyboardInterrupt:
         return _fail(INTERRUPTED, "interrupted")
     return status
+
+
+def _can_flush_output() -> bool:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return False
+    return True
 
 
 def _run(arguments: list[str]) -> int:

@@ -119,7 +119,8 @@ def _resumed_config_file(options: dict[str, Any]) -> Path | None:
 
 def _about_with_presets() -> str:
     """The docstring of `run`, which ends with the heading of the presets, and a line for each preset."""
-    preset_lines = [f"  {name:<11}{about(build).splitlines()[0]}" for name, build in PRESETS.items()]
+    width = max(map(len, PRESETS)) + 2
+    preset_lines = [f"  {name:<{width}}{about(build).splitlines()[0]}" for name, build in PRESETS.items()]
     return "\n".join([about(run), *preset_lines])
 
 
