@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -66,6 +67,15 @@ def damage(path: Path) -> str:
     if record is None:
         return ""
     return f"the checksum of its record {record} is wrong"
+
+
+def file_sha256(path: Path) -> str:
+    """Compute the SHA-256 of a file's content, without holding all of it in memory."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

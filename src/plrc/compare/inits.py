@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import os
 from collections.abc import Iterable, Sequence
@@ -18,6 +17,7 @@ from plrc.compare.plan import Comparison
 from plrc.data.manifest import read_manifest
 from plrc.engine.checkpoint import newest_checkpoint
 from plrc.errors import ConfigError, DataError, WeightsError
+from plrc.files import file_sha256
 from plrc.transfer.initial import initial_backbone
 from plrc.transfer.labels.splits import LabelledSet, read_labelled
 from plrc.transfer.protocols import TransferConfig
@@ -148,11 +148,7 @@ def fingerprint(init: str) -> str:
 @lru_cache
 def _sha256(file: Path, size: int, modified: int) -> str:
     """Hash a file; size and time of the last change are only keys of the cache."""
-    digest = hashlib.sha256()
-    with open(file, "rb") as content:
-        while block := content.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return file_sha256(file)
 
 
 def weights_origin(init: str) -> Origin:

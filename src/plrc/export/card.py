@@ -117,7 +117,7 @@ def code_span(text: str) -> Markup:
 
 
 def _statistics(config: Config) -> str:
-    """What is subtracted from pixels and what they are divided by, in words."""
+    """Describe what is subtracted from pixels and what they are divided by."""
     pixels = config.data.pixels
     return "ImageNet's mean and standard deviation" if pixels == IMAGENET else str(pixels)
 

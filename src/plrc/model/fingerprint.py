@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from plrc.model.backbone import Backbone, ResNetLevels, build_backbone
+from plrc.model.modes import evaluation_mode
 from plrc.model.timm_networks import PREFIX
 
 SIDE = 64  # of the picture, in pixels; more where the network needs it
@@ -39,14 +40,8 @@ def fingerprint(backbone: Backbone) -> Fingerprint:
     """
     parameter = next(backbone.parameters())
     picture = _picture(backbone.fitting_side(SIDE)).to(parameter.device, parameter.dtype)
-    modes = {module: module.training for module in backbone.modules()}
-    backbone.eval()
-    try:
-        with torch.no_grad():
-            levels = backbone(picture[None])
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with evaluation_mode(backbone), torch.no_grad():
+        levels = backbone(picture[None])
     result: Fingerprint = {}
     for stride, features in levels.items():
         if isinstance(backbone.net, ResNetLevels) and stride == 32:

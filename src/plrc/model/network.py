@@ -14,6 +14,7 @@ from plrc.config import ModelConfig
 from plrc.errors import ConfigError
 from plrc.model.backbone import build_backbone
 from plrc.model.heads import contrast_head, distill_head
+from plrc.model.modes import evaluation_mode
 from plrc.model.user_code import describe_error, is_user_code, refuse_frozen
 
 HEADS = ("contrast", "distill", "frozen")
@@ -56,18 +57,14 @@ def check_feature_side(network: Network, config: ModelConfig, size: int) -> None
     if ":" not in config.backbone:
         return
     backbone = network.backbone
-    training = network.training
-    network.eval()
     try:
-        with torch.no_grad():
+        with evaluation_mode(network), torch.no_grad():
             levels = backbone(torch.zeros(1, 3, size, size), config.largest_stride)
     except Exception as error:  # networks of other libraries and of the user's own may raise anything
         raise ConfigError(
             f"views.size {size} does not fit {config.backbone}, {backbone.describe_sizes(size)} "
             f"({describe_error(error)})"
         ) from error
-    finally:
-        network.train(training)
     for stride in config.strides:
         expected = feature_side(config, size, stride)
         side = levels[stride].shape[-1]

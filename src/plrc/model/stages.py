@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from plrc.errors import ConfigError
 from plrc.model.backbone import Backbone
+from plrc.model.modes import evaluation_mode
 
 
 @dataclass(frozen=True)
@@ -89,24 +90,18 @@ def stages_of(backbone: Backbone, size: int, largest_stride: int) -> dict[str, i
     parameters = dict(backbone.named_parameters())
     names = list(parameters)
     device = next(iter(parameters.values())).device
-    modes = {module: module.training for module in backbone.modules()}
-    backbone.eval()
-    try:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            levels = _levels(backbone, torch.zeros(1, 3, size, size, device=device), largest_stride)
-            stages: dict[str, int] = {}
-            for stage, features in enumerate(levels):
-                if not features.requires_grad:
-                    continue
-                gradients = torch.autograd.grad(
-                    features.sum(), list(parameters.values()), retain_graph=True, allow_unused=True
-                )
-                for name, gradient in zip(names, gradients, strict=True):
-                    if gradient is not None:
-                        stages.setdefault(name, stage)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    stages: dict[str, int] = {}
+    with evaluation_mode(backbone), torch.random.fork_rng(devices=[]), torch.enable_grad():
+        levels = _levels(backbone, torch.zeros(1, 3, size, size, device=device), largest_stride)
+        for stage, features in enumerate(levels):
+            if not features.requires_grad:
+                continue
+            gradients = torch.autograd.grad(
+                features.sum(), list(parameters.values()), retain_graph=True, allow_unused=True
+            )
+            for name, gradient in zip(names, gradients, strict=True):
+                if gradient is not None:
+                    stages.setdefault(name, stage)
     return stages
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from plrc.errors import WeightsError
+from plrc.files import file_sha256
 from plrc.model.timm_networks import PREFIX
 from plrc.pixels import IMAGENET, MEAN_KEY, STD_KEY, PixelStatistics, statistics_problem
 
@@ -59,14 +59,14 @@ def stored_pixels(metadata: Mapping[str, Any], source: str = "") -> PixelStatist
 def _receipt_pixels(file: Path) -> PixelStatistics | None:
     """The statistics in the receipt of an export, for files such as .pt that hold nothing but tensors.
 
-    None if the file has no receipt of its own beside it.
+    None if there is no receipt of this file in its folder.
     """
     receipt = file.with_name(f"{file.name}.receipt.json") if file.name else file
     if not receipt.is_file() or not file.is_file():
         return None
     try:
         content = json.loads(receipt.read_text(encoding="utf-8"))
-        if content["sha256"] != hashlib.sha256(file.read_bytes()).hexdigest():
+        if content["sha256"] != file_sha256(file):
             return None
         settings = content["settings"]
         pixel_max = int(settings["pixels"].rpartition(" ")[2])  # of "0 to 255"

@@ -13,7 +13,7 @@ import torchvision
 from torch import Tensor
 
 from plrc.errors import ConfigError, RunError, WeightsError
-from plrc.files import parse_json
+from plrc.files import file_sha256, parse_json
 from plrc.model.backbone import RESNETS, Backbone
 from plrc.model.naming import COUNTER_SUFFIX
 from plrc.model.timm_networks import PREFIX, build_timm
@@ -63,7 +63,7 @@ def weights_receipt(init: str, weights: Weights, report: LoadReport, backbone: B
     return {
         "init": init,
         "file": weights.source,
-        "sha256": _file_hash(file) if file.is_file() else "",
+        "sha256": file_sha256(file) if file.is_file() else "",
         "content_sha256": content_hash(backbone.net.state_dict()),
         "backbone": backbone.name,
         "prefix": report.prefix,
@@ -103,14 +103,6 @@ def content_hash(state: Mapping[str, Tensor]) -> str:
             tensor = state[name].detach().cpu().contiguous()
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _file_hash(file: Path) -> str:
-    digest = hashlib.sha256()
-    with open(file, "rb") as content:
-        while block := content.read(1 << 20):
-            digest.update(block)
     return digest.hexdigest()
 
 

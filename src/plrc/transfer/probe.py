@@ -5,15 +5,13 @@ Shapes: n images, C channels, h x w the feature grid, H x W the images and label
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
 from plrc.data.photometric import normalize
 from plrc.errors import ConfigError
 from plrc.measures.linear_probe import ProbeResult, evaluate_probe, fit_probe
+from plrc.model.modes import evaluation_mode
 from plrc.pixels import IMAGENET, PixelStatistics
 
 
@@ -37,7 +35,7 @@ def extract_features(backbone: nn.Module, images: Tensor, stride: int, batch_siz
     device = next(backbone.parameters()).device
     pixels: PixelStatistics = getattr(backbone, "pixels", IMAGENET)
     features = []
-    with _evaluation_mode(backbone):
+    with evaluation_mode(backbone):
         for batch in torch.split(images, batch_size):
             levels = backbone(normalize(batch.to(device), pixels))
             if stride not in levels:
@@ -64,14 +62,3 @@ def probe_backbone(
     """
     probe = fit_probe(extract_features(backbone, train[0], stride), train[1], classes)
     return evaluate_probe(probe, extract_features(backbone, test[0], stride), test[1])
-
-
-@contextmanager
-def _evaluation_mode(module: nn.Module) -> Iterator[None]:
-    modes = {submodule: submodule.training for submodule in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for submodule, training in modes.items():
-            submodule.training = training
