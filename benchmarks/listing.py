@@ -57,7 +57,7 @@ def run(*, files: int = 100_000, batch: int = 64, workers: int = 1) -> Bench:
         _make(Path(source), files)
         place = create_index_file(source)
         listing = timed("first", "walk", lambda: layouts.list_folder(source))
-        index = Index("folder", listing.folders, listing.names, listing.notes)
+        index = Index("folder", listing.folders, listing.names, listing.reading)
         if not timed("first", "write index", lambda: place is not None and write_index(place, index)):
             raise ConfigError(f"cannot write the index of {source}; set TMPDIR to a folder with more room")
         plan = timed("second", "plan", lambda: _plan(config))

@@ -42,6 +42,7 @@ def simulated(config: TransferConfig, on_progress: OnProgress) -> bool:
         "train_images": round(100 * config.data.fraction),
         "seconds": 36.0,
         "notes": ["a note"],
+        "reading": {"sentences": ["a note"]},
         "labels": "",
         "versions": {"plrc": "0", "torch": "2"},
     }

@@ -152,8 +152,8 @@ def test_list_file(tmp_path: Path) -> None:
     assert images.names == tuple(sorted([f"{tmp_path}/out/d.jpg", "a.jpg", "b/c.png"]))
     assert all(os.path.isfile(images.path(i)) for i in range(3))
     assert images.notes == (
-        "entries of the list that do not exist: 2 (e.jpg, gone.jpg)",
-        "repeated names of images, ignored: 1",
+        "further entries of an image, dropped: 1 (a.jpg)",
+        "entries of the list that do not exist, left out: 2 (e.jpg, gone.jpg)",
     )
     (tmp_path / "bad.txt").write_text("gone.jpg\n")
     assert "none of the 1 entries" in refused(tmp_path / "bad.txt")
@@ -174,7 +174,7 @@ def test_coco_images_are_searched_in_the_usual_places(tmp_path: Path, place: str
     assert images.layout == "coco"
     assert images.names == ("1.jpg", "sub/2.jpg")
     assert Path(images.path(1)).samefile(annotations / place / "sub" / "2.jpg")
-    assert images.notes == ("images of the annotations that do not exist: 1 (3.jpg)",)
+    assert images.notes == ("images of the annotations that do not exist, left out: 1 (3.jpg)",)
 
 
 def test_coco_errors_name_where_it_looked(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_voc(tmp_path: Path) -> None:
     assert find(tmp_path).names == ("a.jpg", "b.jpg", "c.png", "d e.jpg")
     images = find(tmp_path, split="train")
     assert (images.layout, images.names) == ("voc", ("a.jpg", "c.png", "d e.jpg"))
-    assert images.notes == ("entries of the split train without an image: 1 (gone)",)
+    assert images.notes == ("entries of the split train without an image, left out: 1 (gone)",)
     assert find(tmp_path, split="cat_train").names == ("a.jpg", "b.jpg")
     assert "write one of: cat_train, empty, train" in refused(tmp_path, ConfigError, split="test")
     assert "none of the 0 entries" in refused(tmp_path, split="empty")
@@ -284,8 +284,8 @@ def test_a_fresh_index_saves_the_walk_and_leaves_out_the_unreadable(
     assert before.names == ("a.jpg", "b/bad.jpg", "b/c.jpg")
     assert images.names == ("a.jpg", "b/c.jpg")
     assert images.notes == (
-        "skipped folders named like an image: 1 (b/x.jpg)",
-        "left out images that plrc scan could not read: 1 (b/bad.jpg)",
+        "folders named like an image, left out: 1 (b/x.jpg)",
+        "images that plrc scan could not read, left out: 1 (b/bad.jpg)",
     )
 
 
@@ -351,8 +351,9 @@ def test_a_dangling_link_that_comes_alive_is_found(tmp_path: Path) -> None:
         "[]",
         '{"version": 99}',
         '{"version": 1, "layout": "folder"}',
-        '{"version": 1, "layout": "folder", "folders": {"": 1}, "names": [3], "notes": [], "bad": {}}',
-        '{"version": 1, "layout": "folder", "folders": {}, "names": [], "notes": [], "bad": {"a.jpg": 1}}',
+        '{"version": 2, "layout": "folder", "folders": {"": 1}, "names": [3], "reading": {"sentences": []}, "bad": {}}',
+        '{"version": 2, "layout": "folder", "folders": {}, "names": [], "reading": {}, "bad": {}}',
+        '{"version": 2, "layout": "x", "folders": {}, "names": [], "reading": {"sentences": []}, "bad": {"a": 1}}',
     ],
 )
 def test_a_broken_index_is_ignored(tmp_path: Path, text: str) -> None:

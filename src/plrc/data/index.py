@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from plrc.data.reading import ReadingReport
 from plrc.files import parse_json, write_text
 
 INDEX_NAME = ".plrc-index.json"
-VERSION = 1
+VERSION = 2
 NEVER_FRESH = -2
 """The mtime of a folder whose contents may change without changing its mtime."""
 
@@ -32,14 +33,14 @@ class Index:
         layout: The layout that the source was read as.
         folders: For a plain folder, each folder below the root ("" is the root) -> its mtime in ns.
         names: For a plain folder, all images below the root.
-        notes: For a plain folder, sentences about what was skipped.
+        reading: For a plain folder, what was left out.
         bad: Each unreadable image -> (size in bytes, mtime in ns, reason).
     """
 
     layout: str
     folders: dict[str, int] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    reading: ReadingReport = field(default_factory=ReadingReport)
     bad: dict[str, tuple[int, int, str]] = field(default_factory=dict)
     version: int = VERSION
 
@@ -106,7 +107,7 @@ def write_index(path: Path, index: Index) -> bool:
         Whether writing succeeded.
     """
     try:
-        path.write_text(json.dumps(vars(index)), encoding="utf-8")
+        path.write_text(_format(index), encoding="utf-8")
     except OSError:
         return False
     return True
@@ -115,7 +116,7 @@ def write_index(path: Path, index: Index) -> bool:
 def cache_index(source: str, index: Index) -> None:
     """Write an index into the user's cache folder. If that fails, the next start lists the images again."""
     with contextlib.suppress(OSError):
-        write_text(index_paths(source)[-1], json.dumps(vars(index)))
+        write_text(index_paths(source)[-1], _format(index))
 
 
 def mtimes_settled(folders: dict[str, int], now: int) -> bool:
@@ -139,6 +140,10 @@ def read_index(source: str, layout: str) -> Index | None:
     return None
 
 
+def _format(index: Index) -> str:
+    return json.dumps({**vars(index), "reading": index.reading.to_dict()})
+
+
 def _parse(raw: dict[str, Any]) -> Index:
     """The index that a file holds; raises TypeError, ValueError, KeyError or AttributeError for anything else."""
     bad: dict[str, tuple[int, int, str]] = {}
@@ -148,7 +153,7 @@ def _parse(raw: dict[str, Any]) -> Index:
         layout=raw["layout"],
         folders={os.fspath(folder): int(time) for folder, time in raw["folders"].items()},
         names=[os.fspath(name) for name in raw["names"]],
-        notes=[os.fspath(note) for note in raw["notes"]],
+        reading=ReadingReport.from_dict(raw["reading"]),
         bad=bad,
         version=raw["version"],
     )

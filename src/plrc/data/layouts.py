@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from plrc.data.index import NEVER_FRESH
+from plrc.data.reading import ReadingReport
 from plrc.errors import ConfigError, DataError, LayoutError
 from plrc.files import parse_json
-from plrc.text import note
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 
@@ -29,13 +29,13 @@ class Listing:
     Attributes:
         root: The folder that names are relative to.
         names: The images, in no particular order.
-        notes: Sentences about what was skipped.
+        reading: What was left out.
         folders: For a plain folder, each folder below the root ("" is the root) -> its mtime in ns.
     """
 
     root: str
     names: list[str]
-    notes: list[str] = field(default_factory=list)
+    reading: ReadingReport = field(default_factory=ReadingReport)
     folders: dict[str, int] = field(default_factory=dict)
 
 
@@ -54,14 +54,16 @@ def list_folder(source: str) -> Listing:
         raise LayoutError(f"{source} is not a folder")
     walk = _Walk(root)
     walk.run()
-    notes = [
-        *note("skipped folders named like an image", walk.misnamed),
-        *note("skipped dangling links", walk.dangling),
-        *note("skipped folders that cannot be read", walk.unreadable),
-    ]
+    reading = ReadingReport()
+    for name in walk.misnamed:
+        reading.count("left out", "folders named like an image", name)
+    for name in walk.dangling:
+        reading.count("left out", "dangling links", name)
+    for name in walk.unreadable:
+        reading.count("left out", "folders that cannot be read", name)
     if not walk.images:
-        raise DataError(_no_images(f"{source} (looked in {len(walk.mtimes)} folders)", walk.other_files, notes))
-    return Listing(root, walk.images, notes, walk.mtimes)
+        raise DataError(_no_images(f"{source} (looked in {len(walk.mtimes)} folders)", walk.other_files, reading))
+    return Listing(root, walk.images, reading, walk.mtimes)
 
 
 def list_glob(source: str) -> Listing:
@@ -73,11 +75,13 @@ def list_glob(source: str) -> Listing:
     names = {match.replace(os.sep, "/") for match in matches}
     named_like_images = {name for name in names if name.lower().endswith(IMAGE_EXTENSIONS)}
     images = [name for name in named_like_images if os.path.isfile(os.path.join(root, name))]
-    notes = note("skipped folders and dangling links named like an image", named_like_images.difference(images))
+    reading = ReadingReport()
+    for name in named_like_images.difference(images):
+        reading.count("left out", "folders and dangling links named like an image", name)
     if not images:
         other_files = [name for name in names - named_like_images if os.path.isfile(os.path.join(root, name))]
-        raise DataError(_no_images(f"what matches {source}", other_files, notes))
-    return Listing(root, images, notes)
+        raise DataError(_no_images(f"what matches {source}", other_files, reading))
+    return Listing(root, images, reading)
 
 
 def list_text_file(source: str) -> Listing:
@@ -148,16 +152,16 @@ def list_voc(source: str, split: str) -> Listing:
     by_entry = {os.path.splitext(name)[0]: name for name in sorted(listing.names)}
     by_entry |= {name: name for name in listing.names}
     names: list[str] = []
-    missing: list[str] = []
-    for line in read_lines(path):
+    lines = read_lines(path)
+    for line in lines:
         entry = line if line in by_entry else line.split()[0]  # lists of a class have a second column
         if entry in by_entry:
             names.append(by_entry[entry])
         else:
-            missing.append(entry)
+            listing.reading.count("left out", f"entries of the split {split} without an image", entry)
     if not names:
-        raise DataError(f"none of the {len(missing)} entries of {path} is an image in {images}")
-    return Listing(listing.root, names, listing.notes + note(f"entries of the split {split} without an image", missing))
+        raise DataError(f"none of the {len(lines)} entries of {path} is an image in {images}")
+    return Listing(listing.root, names, listing.reading)
 
 
 def read_lines(path: str) -> list[str]:
@@ -250,8 +254,10 @@ def _existing(source: str, root: str, entries: list[str], what: str, folders: It
         example = f", such as {entries[0]}," if entries else ""
         looked = ", ".join(folders) or root
         raise DataError(f"none of the {len(entries)} entries of {source}{example} is a file; looked in {looked}")
-    missing = set(named).difference(names)
-    return Listing(root, names, note(f"{what} that do not exist", missing))
+    reading = ReadingReport()
+    for name in set(named).difference(names):
+        reading.count("left out", f"{what} that do not exist", name)
+    return Listing(root, names, reading)
 
 
 def _read_text(path: str) -> str:
@@ -266,11 +272,11 @@ def _read_text(path: str) -> str:
         raise DataError(f"{path} is not a text file in UTF-8") from error
 
 
-def _no_images(where: str, other_files: list[str], notes: list[str]) -> str:
+def _no_images(where: str, other_files: list[str], reading: ReadingReport) -> str:
     looked_for = " ".join(extension[1:] for extension in IMAGE_EXTENSIONS)
     files = "no files"
     if other_files:
         counts = Counter(map(file_extension, other_files)).most_common(4)
         extensions = ", ".join(f"{count} {extension}" for extension, count in counts)
         files = f"{len(other_files)} files, none with an image ending ({extensions})"
-    return "; ".join([f"no image in {where}: looked for {looked_for}; found {files}", *notes])
+    return "; ".join([f"no image in {where}: looked for {looked_for}; found {files}", *reading.lines()])

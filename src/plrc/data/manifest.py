@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from plrc.data.reading import ReadingReport
 from plrc.data.shards import reopen_shards
 from plrc.data.sources import ImageList
 from plrc.errors import DataError
@@ -31,8 +32,8 @@ def build_manifest(images: ImageList, train: Sequence[int], held_out: Sequence[i
         held_out: Positions of the images held out for the health report.
 
     Returns:
-        KEYS -> values. `train` and `held_out` are {relative name: bytes}, -1 for a missing file. `sha256` covers the
-        names and sizes of both and nothing else: it changes with the images, not when they are moved.
+        KEYS and "reading" -> values. `train` and `held_out` are {relative name: bytes}, -1 for a missing file. `sha256`
+        covers the names and sizes of both and nothing else: it changes with the images, not when they are moved.
     """
     sizes = {"train": _sizes(images, train), "held_out": _sizes(images, held_out)}
     return {
@@ -42,6 +43,7 @@ def build_manifest(images: ImageList, train: Sequence[int], held_out: Sequence[i
         "counts": {"images": len(images), "excluded": images.excluded, "train": len(train), "held_out": len(held_out)},
         "sha256": hashlib.sha256(json.dumps(sizes).encode()).hexdigest(),
         "notes": list(images.notes),
+        "reading": images.reading.to_dict(),
         **sizes,
     }
 
@@ -71,12 +73,14 @@ def images_from_manifest(manifest: dict[str, Any]) -> tuple[ImageList, np.ndarra
     """Return the images of a run, and the sorted positions of its training images and its held-out images."""
     names = tuple(sorted((*manifest["train"], *manifest["held_out"])))
     is_held_out = np.array([name in manifest["held_out"] for name in names], dtype=bool)
+    reading = ReadingReport()
+    reading.add(*manifest["notes"])
     images = ImageList(
         root=manifest["root"],
         names=names,
         layout=manifest["layout"],
         excluded=manifest["counts"]["excluded"],
-        notes=tuple(manifest["notes"]),
+        reading=reading,
         shards=reopen_shards(manifest["root"], names) if manifest["layout"] == "shards" else None,
     )
     return images, np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)

@@ -74,7 +74,8 @@ class ScanReport:
         modes: Mode -> number of images.
         formats: Format -> number of images.
         duplicates: Groups of files with the same contents.
-        notes: Sentences about what the listing left out.
+        notes: What the listing left out, as sentences.
+        reading: The same as `ReadingReport.to_dict` returns it.
         index: Path of the index; empty if none was written.
     """
 
@@ -91,6 +92,7 @@ class ScanReport:
     formats: dict[str, int]
     duplicates: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...]
+    reading: dict[str, Any]
     index: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -180,7 +182,7 @@ def _scan_image(images: ImageList, i: int, config: DataConfig) -> ScannedFile:
 def _build_index(layout: str, listing: Listing, files: list[ScannedFile]) -> Index:
     bad = {file.name: (file.size, file.mtime, file.reason) for file in files if file.reason}
     if layout == "folder":
-        return Index(layout, listing.folders, listing.names, listing.notes, bad)
+        return Index(layout, listing.folders, listing.names, listing.reading, bad)
     return Index(layout, bad=bad)
 
 
@@ -200,6 +202,7 @@ def _build_report(images: ImageList, files: list[ScannedFile], index: str) -> Sc
         formats=dict(Counter(file.format for file in good).most_common()),
         duplicates=_find_duplicates(files),
         notes=images.notes,
+        reading=images.reading.to_dict(),
         index=index,
     )
 

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from plrc.data.image_files import MAX_MEGAPIXELS, DecodeError, require_plausible_size
 from plrc.data.layouts import Listing
+from plrc.data.reading import ReadingReport
 from plrc.data.shard_index import INDEX_NAME, Sample, import_webdataset, parse_index, read_samples
 from plrc.errors import DataError
-from plrc.text import note
 
 RETRY_WAITS = (0.2, 0.8, 2.0)  # seconds before a failed read is tried again
 RETRY_BROKEN_AFTER = 600.0  # seconds until a shard that could not be read is tried again
@@ -185,13 +185,14 @@ def open_shards(source: str, only: Collection[str] = ()) -> tuple[Shards, Listin
     if not names:
         reason = unreadable[0] if unreadable else "they hold no images"
         raise DataError(f"none of the {len(wanted)} shards of {source} can be used ({reason})")
-    notes = [
-        *note("left out shards that cannot be read", unreadable),
-        *note("left out members of shards that are not regular files or have unsafe names", refused),
-    ]
+    reading = ReadingReport()
+    for reason in unreadable:
+        reading.count("left out", "shards that cannot be read", reason)
+    for member in refused:
+        reading.count("left out", "members of shards that are not regular files or have unsafe names", member)
     if not_indexed:
-        notes.append(f"read the headers of {len(not_indexed)} shards that are not in {INDEX_NAME}")
-    return Shards(root, shards, np.array(rows, dtype=np.int64)), Listing(root, names, notes)
+        reading.add(f"read the headers of {len(not_indexed)} shards that are not in {INDEX_NAME}")
+    return Shards(root, shards, np.array(rows, dtype=np.int64)), Listing(root, names, reading)
 
 
 def reopen_shards(root: str, names: Sequence[str]) -> Shards:

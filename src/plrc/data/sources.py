@@ -8,7 +8,7 @@ from __future__ import annotations
 import glob
 import os
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -19,6 +19,7 @@ from plrc.data.decode import decode_bytes
 from plrc.data.image_files import MAX_MEGAPIXELS, read_bytes
 from plrc.data.index import Index, cache_index, mtimes_settled, read_index, size_and_mtime
 from plrc.data.layouts import Listing
+from plrc.data.reading import ReadingReport
 from plrc.data.shard_index import INDEX_NAME
 from plrc.data.shards import Shards, open_shards
 from plrc.errors import ConfigError, DataError
@@ -36,7 +37,7 @@ class ImageList:
         names: The sorted paths of the images with "/" as separator: relative to the root, absolute outside of it.
         layout: The layout of the source: folder, glob, list, coco, voc or shards.
         excluded: Number of images that `data.exclude` left out.
-        notes: Sentences about everything else that was left out.
+        reading: Everything else that was left out.
         shards: The shards that hold the images; None if the images are files.
     """
 
@@ -44,11 +45,16 @@ class ImageList:
     names: tuple[str, ...]
     layout: str
     excluded: int = 0
-    notes: tuple[str, ...] = ()
+    reading: ReadingReport = field(default_factory=ReadingReport, compare=False)
     shards: Shards | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The lines of `reading`."""
+        return self.reading.lines()
 
     def path(self, i: int) -> str:
         """Return the path of image i."""
@@ -106,14 +112,14 @@ def find_images(config: DataConfig) -> ImageList:
     index = read_index(config.source, layout)
     root = os.path.abspath(config.source)
     if layout == "folder" and index is not None and index.is_current(root):
-        listing = Listing(root, index.names, index.notes, index.folders)
+        listing = Listing(root, index.names, index.reading, index.folders)
         return select_images(config, layout, listing, index)
     started = time.time_ns()
     listing = list_images(config, layout)
     is_large = layout == "folder" and len(listing.names) >= LARGE_LISTING
     if is_large and mtimes_settled(listing.folders, started):
         bad = index.bad if index is not None else {}  # `select_images` checks whether these images have changed
-        cache_index(config.source, Index(layout, listing.folders, listing.names, listing.notes, bad))
+        cache_index(config.source, Index(layout, listing.folders, listing.names, listing.reading, bad))
     return select_images(config, layout, listing, index)
 
 
@@ -161,13 +167,15 @@ def select_images(config: DataConfig, layout: str, listing: Listing, index: Inde
         raise DataError(f"plrc scan could read none of the {len(names)} images of {config.source}")
     if not kept:
         raise ConfigError(f"data.exclude = {config.exclude} names all {len(readable)} images of {config.source}")
-    notes = list(listing.notes)
-    repeated = len(listing.names) - len(names)
-    if repeated:
-        notes.append(f"repeated names of images, ignored: {repeated}")
-    notes += note("left out images that plrc scan could not read", unreadable)
-    notes += note("entries of data.exclude that match no image", unmatched)
-    return ImageList(root, kept, layout, len(excluded), tuple(notes))
+    reading = ReadingReport()
+    reading.extend(listing.reading)
+    for name, times in Counter(listing.names).items():
+        if times > 1:
+            reading.count("dropped", "further entries of an image", name)
+    for name in unreadable:
+        reading.count("left out", "images that plrc scan could not read", name)
+    reading.add(*note("entries of data.exclude that match no image", unmatched))
+    return ImageList(root, kept, layout, len(excluded), reading)
 
 
 def match_exclusions(names: list[str], root: str, exclude: str) -> tuple[set[str], list[str]]:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +51,7 @@ class DenseResult:
         accuracy: Stride -> pixel accuracy of the probe, in percent.
         grouping: Stride -> grouping AUC; nan if no objects are labelled.
         notes: What to know about the labels and the weights.
+        reading: What was read of the labels, as `ReadingReport.to_dict` returns it.
         init_report: The table of the tensors that were loaded.
     """
 
@@ -62,6 +64,7 @@ class DenseResult:
     accuracy: dict[int, float]
     grouping: dict[int, float]
     notes: tuple[str, ...]
+    reading: dict[str, Any]
     init_report: str
 
     def table(self, notes: bool = True) -> str:
@@ -170,7 +173,8 @@ def dense_probe(
                 miou=miou,
                 accuracy=accuracy,
                 grouping=grouping,
-                notes=(*splits.notes, *notes, *initial.lines()),
+                notes=(*splits.reading.lines(), *notes, *initial.lines()),
+                reading=splits.reading.to_dict(),
                 init_report=initial.table(),
             )
         )

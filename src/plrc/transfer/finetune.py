@@ -52,6 +52,7 @@ class Result:
         steps: Steps of the optimizer.
         seconds: Duration, over all starts of the run.
         notes: What to know about the labels.
+        reading: What was read of the labels, as `ReadingReport.to_dict` returns it.
         labels: Digest of the labels (`Splits.digest`).
         config: The configuration.
         versions: Versions of the software.
@@ -68,6 +69,7 @@ class Result:
     steps: int
     seconds: float
     notes: list[str] = field(default_factory=list)
+    reading: dict[str, Any] = field(default_factory=dict)
     labels: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -143,7 +145,7 @@ def _fine_tune(
         RunLog(out, start_step, steps, main=True, on_progress=on_progress) as log,
         load_batches(task_model.training_images(labelled), order, list, config.run.workers) as batches,
     ):
-        for line in (*splits.notes, *initial.lines(), inside):
+        for line in (*splits.reading.lines(), *initial.lines(), inside):
             log.info(line)
         verb = "resuming" if start_step else "starting"
         log.info(f"{verb} at step {start_step} of {steps}: {len(labelled.images)} images")
@@ -206,7 +208,8 @@ def _fine_tune(
             train_images=len(labelled.images),
             steps=steps,
             seconds=round(time.perf_counter() - started, 1),
-            notes=list(splits.notes),
+            notes=list(splits.reading.lines()),
+            reading=splits.reading.to_dict(),
             labels=splits.digest(),
             config=config.to_dict(),
             versions=versions(),

@@ -227,7 +227,7 @@ def test_real_blood_cells(real_data: Path) -> None:
     assert splits.train.classes == ("Platelets", "RBC", "WBC")
     assert [len(part.images) for part in (splits.train, splits.val, splits.test)] == [205, 87, 72]
     assert sum(len(i.classes) for part in (splits.train, splits.val, splits.test) for i in part.images) == 4886
-    assert splits.notes[3:] == (
+    assert splits.reading.lines()[3:] == (
         "boxes without width or height, dropped: 2 (BloodImage_00338.xml object 13, BloodImage_00343.xml object 4)",
     )
 

@@ -49,7 +49,7 @@ def test_voc_splits_are_found_over_years(tmp_path: Path) -> None:
     assert names(splits.train) == ["07_0", "07_1", "12_0", "12_1"]
     assert names(splits.val) == ["07_2", "12_2"]
     assert names(splits.test) == ["07_3", "07_4"]
-    assert splits.notes == (
+    assert splits.reading.lines() == (
         "train: split train; 4 images, 8 objects",
         "val: split val; 2 images, 4 objects",
         "test: split test; 2 images, 4 objects",
@@ -62,17 +62,20 @@ def test_voc_lists_of_years_are_joined(tmp_path: Path, kit: str) -> None:
     splits = read(tmp_path, train="trainval07+12", test="test07")
     assert len(splits.train.images) == 5 and len(splits.val.images) == 1  # the list val is part of train
     assert sorted(names(splits.train) + names(splits.val)) == ["07_0", "07_1", "07_2", "12_0", "12_1", "12_2"]
-    assert "val: a fifth of trainval07+12, left out of train, the same for every seed; 1 images" in splits.notes[1]
+    assert (
+        "val: a fifth of trainval07+12, left out of train, the same for every seed; 1 images"
+        in splits.reading.lines()[1]
+    )
     one_year = read(tmp_path, train="trainval12", val="none", test="test07")
     assert names(one_year.train) == ["12_0", "12_1", "12_2"]
     assert (names(one_year.val), names(one_year.test)) == ([], ["07_3", "07_4"])
-    assert "val: none; 0 images, 0 objects" in one_year.notes
+    assert "val: none; 0 images, 0 objects" in one_year.reading.lines()
 
 
 def test_splits_are_joined_by_plus(tmp_path: Path) -> None:
     splits = read(voc_years(tmp_path / "voc"), val="none", test="val+test")
     assert names(splits.test) == ["07_2", "07_3", "07_4", "12_2"]
-    assert splits.notes[-1] == "test: split val+test; 4 images, 8 objects"
+    assert splits.reading.lines()[-1] == "test: split val+test; 4 images, 8 objects"
     coco = coco_source(tmp_path / "coco", [thing(1)])
     third = [{"id": 9, "file_name": "6.jpg"}]
     blank(coco / "test" / "6.jpg")
@@ -144,7 +147,7 @@ def test_broken_voc_annotations_are_counted_by_reason(tmp_path: Path) -> None:
     assert splits.train.images[0].boxes.tolist() == [[20, 10, 30, 20], [0, 0, 10, 10], [2, 2, 8, 8]]
     assert names(splits.train) == ["07_0", "broken"]
     assert splits.test.images[0].classes.tolist() == [0]
-    assert set(splits.notes[3:]) == {
+    assert set(splits.reading.lines()[3:]) == {
         "boxes without width or height, dropped: 3 (07_0.xml object 1, 07_0.xml object 2, 07_0.xml object 5)",
         "boxes outside of the image, dropped: 2 (07_0.xml object 3, 07_0.xml object 4)",
         "boxes partly outside of the image, clipped: 2 (07_0.xml object 6, 07_0.xml object 7)",
@@ -165,7 +168,7 @@ def test_a_rotated_photograph_has_the_size_that_it_is_shown_in(tmp_path: Path) -
     exif[0x0112] = 6
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(root / "JPEGImages" / "07_0.jpg", exif=exif)
     splits = read(root)
-    assert len(splits.notes) == 3  # nothing was mended
+    assert len(splits.reading.lines()) == 3  # nothing was mended
     image, target = DetectionImages(splits.train, InputConfig(), train=False, masks=False, seed=0)[0]
     assert image.shape == (3, 30, 20)
     assert target["boxes"].tolist() == [[0, 0, 20, 30]]
@@ -179,7 +182,9 @@ def test_a_size_as_stored_does_not_fit_a_rotated_photograph(tmp_path: Path) -> N
     voc_image(root, "07_1", ("dog", 1, 1, 20, 10), ("cat", 1, 1, 9, 9), size=(0, 0))  # unknown
     splits = read(root)
     assert names(splits.train) == ["07_1"]
-    assert splits.notes[3:] == ("images of another size than their annotation says, dropped: 1 (JPEGImages/07_0.jpg)",)
+    assert splits.reading.lines()[3:] == (
+        "images of another size than their annotation says, dropped: 1 (JPEGImages/07_0.jpg)",
+    )
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png"])
@@ -196,7 +201,7 @@ def test_images_that_are_cut_off_are_dropped_and_odd_ends_are_not(tmp_path: Path
     files[1].write_bytes(content + bytes(1000))  # as some cameras append their own data
     splits = read(tmp_path, val="none")
     assert names(splits.train) == ["2", "3", "4"]
-    assert splits.notes[3:] == (f"image files that cannot be read, dropped: 1 (train2017/1.{ending})",)
+    assert splits.reading.lines()[3:] == (f"image files that cannot be read, dropped: 1 (train2017/1.{ending})",)
 
 
 def test_voc_semantic_maps_and_the_augmented_list(tmp_path: Path) -> None:
@@ -264,7 +269,7 @@ def test_broken_coco_annotations_are_counted(tmp_path: Path) -> None:
     splits = read(tmp_path, "instances")
     assert sum(len(one.classes) for one in (*splits.train.images, *splits.val.images)) == 4
     name = "instances_train2017.json annotation"
-    assert set(splits.notes[3:]) == {
+    assert set(splits.reading.lines()[3:]) == {
         "objects of an unknown class, dropped: 1 (instances_train2017.json annotation 5 (category 99))",
         "annotations of an image that is not listed, dropped: 1 (instances_train2017.json annotation 6)",
         "boxes without width or height, dropped: 1 (instances_train2017.json annotation 7)",
@@ -282,7 +287,7 @@ def test_an_image_listed_twice_counts_once(tmp_path: Path) -> None:
     coco_file(tmp_path / "annotations" / "instances_train2017.json", images, things, ("cat", "dog"))
     splits = read(tmp_path)
     assert len(splits.train.images) + len(splits.val.images) == 3
-    assert splits.notes[3:] == ("images that a split lists again, dropped: 1 (train2017/3.jpg)",)
+    assert splits.reading.lines()[3:] == ("images that a split lists again, dropped: 1 (train2017/3.jpg)",)
 
 
 def test_coco_semantic_maps(tmp_path: Path) -> None:
@@ -292,7 +297,7 @@ def test_coco_semantic_maps(tmp_path: Path) -> None:
             save(root / "semantic" / split / f"{name}.png", [[0, 7, 149, 90, 255] * 6] * 20)
     splits = read(root, "semantic")
     assert splits.train.classes == ("cat", "class 90", "road")
-    assert "images without a label map, dropped: 1 (4)" in splits.notes
+    assert "images without a label map, dropped: 1 (4)" in splits.reading.lines()
     _, labels = SemanticImages(splits.test, InputConfig(test_size=1.0), train=False, seed=0)[0]
     assert labels[0, :5].tolist() == [255, 0, 2, 1, 255]
 
@@ -323,7 +328,7 @@ def test_camvid_is_known_by_its_file_names(tmp_path: Path) -> None:
     splits = read(mask_folders(tmp_path, "train", "test", ids=((0, 10, 11, 255),), prefix="Seq05VD_"), "semantic")
     assert len(splits.train.classes) == 11 and splits.train.classes[10] == "bicyclist"
     assert splits.train.class_of_id is not None and splits.train.class_of_id[11] == 255
-    assert "named as CamVid's" in splits.notes[0]
+    assert "named as CamVid's" in splits.reading.lines()[0]
 
 
 def test_maps_that_do_not_fit_their_image_are_dropped(tmp_path: Path) -> None:
@@ -331,7 +336,7 @@ def test_maps_that_do_not_fit_their_image_are_dropped(tmp_path: Path) -> None:
     save(tmp_path / "labels" / "train" / "train0.png", [[0, 1, 2]])
     (tmp_path / "labels" / "train" / "train1.png").unlink()
     (tmp_path / "images" / "val" / "val2.jpg").unlink()
-    assert read(tmp_path, "semantic").notes[3:] == (
+    assert read(tmp_path, "semantic").reading.lines()[3:] == (
         "label maps of another size than the image, dropped: 1 (train0)",
         "images without a label map, dropped: 1 (train1)",
         "label maps without an image, dropped: 1 (val2)",

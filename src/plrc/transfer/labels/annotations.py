@@ -15,10 +15,10 @@ from PIL import Image
 from plrc.data.decode import decode
 from plrc.data.image_files import DecodeError, read_header
 from plrc.data.masks import encode_segment
-from plrc.text import note
+from plrc.data.reading import ReadingReport
 
-NO_BOX = "objects without a box of four numbers, dropped"
-EMPTY_BOX = "boxes without width or height, dropped"
+NO_BOX = "objects without a box of four numbers"
+EMPTY_BOX = "boxes without width or height"
 _TOLERANCE = 0.1  # pixels that a box may lie outside by rounding
 _ORIENTATION = 0x0112  # EXIF tag; with 5 to 8, height and width are exchanged
 _FILE_ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
@@ -98,37 +98,15 @@ class LabelledImage:
     id_map: str = ""
 
 
-class Notes:
-    """What a user should know about a source: sentences, and what was dropped or clipped, counted by reason."""
-
-    def __init__(self) -> None:
-        self._sentences: list[str] = []
-        self._locations: dict[str, dict[str, None]] = {}  # reason -> where, in order
-
-    def add(self, *sentences: str) -> None:
-        self._sentences += sentences
-
-    def count(self, reason: str, location: str) -> None:
-        """Count one more case of a reason; a location that two splits share counts once."""
-        self._locations.setdefault(reason, {})[location] = None
-
-    def lines(self) -> tuple[str, ...]:
-        """Return the sentences, then "reason: count (first three locations)"."""
-        lines = list(self._sentences)
-        for reason, locations in self._locations.items():
-            lines += note(reason, locations)
-        return tuple(dict.fromkeys(lines))
-
-
 def annotate_image(
-    root: Path, path: Path, notes: Notes, stated_size: tuple[int, int] | None = None
+    root: Path, path: Path, reading: ReadingReport, stated_size: tuple[int, int] | None = None
 ) -> ImageAnnotation | None:
     """Start the annotation of an image file, its size taken from its header.
 
     Args:
         root: The source; the image is named relative to it.
         path: The image file.
-        notes: Counts images that cannot be used.
+        reading: Counts images that cannot be used.
         stated_size: Height and width according to the source; 0 is unknown.
 
     Returns:
@@ -139,16 +117,20 @@ def annotate_image(
         height, width = _size_of_whole_image(path)
     except DecodeError:
         problem = "cannot be read" if path.exists() else "are missing"
-        notes.count(f"image files that {problem}, dropped", name)
+        reading.count("dropped", f"image files that {problem}", name)
         return None
     if stated_size is not None and min(stated_size) > 0 and stated_size != (height, width):
-        notes.count("images of another size than their annotation says, dropped", name)
+        reading.count("dropped", "images of another size than their annotation says", name)
         return None
     return ImageAnnotation(name, str(path), height, width)
 
 
 def check_annotation(
-    annotation: ImageAnnotation, classes: Mapping[str, int], masks: bool, train_on_difficult: bool, notes: Notes
+    annotation: ImageAnnotation,
+    classes: Mapping[str, int],
+    masks: bool,
+    train_on_difficult: bool,
+    reading: ReadingReport,
 ) -> LabelledImage:
     """Check the objects of an image and stack them into arrays.
 
@@ -160,7 +142,7 @@ def check_annotation(
         classes: Name of a class -> its number.
         masks: Whether objects need masks.
         train_on_difficult: Whether objects marked as difficult are kept as ordinary ones.
-        notes: Counts what is dropped or clipped.
+        reading: Counts what is dropped or clipped.
     """
     border = np.array([annotation.width, annotation.height] * 2)
     boxes: list[NDArray[np.float32]] = []
@@ -171,23 +153,23 @@ def check_annotation(
     for item in annotation.objects:
         x0, y0, x1, y1 = item.box
         if item.class_name not in classes:
-            notes.count("objects of an unknown class, dropped", f"{item.location} {item.class_name}")
+            reading.count("dropped", "objects of an unknown class", f"{item.location} {item.class_name}")
             continue
         if not (x1 > x0 and y1 > y0):
-            notes.count(EMPTY_BOX, item.location)
+            reading.count("dropped", EMPTY_BOX, item.location)
             continue
         box = np.clip(item.box, 0, border).astype(np.float32)
         if not (box[2] > box[0] and box[3] > box[1]):
-            notes.count("boxes outside of the image, dropped", item.location)
+            reading.count("dropped", "boxes outside of the image", item.location)
             continue
         if masks:
             segment = encode_segment(item.segmentation, annotation.height, annotation.width)
             if segment is None:
-                notes.count("objects without a usable mask, dropped", item.location)
+                reading.count("dropped", "objects without a usable mask", item.location)
                 continue
             segments.append(segment)
         if np.abs(box - np.array(item.box)).max() > _TOLERANCE:
-            notes.count("boxes partly outside of the image, clipped", item.location)
+            reading.count("clipped", "boxes partly outside of the image", item.location)
         boxes.append(box)
         numbers.append(classes[item.class_name])
         ignored.append(item.ignored or (item.difficult and not train_on_difficult))

@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from plrc.data.masks import encode_mask
+from plrc.data.reading import ReadingReport
 from plrc.errors import ConfigError, LayoutError
-from plrc.transfer.labels.annotations import ImageAnnotation, Notes, ObjectAnnotation
+from plrc.transfer.labels.annotations import ImageAnnotation, ObjectAnnotation
 from plrc.transfer.labels.label_maps import MODES
 from plrc.transfer.labels.reader import SplitAnnotations, files_by_stem, pair_with_id_maps, split_for_each_role
 from plrc.transfer.protocols import Task
@@ -50,26 +51,26 @@ class CityscapesReader:
         LayoutError: There is no folder leftImg8bit.
     """
 
-    def __init__(self, root: Path, task: Task, notes: Notes) -> None:
+    def __init__(self, root: Path, task: Task, reading: ReadingReport) -> None:
         if not (root / "leftImg8bit").is_dir():
             raise LayoutError(f"{root} has no folder leftImg8bit, as Cityscapes has")
         self.root = root
         self.task = task
-        self.notes = notes
+        self.reading = reading
         self.splits = sorted(path.name for path in (root / "leftImg8bit").glob("*") if path.is_dir())
         self.roles = split_for_each_role([split for split in self.splits if split in ("train", "val")])
 
     def read(self, split: str) -> SplitAnnotations:
         if split not in self.splits:
             raise ConfigError(f"{self.root}/leftImg8bit has no folder {split}; write one of: {', '.join(self.splits)}")
-        images = _with_ending(files_by_stem(self.root / "leftImg8bit" / split, self.notes), "_leftImg8bit")
-        maps = files_by_stem(self.root / "gtFine" / split, self.notes)
+        images = _with_ending(files_by_stem(self.root / "leftImg8bit" / split, self.reading), "_leftImg8bit")
+        maps = files_by_stem(self.root / "gtFine" / split, self.reading)
         if self.task == "semantic":
             id_maps = _with_ending(maps, "_gtFine_labelIds")
-            return SplitAnnotations(pair_with_id_maps(self.root, images, id_maps, self.notes, MODES))
+            return SplitAnnotations(pair_with_id_maps(self.root, images, id_maps, self.reading, MODES))
         id_maps = _with_ending(maps, "_gtFine_instanceIds")
         annotations = []
-        for image in pair_with_id_maps(self.root, images, id_maps, self.notes, ("I;16", "I;16B", "I")):
+        for image in pair_with_id_maps(self.root, images, id_maps, self.reading, ("I;16", "I;16B", "I")):
             objects = _read_objects(image.id_map, masks=self.task == "instances")
             annotations.append(replace(image, objects=objects, id_map=""))
         return SplitAnnotations(annotations, tuple(INSTANCE_IDS.values()))

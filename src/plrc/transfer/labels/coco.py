@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from plrc.data.reading import ReadingReport
 from plrc.errors import ConfigError, DataError, LayoutError
 from plrc.files import parse_json
 from plrc.measures.segmentation import IGNORED
-from plrc.transfer.labels.annotations import NO_BOX, ImageAnnotation, Notes, ObjectAnnotation, annotate_image
+from plrc.transfer.labels.annotations import NO_BOX, ImageAnnotation, ObjectAnnotation, annotate_image
 from plrc.transfer.labels.label_maps import table_of_used_ids
 from plrc.transfer.labels.reader import SplitAnnotations, files_by_stem, pair_with_id_maps, split_for_each_role
 from plrc.transfer.protocols import Task
@@ -85,10 +86,10 @@ class CocoReader:
         LayoutError: The source has no annotation files, or no labels for the task.
     """
 
-    def __init__(self, root: Path, task: Task, notes: Notes) -> None:
+    def __init__(self, root: Path, task: Task, reading: ReadingReport) -> None:
         self.root = root
         self.task = task
-        self.notes = notes
+        self.reading = reading
         self.files = _central_files(root)
         self.central = bool(self.files)
         if not self.central:
@@ -129,9 +130,9 @@ class CocoReader:
             if folder.is_dir():
                 images = folder
                 break
-        files = files_by_stem(images, self.notes)
-        id_maps = files_by_stem(self._id_map_folder(split), self.notes)
-        return SplitAnnotations(pair_with_id_maps(root, files, id_maps, self.notes))
+        files = files_by_stem(images, self.reading)
+        id_maps = files_by_stem(self._id_map_folder(split), self.reading)
+        return SplitAnnotations(pair_with_id_maps(root, files, id_maps, self.reading))
 
     def _read_objects(self, split: str) -> SplitAnnotations:
         path = self.files[split]
@@ -145,10 +146,10 @@ class CocoReader:
             for number, entry in enumerate(annotations):
                 location = f"{path.name} annotation {entry.get('id', number)}"
                 if entry["image_id"] not in images:
-                    self.notes.count("annotations of an image that is not listed, dropped", location)
+                    self.reading.count("dropped", "annotations of an image that is not listed", location)
                     continue
                 image = images[entry["image_id"]]
-                item = _read_object(entry, names, location, self.notes) if image is not None else None
+                item = _read_object(entry, names, location, self.reading) if image is not None else None
                 if image is not None and item is not None:
                     image.objects.append(item)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -168,7 +169,7 @@ class CocoReader:
             stated_size = None
             if "height" in entry and "width" in entry:
                 stated_size = (int(entry["height"]), int(entry["width"]))
-            images[i] = annotate_image(self.root, folder / str(entry["file_name"]), self.notes, stated_size)
+            images[i] = annotate_image(self.root, folder / str(entry["file_name"]), self.reading, stated_size)
         return images
 
     def _image_folder(self, split: str, names: list[str]) -> Path:
@@ -186,13 +187,13 @@ def _central_files(root: Path) -> dict[str, Path]:
 
 
 def _read_object(
-    entry: Mapping[str, Any], names: Mapping[Any, str], location: str, notes: Notes
+    entry: Mapping[str, Any], names: Mapping[Any, str], location: str, reading: ReadingReport
 ) -> ObjectAnnotation | None:
     try:
         x, y, width, height = (float(number) for number in entry["bbox"])
         area = float(entry["area"]) if "area" in entry else None
     except (KeyError, TypeError, ValueError):
-        notes.count(NO_BOX, location)
+        reading.count("dropped", NO_BOX, location)
         return None
     category = entry.get("category_id")
     return ObjectAnnotation(

@@ -10,8 +10,9 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from plrc.data.reading import ReadingReport
 from plrc.errors import ConfigError, LayoutError
-from plrc.transfer.labels.annotations import ImageAnnotation, Notes
+from plrc.transfer.labels.annotations import ImageAnnotation
 from plrc.transfer.labels.label_maps import table_of_source
 from plrc.transfer.labels.reader import SplitAnnotations, files_by_stem, pair_with_id_maps, split_for_each_role
 from plrc.transfer.protocols import Task
@@ -29,27 +30,27 @@ class FolderReader:
         LayoutError: The task needs boxes, or there is no folder `images`.
     """
 
-    def __init__(self, root: Path, task: Task, notes: Notes) -> None:
+    def __init__(self, root: Path, task: Task, reading: ReadingReport) -> None:
         if task != "semantic":
             raise LayoutError(f"{root} has images and id maps, but no boxes; choose the task semantic")
         if not (root / "images").is_dir():
             raise LayoutError(f"{root} has no folder images")
         self.root = root
-        self.notes = notes
+        self.reading = reading
         self.splits = sorted(path.name for path in (root / "images").glob("*") if path.is_dir())
         self.roles = split_for_each_role(self.splits)
 
     def read(self, split: str) -> SplitAnnotations:
         if split not in self.splits:
             raise ConfigError(f"{self.root}/images has no folder {split}; write one of: {', '.join(self.splits)}")
-        images = files_by_stem(self.root / "images" / split, self.notes)
-        id_maps = files_by_stem(self.root / "labels" / split, self.notes)
-        return SplitAnnotations(pair_with_id_maps(self.root, images, id_maps, self.notes))
+        images = files_by_stem(self.root / "images" / split, self.reading)
+        id_maps = files_by_stem(self.root / "labels" / split, self.reading)
+        return SplitAnnotations(pair_with_id_maps(self.root, images, id_maps, self.reading))
 
     def class_ids(self, images: Sequence[ImageAnnotation]) -> Mapping[int, str]:
         id_maps = [image.id_map for image in images]
         camvid = all(_CAMVID_FILE.match(Path(path).name) for path in id_maps)
         if camvid and not (self.root / "classes.txt").is_file():
-            self.notes.add("files named as CamVid's: its 11 classes are taken; id 11 is unlabelled and ignored")
+            self.reading.add("files named as CamVid's: its 11 classes are taken; id 11 is unlabelled and ignored")
             return CAMVID_IDS
         return table_of_source(self.root, id_maps)

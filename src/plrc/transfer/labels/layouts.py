@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from plrc.data.reading import ReadingReport
 from plrc.errors import DataError, LayoutError
-from plrc.transfer.labels.annotations import Notes
 from plrc.transfer.labels.cityscapes import CityscapesReader
 from plrc.transfer.labels.coco import CocoReader
 from plrc.transfer.labels.folders import FolderReader
@@ -26,7 +26,7 @@ class LabelLayout:
     """
 
     marks: tuple[str, ...]
-    open: Callable[[Path, Task, Notes], LabelReader]
+    open: Callable[[Path, Task, ReadingReport], LabelReader]
 
 
 LAYOUTS = {
@@ -38,14 +38,14 @@ LAYOUTS = {
 """Layouts by name, in the order in which they are tried."""
 
 
-def open_labels(root: Path, layout: str, task: Task, notes: Notes) -> LabelReader:
+def open_labels(root: Path, layout: str, task: Task, reading: ReadingReport) -> LabelReader:
     """Open a folder of labelled images.
 
     Args:
         root: The folder.
         layout: Name of its layout, or "auto" to recognize it by its content.
         task: What the labels are for.
-        notes: Receives what a user should know about the source.
+        reading: Receives what a user should know about the source.
 
     Raises:
         DataError: `root` is not a folder.
@@ -55,7 +55,7 @@ def open_labels(root: Path, layout: str, task: Task, notes: Notes) -> LabelReade
         raise DataError(f"{root} is not a folder; name the folder with the labelled images with --data")
     if layout == "auto":
         layout = _recognize(root)
-    return LAYOUTS[layout].open(root, task, notes)
+    return LAYOUTS[layout].open(root, task, reading)
 
 
 def _recognize(root: Path) -> str:

@@ -10,7 +10,8 @@ from typing import Protocol
 
 from plrc.data import layouts
 from plrc.data.image_files import read_file_header
-from plrc.transfer.labels.annotations import ImageAnnotation, Notes, annotate_image
+from plrc.data.reading import ReadingReport
+from plrc.transfer.labels.annotations import ImageAnnotation, annotate_image
 from plrc.transfer.labels.label_maps import MODES, check_mode
 
 ROLES = ("train", "val", "test")
@@ -59,14 +60,14 @@ def split_for_each_role(splits: Sequence[str]) -> dict[str, str]:
     return roles
 
 
-def files_by_stem(folder: Path, notes: Notes) -> dict[str, Path]:
+def files_by_stem(folder: Path, reading: ReadingReport) -> dict[str, Path]:
     """List the images below a folder by their relative path without its ending.
 
     Raises:
         DataError: There are none.
     """
     listing = layouts.list_folder(str(folder))
-    notes.add(*listing.notes)
+    reading.extend(listing.reading)
     return {os.path.splitext(name)[0]: folder / name for name in sorted(listing.names)}
 
 
@@ -74,7 +75,7 @@ def pair_with_id_maps(
     root: Path,
     images: Mapping[str, Path | None],
     id_maps: Mapping[str, Path],
-    notes: Notes,
+    reading: ReadingReport,
     modes: tuple[str, ...] = MODES,
 ) -> list[ImageAnnotation]:
     """Pair images with their id maps by common key; drop what has no partner or a partner of another size.
@@ -83,7 +84,7 @@ def pair_with_id_maps(
         root: The source; images are named relative to it.
         images: Image files by key.
         id_maps: Files of id maps by key.
-        notes: Counts what is dropped.
+        reading: Counts what is dropped.
         modes: Pillow's modes that an id map may have.
 
     Raises:
@@ -94,12 +95,12 @@ def pair_with_id_maps(
         image = images.get(key)
         id_map = id_maps.get(key)
         if image is None:
-            notes.count("label maps without an image, dropped", key)
+            reading.count("dropped", "label maps without an image", key)
             continue
         if id_map is None or not id_map.is_file():
-            notes.count("images without a label map, dropped", key)
+            reading.count("dropped", "images without a label map", key)
             continue
-        annotation = annotate_image(root, image, notes)
+        annotation = annotate_image(root, image, reading)
         if annotation is None:
             continue
         header = read_file_header(id_map)
@@ -107,5 +108,5 @@ def pair_with_id_maps(
         if (header.height, header.width) == (annotation.height, annotation.width):
             annotations.append(replace(annotation, id_map=str(id_map)))
         else:
-            notes.count("label maps of another size than the image, dropped", key)
+            reading.count("dropped", "label maps of another size than the image", key)
     return annotations

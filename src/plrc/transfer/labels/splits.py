@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from plrc import rng
 from plrc.data.image_files import read_bytes
+from plrc.data.reading import ReadingReport
 from plrc.errors import ConfigError, DataError
 from plrc.measures.segmentation import IGNORED
-from plrc.transfer.labels.annotations import ImageAnnotation, LabelledImage, Notes, check_annotation
+from plrc.transfer.labels.annotations import ImageAnnotation, LabelledImage, check_annotation
 from plrc.transfer.labels.label_maps import index_classes, read_ids
 from plrc.transfer.labels.layouts import open_labels
 from plrc.transfer.labels.reader import LabelReader, SplitAnnotations
@@ -52,13 +53,13 @@ class Splits:
         train: To train on.
         val: To choose settings and to draw curves; may be empty.
         test: To score the result.
-        notes: Which split is which, and what was dropped or clipped, counted by reason, with the first locations.
+        reading: Which split is which, and what was repaired, clipped, dropped or left out.
     """
 
     train: LabelledSet
     val: LabelledSet
     test: LabelledSet
-    notes: tuple[str, ...]
+    reading: ReadingReport
 
     def digest(self) -> str:
         """Compute the SHA-256 of the labels: classes, and names, sizes, objects and id maps of the images.
@@ -99,15 +100,15 @@ def read_labelled(config: LabelledConfig, task: Task) -> Splits:
     if config.merge_classes and task == "semantic":
         raise ConfigError("data.merge_classes is for objects; leave it out for the task semantic")
     root = Path(config.source)
-    notes = Notes()
-    reader = open_labels(root, config.layout, task, notes)
+    reading = ReadingReport()
+    reader = open_labels(root, config.layout, task, reading)
     names = _choose_splits(config, reader, root)
-    train_split = _read(reader, names["train"], "train", notes)
+    train_split = _read(reader, names["train"], "train", reading)
     train = train_split.images
-    test = _read(reader, names["test"], "test", notes).images
+    test = _read(reader, names["test"], "test", reading).images
     val: list[ImageAnnotation] = []
     if names["val"]:
-        val = _read(reader, names["val"], "val", notes).images
+        val = _read(reader, names["val"], "val", reading).images
     _require_disjoint(train, test, names["train"], names["test"])
     if config.val not in ("", "none"):
         _require_disjoint(train, val, names["train"], names["val"])
@@ -131,16 +132,16 @@ def read_labelled(config: LabelledConfig, task: Task) -> Splits:
     sets = {}
     for role, content in {"train": train, "val": val, "test": test}.items():
         difficult = config.difficult and role == "train"
-        images = [check_annotation(image, number_of, task == "instances", difficult, notes) for image in content]
+        images = [check_annotation(image, number_of, task == "instances", difficult, reading) for image in content]
         sets[role] = LabelledSet(tuple(images), classes, class_of_id)
         count = f"{len(images)} images"
         if task != "semantic":
             count += f", {sum(len(image.classes) for image in images)} objects"
-        notes.add(f"{role}: {origins[role]}; {count}")
+        reading.add(f"{role}: {origins[role]}; {count}")
     labelled = task == "semantic" or any(len(image.classes) for image in sets["train"].images)
     if not classes or not labelled:
-        raise DataError(f"no usable label in the split {names['train']} of {root}: {'; '.join(notes.lines())}")
-    return Splits(sets["train"], sets["val"], sets["test"], notes.lines())
+        raise DataError(f"no usable label in the split {names['train']} of {root}: {'; '.join(reading.lines())}")
+    return Splits(sets["train"], sets["val"], sets["test"], reading)
 
 
 def labelled_subset(labelled: LabelledSet, fraction: float, shots: int, seed: int, task: Task) -> LabelledSet:
@@ -198,7 +199,7 @@ def _choose_splits(config: LabelledConfig, reader: LabelReader, root: Path) -> d
     return {"train": train, "val": val, "test": test}
 
 
-def _read(reader: LabelReader, split: str, role: str, notes: Notes) -> SplitAnnotations:
+def _read(reader: LabelReader, split: str, role: str, reading: ReadingReport) -> SplitAnnotations:
     """The images of a split, or of several joined by "+", in the order of their names, each once."""
     parts = split.split("+")
     if not set(parts) <= set(reader.splits):
@@ -210,12 +211,12 @@ def _read(reader: LabelReader, split: str, role: str, notes: Notes) -> SplitAnno
         images += content.images
         classes += content.classes
     if not images:
-        reasons = "; ".join(notes.lines())
+        reasons = "; ".join(reading.lines())
         raise DataError(f"the split {split}, read for {role}, has no usable image: {reasons}")
     unique: dict[str, ImageAnnotation] = {}
     for image in images:
         if image.name in unique:
-            notes.count("images that a split lists again, dropped", image.name)
+            reading.count("dropped", "images that a split lists again", image.name)
         else:
             unique[image.name] = image
     return SplitAnnotations([unique[name] for name in sorted(unique)], tuple(dict.fromkeys(classes)))

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from plrc.data import layouts
+from plrc.data.reading import ReadingReport
 from plrc.errors import ConfigError, DataError, LayoutError
 from plrc.transfer.labels.annotations import (
     EMPTY_BOX,
     NO_BOX,
     ImageAnnotation,
-    Notes,
     ObjectAnnotation,
     annotate_image,
 )
@@ -37,13 +37,13 @@ class VocReader:
         LayoutError: The source has no labels for the task.
     """
 
-    def __init__(self, root: Path, task: Task, notes: Notes) -> None:
+    def __init__(self, root: Path, task: Task, reading: ReadingReport) -> None:
         if task == "instances":
             raise LayoutError(
                 f"{root} has the layout of Pascal VOC, which has boxes without masks; choose the task detection"
             )
         self.root = root
-        self.notes = notes
+        self.reading = reading
         self.semantic = task == "semantic"
         self.list_folder = Path("ImageSets", "Segmentation" if self.semantic else "Main")
         self.years = _folders_by_year(root)
@@ -63,17 +63,17 @@ class VocReader:
             raise ConfigError(f"{self.root} has no list {split} in {self.list_folder}; write one of: {names}")
         images: list[ImageAnnotation] = []
         for folder, path in lists:
-            files = files_by_stem(folder / "JPEGImages", self.notes)
+            files = files_by_stem(folder / "JPEGImages", self.reading)
             keys = list(dict.fromkeys(_image_of_line(line, files) for line in layouts.read_lines(str(path))))
             if self.semantic:
                 maps = folder / ("SegmentationClassAug" if path.stem.endswith("_aug") else "SegmentationClass")
                 listed = {key: files.get(key) for key in keys}
                 id_maps = {key: maps / f"{key}.png" for key in keys}
-                images += pair_with_id_maps(self.root, listed, id_maps, self.notes)
+                images += pair_with_id_maps(self.root, listed, id_maps, self.reading)
             else:
                 for key in keys:
                     file = files.get(key, folder / "JPEGImages" / f"{key}.jpg")
-                    image = _read_image(self.root, file, folder / "Annotations" / f"{key}.xml", self.notes)
+                    image = _read_image(self.root, file, folder / "Annotations" / f"{key}.xml", self.reading)
                     if image is not None:
                         images.append(image)
         return SplitAnnotations(images, _class_names(images))
@@ -127,9 +127,9 @@ def _image_of_line(line: str, files: Mapping[str, Path]) -> str:
     return Path(first).stem
 
 
-def _read_image(root: Path, file: Path, xml: Path, notes: Notes) -> ImageAnnotation | None:
+def _read_image(root: Path, file: Path, xml: Path, reading: ReadingReport) -> ImageAnnotation | None:
     if not xml.is_file():
-        notes.count("images without an annotation file, dropped", file.name)
+        reading.count("dropped", "images without an annotation file", file.name)
         return None
     try:
         tree = ET.parse(xml).getroot()
@@ -137,29 +137,29 @@ def _read_image(root: Path, file: Path, xml: Path, notes: Notes) -> ImageAnnotat
         raise DataError(f"{xml} is not readable XML ({error}); fix or remove it") from error
     sides = [tree.findtext(f"size/{side}", "").strip() for side in ("height", "width")]
     stated_size = (int(sides[0]), int(sides[1])) if all(map(str.isdecimal, sides)) else None
-    image = annotate_image(root, file, notes, stated_size)
+    image = annotate_image(root, file, reading, stated_size)
     if image is None:
         return None
     for number, element in enumerate(tree.findall("object"), start=1):
-        item = _read_object(element, f"{xml.name} object {number}", notes)
+        item = _read_object(element, f"{xml.name} object {number}", reading)
         if item is not None:
             image.objects.append(item)
     return image
 
 
-def _read_object(element: ET.Element, location: str, notes: Notes) -> ObjectAnnotation | None:
+def _read_object(element: ET.Element, location: str, reading: ReadingReport) -> ObjectAnnotation | None:
     """Corners count pixels from 1 and are both inside the box, hence the - 1; equal corners are not a box."""
     name = element.findtext("name", "").strip()
     try:
         x0, y0, x1, y1 = (float(element.findtext(f"bndbox/{end}", "")) for end in ("xmin", "ymin", "xmax", "ymax"))
     except ValueError:
-        notes.count(NO_BOX, location)
+        reading.count("dropped", NO_BOX, location)
         return None
     if not name:
-        notes.count("objects without a name, dropped", location)
+        reading.count("dropped", "objects without a name", location)
         return None
     if not (x1 > x0 and y1 > y0):
-        notes.count(EMPTY_BOX, location)
+        reading.count("dropped", EMPTY_BOX, location)
         return None
     difficult = element.findtext("difficult", "").strip() == "1"
     return ObjectAnnotation(name, (x0 - 1, y0 - 1, x1, y1), location, difficult=difficult)
