@@ -18,12 +18,12 @@ from plrc.cli.export import ExportOptions
 from plrc.export import TARGETS
 from plrc.presets import PRESETS, preset
 from plrc.progress import ignore_progress
-from plrc.transfer.protocols import PROTOCOLS, protocol
+from plrc.transfer.presets import PROTOCOLS, protocol
 
 FLAGS = """
 --help --preset --method --config --seed --adapt --no-adapt --data --out --resume --no-resume --devices
 --data.source --data.layout --data.split --data.exclude --data.held-out --data.rescale-percentiles --data.max-megapixels
---data.max-unreadable-fraction --data.mean --data.std
+--data.group --data.max-unreadable-fraction --data.mean --data.std
 --views.size --views.scale --views.ratio --views.flip-prob --views.overlap --views.overlap-tries --views.jitter-prob
 --views.brightness --views.contrast --views.saturation --views.hue --views.gray-prob --views.blur-prob
 --views.blur-sigma
@@ -54,7 +54,7 @@ FLAGS = """
 TRANSFER = """
 --help --preset --config --data --out --resume --no-resume --schedule --partial --no-partial --evaluations
 --data.source --data.layout --data.train --data.val --data.test --data.fraction --data.shots --data.merge-classes
---data.no-merge-classes --data.difficult --data.no-difficult --data.mean --data.std
+--data.group --data.no-merge-classes --data.difficult --data.no-difficult --data.mean --data.std
 --input.train-size --input.test-size --input.max-size --input.crop --input.flip-prob
 --model.backbone --model.neck --model.norm --model.head-norm --model.trainable-layers --model.width --model.min-stride
 --model.hidden --model.rois-per-image --model.anchors --model.dilation --model.layer4-dilation
@@ -277,7 +277,7 @@ def test_flags_of_the_other_commands(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_flags_of_regions(capsys: pytest.CaptureFixture[str]) -> None:
     shared = {flag for flag in FLAGS.split() if flag.startswith(("--help", "--seed", "--data", "--regions."))}
-    shared -= {"--data.held-out", "--data.max-unreadable-fraction", "--data.mean", "--data.std"}
+    shared -= {"--data.group", "--data.held-out", "--data.max-unreadable-fraction", "--data.mean", "--data.std"}
     own = {"preview": "--out --images", "quality": "--truth --images", "precompute": "--out --workers"}
     for task, others in own.items():
         assert flags(["regions", task], capsys) == {*shared, *others.split()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -71,6 +72,14 @@ def require_range(name: str, value: tuple[float, float], low: float, high: float
     smaller, larger = value
     ordered = low <= smaller <= larger <= high
     require(ordered, f"{name} must be two numbers a b with {low} <= a <= b <= {high}, got {smaller} {larger}")
+
+
+def require_pattern(name: str, value: str) -> None:
+    """Raise ConfigError unless the setting `name` has a value that is a regular expression."""
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ConfigError(f"{name} = {value} is no regular expression ({error})") from error
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from plrc.compare.run import run_comparison
 from plrc.files import write_json
 from plrc.progress import OnProgress
 from plrc.runtime import StopRequest
-from plrc.transfer.protocols import TransferConfig, protocol
+from plrc.transfer.presets import protocol
+from plrc.transfer.protocols import TransferConfig
 
 GAIN = {"random": 0.0, "good": 5.0, "bad": -5.0}
 BEST_LR = {"random": 0.01, "good": 0.04, "bad": 0.02}

@@ -14,7 +14,7 @@ from plrc.compare.plan import Comparison
 from plrc.errors import DataError, PlrcError, WeightsError
 from plrc.presets import preset
 from plrc.scenes import write_scenes
-from plrc.transfer.protocols import protocol
+from plrc.transfer.presets import protocol
 
 
 def asked(weights: Path, *inits: str, **settings: object) -> Comparison:

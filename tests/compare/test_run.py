@@ -24,7 +24,8 @@ from plrc.compare.summary import table
 from plrc.errors import DataError, RunError, WeightsError
 from plrc.progress import OnProgress
 from plrc.transfer.finetune import transfer
-from plrc.transfer.protocols import TransferConfig, protocol
+from plrc.transfer.presets import protocol
+from plrc.transfer.protocols import TransferConfig
 
 
 def test_the_whole_content(build: Callable[..., Comparison], tmp_path: Path) -> None:

@@ -278,7 +278,7 @@ def test_unreadable_images_of_every_rank_are_named_once(
     two: dict[str, list[Result]], broken: Path, folder: Path
 ) -> None:
     names = sorted(p.name for p in broken.iterdir())
-    train, _ = split_held_out(len(names), 0, 0)
+    train, _ = split_held_out(names, 0, 0)
     seen = [
         {names[train[i]] for keys in StepSampler(48, 8, 1, 0, 0, 5, rank, 2) for _, i in keys} & set(names[::4])
         for rank in (0, 1)

@@ -20,7 +20,8 @@ from plrc.errors import PlrcError
 from plrc.model.backbone import build_backbone
 from plrc.scenes import write_scenes
 from plrc.transfer.finetune import Result, learning_rate, transfer
-from plrc.transfer.protocols import TransferConfig, protocol
+from plrc.transfer.presets import protocol
+from plrc.transfer.protocols import TransferConfig
 
 SMALL = {
     "input.train_size": (96.0, 96.0),

@@ -12,7 +12,7 @@ from plrc.config import Config, DataConfig, RegionConfig
 from plrc.errors import ConfigError
 from plrc.machine import cores
 
-UNUSED = ("data.held_out", "data.max_unreadable_fraction", "data.mean", "data.std")
+UNUSED = ("data.group", "data.held_out", "data.max_unreadable_fraction", "data.mean", "data.std")
 """Settings of pretrain that regions do not depend on."""
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from plrc.cli.options import CommandParser, about, choose_task, read_options
 from plrc.cli.output import STOPPED, progress
 from plrc.settings import read_toml, setting
-from plrc.transfer.protocols import PROTOCOLS, LabelledConfig, Layout, TransferConfig, protocol
+from plrc.transfer.presets import PROTOCOLS, protocol
+from plrc.transfer.protocols import LabelledConfig, Layout, TransferConfig
 
 DEFAULT_PROTOCOLS = {
     "detection": "small_detection",

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from plrc.pixels import IMAGENET, PixelStatistics, given_statistics
-from plrc.settings import require, require_at_least, require_between, require_positive, require_range, setting
+from plrc.settings import (
+    require,
+    require_at_least,
+    require_between,
+    require_pattern,
+    require_positive,
+    require_range,
+    setting,
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,9 @@ class DataConfig:
     glob of images."""
     held_out: int = 64
     """Images held out of training for the health checks; a tenth of all images if that is fewer. 0: none."""
+    group: str = setting("", metavar="folder|PATTERN")
+    """Images that are held out together or not at all, such as frames of one video: those of a folder, or those in
+    whose path the first group of a regular expression is the same, such as (.+)_MOV. Empty: no groups."""
     rescale_percentiles: tuple[float, float] = (0.5, 99.5)
     """16-bit images: the gray values at these two percentiles of an image become 0 and 255."""
     max_megapixels: float = 200.0
@@ -41,6 +52,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require_at_least("data.held_out", self.held_out, 0)
+        require_pattern("data.group", self.group)
         require_range("data.rescale_percentiles", self.rescale_percentiles, 0, 100)
         require_positive("data.max_megapixels", self.max_megapixels)
         require_between("data.max_unreadable_fraction", self.max_unreadable_fraction, 0, 1)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from plrc import rng
+from plrc.data.groups import draw_held_out
 
 SHUFFLE_WINDOW = 64
 """Shards whose images are shuffled together."""
@@ -88,17 +89,17 @@ def epoch_order(num_images: int, seed: int, epoch: int, groups: np.ndarray | Non
     return np.concatenate([draw.permutation(window) for window in windows])
 
 
-def split_held_out(num_images: int, held_out: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw the images that are held out for the health report.
+def split_held_out(groups: Sequence[str], held_out: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the images that are held out for the health report; a group is held out as a whole or not at all.
 
     Args:
-        num_images: Number of images.
+        groups: The group of each image (`groups.group_names`).
         held_out: How many to hold out; never more than a tenth of the images.
         seed: Seed of the run.
 
     Returns:
         Sorted positions of the training images and of the held-out images.
     """
-    order = rng.generator(seed, "held_out").permutation(num_images)
-    count = min(held_out, num_images // 10)
-    return np.sort(order[count:]), np.sort(order[:count])
+    most = len(groups) // 10
+    drawn = draw_held_out(groups, min(held_out, most), most, seed)
+    return np.setdiff1d(np.arange(len(groups)), drawn), drawn

@@ -18,6 +18,7 @@ import torch
 from plrc import distributed
 from plrc.config import Config
 from plrc.data import cache
+from plrc.data.groups import group_names
 from plrc.data.manifest import build_manifest, compare_manifests, images_from_manifest, read_manifest, write_manifest
 from plrc.data.regions import Regions
 from plrc.data.sampler import split_held_out
@@ -33,7 +34,7 @@ from plrc.model.weights import read_weights
 from plrc.pixels import IMAGENET
 from plrc.runtime import choose_device, choose_precision, choose_workers
 
-LISTING_SETTINGS = ("source", "layout", "split", "exclude", "held_out")
+LISTING_SETTINGS = ("source", "layout", "split", "exclude", "held_out", "group")
 """Settings of the section `data` that decide which images a run has."""
 
 NO_LOCK_ERRORS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -158,7 +159,10 @@ def _list_images(config: Config, stored: Config | None, manifest: Path) -> tuple
         if not changed:
             return images_from_manifest(read_manifest(manifest))
     images = find_images(config.data)
-    train, held_out = split_held_out(len(images), config.data.held_out, config.seed)
+    groups = group_names(images.names, config.data.group, images.reading)
+    train, held_out = split_held_out(groups, config.data.held_out, config.seed)
+    if config.data.group and config.data.held_out and not held_out.size:
+        images.reading.add("no group of data.group is smaller than a tenth of the images: none is held out for health")
     return images, train, held_out
 
 

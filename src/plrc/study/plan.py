@@ -20,7 +20,8 @@ from plrc.errors import ConfigError
 from plrc.presets import preset, with_method
 from plrc.settings import flatten, read_toml, require
 from plrc.text import nearest
-from plrc.transfer.protocols import LabelledConfig, TransferConfig, protocol
+from plrc.transfer.presets import protocol
+from plrc.transfer.protocols import LabelledConfig, TransferConfig
 
 RANDOM = "random"
 START = "start"

@@ -1,26 +1,25 @@
-"""The settings of a transfer run, and the protocols: named configurations from the literature and for small data.
+"""The settings of a transfer run; `presets` has the protocols, which are named configurations.
 
 Normalization and trainable layers are settings, so that no run inherits them by accident from a library's defaults.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
-from plrc.errors import ConfigError
 from plrc.pixels import PixelStatistics, given_statistics
 from plrc.settings import (
     Settings,
     require,
     require_at_least,
     require_between,
+    require_pattern,
     require_positive,
     require_range,
     setting,
 )
-from plrc.text import did_you_mean
 
 Task = Literal["detection", "instances", "semantic"]
 Layout = Literal["auto", "voc", "coco", "folders", "cityscapes"]
@@ -45,6 +44,10 @@ class LabelledConfig:
     """Share of the training images whose labels are used. A smaller share is part of a larger one."""
     shots: int = 0
     """Images of each class whose labels are used, instead of a share. 0: `fraction` decides."""
+    group: str = setting("", metavar="folder|PATTERN")
+    """Images that belong together, such as frames of one video, tiles of one scene or images of one patient: those of a
+    folder, or those in whose path the first group of a regular expression is the same, such as (.+)_MOV. A validation
+    split that is taken out of the training images never parts a group. Empty: no groups."""
     merge_classes: bool = False
     """Train and score a single class, "object": for too few labels of many classes."""
     difficult: bool = False
@@ -58,6 +61,7 @@ class LabelledConfig:
     def __post_init__(self) -> None:
         require(0 < self.fraction <= 1, f"data.fraction must be > 0 and <= 1, got {self.fraction}")
         require_at_least("data.shots", self.shots, 0)
+        require_pattern("data.group", self.group)
         require(self.fraction == 1 or not self.shots, "data.fraction and data.shots are both set; set only one")
         given_statistics(self.mean, self.std)
 
@@ -259,142 +263,3 @@ class TransferConfig(Settings):
             self.optim.precision == "float32",
             "optim.precision must be float32 for detectors: bfloat16 rounds boxes above 512 px by 4 px",
         )
-
-
-COCO_SIDES = (640.0, 800.0)
-CITYSCAPES_INPUT = InputConfig(train_size=(800.0, 1024.0), test_size=1024.0, max_size=2048)
-SEMANTIC_INPUT = InputConfig(train_size=(0.5, 2.0), test_size=1.0, crop=(513.0, 513.0))
-FCN = DetectorConfig(norm="sync", head_norm="sync")
-
-
-def voc_c4_24k() -> TransferConfig:
-    """Pascal VOC: Faster R-CNN C4, trainval07+12 -> test2007, 24k steps, batch 16 (the paper, section 4)."""
-    return TransferConfig(
-        task="detection",
-        data=LabelledConfig(layout="voc", train="trainval07+12", val="none", test="test07", difficult=True),
-        input=InputConfig(train_size=(480.0, 800.0), test_size=800.0),
-        model=DetectorConfig(neck="c4", norm="sync", head_norm="sync"),
-        optim=OptimConfig(lr=0.02, steps=24_000, lr_milestones=(0.75, 11 / 12), warmup_steps=100),
-    )
-
-
-def coco_c4_1x() -> TransferConfig:
-    """COCO: Mask R-CNN C4, 90k steps, batch 16 (the paper, section 4); --schedule 2x for 180k."""
-    return TransferConfig(
-        task="instances",
-        data=LabelledConfig(layout="coco", val="none"),
-        input=InputConfig(train_size=COCO_SIDES, test_size=800.0),
-        model=DetectorConfig(neck="c4", norm="sync", head_norm="sync"),
-    )
-
-
-def coco_fpn_1x() -> TransferConfig:
-    """COCO: Mask R-CNN FPN, 90k steps, batch 16; --schedule 2x for 180k."""
-    return coco_c4_1x().with_values({"model.neck": "fpn"})
-
-
-def cityscapes_instances() -> TransferConfig:
-    """Cityscapes: Mask R-CNN FPN, 24k steps, batch 8, 800-1024 px."""
-    return TransferConfig(
-        task="instances",
-        data=LabelledConfig(layout="cityscapes", val="none"),
-        input=CITYSCAPES_INPUT,
-        model=DetectorConfig(neck="fpn", norm="sync", head_norm="sync"),
-        optim=OptimConfig(lr=0.01, batch_size=8, steps=24_000, lr_milestones=(0.75, 1.0)),
-    )
-
-
-def cityscapes_semantic() -> TransferConfig:
-    """Cityscapes: FCN, 90k steps, batch 16, crops of 769 px."""
-    return TransferConfig(
-        task="semantic",
-        data=LabelledConfig(layout="cityscapes", val="none"),
-        input=InputConfig(train_size=(0.5, 2.0), test_size=1.0, crop=(769.0, 769.0)),
-        model=FCN,
-        optim=OptimConfig(lr=0.01, steps=90_000, lr_milestones=(0.7, 0.9)),
-    )
-
-
-def voc_semantic() -> TransferConfig:
-    """Pascal VOC: FCN, train_aug2012 -> val2012, 30k steps, batch 16, crops of 513 px."""
-    return TransferConfig(
-        task="semantic",
-        data=LabelledConfig(layout="voc", train="train_aug12", val="none", test="val12"),
-        input=SEMANTIC_INPUT,
-        model=FCN,
-        optim=OptimConfig(lr=0.003, steps=30_000, lr_milestones=(0.7, 0.9)),
-    )
-
-
-def small_detection() -> TransferConfig:
-    """Few labels, a CPU: Faster R-CNN FPN from stride 8, 192 px, 300 steps of 4 images."""
-    return TransferConfig(
-        task="detection",
-        input=InputConfig(train_size=(176.0, 208.0), test_size=192.0, max_size=320),
-        model=DetectorConfig(
-            backbone="resnet18",
-            norm="bn",
-            head_norm="none",
-            width=96,
-            min_stride=8,
-            hidden=256,
-            rois_per_image=64,
-            anchors=4.0,
-        ),
-        optim=OptimConfig(
-            lr=0.02, batch_size=4, steps=300, lr_milestones=(0.75, 0.92), warmup_steps=30, max_grad_norm=10.0
-        ),
-    )
-
-
-def small_instances() -> TransferConfig:
-    """Few labels, a CPU: Mask R-CNN FPN from stride 8, 192 px, 300 steps of 4 images."""
-    return small_detection().with_values({"task": "instances"})
-
-
-def small_semantic() -> TransferConfig:
-    """Few labels, a CPU: FCN on stride 16, half scale, crops of 128 x 160, 300 steps of 4 images."""
-    return TransferConfig(
-        task="semantic",
-        input=InputConfig(train_size=(0.4, 0.75), test_size=0.5, crop=(128.0, 160.0)),
-        model=DetectorConfig(backbone="resnet18", norm="bn", head_norm="bn", width=128, layer4_dilation=1, dilation=2),
-        optim=OptimConfig(
-            lr=0.02, batch_size=4, steps=300, lr_milestones=(0.75, 0.92), warmup_steps=30, max_grad_norm=10.0
-        ),
-    )
-
-
-PROTOCOLS: dict[str, Callable[[], TransferConfig]] = {
-    "voc_c4_24k": voc_c4_24k,
-    "coco_c4_1x": coco_c4_1x,
-    "coco_fpn_1x": coco_fpn_1x,
-    "cityscapes_instances": cityscapes_instances,
-    "cityscapes_semantic": cityscapes_semantic,
-    "voc_semantic": voc_semantic,
-    "small_detection": small_detection,
-    "small_instances": small_instances,
-    "small_semantic": small_semantic,
-}
-
-
-def protocol(name: str, task: str) -> TransferConfig:
-    """Build a protocol for a task. A Mask R-CNN protocol may be used for boxes alone, and a box protocol for masks.
-
-    Args:
-        name: A key of `PROTOCOLS`.
-        task: "detection", "instances" or "semantic".
-
-    Raises:
-        ConfigError: An unknown name or task, or a protocol that is not for the task.
-    """
-    if task not in get_args(Task):
-        raise ConfigError(f"unknown task {task!r}; choose one of {', '.join(get_args(Task))}")
-    if name not in PROTOCOLS:
-        suggestion = did_you_mean(name, PROTOCOLS)
-        raise ConfigError(f"there is no protocol {name!r}; write one of {', '.join(PROTOCOLS)}{suggestion}")
-    is_semantic = task == "semantic"
-    config = PROTOCOLS[name]()
-    if (config.task == "semantic") != is_semantic:
-        fitting = [other for other, build in PROTOCOLS.items() if (build().task == "semantic") == is_semantic]
-        raise ConfigError(f"{name} is a protocol for {config.task}, not {task}; choose one of {', '.join(fitting)}")
-    return config.with_values({"preset": name, "task": task}, pin=False)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plrc import rng
+from plrc.data.groups import draw_held_out, group_names
 from plrc.data.image_files import read_bytes
 from plrc.data.reading import ReadingReport
 from plrc.errors import ConfigError, DataError
@@ -85,8 +86,8 @@ def read_labelled(config: LabelledConfig, task: Task) -> Splits:
 
     Splits that the configuration does not name are chosen by their names; without a test split, val serves as test. If
     no val split is named, and none is present that shares no image with train and test, a fifth of train is taken out
-    of it, the same for every seed; with "none" val is empty. Classes are those of the training split. `fraction` and
-    `shots` are left to `labelled_subset`.
+    of it, the same for every seed and in whole groups of `config.group`; with "none" val is empty. Classes are
+    those of the training split. `fraction` and `shots` are left to `labelled_subset`.
 
     Args:
         config: The labelled images.
@@ -118,8 +119,9 @@ def read_labelled(config: LabelledConfig, task: Task) -> Splits:
     if config.val == "none":
         origins["val"] = "none"
     elif not config.val and (not val or _shared_names(val, train + test)):
-        train, val = _hold_out(train, names["train"])
-        origins["val"] = f"a fifth of {names['train']}, left out of train, the same for every seed"
+        train, val = _hold_out(train, names["train"], config.group, reading)
+        share = "whole groups, about a fifth" if config.group else "a fifth"
+        origins["val"] = f"{share} of {names['train']}, left out of train, the same for every seed"
 
     classes = train_split.classes
     class_of_id = None
@@ -148,7 +150,8 @@ def labelled_subset(labelled: LabelledSet, fraction: float, shots: int, seed: in
     """Choose the labelled images of a seed: a share of the images, or a number of images of each class.
 
     Images are ranked once per seed, so a smaller share, or fewer shots, is part of a larger one. With shots, an image
-    counts for every class in it, and all of its labels are used.
+    counts for every class in it, and all of its labels are used. Groups are parted: nothing is measured on the images
+    that are not chosen, and few labels are in practice spread over all videos or scenes.
 
     Args:
         labelled: The images to choose from.
@@ -237,14 +240,17 @@ def _require_disjoint(
         )
 
 
-def _hold_out(images: list[ImageAnnotation], split: str) -> tuple[list[ImageAnnotation], list[ImageAnnotation]]:
-    """Four fifths and one fifth of the images, by a draw that depends on their number alone."""
+def _hold_out(
+    images: list[ImageAnnotation], split: str, group: str, reading: ReadingReport
+) -> tuple[list[ImageAnnotation], list[ImageAnnotation]]:
+    """Four fifths and one fifth of the images, by a draw that depends on their number and groups alone."""
     if len(images) < 2:
         raise DataError(
             f"the split {split} has 1 image, too few to hold out any for validation; name one with data.val"
         )
-    order = rng.generator(0, "held_out").permutation(len(images))
-    held_out = set(order[: max(1, len(images) // _VAL_DIVISOR)].tolist())
+    groups = group_names([image.name for image in images], group, reading)
+    drawn = draw_held_out(groups, max(1, len(images) // _VAL_DIVISOR), len(images) // 2, seed=0)
+    held_out = set(drawn.tolist())
     rest = [image for i, image in enumerate(images) if i not in held_out]
     return rest, [image for i, image in enumerate(images) if i in held_out]
 
