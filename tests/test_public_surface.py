@@ -54,7 +54,8 @@ FLAGS = """
 TRANSFER = """
 --help --preset --config --data --out --resume --no-resume --schedule --partial --no-partial --evaluations
 --data.source --data.layout --data.train --data.val --data.test --data.fraction --data.shots --data.merge-classes
---data.group --data.no-merge-classes --data.difficult --data.no-difficult --data.mean --data.std
+--data.group --data.no-merge-classes --data.test-fraction --data.unlabelled --data.four-point-polygons
+--data.no-four-point-polygons --data.difficult --data.no-difficult --data.mean --data.std
 --input.train-size --input.test-size --input.max-size --input.crop --input.flip-prob
 --model.backbone --model.neck --model.norm --model.head-norm --model.trainable-layers --model.width --model.min-stride
 --model.hidden --model.rois-per-image --model.anchors --model.dilation --model.layer4-dilation
@@ -219,10 +220,9 @@ def test_flags_of_transfer(task: str, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_flags_of_the_probe_and_of_compare(capsys: pytest.CaptureFixture[str]) -> None:
-    probe = (
-        "--help --data --init --out --backbone --layout --train --test --fraction --size --images --seed --mean --std"
-    )
-    assert flags(["transfer", "probe"], capsys) == set(probe.split())
+    probe = "--help --data --init --out --backbone --layout --size --images --seed --mean --std"
+    splits = "--train --test --test-fraction --fraction"
+    assert flags(["transfer", "probe"], capsys) == {*probe.split(), *splits.split()}
     grid = "--task --init --fractions --shots --seeds --lrs --processes"
     single = "--data.fraction --data.shots --optim.lr --resume --no-resume --run.resume --run.no-resume"
     assert flags(["compare"], capsys) == {*TRANSFER.split(), *grid.split()} - {*single.split()}

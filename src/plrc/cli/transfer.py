@@ -45,6 +45,8 @@ class ProbeOptions:
     """Split that the probe is fitted on. Empty: chosen by name."""
     test: str = ""
     """Split that it is scored on. Empty: chosen by name (test, else val)."""
+    test_fraction: float = 0.0
+    """Share of the training images that is taken out to score on, for a folder without a test split."""
     fraction: float = 1.0
     """Share of the training images whose labels are used."""
     size: int = 224
@@ -125,6 +127,7 @@ def probe(arguments: Sequence[str]) -> int:
         layout=options.layout,
         train=options.train,
         test=options.test,
+        test_fraction=options.test_fraction,
         fraction=options.fraction,
         mean=options.mean,
         std=options.std,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import os
@@ -19,7 +18,7 @@ from plrc.config import Config
 from plrc.data.regions import Regions
 from plrc.data.sources import ImageList
 from plrc.engine.checkpoint import checkpoints, load_checkpoint
-from plrc.errors import ConfigError, LayoutError
+from plrc.errors import ConfigError, DataError
 from plrc.files import write_json
 from plrc.measures.grouping import grouping_auc
 from plrc.measures.linear_probe import evaluate_probe, fit_probe
@@ -29,6 +28,7 @@ from plrc.progress import OnProgress, ignore_progress
 from plrc.rng import generator
 from plrc.transfer.initial import initial_backbone
 from plrc.transfer.labels.rasterize import rasterize, scaled_size
+from plrc.transfer.labels.reader import NoLabelsForTask
 from plrc.transfer.labels.splits import LabelledSet, Splits, labelled_subset, read_labelled
 from plrc.transfer.probe import extract_features
 from plrc.transfer.protocols import LabelledConfig, Task
@@ -237,11 +237,21 @@ def _region_features(labelled: LabelledSet, objects: Tensor, config: Config) -> 
 
 def _read_most_detailed(data: LabelledConfig) -> tuple[Splits, Task]:
     """Read masks of objects; boxes if the source has no masks; id maps if it has no boxes."""
-    tasks: tuple[Task, ...] = ("instances", "detection")
+    tasks: tuple[Task, ...] = ("instances", "detection", "semantic")
+    problems: list[str] = []
     for task in tasks:
-        with contextlib.suppress(LayoutError):
-            return read_labelled(data, task), task
-    return read_labelled(data, "semantic"), "semantic"
+        splits = _read_for(task, data, problems)
+        if splits is not None:
+            return splits, task
+    raise DataError("; ".join(dict.fromkeys(problems)))
+
+
+def _read_for(task: Task, data: LabelledConfig, problems: list[str]) -> Splits | None:
+    try:
+        return read_labelled(data, task)
+    except NoLabelsForTask as error:
+        problems.append(error.problem)
+        return None
 
 
 def _at_most(labelled: LabelledSet, images: int, seed: int) -> LabelledSet:

@@ -22,7 +22,7 @@ from plrc.settings import (
 )
 
 Task = Literal["detection", "instances", "semantic"]
-Layout = Literal["auto", "voc", "coco", "folders", "cityscapes"]
+Layout = Literal["auto", "voc", "coco", "yolo", "folders", "cityscapes"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class LabelledConfig:
     """The labelled images."""
 
     source: str = setting("", alias="data")
-    """Folder in the layout of Pascal VOC, COCO (annotations/*.json) or Cityscapes, or with image and mask folders."""
+    """Folder in the layout of Pascal VOC, COCO, YOLO or Cityscapes, or with image and mask folders."""
     layout: Layout = "auto"
     """Layout of `source`. auto: recognized by its content."""
     train: str = ""
@@ -40,6 +40,15 @@ class LabelledConfig:
     images. none: no such split, all training images are trained on."""
     test: str = ""
     """Split for the result. Empty: chosen by name (test, else val)."""
+    test_fraction: float = 0.0
+    """Share of the training images that plrc takes out of them to test on, the same images for every seed: for a source
+    without a test split. 0: no image is taken out."""
+    unlabelled: Literal["auto", "background", "leave_out"] = "auto"
+    """What an image without a label file is (YOLO, VOC): background, an image without objects; or not used: leave_out.
+    auto: background in YOLO, left out in VOC. A label file without objects always means background."""
+    four_point_polygons: bool = False
+    """YOLO: labels of four points are polygons. Otherwise a source whose polygons all have four points is refused,
+    because they may be oriented boxes."""
     fraction: float = 1.0
     """Share of the training images whose labels are used. A smaller share is part of a larger one."""
     shots: int = 0
@@ -60,6 +69,11 @@ class LabelledConfig:
 
     def __post_init__(self) -> None:
         require(0 < self.fraction <= 1, f"data.fraction must be > 0 and <= 1, got {self.fraction}")
+        require(0 <= self.test_fraction < 1, f"data.test_fraction must be >= 0 and < 1, got {self.test_fraction}")
+        require(
+            not (self.test and self.test_fraction),
+            "data.test names a split and data.test_fraction draws one from the training images; set only one",
+        )
         require_at_least("data.shots", self.shots, 0)
         require_pattern("data.group", self.group)
         require(self.fraction == 1 or not self.shots, "data.fraction and data.shots are both set; set only one")

@@ -15,7 +15,7 @@ from plrc.errors import ConfigError, LayoutError
 from plrc.transfer.labels.annotations import ImageAnnotation, ObjectAnnotation
 from plrc.transfer.labels.label_maps import MODES
 from plrc.transfer.labels.reader import SplitAnnotations, files_by_stem, pair_with_id_maps, split_for_each_role
-from plrc.transfer.protocols import Task
+from plrc.transfer.protocols import LabelledConfig, Task
 
 CLASS_IDS = {
     7: "road",
@@ -51,7 +51,8 @@ class CityscapesReader:
         LayoutError: There is no folder leftImg8bit.
     """
 
-    def __init__(self, root: Path, task: Task, reading: ReadingReport) -> None:
+    def __init__(self, config: LabelledConfig, task: Task, reading: ReadingReport) -> None:
+        root = Path(config.source)
         if not (root / "leftImg8bit").is_dir():
             raise LayoutError(f"{root} has no folder leftImg8bit, as Cityscapes has")
         self.root = root

@@ -16,8 +16,14 @@ from plrc.files import parse_json
 from plrc.measures.segmentation import IGNORED
 from plrc.transfer.labels.annotations import NO_BOX, ImageAnnotation, ObjectAnnotation, annotate_image
 from plrc.transfer.labels.label_maps import table_of_used_ids
-from plrc.transfer.labels.reader import SplitAnnotations, files_by_stem, pair_with_id_maps, split_for_each_role
-from plrc.transfer.protocols import Task
+from plrc.transfer.labels.reader import (
+    NoLabelsForTask,
+    SplitAnnotations,
+    files_by_stem,
+    pair_with_id_maps,
+    split_for_each_role,
+)
+from plrc.transfer.protocols import LabelledConfig, Task
 
 STUFF_IDS = {
     92: "banner",
@@ -86,7 +92,8 @@ class CocoReader:
         LayoutError: The source has no annotation files, or no labels for the task.
     """
 
-    def __init__(self, root: Path, task: Task, reading: ReadingReport) -> None:
+    def __init__(self, config: LabelledConfig, task: Task, reading: ReadingReport) -> None:
+        root = Path(config.source)
         self.root = root
         self.task = task
         self.reading = reading
@@ -99,9 +106,9 @@ class CocoReader:
         self.splits = list(self.files)
         self.roles = split_for_each_role(self.splits)
         if task == "semantic" and not any(self._id_map_folder(split).is_dir() for split in self.splits):
-            raise LayoutError(
-                f"{root} has boxes, but no label maps (no folder {self._id_map_folder(self.splits[0])}); choose the "
-                "task detection, or instances if the boxes have masks"
+            raise NoLabelsForTask(
+                f"{root} has boxes, but no label maps (no folder {self._id_map_folder(self.splits[0])})",
+                "detection, or instances if the boxes have masks",
             )
 
     def read(self, split: str) -> SplitAnnotations:
@@ -141,7 +148,7 @@ class CocoReader:
         try:
             annotations = list(table["annotations"])
             if self.task == "instances" and annotations and not any("segmentation" in entry for entry in annotations):
-                raise LayoutError(f"{path} has boxes without masks; choose the task detection")
+                raise NoLabelsForTask(f"{path} has boxes without masks", "detection")
             images = self._read_images(split, table["images"])
             for number, entry in enumerate(annotations):
                 location = f"{path.name} annotation {entry.get('id', number)}"

@@ -14,8 +14,14 @@ from plrc.data.reading import ReadingReport
 from plrc.errors import ConfigError, LayoutError
 from plrc.transfer.labels.annotations import ImageAnnotation
 from plrc.transfer.labels.label_maps import table_of_source
-from plrc.transfer.labels.reader import SplitAnnotations, files_by_stem, pair_with_id_maps, split_for_each_role
-from plrc.transfer.protocols import Task
+from plrc.transfer.labels.reader import (
+    NoLabelsForTask,
+    SplitAnnotations,
+    files_by_stem,
+    pair_with_id_maps,
+    split_for_each_role,
+)
+from plrc.transfer.protocols import LabelledConfig, Task
 
 CAMVID_IDS = dict(enumerate("sky building pole road pavement tree sign fence car pedestrian bicyclist".split()))
 """CamVid as prepared for SegNet; 11 is unlabelled."""
@@ -30,11 +36,12 @@ class FolderReader:
         LayoutError: The task needs boxes, or there is no folder `images`.
     """
 
-    def __init__(self, root: Path, task: Task, reading: ReadingReport) -> None:
-        if task != "semantic":
-            raise LayoutError(f"{root} has images and id maps, but no boxes; choose the task semantic")
+    def __init__(self, config: LabelledConfig, task: Task, reading: ReadingReport) -> None:
+        root = Path(config.source)
         if not (root / "images").is_dir():
             raise LayoutError(f"{root} has no folder images")
+        if task != "semantic":
+            raise NoLabelsForTask(f"{root} has images and id maps, but no boxes", "semantic")
         self.root = root
         self.reading = reading
         self.splits = sorted(path.name for path in (root / "images").glob("*") if path.is_dir())

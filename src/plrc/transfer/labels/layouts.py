@@ -1,19 +1,27 @@
-"""The table of label layouts. A new layout is a file with a reader, a row here, and its name in `protocols.Layout`."""
+"""The table of label layouts. A new layout is a reader, its signs in `signs`, a row here, and a name in `Layout`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from plrc.data.reading import ReadingReport
 from plrc.errors import DataError, LayoutError
+from plrc.transfer.labels import signs
 from plrc.transfer.labels.cityscapes import CityscapesReader
 from plrc.transfer.labels.coco import CocoReader
+from plrc.transfer.labels.contents import Contents, survey
 from plrc.transfer.labels.folders import FolderReader
 from plrc.transfer.labels.reader import LabelReader
-from plrc.transfer.labels.voc import VocReader
-from plrc.transfer.protocols import Task
+from plrc.transfer.labels.signs import Signs
+from plrc.transfer.labels.voc import open_voc
+from plrc.transfer.labels.yolo import YoloReader
+from plrc.transfer.labels.yolo_source import YAML_ENDINGS
+from plrc.transfer.protocols import LabelledConfig, Task
+
+_ALL_TASKS: tuple[Task, ...] = get_args(Task)
 
 
 @dataclass(frozen=True)
@@ -21,51 +29,75 @@ class LabelLayout:
     """A layout of labelled images.
 
     Attributes:
-        marks: Glob patterns, relative to the source, of which at least one matches.
+        tasks: The tasks that it may have labels for.
+        look: Returns what a folder has of the layout, and what it lacks.
         open: Opens a source for a task; raises LayoutError if the source does not fit.
     """
 
-    marks: tuple[str, ...]
-    open: Callable[[Path, Task, ReadingReport], LabelReader]
+    tasks: tuple[Task, ...]
+    look: Callable[[Contents], Signs]
+    open: Callable[[LabelledConfig, Task, ReadingReport], LabelReader]
 
 
 LAYOUTS = {
-    "voc": LabelLayout(("ImageSets", "JPEGImages", "VOCdevkit", "VOC20[0-9][0-9]"), VocReader),
-    "cityscapes": LabelLayout(("leftImg8bit",), CityscapesReader),
-    "coco": LabelLayout(("annotations/*.json", "*/annotations.json"), CocoReader),
-    "folders": LabelLayout(("labels",), FolderReader),
+    "voc": LabelLayout(("detection", "semantic"), signs.voc, open_voc),
+    "cityscapes": LabelLayout(_ALL_TASKS, signs.cityscapes, CityscapesReader),
+    "coco": LabelLayout(_ALL_TASKS, signs.coco, CocoReader),
+    "yolo": LabelLayout(("detection", "instances"), signs.yolo, YoloReader),
+    "folders": LabelLayout(("semantic",), signs.folders, FolderReader),
 }
-"""Layouts by name, in the order in which they are tried."""
+"""Layouts by name."""
 
 
-def open_labels(root: Path, layout: str, task: Task, reading: ReadingReport) -> LabelReader:
+def open_labels(config: LabelledConfig, task: Task, reading: ReadingReport) -> LabelReader:
     """Open a folder of labelled images.
 
     Args:
-        root: The folder.
-        layout: Name of its layout, or "auto" to recognize it by its content.
+        config: Names the folder, or the data.yaml of a YOLO data set, and the layout.
         task: What the labels are for.
         reading: Receives what a user should know about the source.
 
     Raises:
-        DataError: `root` is not a folder.
+        DataError: The source is not a folder.
         LayoutError: The folder does not have the layout, or no known one, or no labels for the task.
     """
-    if not root.is_dir():
+    root = Path(config.source)
+    layout: str = config.layout
+    if root.is_file() and root.name.lower().endswith(YAML_ENDINGS) and layout in ("auto", "yolo"):
+        layout = "yolo"
+    elif not root.is_dir():
         raise DataError(f"{root} is not a folder; name the folder with the labelled images with --data")
-    if layout == "auto":
-        layout = _recognize(root)
-    return LAYOUTS[layout].open(root, task, reading)
+    elif layout == "auto":
+        layout = _recognize(root, task)
+    return LAYOUTS[layout].open(config, task, reading)
 
 
-def _recognize(root: Path) -> str:
-    patterns = []
-    for name, layout in LAYOUTS.items():
-        for pattern in layout.marks:
-            if next(root.glob(pattern), None) is not None:
-                return name
-            patterns.append(pattern)
+def _recognize(root: Path, task: Task) -> str:
+    """The only layout that a folder has; of several, the only one for the task."""
+    contents = survey(root)
+    seen = {name: layout.look(contents) for name, layout in LAYOUTS.items()}
+    complete = [name for name, found in seen.items() if found.are_complete]
+    fitting = [name for name in complete if task in LAYOUTS[name].tasks]
+    if len(fitting) == 1:
+        return fitting[0]
+    if len(complete) == 1:
+        return complete[0]
+    if complete:
+        choices = ", ".join(f"{name} ({seen[name].present})" for name in fitting or complete)
+        raise LayoutError(
+            f"{root} has labels in more than one layout: {choices}; name one with --data.layout "
+            "(plrc transfer probe: --layout)"
+        )
+    near = [f"{name} has {found.present}, but {found.missing}" for name, found in seen.items() if found.present]
+    inside = [folder for folder in contents.files if folder and "/" not in folder and _has_layout(root / folder)]
+    reasons = "".join(f"; {reason}" for reason in near)
+    advice = f"the folder with the labels, such as {root / inside[0]}" if inside else "the folder with the labels"
     raise LayoutError(
-        f"{root} has no labels in a known layout (looked for {', '.join(patterns)}); name the folder that contains the "
-        "splits, or the layout with --data.layout"
+        f"{root} has no labels in a known layout ({', '.join(LAYOUTS)}): it has {contents.describe()}{reasons}; name "
+        f"{advice}, or the layout with --data.layout (plrc transfer probe: --layout)"
     )
+
+
+def _has_layout(folder: Path) -> bool:
+    contents = survey(folder)
+    return any(layout.look(contents).are_complete for layout in LAYOUTS.values())

@@ -11,10 +11,24 @@ from typing import Protocol
 from plrc.data import layouts
 from plrc.data.image_files import read_file_header
 from plrc.data.reading import ReadingReport
+from plrc.errors import LayoutError
 from plrc.transfer.labels.annotations import ImageAnnotation, annotate_image
 from plrc.transfer.labels.label_maps import MODES, check_mode
 
 ROLES = ("train", "val", "test")
+
+
+class NoLabelsForTask(LayoutError):
+    """A source that has labels, but none for the task.
+
+    Args:
+        problem: What it has and what it lacks.
+        tasks: The tasks that it has labels for, as a message names them.
+    """
+
+    def __init__(self, problem: str, tasks: str) -> None:
+        super().__init__(f"{problem}; choose the task {tasks}")
+        self.problem = problem
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from plrc.transfer.labels.layouts import open_labels
 from plrc.transfer.labels.reader import LabelReader, SplitAnnotations
 from plrc.transfer.protocols import LabelledConfig, Task
 
-_VAL_DIVISOR = 5  # a fifth of the training images is held out if there is no validation split
+_VAL_FRACTION = 0.2  # of the training images, which is held out if there is no validation split
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,11 @@ class Splits:
 def read_labelled(config: LabelledConfig, task: Task) -> Splits:
     """Read the splits of `config.source`.
 
-    Splits that the configuration does not name are chosen by their names; without a test split, val serves as test. If
-    no val split is named, and none is present that shares no image with train and test, a fifth of train is taken out
-    of it, the same for every seed and in whole groups of `config.group`; with "none" val is empty. Classes are
-    those of the training split. `fraction` and `shots` are left to `labelled_subset`.
+    Splits that the configuration does not name are chosen by their names, and an only split is trained on. Without a
+    test split, val serves as test; with `test_fraction`, this share of train is taken out of it to test on. If no val
+    split is named, and none is present that shares no image with train and test, a fifth of train is taken out of it;
+    with "none" val is empty. What is taken out is the same for every seed, and whole groups of `config.group`. Classes
+    are those of the training split. `fraction` and `shots` are left to `labelled_subset`.
 
     Args:
         config: The labelled images.
@@ -102,11 +103,16 @@ def read_labelled(config: LabelledConfig, task: Task) -> Splits:
         raise ConfigError("data.merge_classes is for objects; leave it out for the task semantic")
     root = Path(config.source)
     reading = ReadingReport()
-    reader = open_labels(root, config.layout, task, reading)
+    reader = open_labels(config, task, reading)
     names = _choose_splits(config, reader, root)
     train_split = _read(reader, names["train"], "train", reading)
     train = train_split.images
-    test = _read(reader, names["test"], "test", reading).images
+    origins = {role: f"split {name}" for role, name in names.items()}
+    if names["test"]:
+        test = _read(reader, names["test"], "test", reading).images
+    else:
+        train, test = _hold_out(train, names["train"], "test", config.test_fraction, config.group, reading)
+        origins["test"] = _describe_drawn(f"{config.test_fraction:.3g}", names["train"], config.group)
     val: list[ImageAnnotation] = []
     if names["val"]:
         val = _read(reader, names["val"], "val", reading).images
@@ -115,13 +121,11 @@ def read_labelled(config: LabelledConfig, task: Task) -> Splits:
         _require_disjoint(train, val, names["train"], names["val"])
         _require_disjoint(val, test, names["val"], names["test"])
 
-    origins = {role: f"split {name}" for role, name in names.items()}
     if config.val == "none":
         origins["val"] = "none"
     elif not config.val and (not val or _shared_names(val, train + test)):
-        train, val = _hold_out(train, names["train"], config.group, reading)
-        share = "whole groups, about a fifth" if config.group else "a fifth"
-        origins["val"] = f"{share} of {names['train']}, left out of train, the same for every seed"
+        train, val = _hold_out(train, names["train"], "val", _VAL_FRACTION, config.group, reading)
+        origins["val"] = _describe_drawn("a fifth", names["train"], config.group)
 
     classes = train_split.classes
     class_of_id = None
@@ -180,18 +184,21 @@ def _choose_splits(config: LabelledConfig, reader: LabelReader, root: Path) -> d
     roles = reader.roles
     present = ", ".join(reader.splits) or "none"
     train = config.train or roles.get("train", "")
+    if not train and len(reader.splits) == 1:
+        train = reader.splits[0]
     if not train:
         raise DataError(
             f"{root} has no split to train on (splits: {present}); name one with --data.train "
             "(plrc transfer probe: --train)"
         )
     test = config.test
-    if not test:
+    if not test and not config.test_fraction:
         rest = [roles[role] for role in ("test", "val") if role in roles and roles[role] not in (train, config.val)]
         if not rest:
             raise DataError(
                 f"{root} has no split to test on (splits: {present}; {train} is trained on); name one with "
-                "--data.test (plrc transfer probe: --test)"
+                "--data.test (plrc transfer probe: --test), or draw one from the images of a split: "
+                f"--data.train {train} --data.test-fraction 0.2 (plrc transfer probe: --train, --test-fraction)"
             )
         test = rest[0]
     val = config.val
@@ -241,18 +248,29 @@ def _require_disjoint(
 
 
 def _hold_out(
-    images: list[ImageAnnotation], split: str, group: str, reading: ReadingReport
+    images: list[ImageAnnotation], split: str, role: str, fraction: float, group: str, reading: ReadingReport
 ) -> tuple[list[ImageAnnotation], list[ImageAnnotation]]:
-    """Four fifths and one fifth of the images, by a draw that depends on their number and groups alone."""
+    """The images that are kept and those held out, by a draw that depends on their number and groups alone."""
     if len(images) < 2:
         raise DataError(
-            f"the split {split} has 1 image, too few to hold out any for validation; name one with data.val"
+            f"the split {split} has 1 image, too few to hold out any for {role}; name a split with --data.{role}"
         )
     groups = group_names([image.name for image in images], group, reading)
-    drawn = draw_held_out(groups, max(1, len(images) // _VAL_DIVISOR), len(images) // 2, seed=0)
+    wanted = max(1, int(len(images) * fraction))
+    drawn = draw_held_out(groups, wanted, max(wanted, len(images) // 2), seed=0)
+    if not drawn.size and role == "test":
+        raise DataError(
+            f"no group of data.group = {group} in the split {split} has at most {wanted} images to test on; write a "
+            "larger data.test_fraction, or name a split with --data.test"
+        )
     held_out = set(drawn.tolist())
     rest = [image for i, image in enumerate(images) if i not in held_out]
     return rest, [image for i, image in enumerate(images) if i in held_out]
+
+
+def _describe_drawn(share: str, split: str, group: str) -> str:
+    drawn = f"whole groups, about {share}" if group else share
+    return f"{drawn} of {split}, left out of train, the same for every seed"
 
 
 def _classes_in(labelled: LabelledSet, image: LabelledImage, task: Task) -> set[int]:

@@ -6,53 +6,81 @@ Years lie next to each other (VOC2007, VOC2012) in the source or in its folder V
 
 from __future__ import annotations
 
+import os
 import re
-import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from plrc.data import layouts
 from plrc.data.reading import ReadingReport
-from plrc.errors import ConfigError, DataError, LayoutError
-from plrc.transfer.labels.annotations import (
-    EMPTY_BOX,
-    NO_BOX,
-    ImageAnnotation,
-    ObjectAnnotation,
-    annotate_image,
-)
+from plrc.errors import ConfigError, LayoutError
+from plrc.transfer.labels.annotations import ImageAnnotation
+from plrc.transfer.labels.contents import files_below
 from plrc.transfer.labels.label_maps import table_of_source
-from plrc.transfer.labels.reader import ROLES, SplitAnnotations, files_by_stem, pair_with_id_maps
-from plrc.transfer.protocols import Task
+from plrc.transfer.labels.reader import (
+    ROLES,
+    LabelReader,
+    NoLabelsForTask,
+    SplitAnnotations,
+    files_by_stem,
+    pair_with_id_maps,
+)
+from plrc.transfer.labels.voc_files import VocFilesReader
+from plrc.transfer.labels.voc_xml import class_names, read_annotation
+from plrc.transfer.protocols import LabelledConfig, Task
 
 _CLASSES = """background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person
 pottedplant sheep sofa train tvmonitor"""
 CLASS_IDS = dict(enumerate(_CLASSES.split()))
 
 
-class VocReader:
-    """Labels in the layout of Pascal VOC.
+def open_voc(config: LabelledConfig, task: Task, reading: ReadingReport) -> LabelReader:
+    """Open a folder in the layout of Pascal VOC, with or without lists of splits.
+
+    Args:
+        config: Names the folder.
+        task: What the labels are for.
+        reading: Counts what is dropped.
 
     Raises:
-        LayoutError: The source has no labels for the task.
+        LayoutError: The folder has no labels of Pascal VOC, or none for the task.
+    """
+    root = Path(config.source)
+    years = _folders_by_year(root).values()
+    if not any((folder / "ImageSets" / kind).is_dir() for folder in years for kind in ("Main", "Segmentation")):
+        files = VocFilesReader(root, config.unlabelled != "background", reading)
+        if task != "detection":
+            raise NoLabelsForTask(
+                f"{root} has .xml files of Pascal VOC: boxes without masks or label maps", "detection"
+            )
+        return files
+    if task == "instances":
+        raise NoLabelsForTask(f"{root} has the layout of Pascal VOC, which has boxes without masks", "detection")
+    list_folder = _list_folder(task)
+    if any((folder / list_folder).is_dir() for folder in years):
+        return VocReader(config, task, reading)
+    if task == "semantic":
+        raise NoLabelsForTask(f"{root} has boxes, but no label maps (no {list_folder})", "detection")
+    raise LayoutError(f"{root} has no lists of images with boxes (no {list_folder})")
+
+
+class VocReader:
+    """Labels in the layout of Pascal VOC, with lists of splits.
+
+    Args:
+        config: Names the folder.
+        task: detection or semantic.
+        reading: Counts what is dropped.
     """
 
-    def __init__(self, root: Path, task: Task, reading: ReadingReport) -> None:
-        if task == "instances":
-            raise LayoutError(
-                f"{root} has the layout of Pascal VOC, which has boxes without masks; choose the task detection"
-            )
+    def __init__(self, config: LabelledConfig, task: Task, reading: ReadingReport) -> None:
+        root = Path(config.source)
         self.root = root
         self.reading = reading
+        self.leave_out = config.unlabelled != "background"
         self.semantic = task == "semantic"
-        self.list_folder = Path("ImageSets", "Segmentation" if self.semantic else "Main")
+        self.list_folder = _list_folder(task)
         self.years = _folders_by_year(root)
-        if not any((folder / self.list_folder).is_dir() for folder in self.years.values()):
-            if self.semantic:
-                raise LayoutError(
-                    f"{root} has boxes, but no label maps (no {self.list_folder}); choose the task detection"
-                )
-            raise LayoutError(f"{root} has no lists of images with boxes (no {self.list_folder})")
         self.splits = self._split_names()
         self.roles = {role: role for role in ROLES if self._lists_of(role)}
 
@@ -71,12 +99,15 @@ class VocReader:
                 id_maps = {key: maps / f"{key}.png" for key in keys}
                 images += pair_with_id_maps(self.root, listed, id_maps, self.reading)
             else:
+                xml_files = {os.path.splitext(name)[0]: name for name in files_below(folder / "Annotations", ".xml")}
                 for key in keys:
                     file = files.get(key, folder / "JPEGImages" / f"{key}.jpg")
-                    image = _read_image(self.root, file, folder / "Annotations" / f"{key}.xml", self.reading)
+                    name = xml_files.get(key)
+                    xml = None if name is None else folder / "Annotations" / name
+                    image = read_annotation(self.root, file, xml, self.leave_out, self.reading)
                     if image is not None:
                         images.append(image)
-        return SplitAnnotations(images, _class_names(images))
+        return SplitAnnotations(images, class_names(images))
 
     def class_ids(self, images: Sequence[ImageAnnotation]) -> Mapping[int, str]:
         if "" in self.years:  # a folder of another name has classes of its own
@@ -111,55 +142,18 @@ def _folders_by_year(root: Path) -> dict[str, Path]:
     return {year[1] if year else "": root}
 
 
-def _class_names(images: list[ImageAnnotation]) -> tuple[str, ...]:
-    names: set[str] = set()
-    for image in images:
-        names |= {item.class_name for item in image.objects}
-    return tuple(sorted(names))
+def _list_folder(task: Task) -> Path:
+    return Path("ImageSets", "Segmentation" if task == "semantic" else "Main")
 
 
 def _image_of_line(line: str, files: Mapping[str, Path]) -> str:
     """The image of a line: its name, which lists of a class follow with a second column and SBD's write as paths."""
     first = line.split(maxsplit=1)[0]
-    for key in (line, first, Path(line).stem):
-        if key in files:
-            return key
+    for name in (line, first):
+        parts = name.replace("\\", "/").split("/")
+        for start in range(len(parts)):
+            key = "/".join(parts[start:])
+            for candidate in (key, os.path.splitext(key)[0]):
+                if candidate in files:
+                    return candidate
     return Path(first).stem
-
-
-def _read_image(root: Path, file: Path, xml: Path, reading: ReadingReport) -> ImageAnnotation | None:
-    if not xml.is_file():
-        reading.count("dropped", "images without an annotation file", file.name)
-        return None
-    try:
-        tree = ET.parse(xml).getroot()
-    except (ET.ParseError, OSError, ValueError) as error:
-        raise DataError(f"{xml} is not readable XML ({error}); fix or remove it") from error
-    sides = [tree.findtext(f"size/{side}", "").strip() for side in ("height", "width")]
-    stated_size = (int(sides[0]), int(sides[1])) if all(map(str.isdecimal, sides)) else None
-    image = annotate_image(root, file, reading, stated_size)
-    if image is None:
-        return None
-    for number, element in enumerate(tree.findall("object"), start=1):
-        item = _read_object(element, f"{xml.name} object {number}", reading)
-        if item is not None:
-            image.objects.append(item)
-    return image
-
-
-def _read_object(element: ET.Element, location: str, reading: ReadingReport) -> ObjectAnnotation | None:
-    """Corners count pixels from 1 and are both inside the box, hence the - 1; equal corners are not a box."""
-    name = element.findtext("name", "").strip()
-    try:
-        x0, y0, x1, y1 = (float(element.findtext(f"bndbox/{end}", "")) for end in ("xmin", "ymin", "xmax", "ymax"))
-    except ValueError:
-        reading.count("dropped", NO_BOX, location)
-        return None
-    if not name:
-        reading.count("dropped", "objects without a name", location)
-        return None
-    if not (x1 > x0 and y1 > y0):
-        reading.count("dropped", EMPTY_BOX, location)
-        return None
-    difficult = element.findtext("difficult", "").strip() == "1"
-    return ObjectAnnotation(name, (x0 - 1, y0 - 1, x1, y1), location, difficult=difficult)

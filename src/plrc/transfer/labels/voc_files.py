@@ -1,0 +1,140 @@
+"""Pascal VOC's .xml files without its lists of splits: next to their images, or in a folder of their own.
+
+Roboflow writes SPLIT/NAME.jpg and SPLIT/NAME.xml, LabelImg a single folder, others images/ and annotations/. Corners of
+these boxes are edges, counted from 0; in Pascal VOC's own layout they are pixels, counted from 1.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from plrc.data.layouts import list_folder
+from plrc.data.reading import ReadingReport
+from plrc.errors import ConfigError, LayoutError
+from plrc.transfer.labels.annotations import ImageAnnotation
+from plrc.transfer.labels.contents import files_below
+from plrc.transfer.labels.reader import SplitAnnotations, split_for_each_role
+from plrc.transfer.labels.voc_xml import class_names, read_annotation, read_xml
+
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")
+XML_FOLDERS = ("annotations", "annotation", "annots", "xmls", "xml", "labels")
+WHOLE = "all"
+"""Name of the only split of a source without folders of splits."""
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """An image and its annotation; either may be missing."""
+
+    image: Path | None
+    xml: Path | None
+
+
+class VocFilesReader:
+    """Labels in .xml files of Pascal VOC, without lists of splits.
+
+    Raises:
+        LayoutError: There are no .xml files.
+        DataError: There are no images.
+    """
+
+    def __init__(self, root: Path, leave_out: bool, reading: ReadingReport) -> None:
+        self.root = root
+        self.leave_out = leave_out
+        self.reading = reading
+        xml_files = files_below(root, ".xml")
+        if not xml_files:
+            raise LayoutError(f"{root} has no annotations of Pascal VOC (looked for ImageSets/Main and for .xml files)")
+        listing = list_folder(str(root))
+        reading.extend(listing.reading)
+        self.pairs = _pair(root, listing.names, xml_files, reading)
+        self.splits = sorted(self.pairs)
+        self.roles = split_for_each_role(self.splits)
+        reading.add(f"{root} has no lists in ImageSets/Main: corners of boxes are read as edges counted from 0")
+
+    def read(self, split: str) -> SplitAnnotations:
+        if split not in self.pairs:
+            raise ConfigError(f"{self.root} has no folder {split}; write one of: {', '.join(self.splits)}")
+        images = []
+        for pair in self.pairs[split]:
+            image = self._read(pair)
+            if image is not None:
+                images.append(image)
+        return SplitAnnotations(images, class_names(images))
+
+    def class_ids(self, images: Sequence[ImageAnnotation]) -> Mapping[int, str]:
+        return {}
+
+    def _read(self, pair: _Pair) -> ImageAnnotation | None:
+        if pair.image is None:
+            name = "" if pair.xml is None else self._name(pair.xml)
+            self.reading.count("left out", "annotation files without an image", name)
+            return None
+        if pair.xml is None:
+            return read_annotation(self.root, pair.image, None, self.leave_out, self.reading)
+        return read_annotation(
+            self.root, pair.image, pair.xml, self.leave_out, self.reading, first_pixel=0, location=self._name(pair.xml)
+        )
+
+    def _name(self, path: Path) -> str:
+        return os.path.relpath(path, self.root).replace(os.sep, "/")
+
+
+def _pair(
+    root: Path, image_names: Iterable[str], xml_names: Iterable[str], reading: ReadingReport
+) -> dict[str, list[_Pair]]:
+    """Split -> images with their annotations: those of equal paths, apart from the folders `images` and `annotations`.
+
+    An annotation without such an image belongs to the image that its <filename> names. A folder without annotations is
+    no split.
+    """
+    images: defaultdict[str, list[str]] = defaultdict(list)  # path without ending -> images
+    for name in sorted(image_names):
+        images[os.path.splitext(_without_folder(name, IMAGE_FOLDERS))[0]].append(name)
+    xml_of_image: dict[str, str] = {}
+    pairs: defaultdict[str, list[_Pair]] = defaultdict(list)
+    for name in xml_names:
+        path = _without_folder(name, XML_FOLDERS)
+        names = images.get(os.path.splitext(path)[0]) or _named_by_xml(root / name, path, images)
+        if not names:
+            pairs[_split_of(path)].append(_Pair(None, root / name))
+        if len(names) > 1:
+            reading.count("read", "annotation files that several images share", name)
+        xml_of_image.update((image, name) for image in names if image not in xml_of_image)
+    for names in images.values():
+        for image in names:
+            xml = xml_of_image.get(image)
+            split = _split_of(_without_folder(image, IMAGE_FOLDERS))
+            pairs[split].append(_Pair(root / image, None if xml is None else root / xml))
+    splits = {}
+    for split, content in pairs.items():
+        if any(pair.xml is not None for pair in content):
+            splits[split] = content
+        else:
+            for pair in content:
+                reading.count("left out", "images in folders without annotation files", str(pair.image))
+    return splits
+
+
+def _named_by_xml(xml: Path, path: str, images: Mapping[str, Sequence[str]]) -> Sequence[str]:
+    stated = read_xml(xml).findtext("filename", "").strip().replace("\\", "/").rpartition("/")[2]
+    folder = path.rpartition("/")[0]
+    prefix = f"{folder}/" if folder else ""
+    return images.get(prefix + stated) or images.get(prefix + os.path.splitext(stated)[0]) or ()
+
+
+def _without_folder(name: str, folders: tuple[str, ...]) -> str:
+    """A path without its first folder of one of these names."""
+    parts = name.split("/")
+    for i, part in enumerate(parts[:-1]):
+        if part.lower() in folders:
+            return "/".join(parts[:i] + parts[i + 1 :])
+    return name
+
+
+def _split_of(path: str) -> str:
+    return path.split("/", maxsplit=1)[0] if "/" in path else WHOLE

@@ -1,0 +1,111 @@
+"""The .xml files of Pascal VOC: the size of an image, and its objects."""
+
+from __future__ import annotations
+
+import math
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable
+from pathlib import Path
+
+from plrc.data.reading import ReadingReport
+from plrc.errors import DataError
+from plrc.transfer.labels.annotations import EMPTY_BOX, NO_BOX, ImageAnnotation, ObjectAnnotation, annotate_image
+
+
+def read_xml(path: Path) -> ET.Element:
+    """Parse a file. Raises DataError."""
+    try:
+        return ET.parse(path).getroot()
+    except (ET.ParseError, OSError, ValueError, LookupError) as error:  # LookupError: an unknown encoding
+        raise DataError(f"{path} is not readable XML ({error}); fix or remove it") from error
+
+
+def read_annotation(
+    root: Path,
+    image: Path,
+    xml: Path | None,
+    leave_out: bool,
+    reading: ReadingReport,
+    first_pixel: int = 1,
+    location: str = "",
+) -> ImageAnnotation | None:
+    """Read the annotation of an image.
+
+    Args:
+        root: The source.
+        image: The image file.
+        xml: Its annotation file; None: it has none.
+        leave_out: Whether an image without an annotation file is left out; otherwise it is background.
+        reading: Counts what is dropped.
+        first_pixel: 1: corners are pixels, counted from 1 and both inside the box. 0: they are edges, counted from 0.
+        location: Name of the annotation file in messages. Empty: its name without its folder.
+
+    Returns:
+        The annotation; None if the image cannot be used.
+
+    Raises:
+        DataError: The annotation file cannot be read.
+    """
+    if xml is None:
+        if leave_out:
+            reading.count("dropped", "images without an annotation file", image.name)
+            return None
+        annotation = annotate_image(root, image, reading)
+        if annotation is not None:
+            reading.count("read", "images without an annotation file, as background", annotation.name)
+        return annotation
+    tree = read_xml(xml)
+    annotation = annotate_image(root, image, reading, _stated_size(tree))
+    if annotation is None:
+        return None
+    for number, element in enumerate(tree.findall("object"), start=1):
+        item = _read_object(element, f"{location or xml.name} object {number}", first_pixel, reading)
+        if item is not None:
+            annotation.objects.append(item)
+    return annotation
+
+
+def class_names(images: Iterable[ImageAnnotation]) -> tuple[str, ...]:
+    """Return the sorted names of the classes of all objects."""
+    names: set[str] = set()
+    for image in images:
+        names |= {item.class_name for item in image.objects}
+    return tuple(sorted(names))
+
+
+def _stated_size(tree: ET.Element) -> tuple[int, int] | None:
+    """(height, width); None if the file does not state both."""
+    sides = []
+    for side in ("height", "width"):
+        try:
+            number = float(tree.findtext(f"size/{side}", ""))
+        except ValueError:
+            return None
+        if not math.isfinite(number) or number < 0:
+            return None
+        sides.append(round(number))
+    return sides[0], sides[1]
+
+
+def _read_object(
+    element: ET.Element, location: str, first_pixel: int, reading: ReadingReport
+) -> ObjectAnnotation | None:
+    """Equal corners are not a box."""
+    name = element.findtext("name", "").strip()
+    try:
+        x0, y0, x1, y1 = (float(element.findtext(f"bndbox/{end}", "")) for end in ("xmin", "ymin", "xmax", "ymax"))
+    except ValueError:
+        reading.count("dropped", NO_BOX, location)
+        return None
+    if any(map(math.isinf, (x0, y0, x1, y1))):
+        reading.count("dropped", NO_BOX, location)
+        return None
+    if not name:
+        reading.count("dropped", "objects without a name", location)
+        return None
+    if not (x1 > x0 and y1 > y0):
+        reading.count("dropped", EMPTY_BOX, location)
+        return None
+    difficult = element.findtext("difficult", "").strip() == "1"
+    box = (x0 - first_pixel, y0 - first_pixel, x1, y1)
+    return ObjectAnnotation(name, box, location, difficult=difficult)

@@ -1,0 +1,206 @@
+"""YOLO: a .txt file for each image, with a line for each object; data.yaml names the splits and the classes.
+
+Images lie in images/SPLIT with labels in labels/SPLIT, in SPLIT/images with SPLIT/labels, or next to their labels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from plrc.data.layouts import IMAGE_EXTENSIONS, list_folder, read_lines
+from plrc.data.reading import ReadingReport
+from plrc.errors import ConfigError, DataError
+from plrc.transfer.labels.annotations import ImageAnnotation, ObjectAnnotation, annotate_image
+from plrc.transfer.labels.contents import files_below, folder_named
+from plrc.transfer.labels.reader import NoLabelsForTask, SplitAnnotations, split_for_each_role
+from plrc.transfer.labels.yolo_lines import FAR_OUTSIDE, LabelLine, read_label_lines
+from plrc.transfer.labels.yolo_source import find_yolo_source
+from plrc.transfer.protocols import LabelledConfig, Task
+
+_NO_LABELS = ("classes.txt", "train.txt", "val.txt", "valid.txt", "validation.txt", "test.txt")
+
+
+@dataclass(frozen=True)
+class _LabelledFile:
+    """An image and the lines of its label file; None: it has no such file."""
+
+    image: Path
+    lines: list[LabelLine] | None
+
+
+class YoloReader:
+    """Labels in the layout of YOLO.
+
+    Raises:
+        LayoutError: The source has no labels for the task.
+        DataError: Its data.yaml cannot be used.
+    """
+
+    def __init__(self, config: LabelledConfig, task: Task, reading: ReadingReport) -> None:
+        source = Path(config.source)
+        self.root = source if source.is_dir() else source.parent
+        self.task = task
+        self.reading = reading
+        self.leave_out = config.unlabelled == "leave_out"
+        self.quads_are_polygons = config.four_point_polygons
+        self.source = find_yolo_source(source, reading)
+        self.names = self.source.names
+        self.splits = list(self.source.splits)
+        self.roles = split_for_each_role(self.splits)
+        self._label_files: dict[Path, dict[str, Path]] = {}  # folder of images -> stem -> label file
+        if task == "semantic":
+            raise NoLabelsForTask(
+                f"{self.root} has the layout of YOLO, which has boxes or polygons, but no label maps",
+                "detection, or instances if the labels are polygons",
+            )
+
+    def read(self, split: str) -> SplitAnnotations:
+        if split not in self.splits:
+            names = ", ".join(self.splits)
+            raise ConfigError(f"{self.root} has no split {split} in the layout of YOLO; write one of: {names}")
+        files = []
+        for place in self.source.splits[split]:
+            images = self._images_of_list(place) if place.is_file() else self._images_of_folder(place)
+            files += [_LabelledFile(image, self._read_lines(image)) for image in images]
+        lines = [line for file in files for line in file.lines or []]
+        self._check(lines, split)
+        annotations = []
+        for file in files:
+            annotation = self._annotate(file)
+            if annotation is not None:
+                annotations.append(annotation)
+        return SplitAnnotations(annotations, self._class_names(lines))
+
+    def class_ids(self, images: Sequence[ImageAnnotation]) -> Mapping[int, str]:
+        return {}
+
+    def _images_of_folder(self, folder: Path) -> list[Path]:
+        listing = list_folder(str(folder))
+        self.reading.extend(listing.reading)
+        label_folder = _label_folder(folder)
+        stems = {os.path.splitext(name)[0] for name in listing.names}
+        for name in files_below(label_folder, ".txt"):
+            if os.path.splitext(name)[0] not in stems and _may_hold_labels(name):
+                self.reading.count("left out", "label files without an image", self._name(label_folder / name))
+        return [folder / name for name in sorted(listing.names)]
+
+    def _images_of_list(self, path: Path) -> list[Path]:
+        images = []
+        for line in read_lines(str(path)):
+            image = self.source.locator.locate(line.replace("\\", "/"), path.parent)
+            if image is None or not image.is_file():
+                self.reading.count("left out", "entries of a list that are no file", f"{self._name(path)}: {line}")
+            else:
+                images.append(image)
+        return images
+
+    def _read_lines(self, image: Path) -> list[LabelLine] | None:
+        """The labels of an image; several images may share a label file."""
+        if image.parent not in self._label_files:
+            folder = _label_folder(image.parent)
+            names = os.listdir(folder) if folder.is_dir() else []
+            texts = [name for name in sorted(names) if name.lower().endswith(".txt") and _may_hold_labels(name)]
+            self._label_files[image.parent] = {os.path.splitext(name)[0]: folder / name for name in texts}
+            self._compare(image.parent, self._label_files[image.parent])
+        path = self._label_files[image.parent].get(image.stem)
+        if path is None:
+            return None
+        return read_label_lines(path, self._name(path), self.reading)
+
+    def _compare(self, folder: Path, label_files: Mapping[str, Path]) -> None:
+        """Count the label files of a folder that belong to no image, and the images that share one."""
+        images = [name for name in os.listdir(folder) if name.lower().endswith(IMAGE_EXTENSIONS)]
+        images_of_stem = Counter(os.path.splitext(name)[0] for name in images)
+        for stem, path in label_files.items():
+            if images_of_stem[stem] == 0:
+                self.reading.count("left out", "label files without an image", self._name(path))
+            if images_of_stem[stem] > 1:
+                self.reading.count("read", "label files that several images share", self._name(path))
+
+    def _check(self, lines: list[LabelLine], split: str) -> None:
+        """Refuse labels whose meaning is not that of YOLO's boxes and polygons."""
+        far_outside = [line for line in lines if line.is_far_outside]
+        if 2 * len(far_outside) > len(lines):
+            first = far_outside[0]
+            raise DataError(
+                f"{len(far_outside)} of {len(lines)} labels of the split {split} have values above {FAR_OUTSIDE:g}, "
+                f"such as {max(first.values):g} in {first.location}: they look like pixels, but YOLO's values are "
+                "shares of the image's width and height, from 0 to 1; export them again"
+            )
+        polygons = [line for line in lines if line.is_polygon]
+        if any(len(line.values) != 8 for line in polygons):
+            self.quads_are_polygons = True
+        tilted = [line for line in polygons if line.is_tilted_quad]
+        if tilted and not self.quads_are_polygons:
+            raise DataError(
+                f"{tilted[0].location} has 8 values after the class, and no label of the split {split} has more: they "
+                "are oriented boxes, which plrc does not read, or polygons of four points; if they are polygons, write "
+                "--data.four-point-polygons"
+            )
+        if self.task == "instances" and lines and not polygons:
+            raise NoLabelsForTask(f"{self.root}: the split {split} has boxes without masks", "detection")
+        unknown = [line for line in lines if self.names is not None and line.class_number not in self.names]
+        if unknown and self.names is not None:
+            raise DataError(
+                f"{unknown[0].location} has the class {unknown[0].class_number}, but {self.source.names_file} names "
+                f"only {len(self.names)} classes{_numbered(self.names)}; correct one of the two"
+            )
+
+    def _annotate(self, file: _LabelledFile) -> ImageAnnotation | None:
+        name = self._name(file.image)
+        if file.lines is None and self.leave_out:
+            self.reading.count("left out", "images without a label file", name)
+            return None
+        annotation = annotate_image(self.root, file.image, self.reading)
+        if annotation is None:
+            return None
+        if file.lines is None:
+            self.reading.count("read", "images without a label file, as background", name)
+        for line in file.lines or []:
+            if line.is_far_outside:
+                self.reading.count("dropped", "labels with values far outside of 0 to 1", line.location)
+            else:
+                annotation.objects.append(self._object(line, annotation.height, annotation.width))
+        return annotation
+
+    def _object(self, line: LabelLine, height: int, width: int) -> ObjectAnnotation:
+        return ObjectAnnotation(
+            class_name=self._class_name(line.class_number),
+            box=line.box(height, width),
+            location=line.location,
+            segmentation=[line.points(height, width)] if line.is_polygon else None,
+        )
+
+    def _class_names(self, lines: list[LabelLine]) -> tuple[str, ...]:
+        if self.names is not None:
+            return tuple(self.names.values())
+        return tuple(self._class_name(number) for number in sorted({line.class_number for line in lines}))
+
+    def _class_name(self, number: int) -> str:
+        return f"class {number}" if self.names is None else self.names[number]
+
+    def _name(self, path: Path) -> str:
+        return os.path.relpath(path, self.root).replace(os.sep, "/")
+
+
+def _label_folder(images: Path) -> Path:
+    """The folder `labels` in place of the last folder `images` of a path; without one, the folder of the images."""
+    for folder in (images, *images.parents):
+        if folder.name.lower() == "images":
+            labels = folder_named(folder.parent, "labels")
+            if labels is not None:
+                return labels / images.relative_to(folder)
+    return images
+
+
+def _may_hold_labels(name: str) -> bool:
+    base = name.rpartition("/")[2].lower()
+    return base not in _NO_LABELS and not base.startswith("readme")
+
+
+def _numbered(names: Mapping[int, str]) -> str:
+    return f" ({min(names)} to {max(names)})" if names else ""

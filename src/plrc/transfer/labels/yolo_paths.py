@@ -1,0 +1,62 @@
+"""The paths that data.yaml and lists of images name: relative to several folders, or those of another machine."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_SHOWN = 3  # replaced paths that are reported
+
+
+@dataclass
+class Locator:
+    """Finds files and folders by the paths that a data set names.
+
+    A path is tried below several folders without its leading "../", then with it, and then below `root` without more
+    and more of its first folders, which finds the data of another machine. A folder that contains `root` is no answer.
+
+    Attributes:
+        root: The folder that is read.
+        base: The folder that `path` of data.yaml names; it need not exist.
+        replaced: The first paths that lie elsewhere than they say -> path relative to `root`, for the report.
+    """
+
+    root: Path
+    base: Path
+    replaced: dict[str, str] = field(default_factory=dict)
+
+    def locate(self, name: str, start: Path | None = None) -> Path | None:
+        """Return the file or folder of a path; None if there is none.
+
+        Args:
+            name: The path, with "/" as separator.
+            start: A folder that is tried first: that of the list which names the path.
+        """
+        folders = [folder for folder in (start, self.base, self.root) if folder is not None]
+        parts = [part for part in name.split("/") if part not in ("", ".")]
+        while parts and parts[0] == "..":
+            parts.pop(0)
+        inside = "/".join(parts)
+        places = [folder / name for folder in folders]
+        if not os.path.isabs(name):
+            places = [folder / inside for folder in folders] + places
+        for place in places:
+            if self._fits(place):
+                return Path(os.path.normpath(place))
+        for dropped in range(1, len(parts)):
+            tail = "/".join(parts[dropped:])
+            if ".." not in parts and self._fits(self.root / tail):
+                if len(self.replaced) < _SHOWN:
+                    self.replaced[name] = tail
+                return self.root / tail
+        return None
+
+    def _fits(self, place: Path) -> bool:
+        if os.path.isfile(place):
+            return True
+        if not os.path.isdir(place):
+            return False
+        folder = os.path.realpath(place)
+        root = os.path.realpath(self.root)
+        return folder == root or os.path.commonpath([root, folder]) != folder

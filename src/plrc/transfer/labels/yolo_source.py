@@ -1,0 +1,234 @@
+"""Where a YOLO data set keeps its images and the names of its classes: data.yaml, or folders and lists without one."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from plrc.data.layouts import read_lines
+from plrc.data.reading import ReadingReport
+from plrc.errors import DataError, LayoutError
+from plrc.transfer.labels.contents import folder_named, survey
+from plrc.transfer.labels.yolo_paths import Locator
+
+YAML_ENDINGS = (".yaml", ".yml")
+WHOLE = "all"
+"""Name of the only split of a source without splits."""
+
+_SPLITS = ("train", "val", "valid", "validation", "test")
+_NAME_FILES = ("classes.txt", "obj.names", "data/obj.names", "labels/classes.txt")
+_LARGEST_YAML = 2_000_000  # bytes
+
+
+@dataclass(frozen=True)
+class YoloSource:
+    """A YOLO data set.
+
+    Attributes:
+        names: Number of a class -> its name; None: the classes have no names.
+        names_file: The file that names the classes, for messages.
+        splits: Split -> folders of images, and text files that list images.
+        locator: Finds the paths that lists name.
+    """
+
+    names: dict[int, str] | None
+    names_file: Path
+    splits: dict[str, list[Path]]
+    locator: Locator
+
+
+def find_yolo_source(source: Path, reading: ReadingReport) -> YoloSource:
+    """Find the splits and the names of the classes.
+
+    Args:
+        source: A folder, or its data.yaml.
+        reading: Receives what was repaired, and what was chosen without a data.yaml.
+
+    Raises:
+        LayoutError: There are neither a data.yaml nor folders or lists of images.
+        DataError: A data.yaml that cannot be used.
+    """
+    root = source if source.is_dir() else source.parent
+    path = yaml_file(source)
+    if path is None:
+        splits = _splits_by_name(root)
+        if not splits:
+            raise LayoutError(
+                f"{root} has no YOLO labels (looked for data.yaml, images/SPLIT with labels/SPLIT, SPLIT/images with "
+                "SPLIT/labels, and images with .txt files next to them)"
+            )
+        names, names_file = _names_of_file(root)
+        if names is None:
+            reading.add(f"{root} has no data.yaml and no classes.txt: the classes are called by their numbers")
+        return YoloSource(names, names_file, splits, Locator(root, root))
+    table = _read_yaml(path)
+    if "kpt_shape" in table:
+        raise DataError(
+            f"{path} has kpt_shape: its labels are keypoints, which plrc does not read; export boxes or polygons"
+        )
+    if table.get("task") == "obb":
+        raise DataError(
+            f"{path} has task: obb: its labels are oriented boxes, which plrc does not read; export boxes or polygons"
+        )
+    stated = table.get("path", "")
+    locator = Locator(root, root / _as_path(stated) if isinstance(stated, str) else root)
+    splits = _splits_of_yaml(path, table, locator, reading)
+    names, names_file = _names_of_yaml(path, table, locator, reading)
+    if names is None:
+        reading.add(f"{path} has no names: the classes are called by their numbers")
+    return YoloSource(names, names_file, splits, locator)
+
+
+def yaml_file(source: Path) -> Path | None:
+    """Return the YAML file of a source: itself, data.yaml, or the only one with `names` or `train`; None without one.
+
+    Raises:
+        DataError: There are several, none of which is called data.yaml.
+    """
+    if source.is_file():
+        return source
+    paths = sorted(path for path in source.iterdir() if path.name.lower().endswith(YAML_ENDINGS) and path.is_file())
+    for path in paths:
+        if path.stem.lower() == "data":
+            return path
+    fitting = [path for path in paths if re.search(rb"(?m)^['\"]?(names|train)\b", _head(path))]
+    if len(fitting) > 1:
+        raise DataError(
+            f"{source} has {len(fitting)} files that may describe the data ({fitting[0].name}, {fitting[1].name}); "
+            "name one of them: --data FILE"
+        )
+    return fitting[0] if fitting else None
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(_LARGEST_YAML)
+    except OSError:
+        return b""
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """The entries of a YAML file; every value is text, a list or a dictionary."""
+    try:
+        if path.stat().st_size > _LARGEST_YAML:
+            raise DataError(f"{path} is larger than {_LARGEST_YAML} bytes, so it is no description of a data set")
+        table = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=yaml.BaseLoader)  # builds nothing but text
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} is not readable YAML ({reason}); fix it") from error
+    if not isinstance(table, dict):
+        raise DataError(f"{path} is not the description of a YOLO data set: it has no entries train, val and names")
+    return {key: value for key, value in table.items() if isinstance(key, str)}
+
+
+def _splits_of_yaml(
+    path: Path, table: dict[str, Any], locator: Locator, reading: ReadingReport
+) -> dict[str, list[Path]]:
+    splits: dict[str, list[Path]] = {}
+    for split in _SPLITS:
+        entries = table.get(split) or []
+        entries = [entries] if isinstance(entries, str) else entries
+        if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+            raise DataError(f"{path}: {split} is neither a path nor a list of paths")
+        places = []
+        for entry in entries:
+            place = locator.locate(_as_path(entry))
+            if place is not None:
+                places.append(place)
+            elif split == "train":
+                raise DataError(
+                    f"{path}: {split} names {entry}, which is no folder or list of images in {locator.base} or "
+                    f"{locator.root}; correct it"
+                )
+            else:
+                reading.add(f"{path.name}: {split} names {entry}, which does not exist; it is left out")
+        if places and places in splits.values():
+            reading.add(f"{path.name}: {split} names the same images as another split; it is left out")
+        elif places:
+            splits[split] = places
+    reading.add(*(f"{path.name} names {entry}: {place} is read" for entry, place in locator.replaced.items()))
+    roles = {split[:3] for split in _SPLITS if table.get(split)}
+    for split, places in _splits_by_name(locator.root).items():
+        if splits and split in _SPLITS and split[:3] not in roles:
+            reading.add(f"{path.name} names no split {split}: {places[0].relative_to(locator.root)} is read as {split}")
+            splits[split] = places
+    return splits or _splits_by_name(locator.root)
+
+
+def _splits_by_name(root: Path) -> dict[str, list[Path]]:
+    """images/SPLIT; SPLIT/images; SPLIT.txt, which lists images; images; folders of images with .txt files."""
+    contents = survey(root)
+    images = folder_named(root, "images")
+    splits = {}
+    for folder in contents.files:
+        parts = folder.split("/")
+        if len(parts) == 2 and parts[0].lower() == "images" and _holds_images(root / folder):
+            splits[parts[1]] = [root / folder]
+        elif len(parts) == 2 and parts[1].lower() == "images" and _holds_images(root / folder):
+            splits[parts[0]] = [root / folder]
+    if len(splits) < 2:
+        lists = {split: root / f"{split}.txt" for split in _SPLITS if (root / f"{split}.txt").is_file()}
+        splits = {split: [path] for split, path in lists.items()} or splits
+    if not splits and images is not None and contents.images(images.name):
+        splits[WHOLE] = [images]
+    if not splits:
+        for folder in contents.files:
+            if "/" not in folder and contents.images(folder) and contents.named(folder, ".txt"):
+                splits[folder or WHOLE] = [root / folder]
+    return splits
+
+
+def _holds_images(folder: Path) -> bool:
+    contents = survey(folder)
+    return any(contents.images(inner) for inner in contents.files)
+
+
+def _names_of_yaml(
+    path: Path, table: dict[str, Any], locator: Locator, reading: ReadingReport
+) -> tuple[dict[int, str] | None, Path]:
+    stated = table.get("names")
+    if not stated:
+        return _names_of_file(locator.root)
+    if isinstance(stated, str):
+        file = locator.locate(_as_path(stated))
+        if file is None or not file.is_file():
+            raise DataError(f"{path}: names is {stated}, neither a list of names nor a file with names; correct it")
+        return _checked(dict(enumerate(read_lines(str(file)))), file), file
+    if isinstance(stated, list):
+        stated = dict(enumerate(stated))
+    try:
+        names = {int(number): name for number, name in stated.items()}
+    except (TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path}: names has a key that is not the number of a class; correct it") from error
+    count = table.get("nc")
+    if isinstance(count, str) and count.strip() not in ("", str(len(names))):
+        reading.add(f"{path.name}: nc is {count}, but names has {len(names)} entries; names is used")
+    return _checked(names, path), path
+
+
+def _names_of_file(root: Path) -> tuple[dict[int, str] | None, Path]:
+    for name in _NAME_FILES:
+        path = root / name
+        if path.is_file():
+            return _checked(dict(enumerate(read_lines(str(path)))), path), path
+    return None, root
+
+
+def _checked(names: dict[int, Any], path: Path) -> dict[int, str]:
+    if not all(isinstance(name, str) and name.strip() for name in names.values()):
+        raise DataError(f"{path} has a class without a name, or whose name is not text; correct it")
+    stripped = {number: name.strip() for number, name in sorted(names.items())}
+    repeated = [name for name, count in Counter(stripped.values()).items() if count > 1]
+    if repeated:
+        raise DataError(f"{path} gives {repeated[0]!r} to more than one class; give each class a name of its own")
+    return stripped
+
+
+def _as_path(text: str) -> str:
+    return text.strip().replace("\\", "/")
