@@ -23,7 +23,7 @@ from plrc.transfer.presets import PROTOCOLS, protocol
 FLAGS = """
 --help --preset --method --config --seed --adapt --no-adapt --data --out --resume --no-resume --devices
 --data.source --data.layout --data.split --data.exclude --data.held-out --data.rescale-percentiles --data.max-megapixels
---data.group --data.max-unreadable-fraction --data.mean --data.std
+--data.group --data.max-unreadable-fraction --data.channels --data.mean --data.std
 --views.size --views.scale --views.ratio --views.flip-prob --views.overlap --views.overlap-tries --views.jitter-prob
 --views.brightness --views.contrast --views.saturation --views.hue --views.gray-prob --views.blur-prob
 --views.blur-sigma
@@ -55,7 +55,7 @@ TRANSFER = """
 --help --preset --config --data --out --resume --no-resume --schedule --partial --no-partial --evaluations
 --data.source --data.layout --data.train --data.val --data.test --data.fraction --data.shots --data.merge-classes
 --data.group --data.no-merge-classes --data.test-fraction --data.unlabelled --data.four-point-polygons
---data.no-four-point-polygons --data.difficult --data.no-difficult --data.mean --data.std
+--data.no-four-point-polygons --data.difficult --data.no-difficult --data.channels --data.mean --data.std
 --input.train-size --input.test-size --input.max-size --input.crop --input.flip-prob
 --model.backbone --model.neck --model.norm --model.head-norm --model.trainable-layers --model.width --model.min-stride
 --model.hidden --model.rois-per-image --model.anchors --model.dilation --model.layer4-dilation
@@ -220,7 +220,7 @@ def test_flags_of_transfer(task: str, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_flags_of_the_probe_and_of_compare(capsys: pytest.CaptureFixture[str]) -> None:
-    probe = "--help --data --init --out --backbone --layout --size --images --seed --mean --std"
+    probe = "--help --data --init --out --backbone --layout --size --images --seed --channels --mean --std"
     splits = "--train --test --test-fraction --fraction"
     assert flags(["transfer", "probe"], capsys) == {*probe.split(), *splits.split()}
     grid = "--task --init --fractions --shots --seeds --lrs --processes"

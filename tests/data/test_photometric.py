@@ -13,10 +13,11 @@ from torchvision.transforms.v2 import functional as tv
 
 from plrc.config import ViewConfig
 from plrc.data import photometric
-from plrc.data.photometric import DRAWS
+from plrc.data.photometric import color_draws
 from plrc.pixels import IMAGENET
 
 NONE = ViewConfig(jitter_prob=0.0, gray_prob=0.0, blur_prob=0.0)
+DRAWS = color_draws(3)
 augment = partial(photometric.augment, statistics=IMAGENET)
 normalize = partial(photometric.normalize, statistics=IMAGENET)
 JITTER, BRIGHTNESS, CONTRAST, SATURATION, HUE, GREY, BLUR, SIGMA = range(DRAWS)

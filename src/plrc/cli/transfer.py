@@ -55,6 +55,8 @@ class ProbeOptions:
     """Largest number of images that are read, of each split."""
     seed: int = 0
     """Subset, random weights, pixels that the probe is fitted on."""
+    channels: int = 3
+    """Channels of an image, as data.channels of the pre-training. 3: RGB."""
     mean: tuple[float, ...] = ()
     """Mean of red, green and blue, on the scale 0 to 1, that pixels are normalized with. Empty: what the weights were
     trained with."""
@@ -129,6 +131,7 @@ def probe(arguments: Sequence[str]) -> int:
         test=options.test,
         test_fraction=options.test_fraction,
         fraction=options.fraction,
+        channels=options.channels,
         mean=options.mean,
         std=options.std,
     )

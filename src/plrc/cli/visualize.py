@@ -13,6 +13,7 @@ from plrc.cli.output import progress
 from plrc.config import Config
 from plrc.errors import ConfigError
 from plrc.files import write_text
+from plrc.pixels import IMAGENET, RGB_CHANNELS
 
 if TYPE_CHECKING:
     from plrc.model import Backbone
@@ -152,5 +153,6 @@ def _load_network(init: str, config: Config, named: str) -> tuple[Backbone, int]
     name = ""
     if init == "random" or own_code:
         name = trusted_backbone(model.backbone, named, "--backbone {}")
-    backbone, _ = initial_backbone(init, name, layer4_stride=model.layer4_stride, seed=config.seed)
+    usual = IMAGENET if config.data.channels == RGB_CHANNELS else config.data.pixels
+    backbone, _ = initial_backbone(init, name, layer4_stride=model.layer4_stride, seed=config.seed, usual=usual)
     return backbone, model.largest_stride

@@ -18,7 +18,9 @@ from plrc.data.manifest import read_manifest
 from plrc.engine.checkpoint import newest_checkpoint
 from plrc.errors import ConfigError, DataError, WeightsError
 from plrc.files import file_sha256
+from plrc.pixels import PixelStatistics
 from plrc.transfer.initial import initial_backbone
+from plrc.transfer.labels.datasets import usual_pixels
 from plrc.transfer.labels.splits import LabelledSet, read_labelled
 from plrc.transfer.protocols import TransferConfig
 
@@ -60,8 +62,9 @@ def build_comparison(
         base = base.with_values({"data.val": ""})
     rates = tuple(sorted(set(lrs)))
     comparison = Comparison(base, groups, fractions, shots, seeds, rates, Path(base.run.out), processes)
-    backbone = _common_backbone(set(itertools.chain(*groups.values())), base)
     splits = read_labelled(base.data, base.task)
+    usual = usual_pixels(splits.train, base.data.pixels)
+    backbone = _common_backbone(set(itertools.chain(*groups.values())), base, usual)
     _check_test_images_unseen(comparison, splits.test)
     return replace(comparison, base=base.with_values({"model.backbone": backbone}), digest=splits.digest())
 
@@ -98,7 +101,7 @@ def _read_init(text: str) -> tuple[str, tuple[str, ...]]:
     return name, group
 
 
-def _common_backbone(inits: set[str], base: TransferConfig) -> str:
+def _common_backbone(inits: set[str], base: TransferConfig, usual: PixelStatistics) -> str:
     """Load every weights file once and return the backbone of all: the user's, else that of the first file."""
 
     def runs_before_files(init: str) -> tuple[bool, bool]:
@@ -106,7 +109,7 @@ def _common_backbone(inits: set[str], base: TransferConfig) -> str:
 
     backbone = base.model.backbone
     for init in sorted(inits - {"random"}, key=runs_before_files):
-        backbone = initial_backbone(init, backbone, base.partial)[1].backbone
+        backbone = initial_backbone(init, backbone, base.partial, usual=usual)[1].backbone
     return backbone
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from plrc.pixels import IMAGENET, PixelStatistics, given_statistics
+from plrc.errors import ConfigError
+from plrc.pixels import IMAGENET, RGB_CHANNELS, PixelStatistics, given_statistics
 from plrc.settings import (
     require,
     require_at_least,
@@ -15,6 +16,8 @@ from plrc.settings import (
     require_range,
     setting,
 )
+
+MAX_CHANNELS = 1024
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,13 @@ class DataConfig:
     group: str = setting("", metavar="folder|PATTERN")
     """Images that are held out together or not at all, such as frames of one video: those of a folder, or those in
     whose path the first group of a regular expression is the same, such as (.+)_MOV. Empty: no groups."""
+    channels: int = 3
+    """Channels of an image. 3: images are read as RGB. Another number (1: gray, 5: multispectral, ...): TIFF files, and
+    NumPy arrays (.npy) [H, W, channels] or [channels, H, W], are read as they are; a file with another number of
+    channels counts as unreadable."""
     rescale_percentiles: tuple[float, float] = (0.5, 99.5)
-    """16-bit images: the gray values at these two percentiles of an image become 0 and 255."""
+    """16-bit images: the gray values at these two percentiles of an image become 0 and 255. With `channels` other than
+    3, those of each channel, because channels may have different units."""
     max_megapixels: float = 200.0
     """Images with more megapixels than this count as unreadable; protects against decompression bombs."""
     max_unreadable_fraction: float = 0.1
@@ -46,25 +54,36 @@ class DataConfig:
     mean: tuple[float, ...] = ()
     """Mean of red, green and blue, on the scale 0 to 1, that pixels are normalized with. Empty: what the weights of
     `model.init` were trained with (as their file says, else as timm's configuration of the network says), or
-    ImageNet's."""
+    ImageNet's. With `channels` other than 3: a number for each channel; empty: measured at the start of a run."""
     std: tuple[float, ...] = ()
-    """Standard deviation of red, green and blue, on the scale 0 to 1; set it together with `mean`."""
+    """Standard deviation of red, green and blue (of each channel), on the scale 0 to 1; set it together with `mean`."""
 
     def __post_init__(self) -> None:
         require_at_least("data.held_out", self.held_out, 0)
         require_pattern("data.group", self.group)
+        require_between("data.channels", self.channels, 1, MAX_CHANNELS)
         require_range("data.rescale_percentiles", self.rescale_percentiles, 0, 100)
         require_positive("data.max_megapixels", self.max_megapixels)
         require_between("data.max_unreadable_fraction", self.max_unreadable_fraction, 0, 1)
-        given_statistics(self.mean, self.std)
+        given_statistics(self.mean, self.std, channels=self.channels)
 
     @property
     def pixels(self) -> PixelStatistics:
         """The statistics that pixels are normalized with: `mean` and `std`, or ImageNet's.
 
-        At the start of a run, the statistics of start weights have been written into `mean` and `std`.
+        At the start of a run, the statistics of start weights, or of the images, have been written into `mean` and
+        `std`.
+
+        Raises:
+            ConfigError: Images are not RGB, and `mean` and `std` are empty.
         """
-        return given_statistics(self.mean, self.std) or IMAGENET
+        given = given_statistics(self.mean, self.std, channels=self.channels)
+        if given is None and self.channels != RGB_CHANNELS:
+            raise ConfigError(
+                f"data.mean and data.std are needed for images of {self.channels} channels: a number for each channel; "
+                f"plrc scan DIR --channels {self.channels} measures them"
+            )
+        return given or IMAGENET
 
 
 @dataclass(frozen=True)

@@ -36,10 +36,10 @@ def load_cached(folder: str, path: str, options: tuple[object, ...], decode: Cal
         folder: The cache.
         path: The image file.
         options: Everything else that the decoded image depends on.
-        decode: Decodes the image into uint8 [3, H, W]; its errors are raised.
+        decode: Decodes the image into uint8 [C, H, W]; its errors are raised.
 
     Returns:
-        uint8 [3, H, W]. Changing it does not change the copy.
+        uint8 [C, H, W]. Changing it does not change the copy.
     """
     try:
         stat = os.stat(path)

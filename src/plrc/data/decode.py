@@ -1,7 +1,7 @@
-"""Decode image files into RGB tensors.
+"""Decode image files into tensors: RGB, or another number of channels as they are stored.
 
-Shapes: H x W pixels after the EXIF orientation was applied. Tensors are [3, H, W] with the memory layout of [H, W, 3]
-(channels last), which makes PyTorch's antialiased resize of uint8 images fast.
+Shapes: H x W pixels after the EXIF orientation was applied, C channels (3: RGB). Tensors are [C, H, W] with the memory
+layout of [H, W, C] (channels last), which makes PyTorch's antialiased resize of uint8 images fast.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import torchvision  # noqa: F401 - registers torch.ops.image
 from PIL import ExifTags, Image
 from torch import Tensor
 
+from plrc.data.channels import NPY_START, read_bands, read_npy, read_npy_size, require_channels
 from plrc.data.image_files import (
     MAX_MEGAPIXELS,
     DecodeError,
+    check_megapixels,
     check_pixels,
     exceeds_8_bits,
     name_errors,
@@ -26,19 +28,21 @@ from plrc.data.image_files import (
     quiet_pillow,
     read_bytes,
 )
+from plrc.pixels import RGB_CHANNELS
 from plrc.text import printable
 
 RESCALE_PERCENTILES = (0.5, 99.5)
 
 _FLIPS: dict[int, tuple[int, ...]] = {2: (1,), 3: (0, 1), 4: (0,), 5: (), 6: (1,), 7: (0, 1), 8: (0,)}
 _UNCHANGED, _RGB = 0, 3  # read modes of torchvision's operators
+_COLOR_MODES = ("RGB", "RGBA", "LA")  # modes in which Pillow cuts a 16-bit PNG to 8 bits
 _BLOCK = 2**20  # values that are rescaled at a time
 
 
-def decode(path: str | os.PathLike[str]) -> Tensor:
-    """Read and decode an image file into RGB pixels, uint8 [3, H, W]. Raises DecodeError, which names the file."""
+def decode(path: str | os.PathLike[str], channels: int = RGB_CHANNELS) -> Tensor:
+    """Read and decode an image file into pixels, uint8 [channels, H, W]. Raises DecodeError, which names the file."""
     with name_errors(path):
-        return decode_bytes(read_bytes(path))
+        return decode_bytes(read_bytes(path), channels=channels)
 
 
 def decode_bytes(
@@ -47,6 +51,7 @@ def decode_bytes(
     percentiles: tuple[float, float] = RESCALE_PERCENTILES,
     max_megapixels: float = MAX_MEGAPIXELS,
     min_side: int = 0,
+    channels: int = RGB_CHANNELS,
 ) -> Tensor:
     """Decode the contents of a JPEG, PNG, WebP, TIFF, BMP or GIF file.
 
@@ -60,19 +65,29 @@ def decode_bytes(
         max_megapixels: Larger images are refused.
         min_side: A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, which is much faster, as long as its shorter side
             keeps this many pixels. 0: always at full size.
+        channels: 3: images become RGB. Otherwise images must have so many channels, which are taken as they are stored;
+            those of other types than uint8 are rescaled channel by channel.
 
     Returns:
-        RGB pixels, uint8 [3, H, W].
+        Pixels, uint8 [channels, H, W].
 
     Raises:
         DecodeError: The image cannot be decoded or is refused.
     """
     with quiet_pillow():
+        if data.startswith(NPY_START):
+            check_megapixels(*read_npy_size(io.BytesIO(data), channels), max_megapixels)
+            return _as_pixels(read_npy(data, channels), percentiles).permute(2, 0, 1)
         image, start = open_image(io.BytesIO(data))
         check_pixels(image, data, max_megapixels)
         try:
+            if channels != RGB_CHANNELS:
+                stored = _as_pixels(_read_stored(image, start, data, channels), percentiles)
+                return _apply_orientation(stored, _orientation(image)).permute(2, 0, 1)
             pixels = _decode_pixels(image, start, data, percentiles, min_side)
             return _apply_orientation(pixels, _orientation(image)).permute(2, 0, 1)
+        except DecodeError:
+            raise
         except Exception as error:  # the decoders raise almost every type there is on damaged data
             raise DecodeError(_decoder_reason(error, image)) from error
 
@@ -104,6 +119,30 @@ def rescale(values: np.ndarray, percentiles: tuple[float, float]) -> np.ndarray:
         clipped = np.clip(np.nan_to_num(block, nan=low, posinf=high, neginf=low), low, high)
         out[start : start + _BLOCK] = (clipped - low) / (high - low) * 255 + 0.5
     return out.reshape(values.shape)
+
+
+def _read_stored(image: Image.Image, start: bytes, data: bytes, channels: int) -> np.ndarray:
+    """The channels of an image as they are stored: [h, w, channels] in the type of the file."""
+    if (
+        image.format == "PNG"
+        and exceeds_8_bits(image, start)
+        and image.mode in _COLOR_MODES
+        and _decode_png is not None
+    ):
+        values = _decode_png(_as_tensor(data), _UNCHANGED, False).permute(1, 2, 0).numpy()
+    else:
+        values = read_bands(image)
+    require_channels(values.shape[2], channels)
+    return values
+
+
+def _as_pixels(values: np.ndarray, percentiles: tuple[float, float]) -> Tensor:
+    """Rescale stored channels [h, w, C] to uint8, each by its own percentiles: channels may have different units."""
+    if values.dtype == np.bool_:
+        values = values.astype(np.uint8) * 255
+    if values.dtype != np.uint8:
+        values = np.stack([rescale(channel, percentiles) for channel in np.moveaxis(values, -1, 0)], axis=-1)
+    return torch.from_numpy(np.ascontiguousarray(values))
 
 
 def _decode_pixels(
@@ -180,7 +219,7 @@ def _decode_by_pillow(image: Image.Image) -> np.ndarray:
 
 def _decode_deep(image: Image.Image, data: bytes, percentiles: tuple[float, float]) -> np.ndarray:
     """Decode an image of more than 8 bits per channel and rescale it: [h, w, 3]."""
-    if image.format == "PNG" and image.mode in ("RGB", "RGBA", "LA") and _decode_png is not None:
+    if image.format == "PNG" and image.mode in _COLOR_MODES and _decode_png is not None:
         values = _decode_png(_as_tensor(data), _UNCHANGED, False).permute(1, 2, 0).numpy()
     else:
         values = np.asarray(image)

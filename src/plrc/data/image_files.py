@@ -156,9 +156,14 @@ def check_pixels(image: Image.Image, data: bytes, max_megapixels: float) -> None
     scans = data.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 0
     if scans > _MAX_SCANS:
         raise DecodeError(f"a JPEG of {scans} scans, made to take minutes; at most {_MAX_SCANS} are read")
-    megapixels = image.width * image.height / 1e6
+    check_megapixels(image.height, image.width, max_megapixels)
+
+
+def check_megapixels(height: int, width: int, max_megapixels: float) -> None:
+    """Raise DecodeError for an image that has no pixels or too many."""
+    megapixels = width * height / 1e6
     if megapixels > max_megapixels:
-        size = f"{image.width} x {image.height} = {megapixels:.6g} megapixels"
+        size = f"{width} x {height} = {megapixels:.6g} megapixels"
         raise DecodeError(f"{size} is more than data.max_megapixels = {max_megapixels:g}")
     if megapixels == 0:
         raise DecodeError("the image has no pixels")

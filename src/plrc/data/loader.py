@@ -4,7 +4,7 @@ Loader processes decode, crop and resize. Color, points and everything else are 
 from the uniform random numbers that travel in the batch.
 
 Shapes: V views (A query, C reference, B match, as far as they are needed), B images of a micro-batch on one process,
-S pixels per side of a view, h x w the id map of an image.
+C channels, S pixels per side of a view, h x w the id map of an image.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from plrc import rng
 from plrc.config import Config
 from plrc.data.cache import load_cached
 from plrc.data.image_files import ImageError
-from plrc.data.photometric import DRAWS
+from plrc.data.photometric import color_draws
 from plrc.data.points import contrast_draws, match_draws
 from plrc.data.regions import Regions
 from plrc.data.sampler import SampleKey, StepSampler
@@ -35,6 +35,7 @@ from plrc.data.teacher_cache import NO_FEATURES, TeacherCache, resize_whole
 from plrc.data.views import draw_views, render, shorter_side
 from plrc.data.workers import load_batches
 from plrc.errors import DataError
+from plrc.pixels import RGB_CHANNELS
 from plrc.text import printable
 
 MAX_SUBSTITUTES = 100  # number of images that are tried until one can be read
@@ -45,13 +46,13 @@ class Batch:
     """The images of one micro-batch.
 
     Attributes:
-        images: Views, uint8 [V, B, 3, S, S].
+        images: Views, uint8 [V, B, C, S, S].
         maps: Maps from view to image (see `geometry`), float32 [V, B, 4].
         regions: Region ids in the image frame, int16 [B, h, w]; -1 is unlabelled.
-        color_uniform: Uniform numbers in [0, 1) for `photometric.augment`, float32 [V, B, photometric.DRAWS].
+        color_uniform: Uniform numbers in [0, 1) for `photometric.augment`, float32 [V, B, photometric.color_draws(C)].
         contrast_uniform: Uniform numbers for `points.contrast_points`, float32 [B, points.contrast_draws()].
         match_uniform: Uniform numbers for `points.match_points`, float32 [B, points.match_draws(distill_points)].
-        teacher: For a frozen teacher: the whole images, uint8 [B, 3, T, T], or its features of them, float16
+        teacher: For a frozen teacher: the whole images, uint8 [B, C, T, T], or its features of them, float16
             [B, D, h, w]. Empty without such a teacher.
         failures: (name, reason) of each image that was replaced by another, because it or its id map could not be read.
     """
@@ -189,7 +190,9 @@ class ViewDataset(Dataset[Batch]):
         read = partial(self.images.decode, position, data, min_side)
         if not self.config.run.cache:
             return read()
-        options = (data.rescale_percentiles, data.max_megapixels, min_side)
+        options: tuple[object, ...] = (data.rescale_percentiles, data.max_megapixels, min_side)
+        if data.channels != RGB_CHANNELS:
+            options += (data.channels,)
         return load_cached(self.config.run.cache, self.images.path(position), options, read)
 
     def _teacher_input(self, position: int, image: Tensor) -> Tensor | None:
@@ -209,8 +212,9 @@ class ViewDataset(Dataset[Batch]):
         views = draw_views(crops, height, width, config.views, self.draw_match_view)
         if not (self.draw_match_view or config.needs_reference_view):
             views = views[:1]
+        draws = color_draws(config.data.channels)
         # three views are drawn even if only two exist: the number of draws never changes
-        color_uniform = rng.generator(seed, "colour", epoch, index).random((3, 1, DRAWS), dtype=np.float32)
+        color_uniform = rng.generator(seed, "colour", epoch, index).random((3, 1, draws), dtype=np.float32)
         point_rng = rng.generator(seed, "points", epoch, index)
         contrast_uniform = point_rng.random((1, contrast_draws()), dtype=np.float32)
         match_uniform = point_rng.random((1, match_draws(config.objectives.distill_points)), dtype=np.float32)

@@ -1,8 +1,11 @@
 """Color jitter, grayscale and blur of whole batches of views on any device. No pixel is moved.
 
+Views of another number of channels than three have no hue, saturation or gray: brightness and contrast of each channel
+are jittered by numbers of its own, and they are blurred as RGB is.
+
 There is no randomness (uniform numbers are an argument), no host synchronization, and no loop over images.
 
-Shapes: N views, S the side of a view, K taps of half a blur kernel.
+Shapes: N views, C channels (3: RGB), S the side of a view, K taps of half a blur kernel.
 """
 
 from __future__ import annotations
@@ -15,10 +18,10 @@ import torch
 from torch import Tensor
 
 from plrc.config import ViewConfig
-from plrc.pixels import PixelStatistics
+from plrc.pixels import RGB_CHANNELS, PixelStatistics
 
-DRAWS = 8
-"""Uniform numbers per view: jitter or not, brightness, contrast, saturation, hue, gray or not, blur or not, sigma."""
+_RGB_DRAWS = 8  # jitter or not, brightness, contrast, saturation, hue, gray or not, blur or not, sigma
+_SHARED_DRAWS = 3  # of other views: jitter or not, blur or not, sigma
 
 _LUMA = (0.299, 0.587, 0.114)
 _BLOCK = 32  # rows of a blur matrix that are multiplied at a time; see `_blur`
@@ -26,15 +29,24 @@ _CHUNK_GPU = 2**26  # color values per chunk of views: enough to keep a GPU busy
 _CHUNK_CPU = 2**21  # color values per chunk of views: fits into the cache of a CPU
 
 
+def color_draws(channels: int) -> int:
+    """Uniform numbers in [0, 1) that `augment` needs for a view of so many channels.
+
+    RGB: jitter or not, brightness, contrast, saturation, hue, gray or not, blur or not, sigma. Others: jitter or not,
+    brightness of each channel, contrast of each channel, blur or not, sigma.
+    """
+    return _RGB_DRAWS if channels == RGB_CHANNELS else _SHARED_DRAWS + 2 * channels
+
+
 def normalize(images: Tensor, statistics: PixelStatistics) -> Tensor:
     """Normalize images as a backbone expects them.
 
     Args:
-        images: RGB, uint8 [N, 3, H, W].
+        images: uint8 [N, C, H, W].
         statistics: What the backbone is trained with (`Backbone.pixels`).
 
     Returns:
-        (images / 255 - mean) / std, float32 [N, 3, H, W].
+        (images / 255 - mean) / std, float32 [N, C, H, W].
     """
     constants = _constants(images.device, statistics)
     return images.float().mul_(constants.scale).sub_(constants.shift)
@@ -46,16 +58,17 @@ def augment(images: Tensor, uniform: Tensor, config: ViewConfig, statistics: Pix
     The order is brightness, contrast (about the view's mean gray), saturation, hue, gray. Together they are one affine
     map of the colors per view (METHOD section 4). Differences from torchvision: the order is fixed; hue rotates the
     chroma plane of YIQ, which keeps the luma; values are clamped to [0, 1] once, after the map; the blur mirrors the
-    view at its border, which keeps its mean, and its kernel is cut at 3 times the largest sigma.
+    view at its border, which keeps its mean, and its kernel is cut at 3 times the largest sigma. Views that are not RGB
+    have brightness and contrast only, channel by channel, about the channel's mean.
 
     Args:
-        images: Views, uint8 [N, 3, S, S].
-        uniform: Uniform random numbers in [0, 1), [N, DRAWS].
+        images: Views, uint8 [N, C, S, S].
+        uniform: Uniform random numbers in [0, 1), [N, color_draws(C)].
         config: The settings of views.
         statistics: What views are normalized with.
 
     Returns:
-        Normalized views, float32 [N, 3, S, S].
+        Normalized views, float32 [N, C, S, S].
     """
     out = torch.empty(images.shape, device=images.device)
     chunk_values = _CHUNK_CPU if images.device.type == "cpu" else _CHUNK_GPU
@@ -73,17 +86,24 @@ def _augment_chunk(
     """Write the augmented and normalized views into `out`."""
     constants = _constants(images.device, statistics)
     pixels = images.to(torch.float32, memory_format=torch.contiguous_format)
-    matrix, offset = _color_maps(pixels.mean(dim=(2, 3)) / 255, uniform, config, constants)
+    means = pixels.mean(dim=(2, 3)) / 255
     # the map from pixels to normalized colors: / 255, then the map of the colors, then - mean, / std
-    matrix = matrix / (255 * constants.std)
-    offset = (offset - constants.mean) / constants.std
-    torch.baddbmm(offset, matrix, pixels.flatten(2), out=out.flatten(2))
+    if images.shape[1] == RGB_CHANNELS:
+        matrix, offset = _color_maps(means, uniform, config, constants)
+        matrix = matrix / (255 * constants.std)
+        offset = (offset - constants.mean) / constants.std
+        torch.baddbmm(offset, matrix, pixels.flatten(2), out=out.flatten(2))
+    else:
+        factor, offset = _channel_maps(means, uniform, config)
+        factor = factor / (255 * constants.std)
+        offset = (offset - constants.mean) / constants.std
+        torch.addcmul(offset, factor, pixels.flatten(2), out=out.flatten(2))
     for channel, (mean, std) in enumerate(zip(statistics.mean, statistics.std, strict=True)):
         out[:, channel].clamp_(-mean / std, (1 - mean) / std)  # colors in [0, 1]
     if config.blur_prob == 0:
         return
     scratch = pixels  # not needed anymore, so its memory is used again
-    blur_uniform = uniform[:, 6:]  # blur or not, sigma
+    blur_uniform = uniform[:, -2:]  # blur or not, sigma
     if images.device.type == "cpu":
         chosen = (blur_uniform[:, 0] < config.blur_prob).nonzero()[:, 0]
         blurred = out[chosen]
@@ -94,7 +114,7 @@ def _augment_chunk(
 
 
 class _Constants:
-    """Constants on a device, created once because a copy from the host waits for it. `mean` and `std` are [3, 1]."""
+    """Constants on a device, created once because a copy from the host waits for it. `mean` and `std` are [C, 1]."""
 
     def __init__(self, device: torch.device, statistics: PixelStatistics) -> None:
         self.mean = torch.tensor(statistics.mean, device=device)[:, None]
@@ -136,6 +156,19 @@ def _color_maps(mean_rgb: Tensor, uniform: Tensor, config: ViewConfig, constants
     return (brightness * contrast)[:, None, None] * hue, offset[:, None, None]
 
 
+def _channel_maps(means: Tensor, uniform: Tensor, config: ViewConfig) -> tuple[Tensor, Tensor]:
+    """Return the affine maps of channels in [0, 1] of views with these means [N, C]: factors and offsets [N, C, 1].
+
+    Brightness b and contrast c of a channel: b c value + (1 - c) b mean.
+    """
+    channels = means.shape[1]
+    jitter = (uniform[:, 0:1] < config.jitter_prob) * (2 * uniform[:, 1 : 1 + 2 * channels] - 1)
+    brightness = 1 + config.brightness * jitter[:, :channels]
+    contrast = 1 + config.contrast * jitter[:, channels:]
+    offset = (1 - contrast) * brightness * means
+    return (brightness * contrast)[:, :, None], offset[:, :, None]
+
+
 def _kernels(blur_uniform: Tensor, config: ViewConfig) -> Tensor:
     """Return Gaussian weights at distances 0 .. ceil(3 max sigma), [N, K]; 1, 0, 0 ... for a view without blur."""
     low, high = config.blur_sigma
@@ -146,7 +179,7 @@ def _kernels(blur_uniform: Tensor, config: ViewConfig) -> Tensor:
 
 
 def _blur(images: Tensor, scratch: Tensor, kernels: Tensor) -> None:
-    """Blur images [N, 3, S, S] by separable kernels [N, K], in place.
+    """Blur images [N, C, S, S] by separable kernels [N, K], in place.
 
     Each view is multiplied by a banded S x S matrix from the right (along the rows, into `scratch`), then from the left
     (along the columns, back into `images`). Only blocks of the matrix that are not 0 are multiplied. Entry (i, j) is
@@ -162,7 +195,7 @@ def _blur(images: Tensor, scratch: Tensor, kernels: Tensor) -> None:
         source = all_rows[:, :, block.low : block.high]
         torch.bmm(source, band.mT, out=all_rows_blurred[:, :, block.start : block.end])
     for block, band in bands:
-        for channel in range(3):
+        for channel in range(images.shape[1]):
             source = scratch[:, channel, block.low : block.high]
             torch.bmm(band, source, out=images[:, channel, block.start : block.end])
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,12 @@ from plrc.data.masks import read_coco_masks
 from plrc.data.region_noise import add_noise
 from plrc.data.sources import ImageList
 from plrc.errors import ConfigError, MissingPackageError
+from plrc.pixels import RGB_CHANNELS
 from plrc.rng import generator
 
 _BOX_SIDES = (0.1, 0.5)  # smallest and largest side of a box, as fractions of the image's sides
-_SLIC_COMPACTNESS = 20.0  # weight of distance against color
+_SLIC_COMPACTNESS = 20.0  # weight of distance against color in Lab, whose lightness is 0 to 100
+_SLIC_CHANNEL_COMPACTNESS = _SLIC_COMPACTNESS / 100  # against channels that are not RGB, from 0 to 1
 _SLIC_SIGMA = 1.0  # standard deviation of the blur, in cells of the map
 _FELZENSZWALB_SIGMA = 0.8  # the value of Felzenszwalb and Huttenlocher
 _FELZENSZWALB_MIN_AREA = 1 / 256  # area of the smallest segment, as a fraction of the map
@@ -138,7 +141,7 @@ class Regions:
         return felzenszwalb_regions(pixels, config.scale)
 
     def _load_pixels(self, position: int, size: int) -> NDArray[np.uint8]:
-        """Decode the image and resize it to its id map: uint8 [size, size, 3].
+        """Decode the image and resize it to its id map: uint8 [size, size, C].
 
         The loader's own image is not used, because its size depends on the settings of the views.
         """
@@ -176,9 +179,13 @@ def box_regions(count: int, size: int, rng: np.random.Generator) -> NDArray[np.i
 
 
 def slic_regions(pixels: NDArray[np.uint8], count: int) -> NDArray[np.int64]:
-    """Compute about `count` SLIC superpixels (Achanta et al. 2012) of RGB pixels [size, size, 3]: ids [size, size]."""
+    """Compute about `count` SLIC superpixels (Achanta et al. 2012) of pixels [size, size, C]: ids [size, size].
+
+    RGB is compared in Lab; other channels as they are.
+    """
     slic = _import_segmentation().slic
-    ids = slic(pixels, n_segments=count, compactness=_SLIC_COMPACTNESS, sigma=_SLIC_SIGMA, start_label=0)
+    compactness = _SLIC_COMPACTNESS if pixels.shape[2] == RGB_CHANNELS else _SLIC_CHANNEL_COMPACTNESS
+    ids = slic(pixels, n_segments=count, compactness=compactness, sigma=_SLIC_SIGMA, start_label=0, channel_axis=-1)
     return np.asarray(ids, dtype=np.int64)
 
 
@@ -186,14 +193,17 @@ def felzenszwalb_regions(pixels: NDArray[np.uint8], scale: float) -> NDArray[np.
     """Compute the graph-based segments of Felzenszwalb and Huttenlocher (2004).
 
     Args:
-        pixels: RGB [size, size, 3].
+        pixels: [size, size, C].
         scale: Their parameter k: larger for fewer and larger segments.
 
     Returns:
         Ids [size, size]. A segment smaller than 1/256 of the map is merged with its neighbor.
     """
     smallest = int(pixels.shape[0] * pixels.shape[1] * _FELZENSZWALB_MIN_AREA)
-    ids = _import_segmentation().felzenszwalb(pixels, scale=scale, sigma=_FELZENSZWALB_SIGMA, min_size=smallest)
+    segment = _import_segmentation().felzenszwalb
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Got image with third dimension", RuntimeWarning)  # more than three channels
+        ids = segment(pixels, scale=scale, sigma=_FELZENSZWALB_SIGMA, min_size=smallest, channel_axis=-1)
     return np.asarray(ids, dtype=np.int64)
 
 

@@ -68,7 +68,7 @@ class ImageList:
         """Decode image i with the settings of `data`; for `min_side` see `decode_bytes`.
 
         Returns:
-            uint8 [3, H, W].
+            uint8 [data.channels, H, W].
 
         Raises:
             DecodeError: The image cannot be read.
@@ -78,6 +78,7 @@ class ImageList:
             percentiles=data.rescale_percentiles,
             max_megapixels=data.max_megapixels,
             min_side=min_side,
+            channels=data.channels,
         )
 
     def file_size(self, i: int) -> int:

@@ -102,13 +102,13 @@ def render(image: Tensor, view: View, size: int) -> Tensor:
     """Crop and resize an image, antialiased bilinear.
 
     Args:
-        image: uint8 [3, H, W]. One stored as rows of RGB pixels (a permuted [H, W, 3], as decoders give it) is resized
-            faster than one stored as three planes, with the same result.
+        image: uint8 [C, H, W]. One stored as rows of pixels (a permuted [H, W, C], as decoders give it) is resized
+            faster than one stored as planes, with the same result.
         view: The crop.
         size: S.
 
     Returns:
-        uint8 [3, S, S].
+        uint8 [C, S, S].
     """
     crop = image[None, :, view.top : view.top + view.height, view.left : view.left + view.width]
     pixels = F.interpolate(crop, size=(size, size), mode="bilinear", antialias=True, align_corners=False)[0]

@@ -8,6 +8,7 @@ from pathlib import Path
 from plrc.config import Config, RegionConfig
 from plrc.errors import ConfigError, DataError, RunError
 from plrc.model import feature_side
+from plrc.pixels import RGB_CHANNELS
 from plrc.settings import require
 
 
@@ -28,6 +29,7 @@ def check_settings(config: Config, processes: int, device_type: str, sharded: bo
     """
     check_teacher(config)
     return [
+        *describe_colors(config),
         *check_regions(config),
         *check_cache(config, sharded),
         *check_batch_norm(config, processes, device_type),
@@ -42,6 +44,20 @@ def check_teacher(config: Config) -> None:
         "teacher.backbone and teacher.init name a frozen teacher, which is used only with teacher.kind frozen and "
         "objectives.frozen_weight > 0; set these, or name no teacher",
     )
+    require(
+        config.data.channels == RGB_CHANNELS or config.teacher.pixels is None,
+        f"teacher.mean and teacher.std are for RGB, but data.channels is {config.data.channels}; leave them out",
+    )
+
+
+def describe_colors(config: Config) -> list[str]:
+    """Return a remark on the augmentation of images that are not RGB."""
+    channels = config.data.channels
+    if channels == RGB_CHANNELS:
+        return []
+    name = "gray images" if channels == 1 else f"images of {channels} channels"
+    remark = f"{name}: brightness and contrast are changed channel by channel, and views are blurred"
+    return [f"{remark}; views.saturation, views.hue and views.gray_prob are for RGB and change nothing"]
 
 
 def check_required(config: Config) -> None:

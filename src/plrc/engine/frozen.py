@@ -170,7 +170,7 @@ class _WholeImages(Dataset[_Images]):
         try:
             image = self.images.decode(int(position), self.config.data, size)
         except ImageError:  # training will meet it too, and reports it
-            return _Images([], torch.empty(0, 3, size, size, dtype=torch.uint8))
+            return _Images([], torch.empty(0, self.config.data.channels, size, size, dtype=torch.uint8))
         return _Images([int(position)], resize_whole(image, size)[None])
 
 

@@ -78,6 +78,7 @@ class Learner:
             contrast="image" in self.weights or "point" in self.weights,
             distill="distill" in self.weights,
             frozen_dim=frozen.dim if frozen is not None else 0,
+            in_channels=config.data.channels,
         )
         check_feature_side(student, config.model, config.views.size)
         student.backbone.pixels = config.data.pixels

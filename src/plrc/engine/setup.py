@@ -18,6 +18,7 @@ import torch
 from plrc import distributed
 from plrc.config import Config
 from plrc.data import cache
+from plrc.data.channel_statistics import measure_pixels
 from plrc.data.groups import group_names
 from plrc.data.manifest import build_manifest, compare_manifests, images_from_manifest, read_manifest, write_manifest
 from plrc.data.regions import Regions
@@ -28,10 +29,10 @@ from plrc.engine.checkpoint import newest_checkpoint, rename_damaged
 from plrc.engine.checks import check_batch, check_missing_images, check_required, check_resumed, check_settings
 from plrc.errors import DataError, RunError
 from plrc.files import LOCK, FolderLock, remove_partial
-from plrc.model.start_pixels import start_pixels
+from plrc.model.start_pixels import refuse_other_channels, start_pixels
 from plrc.model.starts import PRETRAINED
 from plrc.model.weights import read_weights
-from plrc.pixels import IMAGENET
+from plrc.pixels import IMAGENET, RGB_CHANNELS, PixelStatistics
 from plrc.runtime import choose_device, choose_precision, choose_workers
 
 LISTING_SETTINGS = ("source", "layout", "split", "exclude", "held_out", "group")
@@ -97,7 +98,7 @@ def prepare(config: Config, lock: FolderLock | None = None) -> Plan:
     images, train, held_out = _list_images(config, stored, out / "manifest.json")
     _check_same_in_all_processes(config, images)
     config, changes = _adapt(config, stored, len(train), device)
-    config, pixel_remarks = _choose_pixels(config, stored)
+    config, pixel_remarks = _choose_pixels(config, stored, images, train)
     remarks = _describe_images(images, train, held_out) + pixel_remarks
     remarks += [f"adapted {change}" for change in changes]
 
@@ -194,25 +195,44 @@ def _adapt(config: Config, stored: Config | None, num_train: int, device: torch.
     return config.with_values({name: stored_settings[name] for name in adapted_values}, pin=False), []
 
 
-def _choose_pixels(config: Config, stored: Config | None) -> tuple[Config, list[str]]:
+def _choose_pixels(
+    config: Config, stored: Config | None, images: ImageList, train: np.ndarray
+) -> tuple[Config, list[str]]:
     """Set the pixel statistics: the user's, or those of the start weights; a resumed run takes the stored ones.
 
-    The settings stay empty for ImageNet's statistics. Returns (settings, remarks).
+    The settings stay empty for ImageNet's statistics. For images that are not RGB, start weights of another number of
+    channels say nothing, and statistics that are not given are measured. Returns (settings, remarks).
     """
     given = bool(config.data.mean)
     if stored is not None:
+        if config.data.channels != stored.data.channels:
+            raise RunError(
+                f"{config.run.out} was started with data.channels {stored.data.channels}, now {config.data.channels}: "
+                "resume without changing it, or name another --out"
+            )
         if given:
             return config, []  # compared with the stored ones later
         return config.with_values({"data.mean": stored.data.mean, "data.std": stored.data.std}, pin=False), []
-    if not config.model.init:
+    expected: PixelStatistics | None = None  # those of the start weights
+    source = "data.mean and data.std"
+    if config.model.init:
+        expected, origin = start_pixels(config.model.backbone, _start_metadata(config.model.init), config.model.init)
+        refuse_other_channels(expected, config.data.channels, config.model.init)
+        if expected.channels != config.data.channels:  # weights for RGB, whose first convolution is inflated
+            expected = None
+        elif not given or config.data.pixels == expected:
+            source = origin
+        else:
+            source = f"as you set; {origin} says {expected}"
+    if given:
         pixels = config.data.pixels
-        source = "data.mean and data.std"
-    else:
-        expected, source = start_pixels(config.model.backbone, _start_metadata(config.model.init), config.model.init)
+    elif expected is not None:
         pixels = expected
-        if given and config.data.pixels != expected:
-            pixels = config.data.pixels
-            source = f"as you set; {source} says {expected}"
+    elif config.data.channels == RGB_CHANNELS:
+        pixels = IMAGENET
+    else:
+        pixels, count = measure_pixels(images, train.tolist(), config.data)
+        source = f"measured on {count} training images"
     remarks: list[str] = []
     if pixels != IMAGENET or given:
         config = config.with_values({"data.mean": pixels.mean, "data.std": pixels.std}, pin=False)

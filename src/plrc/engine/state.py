@@ -23,6 +23,7 @@ from plrc.model import FrozenTeacher, update_teacher
 from plrc.model.stages import choose_trained
 from plrc.model.starts import PRETRAINED, pretrained_weights, weights_receipt
 from plrc.model.weights import load_into, read_weights
+from plrc.text import some
 
 WEIGHTS_RECEIPT = "weights.json"
 """In the run folder: which weights a run started from (`weights_receipt`)."""
@@ -183,6 +184,11 @@ class TrainingState:
                 )
             weights = read_weights(file)
         report = load_into(backbone, weights)
+        if report.inflated:
+            self.remarks.append(
+                f"the first convolution ({some(report.inflated)}) is inflated from three channels to "
+                f"{backbone.in_channels}: its weights are repeated and scaled"
+            )
         self.learner.teacher.load_state_dict(self.learner.student.state_dict())
         self.start_weights = {name: weight.detach().clone() for name, weight in backbone.named_parameters()}
         receipt = weights_receipt(init, weights, report, backbone)

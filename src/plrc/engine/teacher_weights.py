@@ -15,7 +15,7 @@ from plrc.engine.setup import Plan
 from plrc.errors import ConfigError, WeightsError
 from plrc.files import write_json
 from plrc.model import Backbone, build_backbone
-from plrc.model.start_pixels import start_pixels
+from plrc.model.start_pixels import refuse_other_channels, start_pixels
 from plrc.model.starts import PRETRAINED, pretrained_weights, read_receipt, weights_receipt
 from plrc.model.weights import Weights, load_into, read_weights
 from plrc.pixels import PixelStatistics
@@ -40,8 +40,15 @@ def load_teacher(config: Config) -> tuple[Backbone, dict[str, Any]]:
     name = config.teacher.backbone or config.model.backbone
     init = _named_weights(config)
     weights = pretrained_weights(name) if init == PRETRAINED else _read_file(Path(init))
-    backbone = build_backbone(name)
+    channels = config.data.channels
+    refuse_other_channels(start_pixels(name, weights.metadata, weights.source)[0], channels, init)
+    backbone = build_backbone(name, in_channels=channels)
     report = load_into(backbone, weights)
+    if report.inflated:
+        raise ConfigError(
+            f"the frozen teacher ({init}) was trained on RGB, but data.channels is {channels}; name a teacher that was "
+            f"trained on {channels} channels, or write --teacher.kind ema"
+        )
     backbone.pixels = _pixels(config, name, weights)
     return backbone, weights_receipt(init, weights, report, backbone)
 
@@ -103,4 +110,5 @@ def _pixels(config: Config, name: str, weights: Weights) -> PixelStatistics:
         return config.teacher.pixels
     if not config.teacher.init:  # an anchor has the start weights of the student
         return config.data.pixels
-    return start_pixels(name, weights.metadata, weights.source)[0]
+    pixels, _ = start_pixels(name, weights.metadata, weights.source)
+    return pixels if pixels.channels == config.data.channels else config.data.pixels

@@ -78,6 +78,7 @@ def model_card(receipt: Receipt, saved: Mapping[str, Any], run: Path) -> str:
         "health_steps": [report["step"] for report in (saved["health"][:1] + saved["health"][-1:])],
         "start": start,
         "teachers": teacher_origins(config, run),
+        "channels": config.data.channels,
         "pixel_statistics": _statistics(config),
         "pixels": {key: str(receipt.settings[key]) for key in ("channels", "pixels", "mean", "std")},
         "proof": _proof(receipt),

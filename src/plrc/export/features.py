@@ -55,14 +55,14 @@ class DenseFeatures(nn.Module):
         self.pixels = backbone.pixels
         self.normalize = normalize
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.register_buffer("mean", torch.tensor(self.pixels.mean).reshape(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(self.pixels.std).reshape(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(self.pixels.mean).reshape(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(self.pixels.std).reshape(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor, deepest: int | None = None) -> dict[int, Tensor]:
         """Compute the features of every level.
 
         Args:
-            images: [B, 3, H, W].
+            images: [B, 3, H, W]; of a run with `data.channels` N: [B, N, H, W].
             deepest: The largest stride that is wanted; a torchvision ResNet then skips the layers after it.
 
         Returns:
@@ -72,8 +72,10 @@ class DenseFeatures(nn.Module):
             ValueError: Images have another shape, or values outside the range of decoded images.
             TypeError: Images have another dtype.
         """
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images have the shape {list(images.shape)}; give a batch [B, 3, H, W]")
+        if images.ndim != 4 or images.shape[1] != self.backbone.in_channels:
+            raise ValueError(
+                f"images have the shape {list(images.shape)}; give a batch [B, {self.backbone.in_channels}, H, W]"
+            )
         dtype = next(self.backbone.parameters()).dtype
         normalized = self._normalized(images) if self.normalize else _float_images(images)
         height, width = images.shape[2:]
@@ -174,9 +176,10 @@ def load_backbone(
     weights = read_weights(checkpoint_of(path))
     name = _backbone_name(path, weights, backbone)
     model = Config().with_values({"model.backbone": name, "model.layer4_stride": layer4_stride}).model
-    net = build_backbone(model.backbone, model.layer4_stride)
+    pixels, _ = start_pixels(name, weights.metadata, weights.source)
+    net = build_backbone(model.backbone, model.layer4_stride, pixels.channels)
     load_into(net, weights)
-    net.pixels, _ = start_pixels(name, weights.metadata, weights.source)
+    net.pixels = pixels
     features = DenseFeatures(net.eval(), normalize, channels_last).eval()
     features.to(device=device, dtype=dtype, memory_format=features.memory_format)  # type: ignore[call-overload]
     return features

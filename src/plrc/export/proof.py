@@ -27,6 +27,7 @@ from plrc.export.target import (
 from plrc.model.backbone import Backbone, build_backbone
 from plrc.model.naming import COUNTER_SUFFIX, name_difference
 from plrc.model.user_code import describe_error
+from plrc.pixels import RGB_CHANNELS
 from plrc.text import some
 
 
@@ -52,7 +53,9 @@ class Proof:
     unverified: str = ""
 
 
-def prove(target: Target, file: Path, backbone: str, student: Mapping[str, Tensor]) -> Proof:
+def prove(
+    target: Target, file: Path, backbone: str, student: Mapping[str, Tensor], channels: int = RGB_CHANNELS
+) -> Proof:
     """Compare an exported file with the run's student: in the file itself, and loaded into networks of the target.
 
     Args:
@@ -60,6 +63,7 @@ def prove(target: Target, file: Path, backbone: str, student: Mapping[str, Tenso
         file: The exported file.
         backbone: The run's `model.backbone`.
         student: The backbone's tensors under its own names.
+        channels: Channels of the images.
 
     Returns:
         What was compared. Where the target's library cannot be used, names and shapes were checked by rule.
@@ -72,17 +76,17 @@ def prove(target: Target, file: Path, backbone: str, student: Mapping[str, Tenso
     check_tensors(tensors, expected, "the file")
     resnet = RESNETS.get(resnet_name(backbone))
     if target.naming is not None and resnet is not None:
-        check_structure(tensors, resnet, target.naming, f"the run's student is not a {backbone}")
+        check_structure(tensors, resnet, target.naming, f"the run's student is not a {backbone}", channels)
     absent: tuple[str, ...] = ()
     if not target.keeps_counters:
         absent = tuple(name for name in student if name.endswith(COUNTER_SUFFIX))
     if not target.version():
         return Proof(len(tensors), absent, unverified=f"{target.package} is not installed")
     try:
-        networks = target.load(file, backbone, tensors)
+        networks = target.load(file, backbone, tensors, channels)
     except LibraryUnavailable as reason:
         return Proof(len(tensors), absent, unverified=str(reason))
-    own_network = backbone_with(backbone, student)
+    own_network = backbone_with(backbone, student, channels)
     differences = []
     for network in networks:
         _check_loaded_tensors(network, expected, target.name)
@@ -111,16 +115,22 @@ def _feature_differences(network: LoadedNetwork, own_network: Backbone, toleranc
     def expected(images: Tensor) -> dict[int, Tensor]:
         return {stride: features for stride, features in own_network(images).items() if stride in strides}
 
-    return [check_features(network.features, expected, tolerance, size) for size in network.sizes]
+    channels = own_network.in_channels
+    return [check_features(network.features, expected, tolerance, size, channels) for size in network.sizes]
 
 
-def backbone_with(name: str, student: Mapping[str, Tensor]) -> Backbone:
+def backbone_with(name: str, student: Mapping[str, Tensor], channels: int = RGB_CHANNELS) -> Backbone:
     """The backbone `name` in eval mode with the student's tensors, with the stride of layer4 that its library has.
+
+    Args:
+        name: The run's `model.backbone`.
+        student: The backbone's tensors under its own names.
+        channels: Channels of the images.
 
     Raises:
         ExportError: Names or shapes differ.
     """
-    network = build_backbone(name)
+    network = build_backbone(name, in_channels=channels)
     try:
         network.net.load_state_dict(student)
     except RuntimeError as error:
@@ -154,7 +164,11 @@ def check_tensors(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], 
 
 
 def check_features(
-    actual: Features, expected: Features, tolerance: float = TOLERANCE, size: tuple[int, int] = IMAGE_SIZE
+    actual: Features,
+    expected: Features,
+    tolerance: float = TOLERANCE,
+    size: tuple[int, int] = IMAGE_SIZE,
+    channels: int = RGB_CHANNELS,
 ) -> float:
     """Compare the features of two networks in eval mode.
 
@@ -163,6 +177,7 @@ def check_features(
         expected: The run's network.
         tolerance: Largest difference that is allowed, relative to the largest feature of the level.
         size: Height and width of the images.
+        channels: Channels of the images.
 
     Returns:
         The largest relative difference of all levels.
@@ -171,14 +186,14 @@ def check_features(
         ExportError: The difference is above `tolerance` or not finite, levels or shapes differ, or a network does not
             take images of this size.
     """
-    images = example_images(size)
+    images = example_images(size, channels)
     try:
         with torch.inference_mode():
             levels = actual(images)
             expected_levels = expected(images)
     except Exception as error:  # networks of other libraries and of the user's own may raise anything
         raise ExportError(
-            f"features of images [2, 3, {size[0]}, {size[1]}] cannot be compared: {describe_error(error)}"
+            f"features of images [2, {channels}, {size[0]}, {size[1]}] cannot be compared: {describe_error(error)}"
         ) from error
     if _shapes(levels) != _shapes(expected_levels):
         raise ExportError("the exported network has features of other levels or shapes than the run's")
@@ -195,13 +210,13 @@ def check_features(
     return largest
 
 
-def example_images(size: tuple[int, int] = IMAGE_SIZE) -> Tensor:
-    """Two normalized images [2, 3, *size], one of noise and one that is smooth, the same in every call."""
+def example_images(size: tuple[int, int] = IMAGE_SIZE, channels: int = RGB_CHANNELS) -> Tensor:
+    """Two normalized images [2, channels, *size], one of noise and one that is smooth, the same in every call."""
     height, width = size
-    noise = torch.randn(3, height, width, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(channels, height, width, generator=torch.Generator().manual_seed(0))
     y, x = torch.meshgrid(torch.linspace(0, 3, height), torch.linspace(0, 2, width), indexing="ij")
     smooth = torch.stack([torch.sin(x + y), torch.cos(2 * x), torch.sin(x * y)])
-    return torch.stack([noise, smooth])
+    return torch.stack([noise, smooth[torch.arange(channels) % len(smooth)]])
 
 
 def _shapes(levels: Mapping[int, Tensor]) -> dict[int, torch.Size]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from plrc.errors import ExportError
 from plrc.model.naming import COUNTER_SUFFIX, Naming, Place, name_difference, torchvision
+from plrc.pixels import RGB_CHANNELS
 
 LEAVES = (".weight", ".bias", ".running_mean", ".running_var")  # of a BatchNorm, without its step counter
 
@@ -79,10 +80,16 @@ def find_resnet(backbone: str, library: str) -> ResNet:
     return RESNETS[name]
 
 
-def shapes(net: ResNet, naming: Naming) -> dict[str, tuple[int, ...]]:
-    """{name: shape} of every tensor in front of the classifier, step counters of BatchNorm included."""
+def shapes(net: ResNet, naming: Naming, channels: int = RGB_CHANNELS) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of every tensor in front of the classifier, step counters of BatchNorm included.
+
+    Args:
+        net: The numbers of the ResNet.
+        naming: The rule for names.
+        channels: Channels of the images.
+    """
     expected: dict[str, tuple[int, ...]] = {}
-    for place, shape in _places(net):
+    for place, shape in _places(net, channels):
         convolution, norm = naming(place)
         expected[f"{convolution}.weight"] = shape
         for leaf in LEAVES:
@@ -97,7 +104,9 @@ def rename(state: dict[str, Tensor], net: ResNet, naming: Naming) -> dict[str, T
     return {new_names.get(name, name): tensor for name, tensor in state.items()}
 
 
-def check_structure(state: dict[str, Tensor], net: ResNet, naming: Naming, problem: str) -> None:
+def check_structure(
+    state: dict[str, Tensor], net: ResNet, naming: Naming, problem: str, channels: int = RGB_CHANNELS
+) -> None:
     """Check that tensors have exactly the names and shapes that the rule gives.
 
     Args:
@@ -105,11 +114,12 @@ def check_structure(state: dict[str, Tensor], net: ResNet, naming: Naming, probl
         net: The numbers of the ResNet that they should be of.
         naming: The rule of that library.
         problem: What it means if they are not, the beginning of the error's sentence.
+        channels: Channels of the images.
 
     Raises:
         ExportError: Names or shapes differ; it names them.
     """
-    expected = shapes(net, naming)
+    expected = shapes(net, naming, channels)
     names = name_difference(state, expected)
     if names:
         raise ExportError(f"{problem}: {names}")
@@ -121,9 +131,9 @@ def check_structure(state: dict[str, Tensor], net: ResNet, naming: Naming, probl
         raise ExportError(f"{problem}: tensors of another shape: {', '.join(wrong)}")
 
 
-def _places(net: ResNet) -> Iterator[tuple[Place, tuple[int, ...]]]:
+def _places(net: ResNet, channels: int) -> Iterator[tuple[Place, tuple[int, ...]]]:
     """Each convolution, with its shape."""
-    yield Place(0, 0, 1), (64, 3, 7, 7)
+    yield Place(0, 0, 1), (64, channels, 7, 7)
     before = 64
     for stage, (blocks, after) in enumerate(zip(net.blocks, net.widths, strict=True), start=1):
         width = 64 * 2 ** (stage - 1) * net.group_width // 64 * net.groups

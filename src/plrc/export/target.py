@@ -19,7 +19,7 @@ from torch import Tensor
 
 from plrc.export.formats import read_tensors, write_plain
 from plrc.model.naming import COUNTER_SUFFIX, Naming
-from plrc.pixels import PixelStatistics
+from plrc.pixels import RGB_CHANNELS, PixelStatistics
 
 LEVELS = (4, 8, 16, 32)  # strides of the features that every library's ResNet gives
 IMAGE_SIZE = (96, 96)  # height and width of the images that features are compared on
@@ -39,7 +39,7 @@ class LoadedNetwork:
     Attributes:
         name: What it is, as the receipt names it.
         tensors: Its tensors under the names of the file, without those that a backbone does not have.
-        features: images [B, 3, H, W] -> {stride: features [B, C, H / stride, W / stride]}.
+        features: images [B, N, H, W] of N channels -> {stride: features [B, C, H / stride, W / stride]}.
         strides: Strides of the features to compare with the run's; empty: all that the run's backbone has.
         sizes: Heights and widths of the images to compare on.
         keeps_counters: Whether it has BatchNorm's step counters and loads them.
@@ -67,8 +67,9 @@ class Target:
         version: () -> the version of that package; empty if it is not installed.
         rename: (backbone, student) -> the tensors under the names in the file. Raises ExportError where the library
             does not have this backbone.
-        load: (file, backbone, tensors in the file) -> networks of the library with the file loaded as its users load
-            it. Raises LibraryUnavailable, or ExportError where the library does not take the file.
+        load: (file, backbone, tensors in the file, channels of the images) -> networks of the library with the file
+            loaded as its users load it. Raises LibraryUnavailable, or ExportError where the library does not take the
+            file.
         instructions: (backbone, statistics of pixels) -> what the user has to set in the library, one line per setting.
         endings: What the file's name may end in, the default first; empty if the export is a folder.
         file_in_folder: The name of the weights file where the export is a folder.
@@ -84,7 +85,7 @@ class Target:
     package: str
     version: Callable[[], str]
     rename: Callable[[str, State], State]
-    load: Callable[[Path, str, State], list[LoadedNetwork]]
+    load: Callable[[Path, str, State, int], list[LoadedNetwork]]
     instructions: Callable[[str, PixelStatistics], list[str]]
     endings: tuple[str, ...] = (".safetensors", ".pt")
     file_in_folder: str = ""
@@ -103,7 +104,7 @@ class Target:
 def pixel_settings(pixels: PixelStatistics, pixel_max: int) -> dict[str, Any]:
     """Order of channels, mean and standard deviation of pixels from 0 to `pixel_max`, as the run normalized them."""
     return {
-        "channels": "RGB",
+        "channels": "RGB" if pixels.channels == RGB_CHANNELS else f"{pixels.channels}, as in the files",
         "pixels": f"0 to {pixel_max}",
         "mean": [round(value * pixel_max, 8) for value in pixels.mean],
         "std": [round(value * pixel_max, 8) for value in pixels.std],

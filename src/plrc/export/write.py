@@ -96,13 +96,15 @@ def export_backbone(
         raise ConfigError(f"{run} holds a {name}, not a {backbone}; leave --backbone out")
     student = _student_backbone(saved)
     refuse_non_finite(student, f"the student of {checkpoint}")
+    channels = config.data.channels
     library.rename(name, student)  # refuses a backbone that the library does not have, before a folder is made
     default_folder = folder / "exported"
     if target != default_target(name):
         default_folder = default_folder / target
     file = _output_file(library, Path(out) if out is not None else None, default_folder)
     try:
-        proof, sha256 = _write_proven(library, file, name, student, _metadata(saved, name, config, student))
+        metadata = _metadata(saved, name, config, student)
+        proof, sha256 = _write_proven(library, file, name, student, metadata, channels)
         target_version = target
         if proof.networks:  # the installed library loaded the file
             target_version = f"{target} {library.version()}".strip()
@@ -147,7 +149,7 @@ def _student_backbone(saved: dict[str, Any]) -> dict[str, Tensor]:
 def _metadata(saved: dict[str, Any], backbone: str, config: Config, student: Mapping[str, Tensor]) -> dict[str, str]:
     numbers: Fingerprint = {}
     with contextlib.suppress(ExportError), torch.random.fork_rng(devices=[]):  # the proof says what is wrong
-        numbers = fingerprint(backbone_with(backbone, student))
+        numbers = fingerprint(backbone_with(backbone, student, config.data.channels))
     return {
         "format": "plrc",
         "backbone": backbone,
@@ -189,7 +191,12 @@ def _output_file(library: Target, out: Path | None, default_folder: Path) -> Pat
 
 
 def _write_proven(
-    library: Target, file: Path, backbone: str, student: dict[str, Tensor], metadata: dict[str, str]
+    library: Target,
+    file: Path,
+    backbone: str,
+    student: dict[str, Tensor],
+    metadata: dict[str, str],
+    channels: int,
 ) -> tuple[Proof, str]:
     """Write into a temporary folder, prove that file, then move it; returns the proof and the file's SHA-256.
 
@@ -202,7 +209,7 @@ def _write_proven(
         folder.mkdir(parents=True)
         with torch.random.fork_rng(devices=[]):
             library.write(unproven, backbone, student, metadata)
-            proof = prove(library, unproven, backbone, student)
+            proof = prove(library, unproven, backbone, student, channels)
         sha256 = hashlib.sha256(unproven.read_bytes()).hexdigest()
         for written in sorted(folder.iterdir()):
             written.replace(file.with_name(written.name))

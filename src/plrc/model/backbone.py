@@ -3,7 +3,7 @@
 `Backbone.net` carries the tensor names of the library it came from (torchvision, timm, or the user's own code), so that
 weights move between plrc and that library without renaming.
 
-Shapes: B images, H x W pixels, C channels, s a stride.
+Shapes: B images, H x W pixels, C channels, s a stride. Images are [B, 3, H, W]; with `data.channels` N, [B, N, H, W].
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torchvision.models import ResNet
 
 from plrc.errors import ConfigError
+from plrc.model.stem import inflate_stem
 from plrc.model.timm_networks import PREFIX, Reading, build_timm, read_features
 from plrc.model.user_code import backbone_from_function, features_by_stride, is_user_code
-from plrc.pixels import IMAGENET
+from plrc.pixels import IMAGENET, RGB_CHANNELS
 
 # "resne" is in the names of ResNet, Wide ResNet and ResNeXt.
 RESNETS = tuple(name for name in torchvision.models.list_models(module=torchvision.models) if "resne" in name)
@@ -57,6 +58,7 @@ class Backbone(nn.Module):
         channels: {stride: channels}, from fine to coarse.
         multiple: Images whose sides are multiples of this always fit, such as the patch of a vision transformer;
             1 for torchvision's ResNets.
+        in_channels: Channels of the images that it takes.
         fixed: Whether sides must be equal to `multiple`.
         reading: How a network of timm is read (`plrc.model.timm_networks`); empty for other networks.
         pixels: The statistics that images are normalized with. ImageNet's, unless who loads the weights sets others.
@@ -70,6 +72,7 @@ class Backbone(nn.Module):
         multiple: int = 1,
         fixed: bool = False,
         reading: Reading | None = None,
+        in_channels: int = RGB_CHANNELS,
     ) -> None:
         super().__init__()
         self.name = name
@@ -78,6 +81,7 @@ class Backbone(nn.Module):
         self.multiple = multiple
         self.fixed = fixed
         self.reading = reading
+        self.in_channels = in_channels
         self.pixels = IMAGENET
 
     def forward(self, images: Tensor, deepest: int | None = None) -> dict[int, Tensor]:
@@ -116,13 +120,15 @@ class Backbone(nn.Module):
         return f"whose {unit} {self.multiple}; write {sizes}"
 
 
-def build_backbone(name: str, layer4_stride: int = 2) -> Backbone:
+def build_backbone(name: str, layer4_stride: int = 2, in_channels: int = RGB_CHANNELS) -> Backbone:
     """Build a backbone with random weights.
 
     Args:
         name: A torchvision ResNet, `timm:NAME` (a model with features_only, or a vision transformer), or a function of
             the user's own (FILE.py:FUNCTION or package.module:function), which is imported and called.
         layer4_stride: Stride of layer4 of a torchvision ResNet: 2 as usual, or 1.
+        in_channels: Channels of the images. With another number than three, timm builds the first convolution for it;
+            that of other networks is inflated from three channels (`stem.inflate`).
 
     Returns:
         The backbone in training mode.
@@ -132,11 +138,11 @@ def build_backbone(name: str, layer4_stride: int = 2) -> Backbone:
         MissingPackageError: timm is needed and not installed.
     """
     if is_user_code(name):
-        user_net, user_channels = backbone_from_function(name)
-        return Backbone(name, user_net, user_channels, multiple=max(user_channels))
+        user_net, user_channels = backbone_from_function(name, in_channels)
+        return Backbone(name, user_net, user_channels, multiple=max(user_channels), in_channels=in_channels)
     if name.startswith(PREFIX):
-        timm = build_timm(name)
-        return Backbone(name, timm.net, timm.channels, timm.multiple, timm.fixed, timm.reading)
+        timm = build_timm(name, in_channels=in_channels)
+        return Backbone(name, timm.net, timm.channels, timm.multiple, timm.fixed, timm.reading, in_channels)
     if name not in RESNETS:
         raise ConfigError(
             f"model.backbone is {name!r}; write one of {', '.join(RESNETS)}, timm:NAME for a model of timm, "
@@ -144,6 +150,7 @@ def build_backbone(name: str, layer4_stride: int = 2) -> Backbone:
         )
     build: Callable[..., ResNet] = torchvision.models.get_model_builder(name)
     net = ResNetLevels(build(weights=None))
+    inflate_stem(net, in_channels, name)
     if layer4_stride == 1:
         # only the first block of a stage has stride 2: in one convolution and in its shortcut
         for module in net.layer4[0].modules():
@@ -155,7 +162,7 @@ def build_backbone(name: str, layer4_stride: int = 2) -> Backbone:
         16: _output_channels(net.layer3),
         32: _output_channels(net.layer4),
     }
-    return Backbone(name, net, channels)
+    return Backbone(name, net, channels, in_channels=in_channels)
 
 
 def _output_channels(layer: nn.Sequential) -> int:

@@ -39,7 +39,7 @@ def fingerprint(backbone: Backbone) -> Fingerprint:
         features are 0 or not finite are left out.
     """
     parameter = next(backbone.parameters())
-    picture = _picture(backbone.fitting_side(SIDE)).to(parameter.device, parameter.dtype)
+    picture = _picture(backbone.fitting_side(SIDE), backbone.in_channels).to(parameter.device, parameter.dtype)
     with evaluation_mode(backbone), torch.no_grad():
         levels = backbone(picture[None])
     result: Fingerprint = {}
@@ -104,16 +104,17 @@ def twin_of(backbone: Backbone) -> str:
     if not timm.is_model(twin):
         return ""
     with torch.random.fork_rng(devices=[]):
-        other = build_backbone(f"{PREFIX}{twin}").net.state_dict()
+        other = build_backbone(f"{PREFIX}{twin}", in_channels=backbone.in_channels).net.state_dict()
     own = backbone.net.state_dict()
     same = own.keys() == other.keys() and all(own[key].shape == other[key].shape for key in own)
     return f"{PREFIX}{twin}" if same else ""
 
 
-def _picture(side: int) -> Tensor:
-    """A smooth picture [3, side, side] of normalized pixels that differs at every border."""
+def _picture(side: int, channels: int) -> Tensor:
+    """A smooth picture [channels, side, side] of normalized pixels that differs at every border."""
     y, x = torch.meshgrid(torch.linspace(0, 1, side), torch.linspace(0, 1, side), indexing="ij")
-    return torch.stack([2 * torch.sin(9 * x + 4 * y), 2 * torch.cos(7 * y - 3 * x * x), 3 * x * y + 0.5 - y])
+    picture = torch.stack([2 * torch.sin(9 * x + 4 * y), 2 * torch.cos(7 * y - 3 * x * x), 3 * x * y + 0.5 - y])
+    return picture[torch.arange(channels) % len(picture)]
 
 
 def _patterns(features: Tensor) -> list[Tensor]:

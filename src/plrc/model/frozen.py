@@ -75,7 +75,7 @@ class FrozenTeacher:
         self.reduction: Reduction | None = None
         self.warnings: tuple[str, ...] = ()
         try:
-            level = self._level(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device))
+            level = self._level(torch.zeros(1, backbone.in_channels, size, size, dtype=torch.uint8, device=device))
         except (RuntimeError, AssertionError, ValueError) as error:
             raise ConfigError(f"teacher.size {size} does not fit {backbone.name}: {error}") from error
         self.side = level.shape[-1]

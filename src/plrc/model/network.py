@@ -16,6 +16,7 @@ from plrc.model.backbone import build_backbone
 from plrc.model.heads import contrast_head, distill_head
 from plrc.model.modes import evaluation_mode
 from plrc.model.user_code import describe_error, is_user_code, refuse_frozen
+from plrc.pixels import RGB_CHANNELS
 
 HEADS = ("contrast", "distill", "frozen")
 """Names of the heads: for the image and point terms, for affinity distillation from the moving average, and from a
@@ -59,7 +60,7 @@ def check_feature_side(network: Network, config: ModelConfig, size: int) -> None
     backbone = network.backbone
     try:
         with evaluation_mode(network), torch.no_grad():
-            levels = backbone(torch.zeros(1, 3, size, size), config.largest_stride)
+            levels = backbone(torch.zeros(1, backbone.in_channels, size, size), config.largest_stride)
     except Exception as error:  # networks of other libraries and of the user's own may raise anything
         raise ConfigError(
             f"views.size {size} does not fit {config.backbone}, {backbone.describe_sizes(size)} "
@@ -87,6 +88,7 @@ class Network(nn.Module):
         contrast: Whether it has contrast heads.
         distill: Whether it has distillation heads.
         frozen_dim: Output width of the heads that are compared with a frozen teacher; 0: it has none.
+        in_channels: Channels of the images.
 
     Attributes:
         backbone: The backbone, whose weights are exported.
@@ -96,9 +98,16 @@ class Network(nn.Module):
         ConfigError: The backbone cannot be built or trained, or lacks a level of `config.strides`.
     """
 
-    def __init__(self, config: ModelConfig, contrast: bool = True, distill: bool = True, frozen_dim: int = 0) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        contrast: bool = True,
+        distill: bool = True,
+        frozen_dim: int = 0,
+        in_channels: int = RGB_CHANNELS,
+    ) -> None:
         super().__init__()
-        self.backbone = build_backbone(config.backbone, config.layer4_stride)
+        self.backbone = build_backbone(config.backbone, config.layer4_stride, in_channels)
         if is_user_code(config.backbone):
             refuse_frozen(self.backbone.net, config.backbone)
         self.strides = config.strides

@@ -92,7 +92,7 @@ def stages_of(backbone: Backbone, size: int, largest_stride: int) -> dict[str, i
     device = next(iter(parameters.values())).device
     stages: dict[str, int] = {}
     with evaluation_mode(backbone), torch.random.fork_rng(devices=[]), torch.enable_grad():
-        levels = _levels(backbone, torch.zeros(1, 3, size, size, device=device), largest_stride)
+        levels = _levels(backbone, torch.zeros(1, backbone.in_channels, size, size, device=device), largest_stride)
         for stage, features in enumerate(levels):
             if not features.requires_grad:
                 continue

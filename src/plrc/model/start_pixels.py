@@ -10,7 +10,7 @@ from typing import Any
 from plrc.errors import WeightsError
 from plrc.files import file_sha256
 from plrc.model.timm_networks import PREFIX
-from plrc.pixels import IMAGENET, MEAN_KEY, STD_KEY, PixelStatistics, statistics_problem
+from plrc.pixels import IMAGENET, MEAN_KEY, RGB_CHANNELS, STD_KEY, PixelStatistics, statistics_problem
 
 
 def start_pixels(backbone: str, metadata: Mapping[str, Any], source: str = "") -> tuple[PixelStatistics, str]:
@@ -41,6 +41,24 @@ def start_pixels(backbone: str, metadata: Mapping[str, Any], source: str = "") -
         if configured is not None:
             return configured, f"timm's configuration of {name}"
     return IMAGENET, "ImageNet"
+
+
+def refuse_other_channels(trained: PixelStatistics, channels: int, source: str) -> None:
+    """Check that weights can start a network for images of so many channels; those for RGB always can.
+
+    Args:
+        trained: The statistics that the weights were trained with.
+        channels: `data.channels`.
+        source: What the user named, for the message.
+
+    Raises:
+        WeightsError: They were trained on images of another number of channels.
+    """
+    if trained.channels not in (RGB_CHANNELS, channels):
+        raise WeightsError(
+            f"{source} was trained on images of {trained.channels} channels, but data.channels is {channels}; write "
+            f"--data.channels {trained.channels} (plrc transfer probe: --channels)"
+        )
 
 
 def stored_pixels(metadata: Mapping[str, Any], source: str = "") -> PixelStatistics | None:
@@ -82,9 +100,9 @@ def _parsed(mean: Any, std: Any, source: str) -> PixelStatistics:
     try:
         means = _numbers(mean)
         stds = _numbers(std)
-        problem = statistics_problem(means, stds)
+        problem = statistics_problem(means, stds, channels=max(len(means), len(stds)))
     except (TypeError, ValueError):
-        problem = f"{MEAN_KEY} and {STD_KEY} must be lists of three numbers"
+        problem = f"{MEAN_KEY} and {STD_KEY} must be lists of a number for each channel"
     if problem:
         raise WeightsError(f"the pixel statistics in {source or 'the weights file'} cannot be used: {problem}")
     return PixelStatistics(means, stds)

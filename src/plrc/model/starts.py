@@ -56,8 +56,8 @@ def weights_receipt(init: str, weights: Weights, report: LoadReport, backbone: B
 
     Returns:
         JSON content: "init", "file", "sha256" of the file (empty if the library loaded it), "content_sha256" of the
-        backbone's tensors, "backbone", "prefix", "matched" and "ignored" (counts), "missing", "another_shape" and
-        "unexpected" (names), "warnings".
+        backbone's tensors, "backbone", "prefix", "matched" and "ignored" (counts), "missing", "another_shape",
+        "unexpected" and "inflated" (names), "warnings".
     """
     file = Path(weights.source)
     return {
@@ -72,6 +72,7 @@ def weights_receipt(init: str, weights: Weights, report: LoadReport, backbone: B
         "missing": list(report.missing),
         "another_shape": list(report.shape_mismatch),
         "unexpected": list(report.unexpected),
+        "inflated": list(report.inflated),
         "warnings": list(report.warnings),
     }
 

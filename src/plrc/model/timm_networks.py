@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from plrc.errors import ConfigError, MissingPackageError
+from plrc.pixels import RGB_CHANNELS
 
 PREFIX = "timm:"  # of `model.backbone`
 Reading = Literal["levels", "stages", "tokens"]
@@ -48,36 +49,40 @@ class TimmNetwork:
     fixed: bool
 
 
-def build_timm(name: str, pretrained: bool = False) -> TimmNetwork:
+def build_timm(name: str, pretrained: bool = False, in_channels: int = RGB_CHANNELS) -> TimmNetwork:
     """Build a network of timm.
 
     Args:
         name: timm:NAME.
         pretrained: Whether timm loads, and downloads, its own weights of that name; otherwise weights are random.
+        in_channels: Channels of the images.
 
     Raises:
         ConfigError: timm has no such network, or it gives no feature maps.
         MissingPackageError: timm is not installed.
     """
-    net = create_timm(name, features_only=True, pretrained=pretrained)
+    options: dict[str, Any] = {"pretrained": pretrained}
+    if in_channels != RGB_CHANNELS:
+        options["in_chans"] = in_channels
+    net = create_timm(name, features_only=True, **options)
     reading: Reading = "levels"
     strides: list[int] = net.feature_info.reduction()
     widths: list[int] = net.feature_info.channels()
     if type(net).__name__ == "FeatureGetterNet":
         reading = "stages" if len(set(strides)) > 1 else "tokens"
         # `features_only` removes the final normalization, which the tokens need
-        net = net.model if reading == "stages" else create_timm(name, num_classes=0, pretrained=pretrained)
+        net = net.model if reading == "stages" else create_timm(name, num_classes=0, **options)
     channels = dict(sorted(zip(strides, widths, strict=True)))  # of equal strides, the last one counts
     net.eval()
     size = _default_size(net)
     coarsest = max(strides)
     multiple = 0
     fixed = False
-    if _takes(net, reading, channels, (2 * coarsest, 3 * coarsest)):
+    if _takes(net, reading, channels, (in_channels, 2 * coarsest, 3 * coarsest)):
         multiple = coarsest
-    elif _takes(net, reading, channels, (size, size)):
+    elif _takes(net, reading, channels, (in_channels, size, size)):
         multiple = size
-        fixed = not _takes(net, reading, channels, (size, 2 * size))
+        fixed = not _takes(net, reading, channels, (in_channels, size, 2 * size))
     if not multiple:
         raise ConfigError(
             f"{name} does not give feature maps [B, C, H / s, W / s] of its strides {', '.join(map(str, strides))}; "
@@ -170,11 +175,11 @@ def _default_size(net: nn.Module) -> int:
 
 
 @torch.no_grad()
-def _takes(net: nn.Module, reading: Reading, channels: dict[int, int], size: tuple[int, int]) -> bool:
-    """Whether the network gives maps of the right shapes for images of this height and width."""
-    height, width = size
+def _takes(net: nn.Module, reading: Reading, channels: dict[int, int], size: tuple[int, int, int]) -> bool:
+    """Whether the network gives maps of the right shapes for images of these channels, height and width."""
+    _, height, width = size
     try:
-        levels = read_features(net, reading, channels, torch.zeros(1, 3, height, width))
+        levels = read_features(net, reading, channels, torch.zeros(1, *size))
     except (RuntimeError, AssertionError, ValueError, TypeError):
         return False
     shapes = {stride: tuple(features.shape[1:]) for stride, features in levels.items()}

@@ -8,6 +8,7 @@ Contract of a backbone: the function takes no arguments and returns a torch.nn.M
 forward takes images [B, 3, H, W] and returns feature maps [B, C, H / s, W / s], one for each stride s, either as a
 dictionary {s: map} or, where the module has an attribute `strides` such as (4, 8, 16, 32), as a list, tuple or
 dictionary in that order. It must take every H and W that the coarsest stride divides; other sizes may round up or down.
+With `data.channels` N it may take [B, N, H, W]; the first convolution of a network for three channels is inflated.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from plrc.errors import ConfigError
+from plrc.model.stem import inflate_stem
+from plrc.pixels import RGB_CHANNELS
 from plrc.text import nearest
 
 HOW = "write package.module:function or path/to/file.py:function"
@@ -92,8 +95,12 @@ def call_function(name: str) -> Any:
             raise ConfigError(f"{name} raised {describe_error(error)}") from error
 
 
-def backbone_from_function(name: str) -> tuple[nn.Module, dict[int, int]]:
+def backbone_from_function(name: str, in_channels: int = RGB_CHANNELS) -> tuple[nn.Module, dict[int, int]]:
     """Build a backbone with a function of the user's own and check it against the contract of this module.
+
+    Args:
+        name: package.module:function or path/to/file.py:function.
+        in_channels: Channels of the images. The first convolution of a network for RGB is inflated to another number.
 
     Returns:
         The network, and {stride: channels} from fine to coarse.
@@ -109,14 +116,16 @@ def backbone_from_function(name: str) -> tuple[nn.Module, dict[int, int]]:
         raise ConfigError(
             f"{name} has weights of {', '.join(sorted(other_dtypes))}; return float32, optim.precision does the rest"
         )
+    if in_channels != RGB_CHANNELS:
+        inflate_stem(net, in_channels, name)
     training = net.training
     try:
         with torch.no_grad():
-            output = net.eval()(torch.zeros(1, 3, *TEST_SIZE))
+            output = net.eval()(torch.zeros(1, in_channels, *TEST_SIZE))
     except Exception as error:
         raise ConfigError(
-            f"the network of {name} does not take an image [1, 3, {TEST_SIZE[0]}, {TEST_SIZE[1]}]: its forward raised "
-            f"{describe_error(error)}"
+            f"the network of {name} does not take an image [1, {in_channels}, {TEST_SIZE[0]}, {TEST_SIZE[1]}]: "
+            f"its forward raised {describe_error(error)}"
         ) from error
     net.train(training)
     levels = features_by_stride(net, output)

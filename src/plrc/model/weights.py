@@ -28,6 +28,7 @@ from plrc.model.backbone import RESNETS, Backbone, build_backbone
 from plrc.model.fingerprint import describe_difference, fingerprint, from_text, twin_of
 from plrc.model.naming import COUNTER_SUFFIX, torchvision_names
 from plrc.model.pickles import read_arrays
+from plrc.model.stem import fitted, is_inflatable
 from plrc.model.timm_networks import plain_names
 from plrc.model.user_code import is_user_code
 from plrc.text import some
@@ -68,6 +69,7 @@ class LoadReport:
         ignored: The other tensors of the file, such as classifiers, heads and optimizer state.
         renamed: {prefix + name in the backbone: name in the file}, only of tensors whose names differ.
         warnings: What the user should check, such as a second copy of the network in the file.
+        inflated: Those of `matched` that the file holds for RGB, and the backbone for other channels (`stem.inflate`).
     """
 
     prefix: str
@@ -78,6 +80,7 @@ class LoadReport:
     ignored: tuple[str, ...]
     renamed: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    inflated: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -96,6 +99,8 @@ class LoadReport:
         lines = [f"prefix in the file: {self.prefix or '(none)'}"]
         for row, names in rows.items():
             lines.append(f"{row:<14}{len(names):>5}  {some(names, SHOWN)}".rstrip())
+        if self.inflated:
+            lines.append(f"{'inflated':<14}{len(self.inflated):>5}  {some(self.inflated, SHOWN)}")
         return "\n".join(lines)
 
 
@@ -149,7 +154,7 @@ def load_into(backbone: Backbone, weights: Weights, allow_partial: bool = False)
     state = {renamed.get(name, name): tensor for name, tensor in weights.state.items()}
     prefix = find_prefix(state, target)
     report = replace(
-        _compare(state, target, prefix),
+        _compare(state, target, prefix, backbone.in_channels),
         renamed={new: name for name, new in renamed.items()},
         warnings=_warnings(backbone, weights, state, prefix),
     )
@@ -160,7 +165,7 @@ def load_into(backbone: Backbone, weights: Weights, allow_partial: bool = False)
             f"{len(report.shape_mismatch)} of another shape, {len(report.unexpected)} unexpected) and was not loaded; "
             f"name the weights of a {backbone.name}\n{report.table()}"
         )
-    chosen = {name: state[prefix + name] for name in report.matched}
+    chosen = {name: fitted(state[prefix + name], target[name], backbone.in_channels) for name in report.matched}
     refuse_non_finite(chosen, weights.source)
     before = {name: target[name].clone() for name in chosen}
     with torch.no_grad():
@@ -172,7 +177,7 @@ def load_into(backbone: Backbone, weights: Weights, allow_partial: bool = False)
         raise WeightsError(
             f"after loading {weights.source} these tensors of {backbone.name} differ from it: {some(wrong)}"
         )
-    difference = _other_features(backbone, weights) if report.complete else ""
+    difference = _other_features(backbone, weights) if report.complete and not report.inflated else ""
     if difference:
         backbone.net.load_state_dict(before, strict=False)
         raise WeightsError(
@@ -188,7 +193,7 @@ def _other_features(backbone: Backbone, weights: Weights) -> str:
     stored = stored_name(weights.metadata)
     if not expected and stored and stored != backbone.name:  # a checkpoint: it names its network, which can be built
         with contextlib.suppress(PlrcError, RuntimeError), torch.random.fork_rng(devices=[]):
-            other = build_backbone(stored)
+            other = build_backbone(stored, in_channels=backbone.in_channels)
             other.net.load_state_dict(backbone.net.state_dict())
             expected = fingerprint(other)
     return describe_difference(fingerprint(backbone), expected) if expected else ""
@@ -301,11 +306,12 @@ def refuse_non_finite(state: Mapping[str, Tensor], source: str) -> None:
         )
 
 
-def _compare(state: Mapping[str, Tensor], target: Mapping[str, Tensor], prefix: str) -> LoadReport:
-    """Compare the names and shapes of a file with those of a backbone."""
+def _compare(state: Mapping[str, Tensor], target: Mapping[str, Tensor], prefix: str, channels: int) -> LoadReport:
+    """Compare the names and shapes of a file with those of a backbone that takes images of so many channels."""
     matched: list[str] = []
     missing: list[str] = []
     shape_mismatch: list[str] = []
+    inflated: list[str] = []
     for name, tensor in target.items():
         stored = state.get(prefix + name)
         if stored is None:
@@ -313,6 +319,9 @@ def _compare(state: Mapping[str, Tensor], target: Mapping[str, Tensor], prefix: 
                 missing.append(name)
         elif stored.shape == tensor.shape:
             matched.append(name)
+        elif is_inflatable(stored, tensor, channels):
+            matched.append(name)
+            inflated.append(name)
         else:
             shape_mismatch.append(f"{name} {list(stored.shape)} instead of {list(tensor.shape)}")
     modules = {name.partition(".")[0] for name in target}
@@ -327,7 +336,10 @@ def _compare(state: Mapping[str, Tensor], target: Mapping[str, Tensor], prefix: 
                 unexpected.append(name)
             else:
                 ignored.append(name)
-    return LoadReport(prefix, tuple(matched), tuple(missing), tuple(unexpected), tuple(shape_mismatch), tuple(ignored))
+    report = LoadReport(
+        prefix, tuple(matched), tuple(missing), tuple(unexpected), tuple(shape_mismatch), tuple(ignored)
+    )
+    return replace(report, inflated=tuple(inflated))
 
 
 def _read_safetensors(path: Path) -> Weights:

@@ -27,6 +27,7 @@ from plrc.model import build_backbone
 from plrc.progress import OnProgress, ignore_progress
 from plrc.rng import generator
 from plrc.transfer.initial import initial_backbone
+from plrc.transfer.labels.datasets import usual_pixels
 from plrc.transfer.labels.rasterize import rasterize, scaled_size
 from plrc.transfer.labels.reader import NoLabelsForTask
 from plrc.transfer.labels.splits import LabelledSet, Splits, labelled_subset, read_labelled
@@ -118,10 +119,12 @@ def dense_probe(
     """
     if size < 64 or images < 1:
         raise ConfigError(f"size must be >= 64 and images >= 1, got {size} and {images}: write --size and --images")
+    splits, task = _read_most_detailed(data)
+    usual = usual_pixels(splits.train, data.pixels)
     networks = []
     for init in inits:
         network, initial = initial_backbone(
-            init, backbone, partial=False, layer4_stride=1, seed=seed, pixels=data.pixels
+            init, backbone, partial=False, layer4_stride=1, seed=seed, pixels=data.pixels, usual=usual
         )
         networks.append((network, initial))
         backbone = initial.backbone
@@ -130,7 +133,6 @@ def dense_probe(
     if first.fitting_side(size) != size:
         size = first.fitting_side(size)
         notes.append(f"images are {size} pixels long, which fits {backbone}")
-    splits, task = _read_most_detailed(data)
     train = _at_most(labelled_subset(splits.train, data.fraction, data.shots, seed, task), images, seed)
     test = _at_most(splits.test, images, seed)
     classes = splits.train.classes
@@ -203,7 +205,7 @@ def grouping_curve(data: LabelledConfig, config: Config, size: int, images: int,
     regions_auc = math.nan
     if regions is not None:
         regions_auc = grouping_auc(regions, labels.objects, seed=seed)
-    backbone = build_backbone(config.model.backbone, config.model.layer4_stride)
+    backbone = build_backbone(config.model.backbone, config.model.layer4_stride, config.data.channels)
     curve = []
     for path in checkpoints(Path(config.run.out)):
         stored = load_checkpoint(path)

@@ -26,6 +26,7 @@ from plrc.machine import versions
 from plrc.progress import OnProgress, ignore_progress
 from plrc.runtime import StopRequest, choose_device
 from plrc.transfer.initial import InitialWeights, initial_backbone, verify_initial_weights
+from plrc.transfer.labels.datasets import usual_pixels
 from plrc.transfer.labels.splits import LabelledSet, Splits, labelled_subset, read_labelled
 from plrc.transfer.protocols import OptimConfig, TransferConfig
 from plrc.transfer.tasks import TaskModel, build_task_model
@@ -107,10 +108,16 @@ def transfer(config: TransferConfig, on_progress: OnProgress = ignore_progress) 
         torch.set_num_threads(config.run.threads)
     device = choose_device(config.run.device)
     layer4_stride = 1 if config.task == "semantic" else 2
-    backbone, initial = initial_backbone(
-        config.init, config.model.backbone, config.partial, layer4_stride, config.seed, config.data.pixels
-    )
     splits = read_labelled(config.data, config.task)
+    backbone, initial = initial_backbone(
+        config.init,
+        config.model.backbone,
+        config.partial,
+        layer4_stride,
+        config.seed,
+        config.data.pixels,
+        usual_pixels(splits.train, config.data.pixels),
+    )
     labelled = labelled_subset(splits.train, config.data.fraction, config.data.shots, config.seed, config.task)
     task_model = build_task_model(config, backbone, len(splits.train.classes), device)
     out.mkdir(parents=True, exist_ok=True)

@@ -17,8 +17,9 @@ from plrc.engine.checkpoint import checkpoint_of
 from plrc.errors import ConfigError, PlrcError, WeightsError
 from plrc.model.backbone import RESNETS, Backbone, build_backbone
 from plrc.model.naming import COUNTER_SUFFIX
-from plrc.model.start_pixels import start_pixels
+from plrc.model.start_pixels import refuse_other_channels, start_pixels
 from plrc.model.starts import PRETRAINED, pretrained_weights
+from plrc.model.stem import fitted, is_inflatable
 from plrc.model.user_code import is_user_code
 from plrc.model.weights import LoadReport, Weights, find_prefix, load_into, read_weights, stored_function, stored_name
 from plrc.pixels import IMAGENET, PixelStatistics
@@ -59,6 +60,7 @@ class InitialWeights:
             f"{self.backbone} with the weights of {self.source}: {counts}",
             *note("tensors that the file lacks", report.missing),
             *note("tensors of another shape", report.shape_mismatch),
+            *note(f"tensors inflated from three channels to {self.pixels.channels}", report.inflated),
             *note("tensors that the backbone lacks", report.unexpected),
             *statistics,
             *report.warnings,
@@ -79,6 +81,7 @@ def initial_backbone(
     layer4_stride: int = 2,
     seed: int = 0,
     pixels: PixelStatistics | None = None,
+    usual: PixelStatistics = IMAGENET,
 ) -> tuple[Backbone, InitialWeights]:
     """Build a backbone with the weights that `init` names.
 
@@ -90,9 +93,12 @@ def initial_backbone(
         layer4_stride: Stride of layer4, 1 or 2.
         seed: Random values follow from it.
         pixels: The statistics that images are normalized with; None: those that the weights were trained with.
+        usual: The statistics for random weights. Their number of channels is that of the images; if it is not three,
+            they are also those for weights that were trained on RGB, whose first convolution is inflated.
 
     Raises:
-        WeightsError: The weights are absent or do not fit; the message has the table of names.
+        WeightsError: The weights are absent or do not fit, or are for another number of channels; the
+            message has the table of names.
         ConfigError: The backbone is to be named.
     """
     weights = None
@@ -109,20 +115,22 @@ def initial_backbone(
                 f"if you trust it, write --model.backbone {code} (plrc transfer probe: --backbone)"
             )
         if not stored and not name:
-            stored = _recognize_resnet(weights)
+            stored = _recognize_resnet(weights, usual.channels)
         if stored and name and stored != name and not is_user_code(name):
             raise _wrong_backbone(weights.source, stored, name)
     chosen = name or stored or DEFAULT_BACKBONE
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.torch_seed(seed, "weights"))
-        backbone = build_backbone(chosen, layer4_stride)
+        backbone = build_backbone(chosen, layer4_stride, usual.channels)
     if weights is None:
-        backbone.pixels = pixels or IMAGENET
+        backbone.pixels = pixels or usual
         return backbone, InitialWeights("random", chosen, pixels=backbone.pixels)
+    trained, _ = start_pixels(chosen, weights.metadata, weights.source)
+    refuse_other_channels(trained, usual.channels, init)
     try:
         report = load_into(backbone, weights, allow_partial=partial)
     except PlrcError as error:
-        recognized = _recognize_resnet(weights)
+        recognized = _recognize_resnet(weights, usual.channels)
         if recognized in ("", chosen):
             raise
         raise _wrong_backbone(weights.source, recognized, chosen) from error
@@ -130,7 +138,7 @@ def initial_backbone(
         raise WeightsError(
             f"{weights.source} has less than half of the tensors of {chosen}; name a file with more\n{report.table()}"
         )
-    backbone.pixels = pixels or start_pixels(chosen, weights.metadata, weights.source)[0]
+    backbone.pixels = pixels or (trained if trained.channels == usual.channels else usual)
     return backbone, InitialWeights(weights.source, chosen, weights, report, backbone.pixels)
 
 
@@ -157,8 +165,10 @@ def verify_initial_weights(model: nn.Module, initial: InitialWeights) -> str:
     wrong = []
     for path, name, tensor in _backbone_tensors(model, expected):
         present.add(name)
-        if name in expected and not torch.equal(tensor.cpu(), expected[name].to(tensor.dtype)):
-            wrong.append(path)
+        if name in expected:
+            stored = fitted(expected[name], tensor, initial.pixels.channels)
+            if not torch.equal(tensor.cpu(), stored.to(tensor.dtype)):
+                wrong.append(path)
     wrong += [f"{name} (absent)" for name in expected if name not in present]
     if wrong:
         raise WeightsError(
@@ -183,17 +193,22 @@ def _backbone_tensors(model: nn.Module, expected: Iterable[str]) -> Iterator[tup
                 break
 
 
-def _recognize_resnet(weights: Weights) -> str:
+def _recognize_resnet(weights: Weights, channels: int) -> str:
     """The torchvision ResNet whose tensors are all in the file, the largest of several; empty if there is none."""
     sizes = {}
     for name in RESNETS:
         with torch.device("meta"):
-            target = build_backbone(name).net.state_dict()
+            target = build_backbone(name, in_channels=channels).net.state_dict()
         prefix = find_prefix(weights.state, target)
-        needed = {prefix + key: tensor.shape for key, tensor in target.items() if not key.endswith(COUNTER_SUFFIX)}
-        if all(key in weights.state and weights.state[key].shape == shape for key, shape in needed.items()):
+        needed = {prefix + key: tensor for key, tensor in target.items() if not key.endswith(COUNTER_SUFFIX)}
+        if all(_fits(weights.state.get(key), tensor, channels) for key, tensor in needed.items()):
             sizes[name] = len(needed)
     return max(sizes, key=lambda name: sizes[name], default="")
+
+
+def _fits(stored: Tensor | None, target: Tensor, channels: int) -> bool:
+    """Whether a tensor of a file has the shape of one of a backbone, as it is or inflated."""
+    return stored is not None and (stored.shape == target.shape or is_inflatable(stored, target, channels))
 
 
 def _wrong_backbone(source: str, stored: str, wanted: str) -> WeightsError:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from plrc.config.inputs import MAX_CHANNELS
 from plrc.pixels import PixelStatistics, given_statistics
 from plrc.settings import (
     Settings,
@@ -61,11 +62,14 @@ class LabelledConfig:
     """Train and score a single class, "object": for too few labels of many classes."""
     difficult: bool = False
     """Also train on the objects that VOC marks as difficult. They are never scored."""
+    channels: int = 3
+    """Channels of an image, as `data.channels` of the pre-training. 3: RGB."""
     mean: tuple[float, ...] = ()
-    """Mean of red, green and blue, on the scale 0 to 1, that pixels are normalized with. Empty: what the initial
-    weights were trained with."""
+    """Mean of red, green and blue (of each channel), on the scale 0 to 1, that pixels are normalized with. Empty: what
+    the initial weights were trained with; for weights that say nothing about images of other channels than RGB,
+    measured on the training images."""
     std: tuple[float, ...] = ()
-    """Standard deviation of red, green and blue, on the scale 0 to 1; set it together with `mean`."""
+    """Standard deviation of red, green and blue (of each channel), on the scale 0 to 1; set it together with `mean`."""
 
     def __post_init__(self) -> None:
         require(0 < self.fraction <= 1, f"data.fraction must be > 0 and <= 1, got {self.fraction}")
@@ -77,12 +81,13 @@ class LabelledConfig:
         require_at_least("data.shots", self.shots, 0)
         require_pattern("data.group", self.group)
         require(self.fraction == 1 or not self.shots, "data.fraction and data.shots are both set; set only one")
-        given_statistics(self.mean, self.std)
+        require_between("data.channels", self.channels, 1, MAX_CHANNELS)
+        given_statistics(self.mean, self.std, channels=self.channels)
 
     @property
     def pixels(self) -> PixelStatistics | None:
         """The statistics that `mean` and `std` give; None: those of the initial weights."""
-        return given_statistics(self.mean, self.std)
+        return given_statistics(self.mean, self.std, channels=self.channels)
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def native_stride(backbone: Backbone, level: int) -> int:
         raise ConfigError(f"{backbone.name} has no features of stride {level}; its levels are {levels}")
     side = 8 * level
     device = next(backbone.parameters()).device
-    features = backbone(torch.zeros(1, 3, side, side, device=device), level)[level]
+    features = backbone(torch.zeros(1, backbone.in_channels, side, side, device=device), level)[level]
     stride: int = side // features.shape[-1]
     if stride not in STRIDES:
         supported = ", ".join(map(str, STRIDES))

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from plrc.config import DataConfig
+from plrc.data.channels import shown_pixels
 from plrc.data.image_files import DecodeError
 from plrc.data.sources import ImageList
 from plrc.errors import DataError
@@ -101,7 +102,7 @@ def _read_images(
         except DecodeError as error:
             notes.append(f"left out {name}: {error.reason}")
             continue
-        picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+        picture = Image.fromarray(shown_pixels(pixels))
         jpeg = _jpeg(picture, _SHOWN)
         thumbnail = _jpeg(picture, _THUMBNAIL)
         shown.append(ExplorerImage(name, _scaled(pixels, config), jpeg, thumbnail))

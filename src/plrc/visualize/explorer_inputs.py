@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from plrc.config import Config, DataConfig
+from plrc.data.channels import shown_pixels
 from plrc.data.layouts import IMAGE_EXTENSIONS, file_extension
 from plrc.data.sources import ImageList, find_images
 from plrc.engine.checkpoint import checkpoints, load_checkpoint
@@ -86,7 +87,7 @@ class ExplorerImage:
 
     Attributes:
         name: Its name, on one line.
-        pixels: uint8 [3, H, W] as the networks see it.
+        pixels: uint8 [C, H, W] as the networks see it.
         jpeg: The file that the page shows.
         thumbnail: A small file of the same.
     """
@@ -97,8 +98,8 @@ class ExplorerImage:
     thumbnail: bytes
 
     def array(self) -> NDArray[np.uint8]:
-        """Return the pixels as [H, W, 3]."""
-        return np.ascontiguousarray(self.pixels.permute(1, 2, 0).numpy())
+        """Return the pixels that are shown, as [H, W, 3]."""
+        return shown_pixels(self.pixels)
 
     def grid_size(self, stride: int) -> tuple[int, int]:
         """Return (rows, columns) of the feature grid with this stride."""
@@ -172,7 +173,7 @@ def _saved_network(path: Path, role: str, named_backbone: str) -> ExplorerNetwor
         config = Config.from_dict(state["config"])
         model = config.model
         backbone = build_backbone(
-            trusted_backbone(model.backbone, named_backbone, "--backbone {}"), model.layer4_stride
+            trusted_backbone(model.backbone, named_backbone, "--backbone {}"), model.layer4_stride, config.data.channels
         )
         load_into(backbone, Weights(state[role], f"{path} ({role})", {}))
         backbone.pixels = config.data.pixels

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from plrc.config import Config
+from plrc.data.channels import shown_pixels
 from plrc.data.id_maps import RegionError, map_path
 from plrc.data.image_files import DecodeError
 from plrc.data.regions import Regions
@@ -90,7 +91,7 @@ def save_preview(
         except (RegionError, DecodeError) as error:
             left_out.append((name, error.reason))
         else:
-            tiles.append((name, tinted_regions(image.permute(1, 2, 0).numpy(), ids)))
+            tiles.append((name, tinted_regions(shown_pixels(image), ids)))
         on_progress(done, len(positions))
     if not tiles:
         raise DataError(f"none of the {len(positions)} images can be drawn; the first, {': '.join(left_out[0])}")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from plrc.config import Config
+from plrc.data.channels import shown_pixels
 from plrc.data.loader import Batch, ViewDataset
 from plrc.data.manifest import images_from_manifest, read_manifest
 from plrc.data.photometric import augment
@@ -83,7 +84,7 @@ def run_samples(run: Path, config: Config, count: int) -> RunSamples:
             raise DataError("none of the images of its first batch can be read")
         figures = []
         for position, sample in samples[:count]:
-            image = images.decode(position, config.data, TILE).permute(1, 2, 0).numpy()
+            image = shown_pixels(images.decode(position, config.data, TILE))
             figures.append((printable(images.names[position]), sample_figure(sample, image, config)))
     except PlrcError as error:
         return RunSamples(note=f"The regions and views of this run cannot be drawn here: {error}")
@@ -196,7 +197,7 @@ def _augmented_views(sample: Batch, config: Config) -> list[NDArray[np.uint8]]:
     mean = torch.tensor(statistics.mean)[:, None, None]
     std = torch.tensor(statistics.std)[:, None, None]
     pixels: Tensor = ((views * std + mean) * 255).round().clamp(0, 255).byte()
-    return [view.permute(1, 2, 0).numpy() for view in pixels]
+    return [shown_pixels(view) for view in pixels]
 
 
 def _describe_regions(config: Config) -> str:

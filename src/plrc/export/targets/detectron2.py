@@ -29,7 +29,7 @@ from plrc.export.target import (
 )
 from plrc.model import naming
 from plrc.model.pickles import read_arrays, write_arrays
-from plrc.pixels import MEAN_KEY, STD_KEY, PixelStatistics
+from plrc.pixels import MEAN_KEY, RGB_CHANNELS, STD_KEY, PixelStatistics
 
 PIXEL_MAX = 255
 
@@ -62,11 +62,11 @@ def read(file: Path) -> State:
     return state
 
 
-def load(file: Path, backbone: str, tensors: State) -> list[LoadedNetwork]:
+def load(file: Path, backbone: str, tensors: State, channels: int) -> list[LoadedNetwork]:
     """Load the file into detectron2's ResNet with its own checkpointer."""
     resnet = find_resnet(backbone, "detectron2")
     try:
-        net = _network(resnet)
+        net = _network(resnet, channels)
         checkpointer = import_module("detectron2.checkpoint").DetectionCheckpointer(net)
     except ImportError as error:
         raise LibraryUnavailable(f"detectron2 cannot be imported: {error}") from error
@@ -80,11 +80,12 @@ def load(file: Path, backbone: str, tensors: State) -> list[LoadedNetwork]:
     return [LoadedNetwork(f"ResNet of depth {resnet.depth}", net.state_dict(), features, keeps_counters=False)]
 
 
-def _network(resnet: ResNet) -> nn.Module:
+def _network(resnet: ResNet, channels: int) -> nn.Module:
     """detectron2's own ResNet with the settings of `instructions` and nothing frozen."""
     config: Any = import_module("detectron2.config").get_cfg()
     config.MODEL.BACKBONE.NAME = "build_resnet_backbone"
     config.MODEL.BACKBONE.FREEZE_AT = 0
+    config.MODEL.PIXEL_MEAN = [0.0] * channels  # their number is that of the channels
     settings = config.MODEL.RESNETS
     settings.DEPTH = resnet.depth
     settings.NORM = "BN"
@@ -102,9 +103,12 @@ def instructions(backbone: str, pixels: PixelStatistics) -> list[str]:
     """What has to be set in detectron2."""
     net = find_resnet(backbone, "detectron2")
     scaled = pixel_settings(pixels, PIXEL_MAX)
+    images = 'INPUT.FORMAT: "RGB" (its default is BGR)'
+    if pixels.channels != RGB_CHANNELS:
+        images = f"images: a mapper of your own gives [{pixels.channels}, H, W]; PIXEL_MEAN sets the network's channels"
     lines = [
         "MODEL.WEIGHTS: FILE",
-        'INPUT.FORMAT: "RGB" (its default is BGR)',
+        images,
         f"MODEL.PIXEL_MEAN: {scaled['mean']}",
         f"MODEL.PIXEL_STD: {scaled['std']}",
         f"MODEL.RESNETS.DEPTH: {net.depth}",

@@ -28,7 +28,7 @@ from plrc.export.target import (
     pixel_settings,
 )
 from plrc.model import naming
-from plrc.pixels import PixelStatistics
+from plrc.pixels import RGB_CHANNELS, PixelStatistics
 
 PIXEL_MAX = 255
 
@@ -50,13 +50,13 @@ def read(file: Path) -> State:
     return state
 
 
-def load(file: Path, backbone: str, tensors: State) -> list[LoadedNetwork]:
+def load(file: Path, backbone: str, tensors: State, channels: int) -> list[LoadedNetwork]:
     """Build mmdetection's network from a configuration whose init_cfg names the file."""
     try:
         import_module("mmdet.utils").register_all_modules(init_default_scope=True)
     except (ImportError, AssertionError) as error:  # it refuses an mmcv of another version by an assertion
         raise LibraryUnavailable(f"mmdet cannot be imported: {error}") from error
-    config = backbone_config(backbone)
+    config = backbone_config(backbone, channels)
     init_cfg = {"type": "Pretrained", "checkpoint": str(file)}
     net: Any = import_module("mmdet.registry").MODELS.build(config | {"init_cfg": init_cfg})
     with logging_disabled(logging.INFO):  # a line for every tensor
@@ -69,12 +69,14 @@ def load(file: Path, backbone: str, tensors: State) -> list[LoadedNetwork]:
     return [LoadedNetwork(f"{config['type']} of depth {config['depth']}", net.state_dict(), features)]
 
 
-def backbone_config(backbone: str) -> dict[str, Any]:
+def backbone_config(backbone: str, channels: int = RGB_CHANNELS) -> dict[str, Any]:
     """`model.backbone` of a configuration, without `init_cfg`: nothing frozen, statistics that follow the images."""
     net = _resnet(backbone)
     config: dict[str, Any] = {"type": "ResNet" if net.plain else "ResNeXt", "depth": net.depth}
     if not net.plain:
         config |= {"groups": net.groups, "base_width": net.group_width}
+    if channels != RGB_CHANNELS:
+        config["in_channels"] = channels
     return config | {
         "num_stages": 4,
         "out_indices": (0, 1, 2, 3),
@@ -88,11 +90,16 @@ def backbone_config(backbone: str) -> dict[str, Any]:
 def instructions(backbone: str, pixels: PixelStatistics) -> list[str]:
     """What has to be set in mmdetection."""
     scaled = pixel_settings(pixels, PIXEL_MAX)
-    preprocessor = f"mean={scaled['mean']}, std={scaled['std']}, bgr_to_rgb=True"
+    preprocessor = f"mean={scaled['mean']}, std={scaled['std']}, bgr_to_rgb=True (images are read as BGR)"
+    if pixels.channels != RGB_CHANNELS:
+        preprocessor = (
+            f"mean={scaled['mean']}, std={scaled['std']}, bgr_to_rgb=False (a loading transform of your own reads "
+            f"{pixels.channels} channels)"
+        )
     return [
-        f"model.backbone: {backbone_config(backbone)}",
+        f"model.backbone: {backbone_config(backbone, pixels.channels)}",
         "model.backbone.init_cfg: dict(type='Pretrained', checkpoint=FILE), without prefix",
-        f"model.data_preprocessor: {preprocessor} (images are read as BGR)",
+        f"model.data_preprocessor: {preprocessor}",
         "norm_cfg: SyncBN where there are several GPUs",
     ]
 

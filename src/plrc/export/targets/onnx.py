@@ -1,4 +1,4 @@
-"""Export to ONNX: normalized images [B, 3, H, W] -> one output per stride, checked in ONNX Runtime.
+"""Export to ONNX: normalized images [B, N, H, W] of N channels -> one output per stride, checked in ONNX Runtime.
 
 For inference: plrc does not read the file back. Names in the graph are the backbone's own behind `net.`; BatchNorm's
 step counters are absent. Needs the packages onnx, onnxruntime and onnxscript.
@@ -6,6 +6,7 @@ step counters are absent. Needs the packages onnx, onnxruntime and onnxscript.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from plrc.export.proof import backbone_with
 from plrc.export.target import LoadedNetwork, State, Target, installed, without_counters
 from plrc.model.backbone import RESNETS
 from plrc.model.user_code import TEST_SIZE, describe_error
-from plrc.pixels import PixelStatistics
+from plrc.pixels import MEAN_KEY, PixelStatistics
 
 TOLERANCE = 1e-4  # of the largest feature: the runtime joins convolutions with what follows them
 TRACED_SIZE = (64, 96)  # of the images that a ResNet is traced with
@@ -42,13 +43,14 @@ def write(file: Path, backbone: str, student: State, metadata: dict[str, str]) -
         import onnxscript  # noqa: F401 (torch.onnx needs it)
     except ImportError as error:
         raise MissingPackageError("exports to ONNX", "onnx", "onnxruntime", "onnxscript") from error
-    network = backbone_with(backbone, student)
+    channels = len(json.loads(metadata[MEAN_KEY]))
+    network = backbone_with(backbone, student, channels)
     size = TRACED_SIZE if backbone in RESNETS else TEST_SIZE
     dynamic = torch.export.Dim.DYNAMIC
     try:
         program: Any = torch.onnx.export(
             network,
-            (torch.zeros(2, 3, *size),),
+            (torch.zeros(2, channels, *size),),
             input_names=["images"],
             output_names=[f"stride{stride}" for stride in network.channels],
             dynamic_shapes={"images": {0: dynamic, 2: dynamic, 3: dynamic}},
@@ -72,7 +74,7 @@ def read(file: Path) -> State:
     return {tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
 
 
-def load(file: Path, backbone: str, tensors: State) -> list[LoadedNetwork]:
+def load(file: Path, backbone: str, tensors: State, channels: int) -> list[LoadedNetwork]:
     """Open the graph in ONNX Runtime."""
     import onnxruntime
 
@@ -94,7 +96,7 @@ def instructions(backbone: str, pixels: PixelStatistics) -> list[str]:
     if backbone not in RESNETS:
         sides = "B is free, H and W where the coarsest stride divides them"
     return [
-        f"input images: float32 [B, 3, H, W], normalized as above; {sides}",
+        f"input images: float32 [B, {pixels.channels}, H, W], normalized as above; {sides}",
         "outputs: one for each stride, such as stride8: [B, C, ceil(H / stride), ceil(W / stride)]",
     ]
 

@@ -20,9 +20,9 @@ def rename(backbone: str, student: State) -> State:
     return student
 
 
-def load(file: Path, backbone: str, tensors: State) -> list[LoadedNetwork]:
+def load(file: Path, backbone: str, tensors: State, channels: int) -> list[LoadedNetwork]:
     """Load the file into a second backbone of the same name."""
-    network = backbone_with(backbone, tensors)
+    network = backbone_with(backbone, tensors, channels)
     height, width = TEST_SIZE if is_user_code(backbone) else IMAGE_SIZE
     size = (network.fitting_side(height), network.fitting_side(width))
     return [LoadedNetwork(backbone, network.net.state_dict(), network, strides=(), sizes=(size,))]

@@ -21,7 +21,7 @@ from plrc.export.resnets import find_resnet, resnet_name
 from plrc.export.target import IMAGE_SIZE, LEVELS, LoadedNetwork, State, Target, installed
 from plrc.model import build_backbone, naming
 from plrc.model.timm_networks import PREFIX, create_timm
-from plrc.pixels import PixelStatistics
+from plrc.pixels import RGB_CHANNELS, PixelStatistics
 
 
 def rename(backbone: str, student: State) -> State:
@@ -31,19 +31,20 @@ def rename(backbone: str, student: State) -> State:
     return student
 
 
-def load(file: Path, backbone: str, tensors: State) -> list[LoadedNetwork]:
+def load(file: Path, backbone: str, tensors: State, channels: int) -> list[LoadedNetwork]:
     """Load the file with timm's own loader, which refuses missing and unexpected names."""
     from timm.models import load_checkpoint
 
     model = model_name(backbone)
-    built = build_backbone(backbone)
+    built = build_backbone(backbone, in_channels=channels)
+    options = {} if channels == RGB_CHANNELS else {"in_chans": channels}
     if built.reading == "tokens":
         title = f"{model} with num_classes=0"
-        net = create_timm(model, num_classes=0)
+        net = create_timm(model, num_classes=0, **options)
         inner = net
     else:
         title = f"{model} with features_only"
-        net = create_timm(model, features_only=True)
+        net = create_timm(model, features_only=True, **options)
         inner = net.model if built.reading == "stages" else net
     try:
         load_checkpoint(inner, str(file))
@@ -76,21 +77,22 @@ def instructions(backbone: str, pixels: PixelStatistics) -> list[str]:
     model = model_name(backbone)
     statistics = "mean and std of the data configuration: as above, not those of the model"
     reading = build_backbone(backbone).reading
+    channels = "" if pixels.channels == RGB_CHANNELS else f", in_chans={pixels.channels}"
     if reading == "tokens":
         return [
-            f"timm.create_model({model!r}, num_classes=0, dynamic_img_size=True, checkpoint_path=FILE)",
+            f"timm.create_model({model!r}, num_classes=0, dynamic_img_size=True{channels}, checkpoint_path=FILE)",
             "features: net.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)[0]",
             statistics,
         ]
     if reading == "stages":
         return [
-            f"net = timm.create_model({model!r}, features_only=True)",
+            f"net = timm.create_model({model!r}, features_only=True{channels})",
             "timm.models.load_checkpoint(net.model, FILE)",
             statistics,
         ]
     return [
-        f"timm.create_model({model!r}, features_only=True, checkpoint_path=FILE)",
-        f"for ResNets also timm.create_model({model!r}, num_classes=0, checkpoint_path=FILE)",
+        f"timm.create_model({model!r}, features_only=True{channels}, checkpoint_path=FILE)",
+        f"for ResNets also timm.create_model({model!r}, num_classes=0{channels}, checkpoint_path=FILE)",
         statistics,
     ]
 

@@ -15,7 +15,7 @@ from plrc.errors import ExportError
 from plrc.export.resnets import find_resnet, resnet_name
 from plrc.export.target import LEVELS, Features, LoadedNetwork, State, Target
 from plrc.model import naming
-from plrc.pixels import IMAGENET, PixelStatistics
+from plrc.pixels import IMAGENET, RGB_CHANNELS, PixelStatistics
 
 CLASSIFIER = ("fc.weight", "fc.bias")
 
@@ -26,7 +26,7 @@ def rename(backbone: str, student: State) -> State:
     return student
 
 
-def load(file: Path, backbone: str, tensors: State) -> list[LoadedNetwork]:
+def load(file: Path, backbone: str, tensors: State, channels: int) -> list[LoadedNetwork]:
     """Load the file into a new classifier and into the backbone of a new detector.
 
     Raises:
@@ -34,6 +34,7 @@ def load(file: Path, backbone: str, tensors: State) -> list[LoadedNetwork]:
     """
     name = resnet_name(backbone)
     classifier: nn.Module = torchvision.models.get_model(name, weights=None)
+    set_input_channels(classifier, channels)
     missing, unexpected = classifier.load_state_dict(tensors, strict=False)
     if tuple(missing) != CLASSIFIER or unexpected:
         raise ExportError(
@@ -45,6 +46,7 @@ def load(file: Path, backbone: str, tensors: State) -> list[LoadedNetwork]:
         backbone_name=name, weights=None, trainable_layers=5, norm_layer=nn.BatchNorm2d
     )
     body = detector.get_submodule("body")
+    set_input_channels(body, channels)
     body.load_state_dict(tensors)
 
     def body_features(images: Tensor) -> dict[int, Tensor]:
@@ -55,6 +57,12 @@ def load(file: Path, backbone: str, tensors: State) -> list[LoadedNetwork]:
         LoadedNetwork(name, inside, _classifier_features(classifier.eval()), left_random=CLASSIFIER),
         LoadedNetwork("resnet_fpn_backbone (its pyramid starts from random weights)", body.state_dict(), body_features),
     ]
+
+
+def set_input_channels(resnet: nn.Module, channels: int) -> None:
+    """Give a ResNet of torchvision, or the body of its detectors, a first convolution for so many channels."""
+    if channels != RGB_CHANNELS:
+        resnet.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
 
 
 def _classifier_features(classifier: nn.Module) -> Features:
@@ -80,7 +88,12 @@ def instructions(backbone: str, pixels: PixelStatistics) -> list[str]:
     statistics = "as they are"
     if pixels != IMAGENET:
         statistics = f"{list(pixels.mean)} and {list(pixels.std)}, its defaults are ImageNet's"
+    stem: list[str] = []
+    if pixels.channels != RGB_CHANNELS:
+        convolution = f"torch.nn.Conv2d({pixels.channels}, 64, 7, stride=2, padding=3, bias=False)"
+        stem = [f"first net.conv1 = {convolution}, in a detector detector.backbone.body.conv1 = the same"]
     return [
+        *stem,
         f"net.load_state_dict(state, strict=False) for {resnet_name(backbone)}(weights=None): only fc is missing",
         "detector.backbone.body.load_state_dict(state) for one built with weights=None, weights_backbone=None",
         f"image_mean and image_std of the detector: {statistics}; its BatchNorm is not frozen then",

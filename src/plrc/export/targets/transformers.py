@@ -19,7 +19,7 @@ from plrc.export.resnets import ResNet, find_resnet
 from plrc.export.target import LEVELS, Features, LoadedNetwork, State, Target, installed
 from plrc.files import write_json
 from plrc.model import naming
-from plrc.pixels import PixelStatistics
+from plrc.pixels import RGB_CHANNELS, PixelStatistics
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 SMALL_DETR = {
@@ -48,15 +48,15 @@ def rename(backbone: str, student: State) -> State:
 def write(file: Path, backbone: str, student: State, metadata: dict[str, str]) -> None:
     """Write model.safetensors, and config.json into the same folder."""
     write_tensors(file, rename(backbone, student), metadata | {"format": "pt"})  # the format that transformers asks for
-    write_json(file.with_name("config.json"), configuration(_resnet(backbone)))
+    write_json(file.with_name("config.json"), configuration(_resnet(backbone), student["conv1.weight"].shape[1]))
 
 
-def configuration(net: ResNet) -> dict[str, Any]:
-    """The settings of `transformers.ResNetConfig` for the same network."""
+def configuration(net: ResNet, channels: int = RGB_CHANNELS) -> dict[str, Any]:
+    """The settings of `transformers.ResNetConfig` for the same network on images of so many channels."""
     return {
         "architectures": ["ResNetBackbone"],
         "model_type": "resnet",
-        "num_channels": 3,
+        "num_channels": channels,
         "embedding_size": 64,
         "hidden_sizes": list(net.widths),
         "depths": list(net.blocks),
@@ -69,7 +69,7 @@ def configuration(net: ResNet) -> dict[str, Any]:
     }
 
 
-def load(file: Path, backbone: str, tensors: State) -> list[LoadedNetwork]:
+def load(file: Path, backbone: str, tensors: State, channels: int) -> list[LoadedNetwork]:
     """Load the folder as `from_pretrained` does, and the file into a DETR, whose frozen BatchNorm has no counters."""
     model = _from_pretrained(file.parent)
     inside = _inside_detr(model.config)

@@ -1,10 +1,11 @@
 """Data sets of labelled images for PyTorch: items to train on, and to score.
 
-Shapes: H x W an image, h x w after scaling or cropping, n objects.
+Shapes: H x W an image of C channels, h x w after scaling or cropping, n objects.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,15 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from plrc import rng
+from plrc.config import DataConfig
+from plrc.data.channel_statistics import measure_pixels
 from plrc.data.decode import decode
 from plrc.data.image_files import DecodeError
 from plrc.data.masks import decode_masks
+from plrc.data.sources import ImageList
 from plrc.errors import DataError
 from plrc.measures.segmentation import IGNORED
-from plrc.pixels import IMAGENET, PixelStatistics
+from plrc.pixels import IMAGENET, RGB_CHANNELS, PixelStatistics
 from plrc.transfer.labels.annotations import LabelledImage
 from plrc.transfer.labels.splits import LabelledSet
 from plrc.transfer.protocols import InputConfig
@@ -48,11 +52,11 @@ class DetectionImages(Dataset[tuple[Tensor, dict[str, Any]]]):
         return len(self.labelled.images)
 
     def __getitem__(self, key: Any) -> tuple[Tensor, dict[str, Any]]:
-        """Return uint8 [3, H, W], and "boxes" [n, 4], "labels" [n] from 1, "masks" uint8 [n, H, W], "image" (index)."""
+        """Return uint8 [C, H, W], and "boxes" [n, 4], "labels" [n] from 1, "masks" uint8 [n, H, W], "image" (index)."""
         epoch, index = key if self.train else (0, key)
         item = self.labelled.images[index]
         kept = ~item.ignored if self.train else np.ones_like(item.ignored)
-        image = _read_pixels(item)
+        image = _read_pixels(item, self.labelled.channels)
         boxes = torch.from_numpy(item.boxes[kept])
         target: dict[str, Any] = {"labels": torch.from_numpy(item.classes[kept] + 1), "image": index}
         if self.masks:
@@ -98,10 +102,10 @@ class SemanticImages(Dataset[tuple[Tensor, Tensor]]):
         return len(self.labelled.images)
 
     def __getitem__(self, key: Any) -> tuple[Tensor, Tensor]:
-        """Return uint8 [3, h, w] and uint8 labels: [h, w] to train on, [H, W] to score."""
+        """Return uint8 [C, h, w] and uint8 labels: [h, w] to train on, [H, W] to score."""
         epoch, index = key if self.train else (0, key)
         item = self.labelled.images[index]
-        image = _read_pixels(item)
+        image = _read_pixels(item, self.labelled.channels)
         labels = torch.from_numpy(self.labelled.read_classes(item))
         if not self.train:
             return _scale(image, self.input.test_size), labels
@@ -118,9 +122,28 @@ class SemanticImages(Dataset[tuple[Tensor, Tensor]]):
         return image, labels
 
 
-def _read_pixels(item: LabelledImage) -> Tensor:
+def usual_pixels(labelled: LabelledSet, given: PixelStatistics | None) -> PixelStatistics:
+    """Return the statistics of pixels for weights that do not say theirs.
+
+    Args:
+        labelled: The training images.
+        given: What the user set; None: nothing.
+
+    Returns:
+        What the user set, else ImageNet's for RGB, else statistics measured on the images.
+
+    Raises:
+        DataError: Statistics are to be measured, and no image can be read.
+    """
+    if given is not None or labelled.channels == RGB_CHANNELS:
+        return given or IMAGENET
+    names = tuple(os.path.abspath(item.path) for item in labelled.images)
+    return measure_pixels(ImageList("/", names, "list"), range(len(names)), DataConfig(channels=labelled.channels))[0]
+
+
+def _read_pixels(item: LabelledImage, channels: int) -> Tensor:
     try:
-        image = decode(item.path)
+        image = decode(item.path, channels)
     except DecodeError as error:
         raise DataError(f"{error}; fix or remove this file and start again") from error
     if tuple(image.shape[1:]) != (item.height, item.width):

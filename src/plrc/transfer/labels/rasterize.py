@@ -1,6 +1,6 @@
 """Labels of any kind as maps of one size: the class and the object of each pixel.
 
-Shapes: n images, S the side of a map, H x W an image.
+Shapes: n images, S the side of a map, H x W an image of C channels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from plrc.data.decode import decode
 from plrc.data.masks import decode_masks
 from plrc.measures.segmentation import IGNORED
-from plrc.pixels import IMAGENET
+from plrc.pixels import IMAGENET, RGB_CHANNELS
 from plrc.transfer.labels.annotations import LabelledImage
 from plrc.transfer.labels.splits import LabelledSet
 
@@ -26,7 +26,8 @@ class PixelLabels:
     """Images of one size, with labels for every pixel.
 
     Attributes:
-        images: uint8 [n, 3, S, S]; an image lies at the upper left, the rest has ImageNet's mean color.
+        images: uint8 [n, C, S, S]; an image lies at the upper left, the rest has ImageNet's mean color (gray if the
+            images are not RGB).
         classes: uint8 [n, S, S]; 255 is ignored. With labelled objects, 0 is the background.
         objects: int32 [n, S, S]: 0 background, above 0 an object, -1 unlabelled.
     """
@@ -42,12 +43,13 @@ def rasterize(labelled: LabelledSet, side: int) -> PixelLabels:
     Objects are drawn by their masks, or by their boxes if they have none, the largest first, so that none is hidden.
     """
     count = len(labelled.images)
-    color = (255 * torch.tensor(IMAGENET.mean)).to(torch.uint8)[:, None, None]
-    images = color.expand(3, side, side).repeat(count, 1, 1, 1)
+    mean = IMAGENET.mean if labelled.channels == RGB_CHANNELS else (0.5,) * labelled.channels
+    color = (255 * torch.tensor(mean)).to(torch.uint8)[:, None, None]
+    images = color.expand(-1, side, side).repeat(count, 1, 1, 1)
     classes = torch.full((count, side, side), IGNORED, dtype=torch.uint8)
     objects = torch.full((count, side, side), -1, dtype=torch.int32)
     for i, item in enumerate(labelled.images):
-        pixels = decode(item.path).float()
+        pixels = decode(item.path, labelled.channels).float()
         height, width = scaled_size(pixels.shape[1], pixels.shape[2], side)
         scaled = F.interpolate(pixels[None], (height, width), mode="bilinear", antialias=True, align_corners=False)[0]
         images[i, :, :height, :width] = scaled.round().clamp(0, 255).to(torch.uint8)

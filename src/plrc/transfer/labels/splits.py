@@ -16,6 +16,7 @@ from plrc.data.image_files import read_bytes
 from plrc.data.reading import ReadingReport
 from plrc.errors import ConfigError, DataError
 from plrc.measures.segmentation import IGNORED
+from plrc.pixels import RGB_CHANNELS
 from plrc.transfer.labels.annotations import ImageAnnotation, LabelledImage, check_annotation
 from plrc.transfer.labels.label_maps import index_classes, read_ids
 from plrc.transfer.labels.layouts import open_labels
@@ -33,11 +34,13 @@ class LabelledSet:
         images: In the order of their names.
         classes: Names of the classes, by number.
         class_of_id: Semantic: [256], id in an id map -> class, 255 if it is ignored.
+        channels: Channels of the images.
     """
 
     images: tuple[LabelledImage, ...]
     classes: tuple[str, ...]
     class_of_id: NDArray[np.uint8] | None = None
+    channels: int = RGB_CHANNELS
 
     def read_classes(self, image: LabelledImage) -> NDArray[np.uint8]:
         """Read the class of each pixel of an image, [H, W]; 255 is ignored."""
@@ -139,7 +142,7 @@ def read_labelled(config: LabelledConfig, task: Task) -> Splits:
     for role, content in {"train": train, "val": val, "test": test}.items():
         difficult = config.difficult and role == "train"
         images = [check_annotation(image, number_of, task == "instances", difficult, reading) for image in content]
-        sets[role] = LabelledSet(tuple(images), classes, class_of_id)
+        sets[role] = LabelledSet(tuple(images), classes, class_of_id, config.channels)
         count = f"{len(images)} images"
         if task != "semantic":
             count += f", {sum(len(image.classes) for image in images)} objects"
