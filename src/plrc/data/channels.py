@@ -23,6 +23,10 @@ _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 _STORED_MODES = ("L", "LA", "RGB", "RGBA", "F", "I")  # bands that are channels; palettes and CMYK are colors to convert
 
 
+class ChannelsError(DecodeError):
+    """An image of another number of channels than `data.channels`."""
+
+
 def read_npy_size(file: BinaryIO, channels: int) -> tuple[int, int]:
     """Read the header of a .npy file, which is open at its beginning, and check that it holds such an image.
 
@@ -87,7 +91,7 @@ def require_channels(actual: int, channels: int) -> None:
     """Raise DecodeError if an image has not the channels that the settings expect."""
     if actual != channels:
         plural = "s" if actual != 1 else ""
-        raise DecodeError(f"the image has {actual} channel{plural}, but data.channels is {channels}")
+        raise ChannelsError(f"the image has {actual} channel{plural}, but data.channels is {channels}")
 
 
 def shown_pixels(image: Tensor) -> NDArray[np.uint8]:
@@ -113,7 +117,7 @@ def _channel_axis(shape: tuple[int, ...], channels: int) -> int:
         raise DecodeError(f"an array of shape {described}; an image is [H, W, channels] or [channels, H, W]")
     candidates = [axis for axis in (0, 2) if shape[axis] == channels]
     if not candidates:
-        raise DecodeError(f"an array of shape {described}, but data.channels is {channels}")
+        raise ChannelsError(f"an array of shape {described}, but data.channels is {channels}")
     if len(candidates) == 2:
         raise DecodeError(
             f"an array of shape {described}: with data.channels {channels}, its first and its last axis can be the "

@@ -15,8 +15,8 @@ from plrc.pixels import RGB_CHANNELS
 def inflate(weight: Tensor, channels: int) -> Tensor:
     """Turn weights for RGB into weights for another number of channels.
 
-    The three channels are repeated in turn, and scaled by 3 / C, so that an image whose channels are all equal gives
-    what the same gray image gives in RGB. A single channel gets their sum. (timm does the same.)
+    The three channels are repeated in turn and scaled by 3 / C, so that responses keep their scale. A single channel
+    gets their sum. (timm does the same.)
 
     Args:
         weight: [out, 3, k, k].

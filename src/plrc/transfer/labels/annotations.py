@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from plrc.data.channels import NPY_START, ChannelsError, read_npy_size
 from plrc.data.decode import decode
 from plrc.data.image_files import DecodeError, read_header
 from plrc.data.masks import encode_segment
 from plrc.data.reading import ReadingReport
+from plrc.pixels import RGB_CHANNELS
 
 NO_BOX = "objects without a box of four numbers"
 EMPTY_BOX = "boxes without width or height"
@@ -99,7 +101,11 @@ class LabelledImage:
 
 
 def annotate_image(
-    root: Path, path: Path, reading: ReadingReport, stated_size: tuple[int, int] | None = None
+    root: Path,
+    path: Path,
+    reading: ReadingReport,
+    stated_size: tuple[int, int] | None = None,
+    channels: int = RGB_CHANNELS,
 ) -> ImageAnnotation | None:
     """Start the annotation of an image file, its size taken from its header.
 
@@ -108,13 +114,17 @@ def annotate_image(
         path: The image file.
         reading: Counts images that cannot be used.
         stated_size: Height and width according to the source; 0 is unknown.
+        channels: Channels of the images, for arrays (.npy).
 
     Returns:
         An annotation without objects; None if the image cannot be read or has another size than stated.
     """
     name = os.path.relpath(path, root).replace(os.sep, "/")
     try:
-        height, width = _size_of_whole_image(path)
+        height, width = _size_of_whole_image(path, channels)
+    except ChannelsError as error:
+        reading.count("dropped", f"image files of other channels ({error.reason})", name)
+        return None
     except DecodeError:
         problem = "cannot be read" if path.exists() else "are missing"
         reading.count("dropped", f"image files that {problem}", name)
@@ -191,13 +201,17 @@ def check_annotation(
     )
 
 
-def _size_of_whole_image(path: Path) -> tuple[int, int]:
+def _size_of_whole_image(path: Path, channels: int) -> tuple[int, int]:
     """(height, width) as `decode` gives them, from the header; a JPEG or PNG whose last bytes are unusual is decoded.
 
     Raises DecodeError.
     """
     try:
         with open(path, "rb") as file:
+            if file.read(len(NPY_START)) == NPY_START:
+                file.seek(0)
+                return read_npy_size(file, channels)
+            file.seek(0)
             header = read_header(file)
             file.seek(0)
             turned = header.format in ("JPEG", "MPO") and Image.open(file).getexif().get(_ORIENTATION, 1) in range(5, 9)

@@ -93,6 +93,7 @@ class CocoReader:
     """
 
     def __init__(self, config: LabelledConfig, task: Task, reading: ReadingReport) -> None:
+        self.channels = config.channels
         root = Path(config.source)
         self.root = root
         self.task = task
@@ -176,7 +177,9 @@ class CocoReader:
             stated_size = None
             if "height" in entry and "width" in entry:
                 stated_size = (int(entry["height"]), int(entry["width"]))
-            images[i] = annotate_image(self.root, folder / str(entry["file_name"]), self.reading, stated_size)
+            images[i] = annotate_image(
+                self.root, folder / str(entry["file_name"]), self.reading, stated_size, self.channels
+            )
         return images
 
     def _image_folder(self, split: str, names: list[str]) -> Path:
