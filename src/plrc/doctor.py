@@ -110,7 +110,7 @@ def _decoder_fault(image_format: str) -> str:
     from PIL import Image
 
     from plrc.data.decode import decode_bytes
-    from plrc.data.image_files import DecodeError
+    from plrc.data.image_errors import DecodeError
 
     file = io.BytesIO()
     try:

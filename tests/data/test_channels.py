@@ -14,7 +14,7 @@ from plrc.config import DataConfig, ViewConfig
 from plrc.data.channel_statistics import measure_pixels
 from plrc.data.channels import shown_pixels
 from plrc.data.decode import decode, decode_bytes
-from plrc.data.image_files import DecodeError
+from plrc.data.image_errors import DecodeError
 from plrc.data.photometric import augment, color_draws, normalize
 from plrc.data.regions import felzenszwalb_regions, slic_regions
 from plrc.data.sources import ImageList

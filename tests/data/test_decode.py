@@ -18,8 +18,10 @@ import torch
 from PIL import Image
 
 from plrc.data import decode as module
-from plrc.data.decode import decode, decode_bytes, rescale
-from plrc.data.image_files import DecodeError, read_file_header
+from plrc.data.decode import decode, decode_bytes
+from plrc.data.image_errors import DecodeError
+from plrc.data.image_files import read_file_header
+from plrc.data.rescale import rescale
 
 HEIGHT, WIDTH = 40, 64
 
@@ -294,13 +296,15 @@ def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
     assert (copied.reason, copied.path, str(copied)) == (caught.value.reason, caught.value.path, str(caught.value))
 
 
-def test_read_file_header_reports_what_is_stored(tmp_path: Path) -> None:
+def test_read_file_header_reports_the_shown_size(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     (tmp_path / "a.jpg").write_bytes(encoded(coordinates(), "JPEG", exif=exif))
     (tmp_path / "b.png").write_bytes(deep_png(np.zeros((5, 7, 3), np.uint16)))
     (tmp_path / "c.tif").write_bytes(encoded(np.zeros((5, 7), np.float32), "TIFF"))
-    assert read_file_header(tmp_path / "a.jpg")[:3] == (HEIGHT, WIDTH, "RGB")
+    header = read_file_header(tmp_path / "a.jpg")
+    assert header[:3] == (WIDTH, HEIGHT, "RGB")
+    assert (header.orientation, header.stored_size) == (6, (HEIGHT, WIDTH))
     assert read_file_header(tmp_path / "b.png")[:3] == (5, 7, "RGB;16")
     assert read_file_header(tmp_path / "c.tif")[:3] == (5, 7, "F")
 

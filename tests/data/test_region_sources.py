@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from torch.nn import functional as F
 
 from plrc.config import Config, DataConfig, RegionConfig
+from plrc.data.decode import decode
 from plrc.data.id_maps import RegionError
 from plrc.data.loader import DeviceLoader, ViewDataset
 from plrc.data.masks import read_coco_masks
@@ -228,11 +230,41 @@ def test_small_masks_lie_on_large_ones_and_all_on_crowds(tmp_path: Path) -> None
         {},
     ]
     path = coco(tmp_path / "a.json", ["a.jpg"], *annotations)
-    objects = read_coco_masks(path, listed("a.jpg")).objects("a.jpg", 8)
+    Image.new("RGB", (80, 40)).save(tmp_path / "a.jpg")
+    images = ImageList(str(tmp_path), ("a.jpg",), "folder")
+    objects = read_coco_masks(path, images).objects("a.jpg", 8)
     assert objects.tolist() == [[2, 2, 1, 2, 0, 0, -1, 4]] * 4 + [[2, 2, 2, 2, 0, 0, -1, 4]] * 4
     config = Config(regions=RegionConfig(source="coco", maps=str(path), map_size=8))
-    ids = Regions(config, listed("a.jpg"))(0)
+    ids = Regions(config, images)(0)
     assert ids.tolist() == [[1, 1, 0, 1, -1, -1, -1, 2]] * 4 + [[1, 1, 1, 1, -1, -1, -1, 2]] * 4
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 7])
+def test_masks_of_the_stored_pixels_are_turned_with_the_image(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.zeros((40, 80, 3), np.uint8)
+    pixels[:20, :20] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    path = coco(tmp_path / "a.json", ["a.png"], {"segmentation": box(0, 0, 20, 20)})
+    images = ImageList(str(tmp_path), ("a.png",), "folder")
+    objects = read_coco_masks(path, images).objects("a.png", 8)
+    if orientation == 3:  # both sizes are the same: the masks are those of the image as shown
+        assert objects[:4, :2].all()
+    else:
+        shown = F.interpolate(decode(tmp_path / "a.png")[None, :1].float(), (8, 8))[0, 0]
+        assert ((shown > 128).numpy() == (objects > 0)).all()
+    assert objects.sum() == 8
+
+
+def test_masks_of_another_shape_than_the_image_are_refused(tmp_path: Path) -> None:
+    path = coco(tmp_path / "a.json", ["a.jpg"], {"segmentation": box(0, 0, 20, 20)})
+    Image.new("RGB", (50, 50)).save(tmp_path / "a.jpg")
+    images = ImageList(str(tmp_path), ("a.jpg",), "folder")
+    with pytest.raises(RegionError, match=r"states 80 x 40 pixels for a\.jpg, the image has 50 x 50"):
+        read_coco_masks(path, images).objects("a.jpg", 8)
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.jpg")
+    assert read_coco_masks(path, images).objects("a.jpg", 8).sum() == 8
 
 
 def test_masks_are_those_of_the_scene(scenes: Path, id_maps: Path) -> None:

@@ -28,7 +28,7 @@ from tests.engine.runs import after_steps
 
 from plrc.config import Config, DataConfig
 from plrc.data import shards
-from plrc.data.image_files import DecodeError
+from plrc.data.image_errors import DecodeError
 from plrc.data.loader import ViewDataset, _substitute_step
 from plrc.data.sampler import StepSampler, epoch_order
 from plrc.data.scan import scan

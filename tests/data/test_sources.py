@@ -98,7 +98,7 @@ def test_a_source_without_images_says_what_is_there_instead(tmp_path: Path) -> N
         (tmp_path / f"{i}.dcm").touch()
     message = refused(tmp_path)
     assert message.startswith(f"no image in {tmp_path} ")
-    assert "jpg jpeg png webp tif tiff bmp gif" in message
+    assert "looked for JPEG PNG WEBP TIFF BMP GIF AVIF" in message
     assert "12 files, none with an image ending (12 .dcm)" in message
     assert "12 files, none with an image ending (12 .dcm)" in refused(tmp_path / "**")
     (tmp_path / "empty").mkdir()

@@ -27,7 +27,7 @@ from tests.soak.broken_files import no_files, write_folder
 from tests.soak.processes import use
 
 from plrc.data.decode import decode
-from plrc.data.image_files import DecodeError
+from plrc.data.image_errors import DecodeError
 from plrc.files import write_json
 from plrc.scenes import write_scenes
 from plrc.text import printable

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from plrc.config import Config, DataConfig
 from plrc.data.decode import decode, decode_bytes
-from plrc.data.image_files import DecodeError
+from plrc.data.image_errors import DecodeError
 from plrc.data.scan import scan
 from plrc.engine.pretrain import pretrain
 from plrc.errors import PlrcError

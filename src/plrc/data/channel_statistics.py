@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from plrc.config import DataConfig
-from plrc.data.image_files import ImageError
+from plrc.data.image_errors import ImageError
 from plrc.data.sources import ImageList
 from plrc.errors import DataError
 from plrc.pixels import PixelStatistics

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from plrc.data.image_files import DecodeError
+from plrc.data.image_errors import DecodeError
 from plrc.pixels import RGB_CHANNELS
 
 NPY_START = b"\x93NUMPY"  # the first bytes of every .npy file

@@ -13,30 +13,20 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torchvision  # noqa: F401 - registers torch.ops.image
-from PIL import ExifTags, Image
+from PIL import Image
 from torch import Tensor
 
 from plrc.data.channels import NPY_START, read_bands, read_npy, read_npy_size, require_channels
-from plrc.data.image_files import (
-    MAX_MEGAPIXELS,
-    DecodeError,
-    check_megapixels,
-    check_pixels,
-    exceeds_8_bits,
-    name_errors,
-    open_image,
-    quiet_pillow,
-    read_bytes,
-)
+from plrc.data.image_errors import DecodeError
+from plrc.data.image_files import MAX_MEGAPIXELS, name_errors, read_bytes
+from plrc.data.image_header import CUT_MODES, OpenedImage, check_megapixels, check_pixels, open_image, quiet_pillow
+from plrc.data.orientation import turn
+from plrc.data.rescale import RESCALE_PERCENTILES, rescale
+from plrc.data.tiff import TiffPage, read_tiff_page
 from plrc.pixels import RGB_CHANNELS
 from plrc.text import printable
 
-RESCALE_PERCENTILES = (0.5, 99.5)
-
-_FLIPS: dict[int, tuple[int, ...]] = {2: (1,), 3: (0, 1), 4: (0,), 5: (), 6: (1,), 7: (0, 1), 8: (0,)}
 _UNCHANGED, _RGB = 0, 3  # read modes of torchvision's operators
-_COLOR_MODES = ("RGB", "RGBA", "LA")  # modes in which Pillow cuts a 16-bit PNG to 8 bits
-_BLOCK = 2**20  # values that are rescaled at a time
 
 
 def decode(path: str | os.PathLike[str], channels: int = RGB_CHANNELS) -> Tensor:
@@ -52,11 +42,13 @@ def decode_bytes(
     max_megapixels: float = MAX_MEGAPIXELS,
     min_side: int = 0,
     channels: int = RGB_CHANNELS,
+    page: int = 0,
+    remarks: list[str] | None = None,
 ) -> Tensor:
-    """Decode the contents of a JPEG, PNG, WebP, TIFF, BMP or GIF file.
+    """Decode the contents of an image file of one of `image_kinds.readable_formats`.
 
-    The EXIF orientation is applied. Of animations and stacks the first frame is used. Transparent images are blended
-    with white. Of a 16-bit color TIFF only the upper 8 bits can be read; they are rescaled all the same.
+    The EXIF orientation is applied, in every format. Of animations the first frame is used. Transparent images are
+    blended with white. Of a TIFF whose first three channels are colors, the other channels are not used.
 
     Args:
         data: The contents of the file.
@@ -67,6 +59,8 @@ def decode_bytes(
             keeps this many pixels. 0: always at full size.
         channels: 3: images become RGB. Otherwise images must have so many channels, which are taken as they are stored;
             those of other types than uint8 are rescaled channel by channel.
+        page: Number of the page of a TIFF, from 0.
+        remarks: Takes FILL_REMARK if it holds for the image.
 
     Returns:
         Pixels, uint8 [channels, H, W].
@@ -78,92 +72,101 @@ def decode_bytes(
         if data.startswith(NPY_START):
             check_megapixels(*read_npy_size(io.BytesIO(data), channels), max_megapixels)
             return _as_pixels(read_npy(data, channels), percentiles).permute(2, 0, 1)
-        image, start = open_image(io.BytesIO(data))
-        check_pixels(image, data, max_megapixels)
+        opened = open_image(io.BytesIO(data), page)
+        check_pixels(opened, data, max_megapixels)
         try:
             if channels != RGB_CHANNELS:
-                stored = _as_pixels(_read_stored(image, start, data, channels), percentiles)
-                return _apply_orientation(stored, _orientation(image)).permute(2, 0, 1)
-            pixels = _decode_pixels(image, start, data, percentiles, min_side)
-            return _apply_orientation(pixels, _orientation(image)).permute(2, 0, 1)
+                no_data = opened.tiff.no_data if opened.tiff is not None else None
+                stored = _read_stored(opened, data, page, channels)
+                return _as_pixels(stored, percentiles, no_data, remarks).permute(2, 0, 1)
+            if opened.tiff is not None:
+                pixels = torch.from_numpy(_decode_tiff(opened.tiff, data, page, percentiles, remarks))
+            else:
+                pixels = _decode_pixels(opened, data, percentiles, min_side, remarks)
+                if opened.format != "TIFF":  # Pillow has turned it
+                    pixels = torch.from_numpy(turn(pixels.numpy(), opened.orientation))
+            return pixels.permute(2, 0, 1)
         except DecodeError:
             raise
         except Exception as error:  # the decoders raise almost every type there is on damaged data
-            raise DecodeError(_decoder_reason(error, image)) from error
+            raise DecodeError(_decoder_reason(error, opened.format)) from error
 
 
-def rescale(values: np.ndarray, percentiles: tuple[float, float]) -> np.ndarray:
-    """Map numbers of any type linearly to 0 ... 255.
-
-    Args:
-        values: Numbers of any shape.
-        percentiles: The values at these percentiles become 0 and 255, values beyond are clipped. If both are equal, the
-            smallest and the largest value take their place.
-
-    Returns:
-        uint8 of the same shape. Constant arrays and NaN become 0.
-    """
-    out = np.zeros(values.size, np.uint8)
-    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values.ravel()
-    if finite.size == 0:
-        return out.reshape(values.shape)
-    low, high = (float(bound) for bound in np.percentile(finite, percentiles))
-    if low >= high:
-        low = float(finite.min())
-        high = float(finite.max())
-    if low >= high:
-        return out.reshape(values.shape)
-    flat = values.reshape(-1)
-    for start in range(0, flat.size, _BLOCK):  # in double precision, a whole large image would fill the memory
-        block = flat[start : start + _BLOCK].astype(np.float64)
-        clipped = np.clip(np.nan_to_num(block, nan=low, posinf=high, neginf=low), low, high)
-        out[start : start + _BLOCK] = (clipped - low) / (high - low) * 255 + 0.5
-    return out.reshape(values.shape)
-
-
-def _read_stored(image: Image.Image, start: bytes, data: bytes, channels: int) -> np.ndarray:
-    """The channels of an image as they are stored: [h, w, channels] in the type of the file."""
-    if (
-        image.format == "PNG"
-        and exceeds_8_bits(image, start)
-        and image.mode in _COLOR_MODES
-        and _decode_png is not None
-    ):
-        values = _decode_png(_as_tensor(data), _UNCHANGED, False).permute(1, 2, 0).numpy()
+def _read_stored(opened: OpenedImage, data: bytes, page: int, channels: int) -> np.ndarray:
+    """The channels of an image in the type of the file, as shown: [H, W, channels]."""
+    if opened.tiff is not None or opened.unused_channels:
+        values = read_tiff_page(data, page)
     else:
-        values = read_bands(image)
+        assert opened.pillow is not None
+        if _is_cut(opened) and _decode_png is not None:
+            values = _decode_png(_as_tensor(data), _UNCHANGED, False).permute(1, 2, 0).numpy()
+        else:
+            values = read_bands(opened.pillow)
+        if opened.format != "TIFF":  # Pillow has turned it
+            values = turn(values, opened.orientation)
     require_channels(values.shape[2], channels)
     return values
 
 
-def _as_pixels(values: np.ndarray, percentiles: tuple[float, float]) -> Tensor:
+def _as_pixels(
+    values: np.ndarray,
+    percentiles: tuple[float, float],
+    no_data: float | None = None,
+    remarks: list[str] | None = None,
+) -> Tensor:
     """Rescale stored channels [h, w, C] to uint8, each by its own percentiles: channels may have different units."""
     if values.dtype == np.bool_:
         values = values.astype(np.uint8) * 255
     if values.dtype != np.uint8:
-        values = np.stack([rescale(channel, percentiles) for channel in np.moveaxis(values, -1, 0)], axis=-1)
+        bands = np.moveaxis(values, -1, 0)
+        values = np.stack([rescale(band, percentiles, no_data, remarks) for band in bands], axis=-1)
     return torch.from_numpy(np.ascontiguousarray(values))
 
 
+def _is_cut(opened: OpenedImage) -> bool:
+    """Whether Pillow would cut an image to 8 bits, and torchvision would not."""
+    return opened.format == "PNG" and opened.is_deep and opened.pillow is not None and opened.pillow.mode in CUT_MODES
+
+
 def _decode_pixels(
-    image: Image.Image, start: bytes, data: bytes, percentiles: tuple[float, float], min_side: int
+    opened: OpenedImage, data: bytes, percentiles: tuple[float, float], min_side: int, remarks: list[str] | None
 ) -> Tensor:
     """Decode the pixels as they are stored: uint8 [h, w, 3]."""
+    image = opened.pillow
+    assert image is not None
     if not _decode_smaller(image, min_side):
         pixels = _decode_by_torchvision(image, data)
         if pixels is not None:
             return pixels
-    if exceeds_8_bits(image, start):
-        return torch.from_numpy(_decode_deep(image, data, percentiles))
+    if opened.is_deep:
+        return torch.from_numpy(_decode_deep(image, data, percentiles, remarks))
     return torch.from_numpy(_decode_by_pillow(image))
 
 
-def _decoder_reason(error: Exception, image: Image.Image) -> str:
+def _decode_tiff(
+    header: TiffPage, data: bytes, page: int, percentiles: tuple[float, float], remarks: list[str] | None
+) -> np.ndarray:
+    """Decode a TIFF that Pillow does not know, as shown: [H, W, 3]."""
+    is_gray = header.channels - (header.alpha >= 0) == 1
+    if not (is_gray or header.is_color):
+        raise DecodeError(
+            f"a TIFF of {header.description} that are not marked as red, green and blue; set data.channels to the "
+            "number of channels to train on all of them"
+        )
+    values = read_tiff_page(data, page)
+    alpha = None
+    if header.alpha >= 0:
+        alpha = values[:, :, header.alpha : header.alpha + 1]
+    colors = values[:, :, : 1 if is_gray else 3]
+    return _scale_and_blend(colors, alpha, percentiles, header.no_data, remarks)
+
+
+def _decoder_reason(error: Exception, format_name: str) -> str:
     lines = str(error).strip().splitlines()
     if any("truncated" in line.lower() for line in lines):
         return "the file is truncated"
     detail = printable(lines[0]) if lines else type(error).__name__
-    return f"damaged or unusual {image.format} data ({detail})"
+    return f"damaged or unusual {format_name} data ({detail})"
 
 
 def _operator(name: str) -> Callable[..., Tensor] | None:
@@ -217,33 +220,32 @@ def _decode_by_pillow(image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def _decode_deep(image: Image.Image, data: bytes, percentiles: tuple[float, float]) -> np.ndarray:
-    """Decode an image of more than 8 bits per channel and rescale it: [h, w, 3]."""
-    if image.format == "PNG" and image.mode in _COLOR_MODES and _decode_png is not None:
+def _decode_deep(
+    image: Image.Image, data: bytes, percentiles: tuple[float, float], remarks: list[str] | None
+) -> np.ndarray:
+    """Decode an image of more than 8 bits per channel that is no TIFF, and rescale it: [h, w, 3]."""
+    if image.format == "PNG" and image.mode in CUT_MODES and _decode_png is not None:
         values = _decode_png(_as_tensor(data), _UNCHANGED, False).permute(1, 2, 0).numpy()
     else:
         values = np.asarray(image)
     if values.ndim == 2:
         values = values[:, :, None]
     colors = 1 if values.shape[2] <= 2 else 3
-    out = rescale(values[:, :, :colors], percentiles)
-    if values.shape[2] > colors:  # the last channel is alpha
-        alpha = values[:, :, colors:] / np.iinfo(values.dtype).max
-        out = (out * alpha + 255 * (1 - alpha) + 0.5).astype(np.uint8)
+    alpha = values[:, :, colors:] if values.shape[2] > colors else None
+    return _scale_and_blend(values[:, :, :colors], alpha, percentiles, None, remarks)
+
+
+def _scale_and_blend(
+    values: np.ndarray,
+    alpha: np.ndarray | None,
+    percentiles: tuple[float, float],
+    no_data: float | None,
+    remarks: list[str] | None,
+) -> np.ndarray:
+    """Rescale gray or colors [h, w, 1 or 3], unless they have 8 bits, and blend them with white: [h, w, 3]."""
+    out = values if values.dtype == np.uint8 else rescale(values, percentiles, no_data, remarks)
+    if alpha is not None:
+        largest = np.iinfo(alpha.dtype).max if alpha.dtype.kind in "ui" else 1.0
+        opacity = alpha / largest
+        out = (out * opacity + 255 * (1 - opacity) + 0.5).astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(out, (*out.shape[:2], 3)))
-
-
-def _orientation(image: Image.Image) -> int:
-    """The orientation in the EXIF data, 1 to 8; 1 if it is missing or cannot be read."""
-    try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # damaged EXIF data is no reason to refuse the pixels
-        return 1
-
-
-def _apply_orientation(pixels: Tensor, orientation: int) -> Tensor:
-    """Turn stored pixels [h, w, 3] as the EXIF orientation demands: [H, W, 3], contiguous."""
-    if orientation not in _FLIPS:
-        return pixels.contiguous()
-    turned = pixels.transpose(0, 1) if orientation >= 5 else pixels
-    return turned.flip(_FLIPS[orientation]).contiguous()

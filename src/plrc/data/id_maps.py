@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from plrc.data.image_files import ImageError
+from plrc.data.image_errors import ImageError
 from plrc.files import write_atomic
 
 MAP_EXTENSIONS = (".png", ".npz", ".npy")

@@ -12,12 +12,11 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from plrc.data.image_kinds import IMAGE_EXTENSIONS, file_extension, readable_formats
 from plrc.data.index import NEVER_FRESH
 from plrc.data.reading import ReadingReport
 from plrc.errors import ConfigError, DataError, LayoutError
 from plrc.files import parse_json
-
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 
 _COCO_SAMPLE = 1000  # entries of a COCO file that are looked for in each candidate folder
 
@@ -176,11 +175,6 @@ def relative_name(root: str, path: str) -> str:
     return os.path.normpath(os.path.join(root, path)).replace(os.sep, "/").removeprefix(inside)
 
 
-def file_extension(name: str) -> str:
-    """Return the extension of a file in lower case, with its dot; "without an ending" if it has none."""
-    return os.path.splitext(name)[1].lower() or "without an ending"
-
-
 class _Walk:
     """A walk through all folders below a root; `run` fills the lists."""
 
@@ -273,7 +267,7 @@ def _read_text(path: str) -> str:
 
 
 def _no_images(where: str, other_files: list[str], reading: ReadingReport) -> str:
-    looked_for = " ".join(extension[1:] for extension in IMAGE_EXTENSIONS)
+    looked_for = " ".join(readable_formats())
     files = "no files"
     if other_files:
         counts = Counter(map(file_extension, other_files)).most_common(4)

@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 from plrc import rng
 from plrc.config import Config
 from plrc.data.cache import load_cached
-from plrc.data.image_files import ImageError
+from plrc.data.image_errors import ImageError
 from plrc.data.photometric import color_draws
 from plrc.data.points import contrast_draws, match_draws
 from plrc.data.regions import Regions

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plrc.data.id_maps import RegionError, require_pixels, resize_nearest
+from plrc.data.orientation import turn
 from plrc.data.sources import ImageList
 from plrc.errors import DataError, MissingPackageError
 from plrc.files import parse_json
@@ -85,26 +86,44 @@ class CocoMasks:
         path: The COCO file.
         entries: Image name -> JSON of [H, W, [[segmentation, is crowd], ...]]. Kept as text, which takes a few hundred
             megabytes for 100,000 images, shared by all loader processes.
+        images: The list.
+        positions: Image name -> its position in the list.
     """
 
     path: str
     entries: dict[str, bytes]
+    images: ImageList
+    positions: dict[str, int]
 
     def objects(self, name: str, size: int) -> NDArray[np.int32]:
         """Return the object map of an image, read at the centers of size x size cells.
 
         Smaller objects lie on larger ones, and all objects on crowds (areas whose objects are not annotated one by
-        one). Malformed masks and masks of another size than the image are left out.
+        one). Malformed masks are left out. Masks for the image as stored are turned as EXIF turns the image.
+
+        Args:
+            name: The image.
+            size: Side of the map.
 
         Returns:
             int32 [size, size]: 0 background, above 0 the number of an object, -1 a crowd.
 
         Raises:
-            RegionError: The file does not list the image.
+            RegionError: The file does not list the image, or states a size of another shape than it has.
+            DecodeError: The header of the image cannot be read.
         """
         if name not in self.entries:
             raise RegionError(f"{self.path} does not list image {name}; add it there, or leave it out of the images")
         height, width, annotations = parse_json(self.entries[name])
+        header = self.images.read_header(self.positions[name])
+        orientation = 1
+        if not _same_shape((height, width), (header.height, header.width)):
+            if not _same_shape((height, width), header.stored_size):
+                raise RegionError(
+                    f"{self.path} states {width} x {height} pixels for {name}, the image has "
+                    f"{header.width} x {header.height}"
+                )
+            orientation = header.orientation
         usable: list[tuple[dict[str, Any], bool]] = []
         for segmentation, is_crowd in annotations:
             run_lengths = encode_segment(segmentation, height, width)
@@ -117,7 +136,12 @@ class CocoMasks:
             run_lengths, is_crowd = usable[i]
             mask = resize_nearest(decode_masks((run_lengths,), height, width)[0], size)
             objects[mask > 0] = -1 if is_crowd else i + 1
-        return objects
+        return turn(objects, orientation)
+
+
+def _same_shape(stated: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether two (height, width) have the same shape up to rounding: an image may have been scaled since."""
+    return abs(stated[0] * size[1] - stated[1] * size[0]) <= max(size[0], size[1], *stated)
 
 
 def read_coco_masks(path: str | Path, images: ImageList) -> CocoMasks:
@@ -133,7 +157,8 @@ def read_coco_masks(path: str | Path, images: ImageList) -> CocoMasks:
     mask_functions()
     entries = _read_entries(path)
     entry_of = _match_images(path, entries, images)
-    return CocoMasks(str(path), {name: entries[file_name] for name, file_name in entry_of.items()})
+    positions = {name: i for i, name in enumerate(images.names) if name in entry_of}
+    return CocoMasks(str(path), {name: entries[file] for name, file in entry_of.items()}, images, positions)
 
 
 def _read_entries(path: str | Path) -> dict[str, bytes]:

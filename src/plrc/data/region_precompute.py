@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from plrc.config import Config
 from plrc.data.id_maps import RegionError, map_path, save_regions
-from plrc.data.image_files import ImageError
+from plrc.data.image_errors import ImageError
 from plrc.data.regions import Regions
 from plrc.data.sources import ImageList
 from plrc.data.workers import load_batches

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from plrc.config import Config
 from plrc.data.id_maps import find_map, load_regions, resize_nearest
-from plrc.data.image_files import ImageError
+from plrc.data.image_errors import ImageError
 from plrc.data.masks import read_coco_masks
 from plrc.data.regions import Regions
 from plrc.data.sources import ImageList

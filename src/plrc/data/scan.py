@@ -16,7 +16,8 @@ import numpy as np
 
 from plrc.config import DataConfig
 from plrc.data.decode import decode_bytes
-from plrc.data.image_files import DecodeError, read_header
+from plrc.data.image_errors import DecodeError
+from plrc.data.image_header import read_header
 from plrc.data.index import Index, create_index_file, size_and_mtime, write_index
 from plrc.data.layouts import Listing
 from plrc.data.sources import ImageList, detect_layout, find_images, list_images, select_images

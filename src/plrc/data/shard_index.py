@@ -6,7 +6,7 @@ import re
 import tarfile
 from typing import Any, NamedTuple
 
-from plrc.data.layouts import IMAGE_EXTENSIONS
+from plrc.data.image_kinds import IMAGE_EXTENSIONS
 from plrc.errors import DataError, MissingPackageError
 from plrc.files import parse_json
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from plrc.data.id_maps import find_map
-from plrc.data.image_files import DecodeError, ImageError, read_bytes
+from plrc.data.image_errors import DecodeError, ImageError
+from plrc.data.image_files import read_bytes
 from plrc.data.shard_index import INDEX_NAME, MAP_SUFFIX, VERSION, Sample, import_webdataset, read_samples
 from plrc.data.sources import ImageList
 from plrc.errors import ConfigError, DataError

@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from plrc.data.image_files import MAX_MEGAPIXELS, DecodeError, require_plausible_size
+from plrc.data.image_errors import DecodeError
+from plrc.data.image_files import MAX_MEGAPIXELS, require_plausible_size
 from plrc.data.layouts import Listing
 from plrc.data.reading import ReadingReport
 from plrc.data.shard_index import INDEX_NAME, Sample, import_webdataset, parse_index, read_samples

@@ -6,6 +6,7 @@ No image is opened. Only the index of a large folder is written, into the user's
 from __future__ import annotations
 
 import glob
+import io
 import os
 import time
 from collections import Counter, defaultdict
@@ -16,7 +17,9 @@ from torch import Tensor
 from plrc.config import DataConfig
 from plrc.data import layouts
 from plrc.data.decode import decode_bytes
-from plrc.data.image_files import MAX_MEGAPIXELS, read_bytes
+from plrc.data.image_files import MAX_MEGAPIXELS, read_bytes, read_file_header
+from plrc.data.image_header import Header, read_header
+from plrc.data.image_kinds import file_extension
 from plrc.data.index import Index, cache_index, mtimes_settled, read_index, size_and_mtime
 from plrc.data.layouts import Listing
 from plrc.data.reading import ReadingReport
@@ -63,6 +66,10 @@ class ImageList:
     def read(self, i: int, max_megapixels: float = MAX_MEGAPIXELS) -> bytes:
         """Read the bytes of image i. Raises DecodeError, also if it has too many bytes for `max_megapixels`."""
         return self.shards.read(i, max_megapixels) if self.shards else read_bytes(self.path(i), max_megapixels)
+
+    def read_header(self, i: int) -> Header:
+        """Read the header of image i. Raises DecodeError."""
+        return read_header(io.BytesIO(self.read(i))) if self.shards else read_file_header(self.path(i))
 
     def decode(self, i: int, data: DataConfig, min_side: int = 0) -> Tensor:
         """Decode image i with the settings of `data`; for `min_side` see `decode_bytes`.
@@ -230,7 +237,7 @@ def _guess_layout(source: str) -> str:
     if "://" in source or source.endswith(".tar"):
         return "shards"
     if os.path.isfile(source):
-        extension = layouts.file_extension(source)
+        extension = file_extension(source)
         if extension == ".json":
             return "coco"
         if extension == ".txt":
@@ -244,7 +251,7 @@ def _guess_layout(source: str) -> str:
 def _read_exclusions(exclude: str) -> tuple[str, list[str]]:
     """Return the folder that relative entries start from, and the entries."""
     if os.path.isfile(exclude):
-        is_coco = layouts.file_extension(exclude) == ".json"
+        is_coco = file_extension(exclude) == ".json"
         entries = layouts.read_coco_names(exclude) if is_coco else layouts.read_lines(exclude)
         return os.path.dirname(os.path.abspath(exclude)), entries
     if not os.path.isdir(exclude) and not glob.has_magic(exclude):

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from plrc import distributed, rng
 from plrc.config import Config
-from plrc.data.image_files import ImageError
+from plrc.data.image_errors import ImageError
 from plrc.data.manifest import read_manifest
 from plrc.data.sources import ImageList
 from plrc.data.teacher_cache import TeacherCache, record_type, resize_whole

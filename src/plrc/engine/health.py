@@ -9,18 +9,20 @@ Shapes: B images, N points per image, C channels, h x w the feature grid, S x S 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plrc.config import Config
 from plrc.data import photometric
+from plrc.data.image_errors import ImageError
 from plrc.data.loader import Batch, ViewDataset, collate
-from plrc.data.masks import read_coco_masks
+from plrc.data.masks import CocoMasks, read_coco_masks
 from plrc.data.points import match_draws, match_points
 from plrc.data.sources import ImageList
 from plrc.data.views import MATCH, QUERY
@@ -233,12 +235,20 @@ def _objects(config: Config, images: ImageList, names: Sequence[str], batches: S
         return None
     file = config.regions.maps if config.regions.source == "coco" else config.data.source
     try:
-        masks = read_coco_masks(file, ImageList(images.root, tuple(names), images.layout))
+        shards = images.shards.select(images.names, names) if images.shards else None
+        masks = read_coco_masks(file, replace(images, names=tuple(names), shards=shards))
     except PlrcError:  # the file has only boxes, or the package for masks is missing: grouping is not measured
         return None
-    unlabelled = np.full((MASK_SIDE, MASK_SIDE), -1, dtype=np.int32)
-    object_maps = [masks.objects(name, MASK_SIDE) if name in masks.entries else unlabelled for name in names]
+    object_maps = [_object_map(masks, name) for name in names]
     view_maps = torch.cat([batch.maps[QUERY] for batch in batches])
     points = to_image(cell_centers(MASK_SIDE, MASK_SIDE).expand(len(names), -1, -1), view_maps)
     ids = look_up(torch.from_numpy(np.stack(object_maps)), points)
     return ids.reshape(len(names), MASK_SIDE, MASK_SIDE)
+
+
+def _object_map(masks: CocoMasks, name: str) -> NDArray[np.int32]:
+    """The objects of an image; all unlabelled if the file does not have them."""
+    try:
+        return masks.objects(name, MASK_SIDE)
+    except ImageError:
+        return np.full((MASK_SIDE, MASK_SIDE), -1, dtype=np.int32)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from plrc.config import DataConfig
 from plrc.data.channels import shown_pixels
-from plrc.data.image_files import DecodeError
+from plrc.data.image_errors import DecodeError
 from plrc.data.sources import ImageList
 from plrc.errors import DataError
 from plrc.progress import OnProgress, ignore_progress

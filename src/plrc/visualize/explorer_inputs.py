@@ -16,7 +16,7 @@ from torch import Tensor
 
 from plrc.config import Config, DataConfig
 from plrc.data.channels import shown_pixels
-from plrc.data.layouts import IMAGE_EXTENSIONS, file_extension
+from plrc.data.image_kinds import IMAGE_EXTENSIONS, file_extension
 from plrc.data.sources import ImageList, find_images
 from plrc.engine.checkpoint import checkpoints, load_checkpoint
 from plrc.errors import DataError, RunError

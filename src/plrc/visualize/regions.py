@@ -21,7 +21,7 @@ from torch import Tensor
 from plrc.config import Config
 from plrc.data.channels import shown_pixels
 from plrc.data.id_maps import RegionError, map_path
-from plrc.data.image_files import DecodeError
+from plrc.data.image_errors import DecodeError
 from plrc.data.regions import Regions
 from plrc.data.sources import ImageList
 from plrc.errors import ConfigError, DataError

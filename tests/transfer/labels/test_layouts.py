@@ -23,6 +23,7 @@ from tests.transfer.sources import (
     voc_years,
 )
 
+from plrc.data.decode import decode
 from plrc.data.masks import decode_masks, encode_mask
 from plrc.errors import ConfigError, DataError, LayoutError, PlrcError
 from plrc.scenes import encode_rle
@@ -174,17 +175,40 @@ def test_a_rotated_photograph_has_the_size_that_it_is_shown_in(tmp_path: Path) -
     assert target["boxes"].tolist() == [[0, 0, 20, 30]]
 
 
-def test_a_size_as_stored_does_not_fit_a_rotated_photograph(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif", "avif"])
+@pytest.mark.parametrize("stated", ["shown", "stored", "neither", "unknown"])
+def test_boxes_lie_on_the_object_of_a_turned_image(tmp_path: Path, ending: str, stated: str) -> None:
     root = voc_years(tmp_path) / "VOC2007"
+    box_and_size = {
+        "shown": ((21, 11, 40, 40), (200, 100)),
+        "stored": ((11, 61, 40, 80), (100, 200)),
+        "neither": ((11, 61, 40, 80), (200, 99)),
+        "unknown": ((21, 11, 40, 40), (0, 0)),
+    }
+    box, size = box_and_size[stated]
+    voc_image(root, "07_0", ("dog", *box), size=size)
+    (root / "JPEGImages" / "07_0.jpg").unlink()
+    shown = np.zeros((200, 100, 3), np.uint8)
+    shown[10:40, 20:40] = 255
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(root / "JPEGImages" / "07_0.jpg", exif=exif)
-    voc_image(root, "07_1", ("dog", 1, 1, 20, 10), ("cat", 1, 1, 9, 9), size=(0, 0))  # unknown
+    Image.fromarray(np.ascontiguousarray(np.rot90(shown))).save(root / "JPEGImages" / f"07_0.{ending}", exif=exif)
     splits = read(root)
-    assert names(splits.train) == ["07_1"]
-    assert splits.reading.lines()[3:] == (
-        "images of another size than their annotation says, dropped: 1 (JPEGImages/07_0.jpg)",
-    )
+    lines = splits.reading.lines()[3:]
+    if stated == "neither":
+        assert "07_0" not in names(splits.train)
+        assert lines == (f"images of another size than their annotation says, dropped: 1 (JPEGImages/07_0.{ending})",)
+        return
+    item = next(image for image in splits.train.images if image.name.endswith(f"07_0.{ending}"))
+    assert item.boxes.tolist() == [[20, 10, 40, 40]]
+    pixels = decode(item.path)
+    assert tuple(pixels.shape[1:]) == (item.height, item.width) == (200, 100)
+    assert pixels[:, 12:38, 22:38].min() > 200
+    if stated == "stored":
+        sentence = "objects annotated before the turn of their image by EXIF, turned with it, repaired: 1"
+        assert lines == (f"{sentence} (JPEGImages/07_0.{ending})",)
+    else:
+        assert lines == ()
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png"])

@@ -10,19 +10,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from plrc.data.channels import NPY_START, ChannelsError, read_npy_size
 from plrc.data.decode import decode
-from plrc.data.image_files import DecodeError, read_header
-from plrc.data.masks import encode_segment
+from plrc.data.image_errors import DecodeError
+from plrc.data.image_header import Header, read_header
+from plrc.data.masks import decode_masks, encode_mask, encode_segment
+from plrc.data.orientation import turn, turn_box
 from plrc.data.reading import ReadingReport
 from plrc.pixels import RGB_CHANNELS
 
 NO_BOX = "objects without a box of four numbers"
 EMPTY_BOX = "boxes without width or height"
 _TOLERANCE = 0.1  # pixels that a box may lie outside by rounding
-_ORIENTATION = 0x0112  # EXIF tag; with 5 to 8, height and width are exchanged
 _FILE_ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 _TAIL = 64  # bytes in which the end of a file is looked for
 
@@ -57,10 +57,12 @@ class ImageAnnotation:
     Attributes:
         name: Path of the image relative to the source.
         path: Path of the image.
-        height: In pixels.
-        width: In pixels.
+        height: In pixels, as shown.
+        width: In pixels, as shown.
         objects: Filled by the reader of the layout.
         id_map: Path of its map of class ids; empty if it has none.
+        turn_objects: EXIF orientation by which the objects, annotated on the stored pixels, are turned; 1 for objects
+            annotated on the image as shown.
     """
 
     name: str
@@ -69,6 +71,7 @@ class ImageAnnotation:
     width: int
     objects: list[ObjectAnnotation] = field(default_factory=list)
     id_map: str = ""
+    turn_objects: int = 1
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,8 @@ def annotate_image(
 ) -> ImageAnnotation | None:
     """Start the annotation of an image file, its size taken from its header.
 
+    Boxes are taken for the size that the source states: that of the image as shown, or as stored before EXIF turns it.
+
     Args:
         root: The source; the image is named relative to it.
         path: The image file.
@@ -121,7 +126,7 @@ def annotate_image(
     """
     name = os.path.relpath(path, root).replace(os.sep, "/")
     try:
-        height, width = _size_of_whole_image(path, channels)
+        header = _header_of_whole_image(path, channels)
     except ChannelsError as error:
         reading.count("dropped", f"image files of other channels ({error.reason})", name)
         return None
@@ -129,10 +134,15 @@ def annotate_image(
         problem = "cannot be read" if path.exists() else "are missing"
         reading.count("dropped", f"image files that {problem}", name)
         return None
-    if stated_size is not None and min(stated_size) > 0 and stated_size != (height, width):
-        reading.count("dropped", "images of another size than their annotation says", name)
-        return None
-    return ImageAnnotation(name, str(path), height, width)
+    shown_size = (header.height, header.width)
+    turn_objects = 1
+    if stated_size is not None and min(stated_size) > 0 and stated_size != shown_size:
+        if stated_size != header.stored_size:
+            reading.count("dropped", "images of another size than their annotation says", name)
+            return None
+        turn_objects = header.orientation
+        reading.count("repaired", "objects annotated before the turn of their image by EXIF, turned with it", name)
+    return ImageAnnotation(name, str(path), header.height, header.width, turn_objects=turn_objects)
 
 
 def check_annotation(
@@ -161,24 +171,25 @@ def check_annotation(
     areas: list[float] = []
     segments: list[Any] = []
     for item in annotation.objects:
-        x0, y0, x1, y1 = item.box
+        stated_box = turn_box(item.box, annotation.turn_objects, annotation.height, annotation.width)
+        x0, y0, x1, y1 = stated_box
         if item.class_name not in classes:
             reading.count("dropped", "objects of an unknown class", f"{item.location} {item.class_name}")
             continue
         if not (x1 > x0 and y1 > y0):
             reading.count("dropped", EMPTY_BOX, item.location)
             continue
-        box = np.clip(item.box, 0, border).astype(np.float32)
+        box = np.clip(stated_box, 0, border).astype(np.float32)
         if not (box[2] > box[0] and box[3] > box[1]):
             reading.count("dropped", "boxes outside of the image", item.location)
             continue
         if masks:
-            segment = encode_segment(item.segmentation, annotation.height, annotation.width)
+            segment = _encode_as_shown(item.segmentation, annotation)
             if segment is None:
                 reading.count("dropped", "objects without a usable mask", item.location)
                 continue
             segments.append(segment)
-        if np.abs(box - np.array(item.box)).max() > _TOLERANCE:
+        if np.abs(box - np.array(stated_box)).max() > _TOLERANCE:
             reading.count("clipped", "boxes partly outside of the image", item.location)
         boxes.append(box)
         numbers.append(classes[item.class_name])
@@ -201,24 +212,32 @@ def check_annotation(
     )
 
 
-def _size_of_whole_image(path: Path, channels: int) -> tuple[int, int]:
-    """(height, width) as `decode` gives them, from the header; a JPEG or PNG whose last bytes are unusual is decoded.
+def _encode_as_shown(segmentation: Any, annotation: ImageAnnotation) -> dict[str, Any] | None:
+    """The compressed run lengths of a mask on the image as shown; None if it is not usable."""
+    height, width, orientation = annotation.height, annotation.width, annotation.turn_objects
+    if orientation == 1:
+        return encode_segment(segmentation, height, width)
+    if orientation >= 5:
+        height, width = width, height
+    segment = encode_segment(segmentation, height, width)
+    if segment is None:
+        return None
+    return encode_mask(turn(decode_masks((segment,), height, width)[0], orientation).astype(bool))
 
-    Raises DecodeError.
-    """
+
+def _header_of_whole_image(path: Path, channels: int) -> Header:
+    """The header of an image; a JPEG or PNG whose last bytes are unusual is decoded. Raises DecodeError."""
     try:
         with open(path, "rb") as file:
             if file.read(len(NPY_START)) == NPY_START:
                 file.seek(0)
-                return read_npy_size(file, channels)
+                return Header(*read_npy_size(file, channels), mode=f"{channels} channels", format="NPY")
             file.seek(0)
             header = read_header(file)
-            file.seek(0)
-            turned = header.format in ("JPEG", "MPO") and Image.open(file).getexif().get(_ORIENTATION, 1) in range(5, 9)
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
             tail = file.read()
-    except (OSError, Image.DecompressionBombError) as error:
+    except OSError as error:
         raise DecodeError(str(error), str(path)) from error
     if _FILE_ENDS.get(header.format, b"") not in tail:
         decode(path)
-    return (header.width, header.height) if turned else (header.height, header.width)
+    return header

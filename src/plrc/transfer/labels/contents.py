@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from plrc.data.layouts import IMAGE_EXTENSIONS, file_extension
+from plrc.data.image_kinds import IMAGE_EXTENSIONS, file_extension
 from plrc.text import printable, some
 
 _DEPTH = 3  # levels of folders that a survey enters

@@ -18,7 +18,7 @@ from plrc import rng
 from plrc.config import DataConfig
 from plrc.data.channel_statistics import measure_pixels
 from plrc.data.decode import decode
-from plrc.data.image_files import DecodeError
+from plrc.data.image_errors import DecodeError
 from plrc.data.masks import decode_masks
 from plrc.data.sources import ImageList
 from plrc.errors import DataError

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from plrc.data.layouts import IMAGE_EXTENSIONS, list_folder, read_lines
+from plrc.data.image_kinds import IMAGE_EXTENSIONS
+from plrc.data.layouts import list_folder, read_lines
 from plrc.data.reading import ReadingReport
 from plrc.errors import ConfigError, DataError
 from plrc.transfer.labels.annotations import ImageAnnotation, ObjectAnnotation, annotate_image

@@ -1,0 +1,152 @@
+"""Deep TIFF images: right pixels, or one sentence."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from plrc.data.decode import decode_bytes
+from plrc.data.image_errors import DecodeError
+from plrc.data.image_header import read_header
+from plrc.data.rescale import FILL_REMARK
+from plrc.data.tiff import full_pages, read_tiff_header, read_tiff_page
+
+HEIGHT, WIDTH = 20, 24
+
+
+def ramp(channels: int, dtype: Any = np.uint16, largest: float = 4095) -> np.ndarray:
+    """[20, 24, channels] from 0 to `largest`, each channel of its own."""
+    values = np.linspace(0, largest, HEIGHT * WIDTH * channels).reshape(HEIGHT, WIDTH, channels)
+    return values.astype(dtype)
+
+
+def tiff(values: np.ndarray, **options: Any) -> bytes:
+    file = io.BytesIO()
+    tifffile.imwrite(file, values, **options)
+    return file.getvalue()
+
+
+def pixels(data: bytes, **options: Any) -> np.ndarray:
+    return decode_bytes(data, **options).permute(1, 2, 0).numpy()
+
+
+def reason(data: bytes) -> str:
+    with pytest.raises(DecodeError) as caught:
+        decode_bytes(data)
+    return caught.value.reason
+
+
+def scaled(values: np.ndarray) -> np.ndarray:
+    low, high = np.percentile(values, (0.5, 99.5))
+    return np.rint(np.clip((values.astype(float) - low) / (high - low), 0, 1) * 255)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.int16, np.float16, np.float32, np.float64, ">u2"])
+@pytest.mark.parametrize("planes", [False, True])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_deep_color_keeps_all_its_bits(dtype: Any, planes: bool, compression: str | None) -> None:
+    values = ramp(3, dtype)
+    if planes:
+        planar = np.moveaxis(values, -1, 0)
+        data = tiff(planar, photometric="rgb", planarconfig="separate", compression=compression)
+    else:
+        data = tiff(values, photometric="rgb", compression=compression)
+    assert np.array_equal(read_tiff_page(data), values.astype(values.dtype.newbyteorder("=")))
+    result = pixels(data)
+    assert np.abs(result - scaled(values)).max() <= 1
+    assert len(np.unique(result)) > 250  # 12 bits of color, whose upper 8 bits have 16 levels
+    header = read_header(io.BytesIO(data))
+    assert (header.height, header.width, header.is_deep) == (HEIGHT, WIDTH, True)
+    assert header.remarks() == ["images of more than 8 bits per channel, rescaled to 8 bits (data.rescale_percentiles)"]
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_white_is_zero_and_the_orientation_of_gray(compression: str, orientation: int) -> None:
+    values = ramp(1)[:, :, 0]
+    file = io.BytesIO()
+    Image.fromarray(65535 - values).save(file, "TIFF", compression=compression, tiffinfo={262: 0, 274: orientation})
+    shown = values if orientation == 1 else np.rot90(values, -1)
+    assert np.array_equal(read_tiff_page(file.getvalue())[:, :, 0], shown)
+    assert np.abs(pixels(file.getvalue())[:, :, 0] - scaled(shown)).max() <= 1
+
+
+def test_more_channels_than_colors() -> None:
+    values = ramp(5, np.uint8, 255)
+    options: dict[str, Any] = {"photometric": "rgb", "extrasamples": [0, 0]}
+    data = tiff(values, **options)
+    assert np.array_equal(pixels(data), values[:, :, :3])
+    header = read_header(io.BytesIO(data))
+    assert (header.mode, header.unused_channels) == ("RGB", 2)
+    assert header.remarks() == ["TIFF files with channels besides red, green and blue, which are not used"]
+    deep = ramp(5)
+    header = read_header(io.BytesIO(tiff(deep, **options)))
+    assert (header.mode, header.unused_channels) == ("5 channels of uint16", 2)
+    assert np.abs(pixels(tiff(deep, **options)) - scaled(deep[:, :, :3])).max() <= 1
+    alpha = ramp(4)
+    alpha[:, :, 3] = 0
+    assert (pixels(tiff(alpha, photometric="rgb", extrasamples=[2])) == 255).all()
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_channels_that_are_no_colors_are_named(channels: int, dtype: Any) -> None:
+    data = tiff(ramp(channels, dtype, 200), photometric="minisblack", planarconfig="contig")
+    assert np.array_equal(read_tiff_page(data), ramp(channels, dtype, 200))
+    assert reason(data).startswith(
+        f"a TIFF of {channels} channels of {np.dtype(dtype).name} that are not marked as red, green and blue"
+    )
+
+
+def test_no_data_does_not_flatten_the_image() -> None:
+    values = ramp(1, np.float32)[:, :, 0] + 100
+    values[:5] = -9999
+    tagged = tiff(values, extratags=[(42113, 2, 0, "-9999", True)])
+    assert read_tiff_header(io.BytesIO(tagged)).no_data == -9999
+    for data in (tagged, tiff(values)):
+        remarks: list[str] = []
+        result = pixels(data, remarks=remarks)
+        assert np.abs(result[5:, :, 0] - scaled(values[5:])).max() <= 1
+        assert (result[:5] == 0).all()
+        assert remarks == [FILL_REMARK]
+    close = values.astype(np.uint16)
+    close[:5] = 0  # near the others: nothing is flattened
+    remarks = []
+    pixels(tiff(close), remarks=remarks)
+    assert remarks == []
+
+
+def test_pages_are_pictures_and_no_thumbnails() -> None:
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        for i in range(3):
+            writer.write(ramp(3) // (i + 1), photometric="rgb")
+            writer.write(ramp(3)[::2, ::2], photometric="rgb", subfiletype=1)
+    data = file.getvalue()
+    assert full_pages(io.BytesIO(data)) == [0, 2, 4]
+    assert np.array_equal(read_tiff_page(data, 2), ramp(3) // 3)
+    assert read_header(io.BytesIO(data)).pages == 3
+    assert read_header(io.BytesIO(data)).remarks()[1] == (
+        "TIFF files of several pages, of which the first is used (data.pages)"
+    )
+
+
+def test_kinds_that_cannot_be_read_are_named() -> None:
+    cmyk = tiff(ramp(4), photometric="separated")
+    assert reason(cmyk) == "a TIFF of 4 channels of uint16 in SEPARATED colors; convert it to RGB"
+    bomb = bytearray(tiff(np.zeros((16, 16, 3), np.uint16), photometric="rgb", compression="zlib"))
+    page = tifffile.TiffFile(io.BytesIO(bytes(bomb))).pages[0]
+    large = zlib.compress(bytes(10_000_000))
+    offset = len(bomb)
+    bomb += large
+    data = bytes(bomb).replace(page.dataoffsets[0].to_bytes(4, "little"), offset.to_bytes(4, "little"), 1)
+    data = data.replace(page.databytecounts[0].to_bytes(4, "little"), len(large).to_bytes(4, "little"), 1)
+    assert tifffile.TiffFile(io.BytesIO(data)).pages[0].databytecounts[0] == len(large)
+    assert reason(data) == "a TIFF whose compressed data is larger than its header says"
+    assert reason(b"II*\0" + bytes(50)).startswith("damaged or unusual TIFF data")
