@@ -261,13 +261,13 @@ def test_flags_of_the_other_commands(capsys: pytest.CaptureFixture[str]) -> None
     expected = {
         "demo": "--out --steps",
         "doctor": "",
-        "scan": "--layout --split --exclude --workers",
+        "scan": "--layout --split --exclude --channels --workers",
         "export": "--to --out --backbone",
         "verify": "--out",
         "study": "--out --show --no-show --plot --metric",
         "visualize": "--images --out --with --stride --size --width --steps --limit --samples --megabytes --png "
         "--points --backbone --device",
-        "shard": "--out --layout --split --exclude --maps --megabytes",
+        "shard": "--out --layout --split --exclude --channels --maps --megabytes",
     }
     for command, flags in expected.items():
         assert cli.main([command, "--help"]) == 0

@@ -17,7 +17,9 @@ from plrc.data.decode import decode, decode_bytes
 from plrc.data.image_errors import DecodeError
 from plrc.data.photometric import augment, color_draws, normalize
 from plrc.data.regions import felzenszwalb_regions, slic_regions
-from plrc.data.sources import ImageList
+from plrc.data.scan import scan
+from plrc.data.shard_writer import write_shards
+from plrc.data.sources import ImageList, find_images
 from plrc.errors import ConfigError, DataError
 from plrc.pixels import PixelStatistics
 
@@ -169,3 +171,24 @@ def test_people_are_shown_three_channels_or_gray(five: np.ndarray) -> None:
     image = torch.from_numpy(five).permute(2, 0, 1)
     assert np.array_equal(shown_pixels(image), five[:, :, :3])
     assert np.array_equal(shown_pixels(image[:2]), np.repeat(five[:, :, :1], 3, axis=2))
+
+
+def test_scan_measures_what_a_folder_holds(five: np.ndarray, tmp_path: Path) -> None:
+    for i in range(4):
+        np.save(tmp_path / f"{i}.npy", np.roll(five, 40 * i, axis=0) // (i + 1))
+    np.save(tmp_path / "other.npy", five[:, :, :4])
+    (tmp_path / "gray.png").write_bytes(png(five[:, :, 0]))
+    data = DataConfig(source=str(tmp_path), channels=5)
+    report = scan(data)
+    assert (report.files, report.usable, report.formats) == (6, 4, {"NPY": 4})
+    assert dict(report.unusable) == {
+        "other.npy": "an array of shape 20 x 30 x 4, but data.channels is 5",
+        "gray.png": "the image has 1 channel, but data.channels is 5",
+    }
+    measured, _ = measure_pixels(find_images(data), range(4), data)
+    assert (report.mean, report.std) == (measured.mean, measured.std)
+    assert f"data.mean   {' '.join(map(str, measured.mean))}" in report.table()
+    assert len(find_images(data)) == 4  # the index knows the other two
+    assert find_images(DataConfig(source=str(tmp_path))).names == ("gray.png",)  # as RGB it is another source
+    with pytest.raises(ConfigError, match=r"shards hold image files, but 4 of the images are arrays, such as 0.npy"):
+        write_shards(find_images(data), tmp_path / "shards", "", 1.0)

@@ -22,9 +22,17 @@ class SourceOptions:
     """VOC only: the list in ImageSets/Main."""
     exclude: str = ""
     """List file, folder or glob of images to leave out."""
+    channels: int = 3
+    """Channels of an image, as data.channels of the pre-training. 3: RGB."""
 
     def config(self) -> DataConfig:
-        return DataConfig(source=self.source, layout=self.layout, split=self.split, exclude=self.exclude)
+        return DataConfig(
+            source=self.source,
+            layout=self.layout,
+            split=self.split,
+            exclude=self.exclude,
+            channels=self.channels,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +47,7 @@ def run(arguments: Sequence[str]) -> int:
     examples:
       plrc scan photos/
       plrc scan voc/ --split trainval --exclude voc/ImageSets/Main/test.txt
+      plrc scan tiles/ --channels 5
     """
     options = read_options("scan", ScanOptions, arguments, about(run))
     if options.workers < 0:

@@ -104,7 +104,7 @@ def run(arguments: Sequence[str]) -> int:
     limits = inputs.ExplorerConfig(size, options.stride, options.width, options.steps, options.megabytes)
     networks = inputs.run_networks(options.run, options.steps, options.backbone)
     networks += _other_networks(options.with_, config, options.backbone)
-    images, positions = inputs.named_images(options.images, options.limit)
+    images, positions = inputs.named_images(options.images, options.limit, config.data.channels)
     if len(positions) < len(images):
         print(f"{len(positions)} of {len(images)} images, evenly spread (--limit)")
     device = choose_device(options.device)

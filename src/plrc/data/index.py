@@ -16,6 +16,7 @@ from typing import Any
 
 from plrc.data.reading import ReadingReport
 from plrc.files import parse_json, write_text
+from plrc.pixels import RGB_CHANNELS
 
 INDEX_NAME = ".plrc-index.json"
 VERSION = 2
@@ -30,7 +31,7 @@ class Index:
     """What is known about a source. Names are relative to the root of its images.
 
     Attributes:
-        layout: The layout that the source was read as.
+        layout: What the source was read as; see `index_layout`.
         folders: For a plain folder, each folder below the root ("" is the root) -> its mtime in ns.
         names: For a plain folder, all images below the root.
         reading: For a plain folder, what was left out.
@@ -55,6 +56,11 @@ class Index:
             if size_and_mtime(os.path.join(root, name)) == (size, time):
                 names.add(name)
         return names
+
+
+def index_layout(layout: str, channels: int) -> str:
+    """Return what a source is read as: its layout, and the channels of its images, on which it depends what is read."""
+    return layout if channels == RGB_CHANNELS else f"{layout}, {channels} channels"
 
 
 def size_and_mtime(path: str) -> tuple[int, int]:

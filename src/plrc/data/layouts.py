@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from plrc.data.channels import NPY_EXTENSION
 from plrc.data.image_kinds import IMAGE_EXTENSIONS, file_extension, readable_formats
 from plrc.data.index import NEVER_FRESH
 from plrc.data.reading import ReadingReport
@@ -38,8 +39,8 @@ class Listing:
     folders: dict[str, int] = field(default_factory=dict)
 
 
-def list_folder(source: str) -> Listing:
-    """List all images below a folder.
+def list_folder(source: str, arrays: bool = False) -> Listing:
+    """List all images below a folder; with `arrays` also .npy files.
 
     Hidden files and folders are left out. Each folder is visited once, real folders before linked ones, so that a cycle
     of links ends.
@@ -51,7 +52,7 @@ def list_folder(source: str) -> Listing:
     root = os.path.abspath(source)
     if not os.path.isdir(root):
         raise LayoutError(f"{source} is not a folder")
-    walk = _Walk(root)
+    walk = _Walk(root, _extensions(arrays))
     walk.run()
     reading = ReadingReport()
     for name in walk.misnamed:
@@ -61,25 +62,27 @@ def list_folder(source: str) -> Listing:
     for name in walk.unreadable:
         reading.count("left out", "folders that cannot be read", name)
     if not walk.images:
-        raise DataError(_no_images(f"{source} (looked in {len(walk.mtimes)} folders)", walk.other_files, reading))
+        raise DataError(
+            _no_images(f"{source} (looked in {len(walk.mtimes)} folders)", walk.other_files, reading, arrays)
+        )
     return Listing(root, walk.images, reading, walk.mtimes)
 
 
-def list_glob(source: str) -> Listing:
+def list_glob(source: str, arrays: bool = False) -> Listing:
     """List the images that match a glob; `**` stands for any number of folders. Raises DataError."""
     parts = os.path.abspath(source).replace(os.sep, "/").split("/")
     fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
     root = "/".join(parts[:fixed]) or "/"
     matches = glob.glob("/".join(parts[fixed:]), root_dir=root, recursive=True)
     names = {match.replace(os.sep, "/") for match in matches}
-    named_like_images = {name for name in names if name.lower().endswith(IMAGE_EXTENSIONS)}
+    named_like_images = {name for name in names if name.lower().endswith(_extensions(arrays))}
     images = [name for name in named_like_images if os.path.isfile(os.path.join(root, name))]
     reading = ReadingReport()
     for name in named_like_images.difference(images):
         reading.count("left out", "folders and dangling links named like an image", name)
     if not images:
         other_files = [name for name in names - named_like_images if os.path.isfile(os.path.join(root, name))]
-        raise DataError(_no_images(f"what matches {source}", other_files, reading))
+        raise DataError(_no_images(f"what matches {source}", other_files, reading, arrays))
     return Listing(root, images, reading)
 
 
@@ -178,8 +181,9 @@ def relative_name(root: str, path: str) -> str:
 class _Walk:
     """A walk through all folders below a root; `run` fills the lists."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, extensions: tuple[str, ...]) -> None:
         self.root = root
+        self.extensions = extensions
         self.images: list[str] = []
         self.mtimes: dict[str, int] = {}
         self.misnamed: list[str] = []
@@ -217,7 +221,7 @@ class _Walk:
         return entries
 
     def _sort_in(self, entry: os.DirEntry[str], name: str, folder: str) -> None:
-        named_like_image = entry.name.lower().endswith(IMAGE_EXTENSIONS)
+        named_like_image = entry.name.lower().endswith(self.extensions)
         try:
             is_folder = entry.is_dir()
             is_file = entry.is_file()
@@ -266,8 +270,12 @@ def _read_text(path: str) -> str:
         raise DataError(f"{path} is not a text file in UTF-8") from error
 
 
-def _no_images(where: str, other_files: list[str], reading: ReadingReport) -> str:
-    looked_for = " ".join(readable_formats())
+def _extensions(arrays: bool) -> tuple[str, ...]:
+    return (*IMAGE_EXTENSIONS, NPY_EXTENSION) if arrays else IMAGE_EXTENSIONS
+
+
+def _no_images(where: str, other_files: list[str], reading: ReadingReport, arrays: bool) -> str:
+    looked_for = " ".join((*readable_formats(), "NPY") if arrays else readable_formats())
     files = "no files"
     if other_files:
         counts = Counter(map(file_extension, other_files)).most_common(4)

@@ -15,13 +15,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from plrc.config import DataConfig
+from plrc.data.channel_statistics import Moments, channel_moments, statistics_of
+from plrc.data.channels import NPY_START
 from plrc.data.decode import decode_bytes
 from plrc.data.image_errors import DecodeError
 from plrc.data.image_header import read_header
-from plrc.data.index import Index, create_index_file, size_and_mtime, write_index
+from plrc.data.index import Index, create_index_file, index_layout, size_and_mtime, write_index
 from plrc.data.layouts import Listing
 from plrc.data.sources import ImageList, detect_layout, find_images, list_images, select_images
+from plrc.errors import DataError
 from plrc.machine import cores
+from plrc.pixels import RGB_CHANNELS, PixelStatistics
 from plrc.progress import OnProgress, ignore_progress
 from plrc.text import aligned, list_failures, printable
 
@@ -45,6 +49,7 @@ class ScannedFile(NamedTuple):
         width: Pixels after EXIF rotation.
         mode: Pixel format in Pillow's terms, such as "RGB".
         format: File format, such as "JPEG".
+        moments: Mean and mean square of each channel; None for RGB.
     """
 
     name: str
@@ -56,6 +61,7 @@ class ScannedFile(NamedTuple):
     width: int = 0
     mode: str = ""
     format: str = ""
+    moments: Moments | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,8 @@ class ScanReport:
         notes: What the listing left out, as sentences.
         reading: The same as `ReadingReport.to_dict` returns it.
         index: Path of the index; empty if none was written.
+        mean: Mean of each channel of all usable images (`data.mean`); empty for RGB.
+        std: Standard deviation of each channel; empty for RGB.
     """
 
     root: str
@@ -95,6 +103,8 @@ class ScanReport:
     notes: tuple[str, ...]
     reading: dict[str, Any]
     index: str
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -114,6 +124,9 @@ class ScanReport:
             ("formats", _format_counts(self.formats)),
             ("duplicates", f"{copies} files repeat the contents of another" if copies else "none"),
         ]
+        if self.mean:
+            rows.append(("data.mean", " ".join(map(str, self.mean))))
+            rows.append(("data.std", " ".join(map(str, self.std))))
         rows += [("note", note) for note in self.notes]
         rows += [("unusable", line) for line in list_failures(self.unusable)]
         rows += [("copies", ", ".join(map(printable, group))) for group in self.duplicates[:_SHOWN_DUPLICATES]]
@@ -148,7 +161,7 @@ def scan(config: DataConfig, workers: int = 0, on_progress: OnProgress = ignore_
     images = select_images(config, layout, listing)
     files = _scan_images(images, config, workers, on_progress)
     written_index = ""
-    if index_path is not None and write_index(index_path, _build_index(layout, listing, files)):
+    if index_path is not None and write_index(index_path, _build_index(layout, config.channels, listing, files)):
         written_index = str(index_path)
     return _build_report(images, files, written_index)
 
@@ -173,22 +186,45 @@ def _scan_image(images: ImageList, i: int, config: DataConfig) -> ScannedFile:
     try:
         data = images.read(i, config.max_megapixels)
         digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-        header = read_header(io.BytesIO(data))
-        image = decode_bytes(data, percentiles=config.rescale_percentiles, max_megapixels=config.max_megapixels)
+        mode, format_name = _describe_kind(data)
+        image = decode_bytes(
+            data,
+            percentiles=config.rescale_percentiles,
+            max_megapixels=config.max_megapixels,
+            channels=config.channels,
+        )
     except DecodeError as error:
         return ScannedFile(name, size, mtime, error.reason, digest)
-    return ScannedFile(name, size, mtime, "", digest, image.shape[1], image.shape[2], header.mode, header.format)
+    moments = channel_moments(image) if config.channels != RGB_CHANNELS else None
+    return ScannedFile(name, size, mtime, "", digest, image.shape[1], image.shape[2], mode, format_name, moments)
 
 
-def _build_index(layout: str, listing: Listing, files: list[ScannedFile]) -> Index:
+def _describe_kind(data: bytes) -> tuple[str, str]:
+    """Mode and format of an image file."""
+    if data.startswith(NPY_START):
+        return "array", "NPY"
+    header = read_header(io.BytesIO(data))
+    return header.mode, header.format
+
+
+def _build_index(layout: str, channels: int, listing: Listing, files: list[ScannedFile]) -> Index:
+    read_as = index_layout(layout, channels)
     bad = {file.name: (file.size, file.mtime, file.reason) for file in files if file.reason}
     if layout == "folder":
-        return Index(layout, listing.folders, listing.names, listing.reading, bad)
-    return Index(layout, bad=bad)
+        return Index(read_as, listing.folders, listing.names, listing.reading, bad)
+    return Index(read_as, bad=bad)
 
 
 def _build_report(images: ImageList, files: list[ScannedFile], index: str) -> ScanReport:
     good = [file for file in files if not file.reason]
+    moments = [file.moments for file in good if file.moments is not None]
+    notes = images.notes
+    pixels: PixelStatistics | None = None
+    if moments:
+        try:
+            pixels = statistics_of(moments)
+        except DataError as error:  # a channel has a single value
+            notes = (*notes, str(error))
     return ScanReport(
         root=images.root,
         layout=images.layout,
@@ -202,9 +238,11 @@ def _build_report(images: ImageList, files: list[ScannedFile], index: str) -> Sc
         modes=dict(Counter(file.mode for file in good).most_common()),
         formats=dict(Counter(file.format for file in good).most_common()),
         duplicates=_find_duplicates(files),
-        notes=images.notes,
+        notes=notes,
         reading=images.reading.to_dict(),
         index=index,
+        mean=pixels.mean if pixels is not None else (),
+        std=pixels.std if pixels is not None else (),
     )
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from plrc.data.channels import NPY_EXTENSION
 from plrc.data.id_maps import find_map
 from plrc.data.image_errors import DecodeError, ImageError
 from plrc.data.image_files import read_bytes
@@ -68,12 +69,18 @@ def write_shards(
         on_progress: Called with numbers of shards.
 
     Raises:
-        ConfigError: `maps` is not a folder.
+        ConfigError: `maps` is not a folder, or images are arrays (.npy).
         DataError: The folder holds anything else, an id map is not a PNG, a file cannot be written, or no image can be
             read.
     """
     if maps and not Path(maps).is_dir():
         raise ConfigError(f"--maps is {maps}, which is not a folder; name the one with the id maps")
+    arrays = [name for name in images.names if name.lower().endswith(NPY_EXTENSION)]
+    if arrays:
+        raise ConfigError(
+            f"shards hold image files, but {len(arrays)} of the images are arrays, such as {arrays[0]}; save them as "
+            "TIFF, or train on their folder"
+        )
     sizes = [images.file_size(i) for i in range(len(images))]
     parts = _split_by_size(sizes, megabytes * 1e6)
     keys = _sample_keys(images.names)

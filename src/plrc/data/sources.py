@@ -20,12 +20,13 @@ from plrc.data.decode import decode_bytes
 from plrc.data.image_files import MAX_MEGAPIXELS, read_bytes, read_file_header
 from plrc.data.image_header import Header, read_header
 from plrc.data.image_kinds import file_extension
-from plrc.data.index import Index, cache_index, mtimes_settled, read_index, size_and_mtime
+from plrc.data.index import Index, cache_index, index_layout, mtimes_settled, read_index, size_and_mtime
 from plrc.data.layouts import Listing
 from plrc.data.reading import ReadingReport
 from plrc.data.shard_index import INDEX_NAME
 from plrc.data.shards import Shards, open_shards
 from plrc.errors import ConfigError, DataError
+from plrc.pixels import RGB_CHANNELS
 from plrc.text import note
 
 LARGE_LISTING = 20_000  # a folder with this many images or more is cached: listing it on slow storage takes seconds
@@ -117,7 +118,7 @@ def find_images(config: DataConfig) -> ImageList:
         shards, listing = open_shards(config.source)
         images = select_images(config, layout, listing)
         return replace(images, shards=shards.select(listing.names, images.names))
-    index = read_index(config.source, layout)
+    index = read_index(config.source, index_layout(layout, config.channels))
     root = os.path.abspath(config.source)
     if layout == "folder" and index is not None and index.is_current(root):
         listing = Listing(root, index.names, index.reading, index.folders)
@@ -127,7 +128,10 @@ def find_images(config: DataConfig) -> ImageList:
     is_large = layout == "folder" and len(listing.names) >= LARGE_LISTING
     if is_large and mtimes_settled(listing.folders, started):
         bad = index.bad if index is not None else {}  # `select_images` checks whether these images have changed
-        cache_index(config.source, Index(layout, listing.folders, listing.names, listing.reading, bad))
+        cache_index(
+            config.source,
+            Index(index_layout(layout, config.channels), listing.folders, listing.names, listing.reading, bad),
+        )
     return select_images(config, layout, listing, index)
 
 
@@ -145,10 +149,11 @@ def detect_layout(config: DataConfig) -> str:
 def list_images(config: DataConfig, layout: str) -> Listing:
     """List all images of a source that is not shards, before exclusions and without an index."""
     source = config.source
+    arrays = config.channels != RGB_CHANNELS
     if layout == "folder":
-        return layouts.list_folder(source)
+        return layouts.list_folder(source, arrays)
     if layout == "glob":
-        return layouts.list_glob(source)
+        return layouts.list_glob(source, arrays)
     if layout == "list":
         return layouts.list_text_file(source)
     if layout == "coco":

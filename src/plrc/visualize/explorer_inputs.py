@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from plrc.config import Config, DataConfig
-from plrc.data.channels import shown_pixels
+from plrc.data.channels import NPY_EXTENSION, shown_pixels
 from plrc.data.image_kinds import IMAGE_EXTENSIONS, file_extension
 from plrc.data.sources import ImageList, find_images
 from plrc.engine.checkpoint import checkpoints, load_checkpoint
@@ -23,6 +23,7 @@ from plrc.errors import DataError, RunError
 from plrc.model import Backbone, build_backbone
 from plrc.model.user_code import trusted_backbone
 from plrc.model.weights import Weights, load_into
+from plrc.pixels import RGB_CHANNELS
 from plrc.settings import require
 from plrc.visualize.dense_features import STRIDES
 
@@ -111,12 +112,13 @@ class ExplorerImage:
         return min(int(point[1] * rows), rows - 1), min(int(point[0] * columns), columns - 1)
 
 
-def named_images(names: Sequence[str], limit: int) -> tuple[ImageList, list[int]]:
+def named_images(names: Sequence[str], limit: int, channels: int = RGB_CHANNELS) -> tuple[ImageList, list[int]]:
     """Find the images that `--images` names, and choose at most `limit` of them, evenly spread.
 
     Args:
         names: Image files; or one folder, glob, list or COCO file.
         limit: The most images.
+        channels: `data.channels` of the run.
 
     Returns:
         All images, and the positions of the chosen ones.
@@ -126,11 +128,12 @@ def named_images(names: Sequence[str], limit: int) -> tuple[ImageList, list[int]
     """
     if not names:
         raise DataError("no images named: write --images FOLDER, or name image files")
-    others = [name for name in names if not (Path(name).is_file() and file_extension(name) in IMAGE_EXTENSIONS)]
+    extensions = IMAGE_EXTENSIONS if channels == RGB_CHANNELS else (*IMAGE_EXTENSIONS, NPY_EXTENSION)
+    others = [name for name in names if not (Path(name).is_file() and file_extension(name) in extensions)]
     if not others:
         images = _listed_files(names)
     elif len(names) == 1:
-        images = find_images(DataConfig(source=names[0]))
+        images = find_images(DataConfig(source=names[0], channels=channels))
     else:
         raise DataError(f"{others[0]} is not an image file; name image files, or one folder, glob or list alone")
     return images, images.evenly_spaced(limit)
