@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
 from plrc.config import DataConfig, ViewConfig
+from plrc.data import image_files
 from plrc.data.channel_statistics import measure_pixels
 from plrc.data.channels import shown_pixels
 from plrc.data.decode import decode, decode_bytes
@@ -192,3 +195,31 @@ def test_scan_measures_what_a_folder_holds(five: np.ndarray, tmp_path: Path) -> 
     assert find_images(DataConfig(source=str(tmp_path))).names == ("gray.png",)  # as RGB it is another source
     with pytest.raises(ConfigError, match=r"shards hold image files, but 4 of the images are arrays, such as 0.npy"):
         write_shards(find_images(data), tmp_path / "shards", "", 1.0)
+
+
+def tiff(values: np.ndarray, **options: Any) -> bytes:
+    file = io.BytesIO()
+    tifffile.imwrite(file, values, photometric="minisblack", **options)
+    return file.getvalue()
+
+
+def test_bands_and_planes_of_a_tiff_are_channels(five: np.ndarray, tmp_path: Path) -> None:
+    expected = torch.from_numpy(five).permute(2, 0, 1)
+    bands = tiff(five, planarconfig="contig")
+    planes = tiff(np.moveaxis(five, -1, 0), planarconfig="separate")
+    for data in (bands, planes):
+        assert torch.equal(decode_bytes(data, channels=5), expected)
+    assert decode_bytes(tiff(five.astype(np.float32) / 7, planarconfig="contig"), channels=5).shape == (5, 20, 30)
+    with pytest.raises(DecodeError, match=r"the image has 5 channels, but data.channels is 4"):
+        decode_bytes(bands, channels=4)
+    (tmp_path / "a.tif").write_bytes(bands)
+    report = scan(DataConfig(source=str(tmp_path), channels=5))
+    assert (report.usable, report.modes, len(report.std)) == (1, {"5 channels of uint8": 1}, 5)
+
+
+def test_a_large_array_is_not_taken_for_another_file(
+    five: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_files, "_LARGE_FILE", 100)  # above it, headers are checked before a file is read
+    np.save(tmp_path / "x.npy", five)
+    assert decode(tmp_path / "x.npy", channels=5).shape == (5, 20, 30)

@@ -1,4 +1,4 @@
-"""Images of any number of channels: NumPy arrays (.npy), and what Pillow reads, without a change of colors.
+"""Images of any number of channels: NumPy arrays (.npy), and what Pillow opens, without a change of colors.
 
 Shapes: H x W pixels, C channels.
 """
@@ -6,7 +6,7 @@ Shapes: H x W pixels, C channels.
 from __future__ import annotations
 
 import io
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,14 @@ class ChannelsError(DecodeError):
     """An image of another number of channels than `data.channels`."""
 
 
-def read_npy_size(file: BinaryIO, channels: int) -> tuple[int, int]:
+def starts_as_npy(file: BinaryIO) -> bool:
+    """Whether an open file is a .npy file; it is at its beginning before and after."""
+    start = file.read(len(NPY_START))
+    file.seek(0)
+    return start == NPY_START
+
+
+def read_npy_header(file: BinaryIO, channels: int) -> tuple[int, int, np.dtype[Any]]:
     """Read the header of a .npy file, which is open at its beginning, and check that it holds such an image.
 
     Args:
@@ -35,7 +42,7 @@ def read_npy_size(file: BinaryIO, channels: int) -> tuple[int, int]:
         channels: How many channels the image must have.
 
     Returns:
-        (height, width).
+        (height, width, type of the values).
 
     Raises:
         DecodeError: The header is damaged, or the array is no image of so many channels.
@@ -50,7 +57,7 @@ def read_npy_size(file: BinaryIO, channels: int) -> tuple[int, int]:
     height, width = [size for number, size in enumerate(shape) if number != axis]
     if 0 in shape:
         raise DecodeError("the image has no pixels")
-    return height, width
+    return height, width, dtype
 
 
 def read_npy(data: bytes, channels: int) -> NDArray[np.generic]:
@@ -66,7 +73,7 @@ def read_npy(data: bytes, channels: int) -> NDArray[np.generic]:
     Raises:
         DecodeError: The file is damaged, or the array is no image of so many channels.
     """
-    read_npy_size(io.BytesIO(data), channels)
+    read_npy_header(io.BytesIO(data), channels)
     try:
         values: NDArray[np.generic] = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:

@@ -16,7 +16,7 @@ import torchvision  # noqa: F401 - registers torch.ops.image
 from PIL import Image
 from torch import Tensor
 
-from plrc.data.channels import NPY_START, read_bands, read_npy, read_npy_size, require_channels
+from plrc.data.channels import NPY_START, read_bands, read_npy, read_npy_header, require_channels
 from plrc.data.image_errors import DecodeError
 from plrc.data.image_files import MAX_MEGAPIXELS, name_errors, read_bytes
 from plrc.data.image_header import CUT_MODES, OpenedImage, check_megapixels, check_pixels, open_image, quiet_pillow
@@ -70,7 +70,8 @@ def decode_bytes(
     """
     with quiet_pillow():
         if data.startswith(NPY_START):
-            check_megapixels(*read_npy_size(io.BytesIO(data), channels), max_megapixels)
+            height, width, _ = read_npy_header(io.BytesIO(data), channels)
+            check_megapixels(height, width, max_megapixels)
             return _as_pixels(read_npy(data, channels), percentiles).permute(2, 0, 1)
         opened = open_image(io.BytesIO(data), page)
         check_pixels(opened, data, max_megapixels)

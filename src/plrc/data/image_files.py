@@ -7,8 +7,10 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from plrc.data.channels import starts_as_npy
 from plrc.data.image_errors import DecodeError
 from plrc.data.image_header import Header, read_header
+from plrc.pixels import RGB_CHANNELS
 
 MAX_MEGAPIXELS = 200.0
 
@@ -28,7 +30,7 @@ def read_bytes(path: str | os.PathLike[str], max_megapixels: float = MAX_MEGAPIX
     """
     with name_errors(path), open(path, "rb", opener=_open_regular) as file:
         size = os.fstat(file.fileno()).st_size
-        if size > _LARGE_FILE:
+        if size > _LARGE_FILE and not starts_as_npy(file):
             read_header(file)
             file.seek(0)
         require_plausible_size(size, max_megapixels)
@@ -38,10 +40,10 @@ def read_bytes(path: str | os.PathLike[str], max_megapixels: float = MAX_MEGAPIX
         return data
 
 
-def read_file_header(path: str | os.PathLike[str]) -> Header:
-    """Read the header of an image file, without decoding the image. Raises DecodeError, which names the file."""
+def read_file_header(path: str | os.PathLike[str], channels: int = RGB_CHANNELS) -> Header:
+    """Read the header of an image file, as `read_header` does. Raises DecodeError, which names the file."""
     with name_errors(path), open(path, "rb", opener=_open_regular) as file:
-        return read_header(file)
+        return read_header(file, channels)
 
 
 def require_plausible_size(size: int, max_megapixels: float) -> None:

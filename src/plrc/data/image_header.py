@@ -14,10 +14,12 @@ from typing import Any, BinaryIO, NamedTuple
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLESPERPIXEL, TiffImageFile
 
+from plrc.data.channels import read_npy_header, starts_as_npy
 from plrc.data.image_errors import DecodeError
 from plrc.data.image_kinds import HEIC_PACKAGE, format_of_start, readable_formats
 from plrc.data.tiff import TiffPage, full_pages, read_tiff_header
 from plrc.errors import MissingPackageError
+from plrc.pixels import RGB_CHANNELS
 from plrc.text import printable
 
 _MAX_METADATA = 2**23  # bytes before the pixels of a JPEG: Pillow's time grows with their square
@@ -100,8 +102,19 @@ class OpenedImage(NamedTuple):
         return 0
 
 
-def read_header(file: BinaryIO) -> Header:
-    """Read the header of an open image file, without decoding the image. Raises DecodeError."""
+def read_header(file: BinaryIO, channels: int = RGB_CHANNELS) -> Header:
+    """Read the header of an open image file, without decoding the image.
+
+    Args:
+        file: The file, open at its beginning.
+        channels: `data.channels`, by which the shape of an array (.npy) is understood.
+
+    Raises:
+        DecodeError: The header is damaged or of no known format, or an array is no image of so many channels.
+    """
+    if starts_as_npy(file):
+        height, width, dtype = read_npy_header(file, channels)
+        return Header(height, width, f"{channels} channels of {dtype}", "NPY", is_deep=dtype.itemsize > 1)
     with quiet_pillow():
         opened = open_image(file)
         if opened.pillow is not None:

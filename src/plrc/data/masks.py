@@ -23,6 +23,7 @@ from plrc.data.orientation import turn
 from plrc.data.sources import ImageList
 from plrc.errors import DataError, MissingPackageError
 from plrc.files import parse_json
+from plrc.pixels import RGB_CHANNELS
 
 
 def mask_functions() -> Any:
@@ -88,12 +89,14 @@ class CocoMasks:
             megabytes for 100,000 images, shared by all loader processes.
         images: The list.
         positions: Image name -> its position in the list.
+        channels: Channels of the images (`data.channels`).
     """
 
     path: str
     entries: dict[str, bytes]
     images: ImageList
     positions: dict[str, int]
+    channels: int = RGB_CHANNELS
 
     def objects(self, name: str, size: int) -> NDArray[np.int32]:
         """Return the object map of an image, read at the centers of size x size cells.
@@ -115,7 +118,7 @@ class CocoMasks:
         if name not in self.entries:
             raise RegionError(f"{self.path} does not list image {name}; add it there, or leave it out of the images")
         height, width, annotations = parse_json(self.entries[name])
-        header = self.images.read_header(self.positions[name])
+        header = self.images.read_header(self.positions[name], self.channels)
         orientation = 1
         if not _same_shape((height, width), (header.height, header.width)):
             if not _same_shape((height, width), header.stored_size):
@@ -144,11 +147,16 @@ def _same_shape(stated: tuple[int, int], size: tuple[int, int]) -> bool:
     return abs(stated[0] * size[1] - stated[1] * size[0]) <= max(size[0], size[1], *stated)
 
 
-def read_coco_masks(path: str | Path, images: ImageList) -> CocoMasks:
+def read_coco_masks(path: str | Path, images: ImageList, channels: int = RGB_CHANNELS) -> CocoMasks:
     """Read the masks of a COCO file for the images of a list.
 
     An entry whose `file_name` leads from the file's own folder to an image belongs to that image alone. Each other
     image has the entry with the longest `file_name` with which its path ends.
+
+    Args:
+        path: The COCO file.
+        images: The list.
+        channels: Channels of the images (`data.channels`).
 
     Raises:
         DataError: The file cannot be read, has no masks, lists none of the images, or one entry for two of them.
@@ -158,7 +166,7 @@ def read_coco_masks(path: str | Path, images: ImageList) -> CocoMasks:
     entries = _read_entries(path)
     entry_of = _match_images(path, entries, images)
     positions = {name: i for i, name in enumerate(images.names) if name in entry_of}
-    return CocoMasks(str(path), {name: entries[file] for name, file in entry_of.items()}, images, positions)
+    return CocoMasks(str(path), {name: entries[file] for name, file in entry_of.items()}, images, positions, channels)
 
 
 def _read_entries(path: str | Path) -> dict[str, bytes]:

@@ -84,7 +84,7 @@ def measure_quality(
         DataError: None of the images has objects.
     """
     regions_of = Regions(config, images)
-    objects_of = _object_reader(truth, images)
+    objects_of = _object_reader(truth, images, config.data.channels)
     rows: list[tuple[int, float, float]] = []
     unknown: list[str] = []
     unusable: list[tuple[str, str]] = []
@@ -168,7 +168,7 @@ def _mean(values: NDArray[np.float64]) -> float:
     return float(numbers.mean()) if len(numbers) else float("nan")
 
 
-def _object_reader(truth: str, images: ImageList) -> Callable[[int], NDArray[Any] | None]:
+def _object_reader(truth: str, images: ImageList, channels: int) -> Callable[[int], NDArray[Any] | None]:
     """Position -> objects [SIDE, SIDE]; None if the annotations do not have the image."""
     if Path(truth).is_dir():
 
@@ -177,7 +177,7 @@ def _object_reader(truth: str, images: ImageList) -> Callable[[int], NDArray[Any
             return None if file is None else load_regions(file, SIDE).numpy() + 1
 
         return read_map
-    masks = read_coco_masks(truth, images)
+    masks = read_coco_masks(truth, images, channels)
 
     def draw_masks(position: int) -> NDArray[Any] | None:
         name = images.names[position]

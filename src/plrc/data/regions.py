@@ -65,7 +65,7 @@ class Regions:
             )
         if source in ("slic", "felzenszwalb"):
             _import_segmentation()
-        self.masks = read_coco_masks(maps, images) if source == "coco" else None
+        self.masks = read_coco_masks(maps, images, config.data.channels) if source == "coco" else None
 
     def __call__(self, position: int) -> Tensor:
         """Return the regions of an image.

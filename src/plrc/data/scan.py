@@ -16,7 +16,6 @@ import numpy as np
 
 from plrc.config import DataConfig
 from plrc.data.channel_statistics import Moments, channel_moments, statistics_of
-from plrc.data.channels import NPY_START
 from plrc.data.decode import decode_bytes
 from plrc.data.image_errors import DecodeError
 from plrc.data.image_header import read_header
@@ -186,7 +185,7 @@ def _scan_image(images: ImageList, i: int, config: DataConfig) -> ScannedFile:
     try:
         data = images.read(i, config.max_megapixels)
         digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-        mode, format_name = _describe_kind(data)
+        header = read_header(io.BytesIO(data), config.channels)
         image = decode_bytes(
             data,
             percentiles=config.rescale_percentiles,
@@ -196,15 +195,9 @@ def _scan_image(images: ImageList, i: int, config: DataConfig) -> ScannedFile:
     except DecodeError as error:
         return ScannedFile(name, size, mtime, error.reason, digest)
     moments = channel_moments(image) if config.channels != RGB_CHANNELS else None
-    return ScannedFile(name, size, mtime, "", digest, image.shape[1], image.shape[2], mode, format_name, moments)
-
-
-def _describe_kind(data: bytes) -> tuple[str, str]:
-    """Mode and format of an image file."""
-    if data.startswith(NPY_START):
-        return "array", "NPY"
-    header = read_header(io.BytesIO(data))
-    return header.mode, header.format
+    return ScannedFile(
+        name, size, mtime, "", digest, image.shape[1], image.shape[2], header.mode, header.format, moments
+    )
 
 
 def _build_index(layout: str, channels: int, listing: Listing, files: list[ScannedFile]) -> Index:

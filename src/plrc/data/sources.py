@@ -68,9 +68,11 @@ class ImageList:
         """Read the bytes of image i. Raises DecodeError, also if it has too many bytes for `max_megapixels`."""
         return self.shards.read(i, max_megapixels) if self.shards else read_bytes(self.path(i), max_megapixels)
 
-    def read_header(self, i: int) -> Header:
-        """Read the header of image i. Raises DecodeError."""
-        return read_header(io.BytesIO(self.read(i))) if self.shards else read_file_header(self.path(i))
+    def read_header(self, i: int, channels: int) -> Header:
+        """Read the header of image i; for `channels` see `image_header.read_header`. Raises DecodeError."""
+        if self.shards:
+            return read_header(io.BytesIO(self.read(i)), channels)
+        return read_file_header(self.path(i), channels)
 
     def decode(self, i: int, data: DataConfig, min_side: int = 0) -> Tensor:
         """Decode image i with the settings of `data`; for `min_side` see `decode_bytes`.

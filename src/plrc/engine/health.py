@@ -236,7 +236,7 @@ def _objects(config: Config, images: ImageList, names: Sequence[str], batches: S
     file = config.regions.maps if config.regions.source == "coco" else config.data.source
     try:
         shards = images.shards.select(images.names, names) if images.shards else None
-        masks = read_coco_masks(file, replace(images, names=tuple(names), shards=shards))
+        masks = read_coco_masks(file, replace(images, names=tuple(names), shards=shards), config.data.channels)
     except PlrcError:  # the file has only boxes, or the package for masks is missing: grouping is not measured
         return None
     object_maps = [_object_map(masks, name) for name in names]

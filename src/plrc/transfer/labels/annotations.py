@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plrc.data.channels import NPY_START, ChannelsError, read_npy_size
+from plrc.data.channels import ChannelsError
 from plrc.data.decode import decode
 from plrc.data.image_errors import DecodeError
 from plrc.data.image_header import Header, read_header
@@ -229,11 +229,7 @@ def _header_of_whole_image(path: Path, channels: int) -> Header:
     """The header of an image; a JPEG or PNG whose last bytes are unusual is decoded. Raises DecodeError."""
     try:
         with open(path, "rb") as file:
-            if file.read(len(NPY_START)) == NPY_START:
-                file.seek(0)
-                return Header(*read_npy_size(file, channels), mode=f"{channels} channels", format="NPY")
-            file.seek(0)
-            header = read_header(file)
+            header = read_header(file, channels)
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
             tail = file.read()
     except OSError as error:
