@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plrc.transfer.labels.contents import Contents
-from plrc.transfer.labels.voc_files import IMAGE_FOLDERS
 from plrc.transfer.labels.yolo_source import YAML_ENDINGS
 
 _HEAD = 4096  # bytes of a file that are looked at
@@ -101,7 +100,7 @@ def folders(contents: Contents) -> Signs:
         return Signs()
     if not any(contents.images(folder) for folder in contents.below(labels[0])):
         return Signs(f"the folder {labels[0]}", "there are no id maps (.png) in it")
-    if not contents.find(IMAGE_FOLDERS[0]):
+    if not contents.find("images"):
         return Signs(f"the folder {labels[0]}", "there is no folder images")
     return Signs(f"id maps in the folder {labels[0]}")
 

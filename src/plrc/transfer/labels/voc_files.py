@@ -20,8 +20,7 @@ from plrc.transfer.labels.contents import files_below
 from plrc.transfer.labels.reader import SplitAnnotations, split_for_each_role
 from plrc.transfer.labels.voc_xml import class_names, read_annotation, read_xml
 
-IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages")
-XML_FOLDERS = ("annotations", "annotation", "annots", "xmls", "xml", "labels")
+_FOLDERS = "images image imgs img jpegimages annotations annotation annots xmls xml labels".split()
 WHOLE = "all"
 """Name of the only split of a source without folders of splits."""
 
@@ -94,11 +93,11 @@ def _pair(
     """
     images: defaultdict[str, list[str]] = defaultdict(list)  # path without ending -> images
     for name in sorted(image_names):
-        images[os.path.splitext(_without_folder(name, IMAGE_FOLDERS))[0]].append(name)
+        images[os.path.splitext(_key(name))[0]].append(name)
     xml_of_image: dict[str, str] = {}
     pairs: defaultdict[str, list[_Pair]] = defaultdict(list)
     for name in xml_names:
-        path = _without_folder(name, XML_FOLDERS)
+        path = _key(name)
         names = images.get(os.path.splitext(path)[0]) or _named_by_xml(root / name, path, images)
         if not names:
             pairs[_split_of(path)].append(_Pair(None, root / name))
@@ -108,7 +107,7 @@ def _pair(
     for names in images.values():
         for image in names:
             xml = xml_of_image.get(image)
-            split = _split_of(_without_folder(image, IMAGE_FOLDERS))
+            split = _split_of(_key(image))
             pairs[split].append(_Pair(root / image, None if xml is None else root / xml))
     splits = {}
     for split, content in pairs.items():
@@ -127,13 +126,10 @@ def _named_by_xml(xml: Path, path: str, images: Mapping[str, Sequence[str]]) -> 
     return images.get(prefix + stated) or images.get(prefix + os.path.splitext(stated)[0]) or ()
 
 
-def _without_folder(name: str, folders: tuple[str, ...]) -> str:
-    """A path without its first folder of one of these names."""
-    parts = name.split("/")
-    for i, part in enumerate(parts[:-1]):
-        if part.lower() in folders:
-            return "/".join(parts[:i] + parts[i + 1 :])
-    return name
+def _key(name: str) -> str:
+    """A path without its folders `images`, `annotations` and the like."""
+    *folders, base = name.split("/")
+    return "/".join([*(folder for folder in folders if folder.lower() not in _FOLDERS), base])
 
 
 def _split_of(path: str) -> str:

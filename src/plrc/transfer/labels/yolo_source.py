@@ -22,7 +22,8 @@ WHOLE = "all"
 
 _SPLITS = ("train", "val", "valid", "validation", "test")
 _NAME_FILES = ("classes.txt", "obj.names", "data/obj.names", "labels/classes.txt")
-_LARGEST_YAML = 2_000_000  # bytes
+_LARGEST_YAML = 500_000  # bytes
+_MOST_BRACKETS = 1_000  # in a YAML file: the time to parse nested ones grows with the square of their number
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,12 @@ def _head(path: Path) -> bytes:
 def _read_yaml(path: Path) -> dict[str, Any]:
     """The entries of a YAML file; every value is text, a list or a dictionary."""
     try:
-        if path.stat().st_size > _LARGEST_YAML:
-            raise DataError(f"{path} is larger than {_LARGEST_YAML} bytes, so it is no description of a data set")
-        table = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=yaml.BaseLoader)  # builds nothing but text
+        text = ""
+        if path.stat().st_size <= _LARGEST_YAML:
+            text = path.read_text(encoding="utf-8-sig")
+        if not text or text.count("[") + text.count("{") > _MOST_BRACKETS:
+            raise DataError(f"{path} is empty, or too large to be the description of a YOLO data set")
+        table = yaml.load(text, Loader=yaml.BaseLoader)  # builds nothing but text, lists and dictionaries
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path} is not readable YAML ({reason}); fix it") from error

@@ -1,0 +1,128 @@
+"""Pascal VOC's .xml files as exporters write them: without lists of splits, with other endings, names and numbers."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from tests.transfer.sources import blank, names, read, voc_image, voc_list
+
+from plrc.errors import ConfigError, DataError, LayoutError
+from plrc.transfer.dense import dense_probe
+from plrc.transfer.protocols import LabelledConfig
+
+DOG = "<object><name>dog</name><bndbox><xmin>1.5</xmin><ymin>0</ymin><xmax>9.25</xmax><ymax>10</ymax></bndbox></object>"
+
+
+def put_xml(path: Path, text: str = DOG) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"<annotation>{text}</annotation>")
+
+
+def pairs(root: Path, image: str, xml: str, count: int = 5) -> Path:
+    """Images and annotations at these paths, in which {} is a number."""
+    for i in range(count):
+        blank(root / image.format(i))
+        put_xml(root / xml.format(i))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("image", "xml"),
+    [
+        ("{}.jpg", "{}.xml"),
+        ("{}.JPG", "{}.XML"),
+        ("images/{}.png", "annotations/{}.xml"),
+        ("Images/{}.png", "Annotations/xmls/{}.xml"),
+        ("JPEGImages/{}.jpeg", "Annotations/{}.xml"),
+        ("img/{}.png", "annots/{}.xml"),
+    ],
+)
+def test_a_folder_without_splits_needs_a_share_to_test_on(tmp_path: Path, image: str, xml: str) -> None:
+    pairs(tmp_path, image, xml)
+    with pytest.raises(DataError, match=r"no split to test on \(splits: all; .*--data.test-fraction 0.2"):
+        read(tmp_path)
+    splits = read(tmp_path, test_fraction=0.4)
+    assert [len(part.images) for part in (splits.train, splits.val, splits.test)] == [2, 1, 2]
+    assert splits.test.images[0].boxes.tolist() == [[1.5, 0, 9.25, 10]]  # edges, counted from 0
+    assert splits.reading.lines() == (
+        f"{tmp_path} has no lists in ImageSets/Main: corners of boxes are read as edges counted from 0",
+        "train: split all; 2 images, 2 objects",
+        "val: a fifth of all, left out of train, the same for every seed; 1 images, 1 objects",
+        "test: 0.4 of all, left out of train, the same for every seed; 2 images, 2 objects",
+    )
+
+
+@pytest.mark.parametrize("form", ["{}/NAME.END", "{}/images/NAME.END", "images/{}/NAME.END"])
+def test_folders_are_splits(tmp_path: Path, form: str) -> None:
+    for split in ("train", "valid", "test"):
+        image = form.format(split).replace("NAME", f"{split}{{}}")
+        xml = image.replace("images", "annotations")
+        pairs(tmp_path, image.replace("END", "jpg"), xml.replace("END", "xml"), 2)
+    splits = read(tmp_path)
+    for part, split in ((splits.train, "train"), (splits.val, "valid"), (splits.test, "test")):
+        assert names(part) == [f"{split}0", f"{split}1"]
+    with pytest.raises(ConfigError, match="has no folder trian; write one of: test, train, valid"):
+        read(tmp_path, train="trian")
+
+
+def test_the_drawn_test_images_keep_groups_together(tmp_path: Path) -> None:
+    for folder in ("a", "b", "c", "d"):
+        pairs(tmp_path / "images" / folder, "{}.png", "{}.xml", 3)
+    splits = read(tmp_path, train="a+b+c+d", test_fraction=0.25, group="folder", val="none")
+    assert len({Path(image.name).parent for image in splits.test.images}) == 1 and len(splits.test.images) == 3
+    assert "test: whole groups, about 0.25 of a+b+c+d, left out of train" in splits.reading.lines()[-1]
+
+
+def test_losses_without_lists_are_counted(tmp_path: Path) -> None:
+    pairs(tmp_path, "images/{}.png", "annotations/{}.xml", 6)
+    put_xml(tmp_path / "annotations" / "gone.xml")
+    blank(tmp_path / "images" / "bare.png")
+    blank(tmp_path / "images" / "5.jpg")
+    blank(tmp_path / "previews" / "0.png")
+    put_xml(tmp_path / "annotations" / "renamed.xml", "<filename>C:\\photos\\IMG 7</filename>" + DOG)
+    blank(tmp_path / "images" / "IMG 7.png")
+    lines = read(tmp_path, test_fraction=0.4, val="none").reading.lines()
+    assert set(lines[1:]) >= {
+        "annotation files that several images share, read: 1 (annotations/5.xml)",
+        "annotation files without an image, left out: 1 (annotations/gone.xml)",
+        "images without an annotation file, dropped: 1 (bare.png)",
+        f"images in folders without annotation files, left out: 1 ({tmp_path}/previews/0.png)",
+    }
+    background = read(tmp_path, test_fraction=0.4, val="none", unlabelled="background")
+    assert sum(len(part.images) for part in (background.train, background.test)) == 9
+    assert "images without an annotation file, as background, read: 1 (images/bare.png)" in background.reading.lines()
+
+
+def test_lists_with_endings_and_folders_and_files_with_odd_numbers(tmp_path: Path) -> None:
+    root = tmp_path / "VOC2007"
+    for name in ("a", "b", "c", "d"):
+        voc_image(root, name, ("dog", 1.5, 2.25, 9.5, 10))
+    shutil.move(root / "JPEGImages" / "a.jpg", root / "JPEGImages" / "a.JPG")
+    shutil.move(root / "Annotations" / "a.xml", root / "Annotations" / "a.XML")
+    put_xml(root / "Annotations" / "b.xml", "<size><width>30.0</width><height>20.0</height></size>" + DOG)
+    put_xml(root / "Annotations" / "c.xml", DOG.replace(">10<", ">inf<"))
+    voc_list(root, "train", "a.JPG", "JPEGImages/b.jpg", "D:\\set\\c.jpg")
+    voc_list(root, "test", "d")
+    splits = read(tmp_path, val="none")
+    assert names(splits.train) == ["a", "b", "c"]
+    assert [image.boxes.tolist() for image in splits.train.images] == [[[0.5, 1.25, 9.5, 10]], [[0.5, 0, 9.25, 10]], []]
+    assert "objects without a box of four numbers, dropped: 1 (c.xml object 1)" in splits.reading.lines()
+
+
+def test_tasks_that_xml_files_have_no_labels_for(tmp_path: Path) -> None:
+    pairs(tmp_path, "{}.jpg", "{}.xml")
+    for task in ("instances", "semantic"):
+        with pytest.raises(LayoutError, match="boxes without masks or label maps; choose the task detection"):
+            read(tmp_path, task)  # type: ignore[arg-type]
+
+
+def test_the_probe_advises_no_task(tmp_path: Path) -> None:
+    pairs(tmp_path / "files", "{}.jpg", "{}.xml")
+    voc_image(tmp_path / "lists", "a", ("dog", 1, 1, 9, 9))
+    voc_list(tmp_path / "lists", "train", "a")
+    for name in ("files", "lists"):
+        with pytest.raises(DataError, match="no split to test on") as error:
+            dense_probe(LabelledConfig(source=str(tmp_path / name)), ["random"], "resnet18", 64, 10, 0)
+        assert "choose the task" not in str(error.value)
