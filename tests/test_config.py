@@ -163,6 +163,8 @@ def unusual() -> Config:
             changed[name] = value + 0.01 if value < 0.98 else value - 0.25
         elif name == "model.strides":
             changed[name] = (4, 8, 16)
+        elif name == "run.loggers":
+            changed[name] = ("wandb", "mlflow")
         elif isinstance(value, tuple) and value:
             changed[name] = (value[0] + 0.1, value[1] - 0.1)
         elif isinstance(value, int):

@@ -47,7 +47,7 @@ FLAGS = """
 --optim.teacher-schedule
 --optim.precision --optim.channels-last --optim.no-channels-last --optim.compile --optim.no-compile
 --run.out --run.resume --run.no-resume --run.allow-changes --run.cache --run.no-allow-changes --run.device --run.devices
---run.workers --run.threads --run.log-every-steps --run.health-every-steps --run.checkpoint-every-steps
+--run.workers --run.threads --run.log-every-steps --run.loggers --run.health-every-steps --run.checkpoint-every-steps
 --run.keep-checkpoints --run.stop-on-collapse --run.no-stop-on-collapse --run.report-every-minutes --run.stall-seconds
 """
 
@@ -61,7 +61,7 @@ TRANSFER = """
 --model.hidden --model.rois-per-image --model.anchors --model.dilation --model.layer4-dilation
 --optim.lr --optim.batch-size --optim.steps --optim.schedule --optim.lr-milestones --optim.warmup-steps --optim.momentum
 --optim.weight-decay --optim.norm-decay --optim.max-grad-norm --optim.precision
---run.out --run.resume --run.no-resume --run.device --run.workers --run.threads --run.log-every-steps
+--run.out --run.resume --run.no-resume --run.device --run.workers --run.threads --run.log-every-steps --run.loggers
 --run.checkpoint-every-steps --run.keep-model --run.no-keep-model
 """
 

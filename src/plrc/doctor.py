@@ -32,6 +32,8 @@ OPTIONAL = {
     "transformers": "export to transformers",
     "webdataset": "tar shards",
     "onnx": "export to ONNX",
+    "wandb": "run.loggers wandb",
+    "mlflow-skinny": "run.loggers mlflow",
 }
 DECODERS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 TORCHVISION_ADVICE = (

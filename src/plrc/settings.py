@@ -241,6 +241,12 @@ def _convert(name: str, value: Any, current: Any, hint: Any) -> Any:
         matches = any(type(value) is type(choice) and value == choice for choice in choices)
         require(matches, f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
         return value
+    if get_origin(hint) is tuple and get_origin(get_args(hint)[0]) is Literal:
+        choices = get_args(get_args(hint)[0])
+        values = value if isinstance(value, (list, tuple)) else [value]
+        known = all(entry in choices for entry in values)
+        require(known, f"{name} must be a list of {', '.join(choices)}, got {value!r}")
+        return tuple(values)
     if hint == tuple[int, ...]:
         values = value if isinstance(value, (list, tuple)) else [value]
         integers = len(values) > 0 and all(type(number) is int for number in values)

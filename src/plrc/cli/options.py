@@ -260,6 +260,9 @@ def _argparse_options(hint: Any) -> dict[str, Any]:
     if get_origin(hint) is Literal:
         metavar = "{" + ",".join(map(str, type_arguments)) + "}"
         return {"choices": type_arguments, "type": type(type_arguments[0]), "metavar": metavar}
+    if get_origin(hint) is tuple and get_origin(type_arguments[0]) is Literal:
+        choices = get_args(type_arguments[0])
+        return {"nargs": "*", "choices": choices, "metavar": "{" + ",".join(choices) + "}"}
     if get_origin(hint) is tuple:  # tuple[str, ...] or tuple[float, float]
         number = "+" if Ellipsis in type_arguments else len(type_arguments)
         return {"nargs": number, "type": type_arguments[0], "metavar": type_arguments[0].__name__.upper()}

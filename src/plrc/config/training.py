@@ -157,6 +157,9 @@ class RunConfig:
     files. Empty: no cache."""
     log_every_steps: int = 10
     """Steps between two lines of metrics.jsonl and of the log."""
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    """Where the numbers are shown besides metrics.jsonl. wandb (Weights & Biases) and mlflow need these packages, and
+    are set up by their own environment variables."""
     health_every_steps: int = 200
     """Steps between two health checks on the held-out images."""
     checkpoint_every_steps: int = 500

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from plrc.config import Config, RegionConfig
+from plrc.engine.loggers import check_loggers
 from plrc.errors import ConfigError, DataError, RunError
 from plrc.model import feature_side
 from plrc.pixels import RGB_CHANNELS
@@ -13,7 +14,7 @@ from plrc.settings import require
 
 
 def check_settings(config: Config, processes: int, device_type: str, sharded: bool) -> list[str]:
-    """Run the checks of regions, cache and BatchNorm.
+    """Run the checks of teacher, loggers, regions, cache and BatchNorm.
 
     Args:
         config: The adapted settings.
@@ -26,8 +27,10 @@ def check_settings(config: Config, processes: int, device_type: str, sharded: bo
 
     Raises:
         ConfigError: If the settings cannot be used.
+        MissingPackageError: If the package of a logger is not installed.
     """
     check_teacher(config)
+    check_loggers(config.run.loggers)
     return [
         *describe_colors(config),
         *check_regions(config),

@@ -110,7 +110,15 @@ def _train(plan: Plan, lock: FolderLock, stop: StopRequest, hooks: Hooks) -> Run
     frozen = prepare_teacher(plan)
     state = TrainingState(config, plan.device, frozen)
     start_step = state.begin(plan.checkpoint, plan.out / "checkpoints")
-    with RunLog(plan.out, start_step, plan.steps, distributed.is_main(), hooks.on_progress) as log:
+    with RunLog(
+        plan.out,
+        start_step,
+        plan.steps,
+        distributed.is_main(),
+        hooks.on_progress,
+        config.run.loggers,
+        config.flat(),
+    ) as log:
         log_start(log, plan, state, start_step)
         last_step = start_step
         if start_step < plan.steps:

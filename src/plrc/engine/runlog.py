@@ -1,4 +1,4 @@
-"""The records of a run: log.txt, metrics.jsonl, TensorBoard, and lines of progress."""
+"""The records of a run: log.txt, metrics.jsonl, its loggers such as TensorBoard, and lines of progress."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from plrc import distributed
+from plrc.engine.loggers import MetricLoggers, Status
 from plrc.files import without_nan, write_text
 from plrc.machine import commit, cores, processor, versions
 from plrc.progress import OnProgress, ignore_progress
@@ -43,32 +43,51 @@ class RunLog:
         total_steps: Steps of the whole run.
         main: Whether this is the main process.
         on_progress: Called with every line of progress.
+        loggers: Names of the loggers, keys of `plrc.engine.loggers.LOGGERS`.
+        settings: The configuration by dotted name, for the loggers.
     """
 
     def __init__(
-        self, out: Path, start_step: int, total_steps: int, main: bool, on_progress: OnProgress = ignore_progress
+        self,
+        out: Path,
+        start_step: int,
+        total_steps: int,
+        main: bool,
+        on_progress: OnProgress = ignore_progress,
+        loggers: Sequence[str] = ("tensorboard",),
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.main = main
         self.start_step = start_step
         self.total_steps = total_steps
         self.on_progress = on_progress
         self.started = time.perf_counter()
+        self.last_step = start_step
         if not main:  # no file is opened
             return
         # A new run keeps no line, not even that of step 0: the health check before step 1 is repeated.
         last_kept_step = start_step if start_step > 0 else -1
         cut_lines(out / "metrics.jsonl", last_kept_step)
         self.metrics = (out / "metrics.jsonl").open("a", encoding="utf-8")
-        purge_step = start_step + 1 if start_step > 0 else None
-        self.tensorboard: SummaryWriter | None = SummaryWriter(str(out / "tensorboard"), purge_step=purge_step)
         self.log_file = _LogFile(out / "log.txt")
         library_logger.addHandler(self.log_file)
+        self.loggers: MetricLoggers | None = None
+        try:
+            self.loggers = MetricLoggers(loggers, out, start_step, settings or {}, self.warning)
+        except BaseException:
+            self.close("failed")
+            raise
 
     def __enter__(self) -> RunLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
+        if kind is not None:
+            self.close("failed")
+        elif self.last_step < self.total_steps:
+            self.close("stopped")
+        else:
+            self.close("finished")
 
     def info(self, message: str) -> None:
         """Log a message that the user wants to read."""
@@ -79,28 +98,25 @@ class RunLog:
         self._log(logging.WARNING, message)
 
     def record(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
-        """Write a line of metrics.jsonl, and its numbers to TensorBoard under the name "kind/name".
+        """Write a line of metrics.jsonl, and its numbers to the loggers under the name "kind/name".
 
         Args:
             step: The step that the values belong to.
             kind: "start", "train" or "health".
             values: What the line holds besides "step" and "kind".
         """
+        self.last_step = step
         if not self.main:
             return
         with contextlib.suppress(OSError):  # the line stays in the buffer of the file
             self.metrics.write(json.dumps({"step": step, "kind": kind, **without_nan(dict(values))}) + "\n")
             self.metrics.flush()
-        try:
-            for name, value in values.items():
-                if self.tensorboard and isinstance(value, (int, float)):
-                    self.tensorboard.add_scalar(f"{kind}/{name}", value, step)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                if self.tensorboard:
-                    self.tensorboard.close()
-            self.tensorboard = None
-            self.warning(f"the TensorBoard file ends at step {step} ({error.strerror}); metrics.jsonl continues")
+        numbers: dict[str, float] = {}
+        for name, value in values.items():
+            if isinstance(value, (int, float)):
+                numbers[f"{kind}/{name}"] = value
+        if self.loggers is not None:
+            self.loggers.log(step, numbers)
 
     def log_training(self, step: int, values: Mapping[str, float]) -> None:
         """Record the means since the last call, and log a line of progress with the time left.
@@ -126,15 +142,16 @@ class RunLog:
         progress_logger.info(line)
         self.on_progress(step, self.total_steps, line)
 
-    def close(self) -> None:
+    def close(self, status: Status) -> None:
         """Close all files; later messages of the library are no longer written to log.txt."""
         if not self.main:
             return
+        if self.loggers is not None:
+            self.loggers.close(status)
         library_logger.removeHandler(self.log_file)
-        for file in (self.tensorboard, self.metrics, self.log_file):
+        for file in (self.metrics, self.log_file):
             with contextlib.suppress(OSError):
-                if file:
-                    file.close()
+                file.close()
 
     def _log(self, level: int, message: str) -> None:
         if not self.main:
