@@ -61,7 +61,7 @@ TRANSFER = """
 --model.hidden --model.rois-per-image --model.anchors --model.dilation --model.layer4-dilation
 --optim.lr --optim.batch-size --optim.steps --optim.schedule --optim.lr-milestones --optim.warmup-steps --optim.momentum
 --optim.weight-decay --optim.norm-decay --optim.max-grad-norm --optim.precision
---run.out --run.resume --run.no-resume --run.device --run.workers --run.threads --run.log-every-steps --run.loggers
+--run.out --run.resume --run.no-resume --run.device --run.workers --run.threads --run.log-every-steps
 --run.checkpoint-every-steps --run.keep-model --run.no-keep-model
 """
 
