@@ -240,7 +240,7 @@ def test_refusals_lose_nothing(run: Path, scenes: Path, tmp_path: Path, capsys: 
     new = tmp_path / "new"
     few = ["--optim.batch-size", "64", "--no-adapt"]
     assert "44 training images are fewer than one batch of 64" in refused(capsys, *start, new, *few)
-    assert "run.device must be auto, cpu, cuda or cuda:N, got 'tpu'" in refused(
+    assert "run.device must be auto, cpu, cuda, cuda:N or mps, got 'tpu'" in refused(
         capsys, *start, new, "--run.device", "tpu"
     )
     (tmp_path / "empty").mkdir()

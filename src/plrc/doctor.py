@@ -90,6 +90,8 @@ def _examine_torch(diagnosis: Diagnosis) -> None:
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     diagnosis.states["CPU"] = f"{cores()} cores, {torch.get_num_threads()} threads"
+    if torch.backends.mps.is_available():
+        gpus.append("Apple (mps)")
     diagnosis.states["GPU"] = ", ".join(gpus) or "none (plrc runs on the CPU)"
     for name, state in available_backends().items():
         diagnosis.states[f"kernel {name}"] = state

@@ -138,13 +138,14 @@ class FolderLock:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / LOCK
         # fallback_to_soft=False: without support for locks, a marker file would outlive a killed process
-        lock = FileLock(path, blocking=False, thread_local=False, fallback_to_soft=False, on_acquired=self._remember)
+        lock = FileLock(path, blocking=False, thread_local=False, fallback_to_soft=False)
         try:
             lock.acquire()
         except Timeout:
             return False
         self._lock = lock
         self._path = path
+        self._locked_file = path.stat()
         return True
 
     def check(self) -> None:
@@ -161,9 +162,6 @@ class FolderLock:
         self._lock = None
         self._path = None
         self._locked_file = None
-
-    def _remember(self, descriptor: int) -> None:
-        self._locked_file = os.fstat(descriptor)
 
 
 @contextlib.contextmanager

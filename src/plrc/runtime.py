@@ -21,17 +21,29 @@ def choose_device(name: str) -> torch.device:
     """Return the device that a setting names.
 
     Args:
-        name: cpu, cuda, cuda:N, or auto: this process's GPU, or the CPU if there is no GPU.
+        name: cpu, cuda, cuda:N, mps (the GPU of an Apple computer), or auto: this process's GPU, or the CPU if there is
+            no GPU. Several processes never use mps.
 
     Raises:
         ConfigError: The name is invalid, or there is no such GPU.
     """
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        if torch.cuda.is_available():
+            name = "cuda"
+        elif torch.backends.mps.is_available() and alone:
+            name = "mps"
+        else:
+            name = "cpu"
     if name == "cuda" and torch.cuda.is_available():
         name = f"cuda:{_local_rank()}"
-    if re.fullmatch(r"cpu|cuda(:\d+)?", name) is None:
-        raise ConfigError(f"run.device must be auto, cpu, cuda or cuda:N, got {name!r}")
+    if re.fullmatch(r"cpu|mps|cuda(:\d+)?", name) is None:
+        raise ConfigError(f"run.device must be auto, cpu, cuda, cuda:N or mps, got {name!r}")
+    if name == "mps":
+        if not torch.backends.mps.is_available():
+            raise ConfigError("run.device is mps but PyTorch finds no Apple GPU here; write --run.device cpu")
+        if not alone:
+            raise ConfigError("run.device mps works with a single process only; write --devices 1 or --run.device cpu")
     device = torch.device(name)
     if device.type == "cuda":
         if not torch.cuda.is_available():
@@ -59,13 +71,13 @@ def choose_workers(workers: int, device: torch.device) -> int:
     """Return the number of loader processes.
 
     Args:
-        workers: The setting run.workers. -1: with a GPU this process's share of the cores, less one for training; with
-            a CPU 1, since loading and training share the cores.
+        workers: The setting run.workers. -1: with a GPU of any kind this process's share of the cores, less one for
+            training; with a CPU 1, since loading and training share the cores.
         device: The device of this process.
     """
     if workers >= 0:
         return workers
-    if device.type != "cuda":
+    if device.type == "cpu":
         return 1
     share = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return min(MAX_WORKERS, max(1, share - 1))

@@ -31,7 +31,7 @@ def test_a_failed_run_is_reported_with_its_own_message() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"device": "tpu"}, "run.device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
+        ({"device": "tpu"}, "run.device must be auto, cpu, cuda, cuda:N or mps, got 'tpu'"),
         ({"processes": ()}, "processes must be one or more numbers >= 1, such as 1 2 4, got []"),
         ({"processes": (1, 0)}, "processes must be one or more numbers >= 1, such as 1 2 4, got [1, 0]"),
     ],

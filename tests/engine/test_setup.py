@@ -124,7 +124,7 @@ def test_other_images_are_refused(copied: Config, scenes: Path) -> None:
 
 @pytest.mark.parametrize("name", ["mps", "meta", "xpu", "hpu", "cpu:1", "cuda:-1", "tpu", ""])
 def test_devices_that_do_not_serve_are_refused(name: str) -> None:
-    with pytest.raises(PlrcError, match=rf"^run\.device must be auto, cpu, cuda or cuda:N, got '{name}'$"):
+    with pytest.raises(PlrcError, match=rf"^run\.device must be auto, cpu, cuda, cuda:N or mps, got '{name}'$"):
         choose_device(name)
 
 

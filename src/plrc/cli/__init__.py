@@ -62,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Threads that wait by spinning stall each other on a shared core, such as that of a loader process. Must be set
     # before PyTorch starts its threads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Operations that PyTorch lacks on an Apple GPU run on the CPU. It reads this when it is imported.
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     try:
         status = _run(arguments)
         sys.stdout.flush()

@@ -145,7 +145,7 @@ class RunConfig:
     allow_changes: bool = False
     """Resume even if the configuration differs from the stored one."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda, cuda:N or mps."""
     devices: int = setting(1, alias="devices")
     """Number of processes to start on this machine, one per device."""
     workers: int = -1

@@ -76,7 +76,8 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         if self.images.device == device:
             return self
-        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self._tensors().items()}
+        pinned = device.type == "cuda"
+        moved = {name: tensor.to(device, non_blocking=pinned) for name, tensor in self._tensors().items()}
         return Batch(**moved, failures=self.failures)
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
@@ -270,7 +271,7 @@ class DeviceLoader:
         self.seconds_waited = 0.0
 
     def __iter__(self) -> Generator[Batch, None, None]:
-        return self._copied_ahead() if self.device.type == "cuda" else self._host_batches()
+        return self._copied_ahead() if self.device.type == "cuda" else self._copied()
 
     def _host_batches(self) -> Generator[Batch, None, None]:
         """Load batches into the memory of the host, and add up the time spent waiting for them."""
@@ -283,6 +284,12 @@ class DeviceLoader:
                 if batch is None:
                     return
                 yield batch
+
+    def _copied(self) -> Generator[Batch, None, None]:
+        """Copy each batch when its turn comes; on a CPU there is nothing to copy."""
+        with contextlib.closing(self._host_batches()) as host_batches:
+            for host_batch in host_batches:
+                yield host_batch.to(self.device)
 
     def _copied_ahead(self) -> Generator[Batch, None, None]:
         """Copy the next batch on a separate stream, during the computation on the current one."""

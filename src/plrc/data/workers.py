@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from plrc.errors import PlrcError
+from plrc.errors import PlrcError, RunError
+
+IMPORTS_SCRIPT = 76
+"""Exit status of a process that started only to load images, and reached a call that trains."""
+UNGUARDED = (
+    "each loader process imports this script again, and reached its call of plrc as well; put the call below "
+    '`if __name__ == "__main__":`, or set run.workers 0'
+)
 
 SampleT = TypeVar("SampleT")
 BatchT = TypeVar("BatchT")
@@ -41,6 +50,7 @@ def load_batches(
 
     Raises:
         PlrcError: The iterator raises what the dataset raised in a loader process.
+        RunError: A loader process reached `end_if_importing_main`.
     """
     loader: DataLoader[BatchT | PlrcError] = DataLoader(
         _BatchDataset(dataset, collate),
@@ -53,14 +63,32 @@ def load_batches(
         prefetch_factor=3 if workers else None,
         worker_init_fn=_ignore_signals,
     )
-    iterator = iter(loader)
+    try:
+        iterator = iter(loader)
+    except BrokenPipeError:  # a loader process ended before it had read what it should do
+        raise RunError(UNGUARDED) from None
     try:
         yield _raise_errors(iterator)
+    except RuntimeError:
+        processes = getattr(iterator, "_workers", ())
+        if any(process.exitcode == IMPORTS_SCRIPT for process in processes):
+            raise RunError(UNGUARDED) from None
+        raise
     finally:
         # Left to the garbage collector, PyTorch's queues may close first, and workers that ignore SIGTERM would stay.
         shutdown = getattr(iterator, "_shutdown_workers", None)
         if shutdown is not None:
             shutdown()
+
+
+def end_if_importing_main() -> None:
+    """End this process if it was just started by another one and still imports the user's script.
+
+    On systems without fork, each new process imports the script first. Without the guard `if __name__ == "__main__":`
+    it would train, too. Call this first in every function that starts processes.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        sys.exit(IMPORTS_SCRIPT)
 
 
 class _BatchDataset(Dataset[BatchT | PlrcError], Generic[SampleT, BatchT]):

@@ -19,7 +19,7 @@ def check_settings(config: Config, processes: int, device_type: str, sharded: bo
     Args:
         config: The adapted settings.
         processes: How many processes share a batch.
-        device_type: "cpu" or "cuda".
+        device_type: "cpu", "cuda" or "mps".
         sharded: Whether the images come from shards.
 
     Returns:
@@ -31,6 +31,7 @@ def check_settings(config: Config, processes: int, device_type: str, sharded: bo
     """
     check_teacher(config)
     check_loggers(config.run.loggers)
+    check_precision(config, device_type)
     return [
         *describe_colors(config),
         *check_regions(config),
@@ -61,6 +62,12 @@ def describe_colors(config: Config) -> list[str]:
     name = "gray images" if channels == 1 else f"images of {channels} channels"
     remark = f"{name}: brightness and contrast are changed channel by channel, and views are blurred"
     return [f"{remark}; views.saturation, views.hue and views.gray_prob are for RGB and change nothing"]
+
+
+def check_precision(config: Config, device_type: str) -> None:
+    """Raise ConfigError if the device cannot train in the precision."""
+    unusable = device_type == "mps" and config.optim.precision == "float16"  # PyTorch scales the loss in float64
+    require(not unusable, "optim.precision float16 does not work on mps; write --optim.precision float32")
 
 
 def check_required(config: Config) -> None:

@@ -208,7 +208,7 @@ def _second_moment(plan: Plan, teacher: FrozenTeacher) -> Tensor:
         batch = _join([dataset[int(position)] for position in order[start : start + BATCH_SIZE]])
         if len(batch.positions):
             level = teacher.full_features(batch.images.to(plan.device))
-            features = level.permute(0, 2, 3, 1).flatten(0, 2).double().cpu()
+            features = level.permute(0, 2, 3, 1).flatten(0, 2).cpu().double()
             moment += features.mT @ features
         images += len(batch.positions)
         if images >= SAMPLE:

@@ -12,14 +12,15 @@ from plrc.engine.frozen import prepare_teacher
 from plrc.engine.setup import Plan
 from plrc.engine.state import TrainingState
 
-CPU_MESSAGES = ("can't allocate memory", "bad_alloc", "Cannot allocate memory")  # PyTorch's allocator, C++, the system
+# of PyTorch's allocators on a CPU and an Apple GPU, of C++, of the system
+MESSAGES = ("can't allocate memory", "MPS backend out of memory", "bad_alloc", "Cannot allocate memory")
 
 
 def ran_out(error: BaseException) -> bool:
     """Tell whether an error means that this process could get no more memory, on a GPU or a CPU."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return any(message in str(error) for message in CPU_MESSAGES)
+    return any(message in str(error) for message in MESSAGES)
 
 
 def advice(plan: Plan) -> str:
@@ -68,6 +69,8 @@ def _fits(plan: Plan, images: int) -> bool:
     gc.collect()
     if plan.device.type == "cuda":
         torch.cuda.empty_cache()
+    elif plan.device.type == "mps":
+        torch.mps.empty_cache()
     try:
         _make_two_steps(plan, images)
     except (RuntimeError, MemoryError) as error:

@@ -34,7 +34,7 @@ class MetricWindow:
     def add_terms(self, terms: Mapping[str, Term]) -> None:
         """Add the terms of a micro-batch to the current step."""
         for name, term in terms.items():
-            values = torch.stack([term.total.detach(), term.entropy, term.count]).double()
+            values = _widest(torch.stack([term.total.detach(), term.entropy, term.count]))
             self.current[name] = self.current.get(name, 0) + values
 
     def add_step(self, norm: Tensor, keep: Tensor) -> None:
@@ -44,7 +44,7 @@ class MetricWindow:
             norm: 0-dim, the gradient norm.
             keep: 0-dim bool, whether the gradient was finite.
         """
-        self.current["step"] = torch.stack([norm.detach(), torch.ones_like(norm)]).double()
+        self.current["step"] = _widest(torch.stack([norm.detach(), torch.ones_like(norm)]))
         for name, values in self.current.items():
             self.sums[name] = self.sums.get(name, 0) + torch.where(keep, values, 0.0)
         self.current = {}
@@ -79,3 +79,8 @@ class MetricWindow:
         self.started = time.perf_counter()
         self.seconds_waited_before = seconds_waited
         return values
+
+
+def _widest(values: Tensor) -> Tensor:
+    """Convert to float64, or to float32 on mps, which has nothing wider."""
+    return values.float() if values.device.type == "mps" else values.double()

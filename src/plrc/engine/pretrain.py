@@ -18,6 +18,7 @@ from plrc.config import Config
 from plrc.data.loader import DeviceLoader, ViewDataset
 from plrc.data.sampler import StepSampler
 from plrc.data.teacher_cache import TeacherCache
+from plrc.data.workers import end_if_importing_main
 from plrc.engine import health, memory, recovery, schedule
 from plrc.engine.checkpoint import newest_checkpoint
 from plrc.engine.checkpointer import Checkpointer, Hooks, RunHook
@@ -72,6 +73,7 @@ def pretrain(
     Raises:
         PlrcError: If the run cannot start or continue.
     """
+    end_if_importing_main()
     hooks = Hooks(on_checkpoint, on_finish, on_progress)
     stop = StopRequest()
     lock = FolderLock()

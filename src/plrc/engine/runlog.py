@@ -184,6 +184,8 @@ def provenance(device: torch.device) -> dict[str, Any]:
     device_name = f"{processor()}, {cores()} cores"
     if device.type == "cuda":
         device_name = torch.cuda.get_device_name(device)
+    elif device.type == "mps":
+        device_name = f"GPU (mps) of {device_name}"
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": device_name,

@@ -26,6 +26,8 @@ def feature_statistics(features: Tensor) -> tuple[float, float]:
         return 0.0, 1.0
     if not bool(features.isfinite().all()):
         return math.nan, math.nan
+    if features.device.type == "mps":  # it has neither float64 nor eigenvalues
+        features = features.cpu()
     feature_std = float(features.std(dim=0, correction=0).square().mean().sqrt() * features.shape[1] ** 0.5)
     centered = (features - features.mean(dim=0)).double()
     if features.shape[1] > len(features):  # the smaller of both products has the same eigenvalues other than 0

@@ -46,7 +46,7 @@ def fingerprint(backbone: Backbone) -> Fingerprint:
     for stride, features in levels.items():
         if isinstance(backbone.net, ResNetLevels) and stride == 32:
             continue
-        values = features[0].double().cpu()
+        values = features[0].cpu().double()
         norm = float(values.norm())
         if math.isfinite(norm) and norm > 0:
             result[str(stride)] = [round(float((values * pattern).sum()) / norm, 5) for pattern in _patterns(values)]

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from plrc import rng
-from plrc.data.workers import load_batches
+from plrc.data.workers import end_if_importing_main, load_batches
 from plrc.engine.runlog import RunLog
 from plrc.errors import RunError
 from plrc.files import parse_json, write_atomic, write_json
@@ -101,6 +101,7 @@ def transfer(config: TransferConfig, on_progress: OnProgress = ignore_progress) 
     Raises:
         PlrcError: Settings, labels, weights or a folder that cannot be used.
     """
+    end_if_importing_main()
     out = _check_folder(config)
     if (out / RESULT).exists():
         return Result.load(out / RESULT)

@@ -197,7 +197,7 @@ class TransferRunConfig:
     resume: bool = setting(False, alias="resume")
     """Continue the run in that folder, or start it if there is none."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda, cuda:N or mps."""
     workers: int = 0
     """Loader processes."""
     threads: int = 0

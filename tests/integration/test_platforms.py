@@ -1,0 +1,171 @@
+"""Other systems, as far as Linux can stand for them: no POSIX-only module, spawned processes, Apple's GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tests.integration.processes import HANGS, ROOT
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from plrc import runtime
+from plrc.config import Config
+from plrc.data.loader import DeviceLoader
+from plrc.data.workers import UNGUARDED
+from plrc.engine import metrics
+from plrc.engine.checks import check_precision
+from plrc.engine.pretrain import pretrain
+from plrc.errors import ConfigError
+from plrc.measures.features import feature_statistics
+from plrc.runtime import choose_device, choose_precision, choose_workers
+
+PORTABLE = Path(__file__).with_name("portable")
+
+
+def run_portable(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run Python without fork and POSIX-only modules."""
+    paths = [str(PORTABLE), str(ROOT / "src"), str(ROOT)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=HANGS, check=False)
+
+
+@pytest.mark.slow
+def test_the_quick_path_needs_neither_fork_nor_posix_modules(tmp_path: Path) -> None:
+    done = run_portable("-m", "tests.integration.quick_path", str(tmp_path / "quick"), cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("the quick path works\n")
+    assert {"config.toml", "manifest.json", "log.txt", "exported"} <= {
+        p.name for p in (tmp_path / "quick/run").iterdir()
+    }
+
+
+@pytest.mark.slow
+def test_a_script_without_the_main_guard_ends_in_one_sentence(scenes: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import plrc\n"
+        "from tests.tiny import TINY\n"
+        f"own = {{'data.source': {str(scenes)!r}, 'run.out': 'run', 'run.workers': 2, 'optim.steps': 2}}\n"
+        "plrc.pretrain(plrc.preset('debug_cpu').with_values(TINY | own))\n"
+        "print('trained')\n"
+    )
+    done = run_portable(str(script), cwd=tmp_path)
+    assert done.returncode == 1 and "trained" not in done.stdout
+    assert done.stderr.splitlines()[-1] == f"plrc.errors.RunError: {UNGUARDED}", done.stderr
+    assert done.stderr.count("Traceback") == 1  # that of the script itself; its loader processes end silently
+
+
+@pytest.fixture
+def apple(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A computer with an Apple GPU and no other."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(runtime, "cores", lambda: 8)
+
+
+def test_the_apple_gpu_is_chosen_and_trains_in_float32(apple: None) -> None:
+    device = choose_device("auto")
+    assert device == choose_device("mps") == torch.device("mps")
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_precision("auto", device) == torch.float32
+    assert choose_workers(-1, device) == 7
+    with pytest.raises(ConfigError, match=r"float16 does not work on mps; write --optim.precision float32"):
+        check_precision(Config().with_values({"optim.precision": "float16"}), device.type)
+
+
+def test_several_processes_do_not_use_the_apple_gpu(apple: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert choose_device("auto") == torch.device("cpu")
+    with pytest.raises(ConfigError, match="mps works with a single process only; write --devices 1"):
+        choose_device("mps")
+
+
+def test_a_missing_apple_gpu_is_a_sentence() -> None:
+    with pytest.raises(ConfigError, match=r"run.device is mps but PyTorch finds no Apple GPU here"):
+        choose_device("mps")
+
+
+class _Float64(TorchDispatchMode):
+    """Records the functions of plrc in which an operation gives a float64 tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.dtype == torch.float64:
+            self.places.add(_place())
+        return result
+
+
+def _place() -> str:
+    """The innermost function of plrc that is running."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module.startswith("plrc."):
+            return f"{module}.{frame.f_code.co_name}"
+        frame = frame.f_back
+    return ""
+
+
+@contextmanager
+def cpu_as_mps() -> Iterator[None]:
+    """The device of batches and of the two places that keep wide numbers pretends to be mps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "_widest", torch.Tensor.float)
+        yield
+
+
+@pytest.mark.parametrize("method", ["plrc", "pixel", "region"])
+def test_training_computes_nothing_in_float64_on_the_device(method: str, tiny: Callable[..., Config]) -> None:
+    """Apple's GPU has no float64. On a CPU, its places are listed: all others would fail there."""
+    config = tiny(method, run__workers=1, run__loggers=(), optim__steps=2, run__health_every_steps=1)
+    with cpu_as_mps(), _Float64() as wide:
+        pretrain(config)
+    assert wide.places <= {
+        "plrc.data.photometric.__init__",  # constants, made on the CPU
+        "plrc.measures.features.feature_statistics",  # moved to the CPU first
+        "plrc.objectives.kernels._verdict",  # the kernels of CPU and CUDA
+        "plrc.model.fingerprint.fingerprint",  # exports, on the CPU
+    }
+
+
+def test_metrics_and_statistics_leave_an_apple_gpu_before_they_need_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_mps = SimpleNamespace(device=torch.device("mps"), float=lambda: "float32", double=None)
+    assert metrics._widest(on_mps) == "float32"  # type: ignore[arg-type]
+    assert metrics._widest(torch.ones(1)).dtype == torch.float64
+    expected = feature_statistics(torch.eye(4))
+
+    class OnMps:
+        device = torch.device("mps")
+
+        def __len__(self) -> int:
+            return 4
+
+        def isfinite(self) -> torch.Tensor:
+            return torch.ones(1, dtype=torch.bool)
+
+        def cpu(self) -> torch.Tensor:
+            return torch.eye(4)
+
+    assert feature_statistics(OnMps()) == expected  # type: ignore[arg-type]
+
+
+def test_batches_are_moved_to_an_apple_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[torch.device] = []
+    batch = SimpleNamespace(to=lambda device: moved.append(device) or "moved")
+    loader = DeviceLoader(None, None, 0, torch.device("mps"))  # type: ignore[arg-type]
+    monkeypatch.setattr(loader, "_host_batches", lambda: (b for b in [batch]))
+    assert list(loader) == ["moved"] and moved == [torch.device("mps")]
