@@ -122,7 +122,7 @@ def test_other_images_are_refused(copied: Config, scenes: Path) -> None:
 # Devices
 
 
-@pytest.mark.parametrize("name", ["mps", "meta", "xpu", "hpu", "cpu:1", "cuda:-1", "tpu", ""])
+@pytest.mark.parametrize("name", ["mps:0", "meta", "xpu", "hpu", "cpu:1", "cuda:-1", "tpu", ""])
 def test_devices_that_do_not_serve_are_refused(name: str) -> None:
     with pytest.raises(PlrcError, match=rf"^run\.device must be auto, cpu, cuda, cuda:N or mps, got '{name}'$"):
         choose_device(name)
