@@ -69,6 +69,7 @@ def test_counts_reasons_and_statistics(mixed: Path) -> None:
     assert report.formats == {"JPEG": 3, "PNG": 2, "WEBP": 1, "TIFF": 1}
     assert report.duplicates == (("a.jpg", "sub/copy.jpg"),)
     assert [note.split(":")[0] for note in report.notes] == [
+        "images of more than 8 bits per channel, rescaled to 8 bits (data.rescale_percentiles), read",
         "folders named like an image, left out",
         "dangling links, left out",
     ]

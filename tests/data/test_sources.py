@@ -56,7 +56,10 @@ def test_a_folder_is_listed_with_all_below_it(tmp_path: Path) -> None:
     images = find(tmp_path)
     assert images.names == tuple(sorted(names))
     assert images.layout == "folder"
-    assert images.notes == ()
+    assert images.notes == (
+        "files that are no images: 1 .txt",
+        "hidden files and folders, left out: 2 (.folder, .hidden.jpg)",
+    )
     assert len(images) == 8
     assert all(os.path.isfile(images.path(i)) for i in range(8))
     assert sorted(os.listdir(tmp_path)) == sorted(

@@ -63,7 +63,9 @@ def test_deep_color_keeps_all_its_bits(dtype: Any, planes: bool, compression: st
     assert len(np.unique(result)) > 250  # 12 bits of color, whose upper 8 bits have 16 levels
     header = read_header(io.BytesIO(data))
     assert (header.height, header.width, header.is_deep) == (HEIGHT, WIDTH, True)
-    assert header.remarks() == ["images of more than 8 bits per channel, rescaled to 8 bits (data.rescale_percentiles)"]
+    assert header.remarks("first", 3) == [
+        "images of more than 8 bits per channel, rescaled to 8 bits (data.rescale_percentiles)"
+    ]
 
 
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
@@ -84,7 +86,9 @@ def test_more_channels_than_colors() -> None:
     assert np.array_equal(pixels(data), values[:, :, :3])
     header = read_header(io.BytesIO(data))
     assert (header.mode, header.unused_channels) == ("RGB", 2)
-    assert header.remarks() == ["TIFF files with channels besides red, green and blue, which are not used"]
+    assert header.remarks("first", 3) == [
+        "TIFF files with channels besides red, green and blue, which are not used (data.channels)"
+    ]
     deep = ramp(5)
     header = read_header(io.BytesIO(tiff(deep, **options)))
     assert (header.mode, header.unused_channels) == ("5 channels of uint16", 2)
@@ -132,7 +136,7 @@ def test_pages_are_pictures_and_no_thumbnails() -> None:
     assert full_pages(io.BytesIO(data)) == [0, 2, 4]
     assert np.array_equal(read_tiff_page(data, 2), ramp(3) // 3)
     assert read_header(io.BytesIO(data)).pages == 3
-    assert read_header(io.BytesIO(data)).remarks()[1] == (
+    assert read_header(io.BytesIO(data)).remarks("first", 3)[1] == (
         "TIFF files of several pages, of which the first is used (data.pages)"
     )
 

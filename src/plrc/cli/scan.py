@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from plrc.cli.options import about, positional, read_options
@@ -39,6 +39,13 @@ class SourceOptions:
 class ScanOptions(SourceOptions):
     workers: int = 0
     """Parallel readers. 0: one per core."""
+    pages: Literal["first", "all"] = "first"
+    """Pages of TIFF files that are used, as data.pages of the pre-training."""
+    max_megapixels: float = 200.0
+    """Largest size of an image, as data.max_megapixels of the pre-training."""
+
+    def config(self) -> DataConfig:
+        return replace(super().config(), pages=self.pages, max_megapixels=self.max_megapixels)
 
 
 def run(arguments: Sequence[str]) -> int:

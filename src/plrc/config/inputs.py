@@ -40,6 +40,9 @@ class DataConfig:
     group: str = setting("", metavar="folder|PATTERN")
     """Images that are held out together or not at all, such as frames of one video: those of a folder, or those in
     whose path the first group of a regular expression is the same, such as (.+)_MOV. Empty: no groups."""
+    pages: Literal["first", "all"] = "first"
+    """Which pages of a TIFF file are used. all: each page is an image of its own; page 2 of x.tif is called x.tif#2.
+    Thumbnails and masks in the file do not count."""
     channels: int = 3
     """Channels of an image. 3: images are read as RGB. Another number (1: gray, 5: multispectral, ...): TIFF files, and
     NumPy arrays (.npy) [H, W, channels] or [channels, H, W], are read as they are; a file with another number of

@@ -23,7 +23,7 @@ from torch import Tensor
 from plrc.errors import ConfigError
 from plrc.files import write_atomic
 
-_DECODER_VERSIONS = (1, PIL.__version__, torchvision.__version__)  # 1: that of plrc.data.decode
+_DECODER_VERSIONS = (2, PIL.__version__, torchvision.__version__)  # 2: that of plrc.data.decode
 
 
 def load_cached(folder: str, path: str, options: tuple[object, ...], decode: Callable[[], Tensor]) -> Tensor:

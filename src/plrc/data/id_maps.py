@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from plrc.data.image_errors import ImageError
+from plrc.data.pages import split_page
 from plrc.files import write_atomic
 
 MAP_EXTENSIONS = (".png", ".npz", ".npy")
@@ -43,14 +44,17 @@ class RegionError(ImageError):
 
 
 def map_path(folder: str | Path, name: str) -> Path:
-    """Return where the id map of an image is written: a/b.jpg -> FOLDER/a/b.png.
+    """Return where the id map of an image is written: a/b.jpg -> FOLDER/a/b.png, a/b.tif#2 -> FOLDER/a/b#2.png.
 
     Raises:
         RegionError: The name leads out of the folder.
     """
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise RegionError(f"image {name} lies outside the source's folder, so no id map can be named like it")
-    return (Path(folder) / name).with_suffix(MAP_EXTENSIONS[0])
+    file, page = split_page(name)
+    path = Path(folder) / file
+    ending = f"#{page + 1}{MAP_EXTENSIONS[0]}" if page else MAP_EXTENSIONS[0]
+    return path.with_name(path.stem + ending)
 
 
 def find_map(folder: str | Path, name: str) -> Path | None:

@@ -40,10 +40,10 @@ def read_bytes(path: str | os.PathLike[str], max_megapixels: float = MAX_MEGAPIX
         return data
 
 
-def read_file_header(path: str | os.PathLike[str], channels: int = RGB_CHANNELS) -> Header:
+def read_file_header(path: str | os.PathLike[str], channels: int = RGB_CHANNELS, page: int = 0) -> Header:
     """Read the header of an image file, as `read_header` does. Raises DecodeError, which names the file."""
     with name_errors(path), open(path, "rb", opener=_open_regular) as file:
-        return read_header(file, channels)
+        return read_header(file, channels, page)
 
 
 def require_plausible_size(size: int, max_megapixels: float) -> None:

@@ -57,17 +57,22 @@ class Header(NamedTuple):
         """Height and width of the pixels in the file, before they are turned."""
         return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
 
-    def remarks(self) -> list[str]:
-        """Return what should be known about how such images are read, as the subjects of counted sentences."""
+    def remarks(self, pages: str, channels: int) -> list[str]:
+        """Return what should be known about how such images are read, as the subjects of counted sentences.
+
+        Args:
+            pages: The setting `data.pages`.
+            channels: The setting `data.channels`.
+        """
         remarks: list[str] = []
         if self.is_deep:
             remarks.append("images of more than 8 bits per channel, rescaled to 8 bits (data.rescale_percentiles)")
-        if self.pages > 1 and self.format == "TIFF":
-            remarks.append("TIFF files of several pages, of which the first is used (data.pages)")
-        elif self.pages > 1:
+        if self.pages > 1 and self.format != "TIFF":
             remarks.append("animations, of which the first frame is used")
-        if self.unused_channels:
-            remarks.append("TIFF files with channels besides red, green and blue, which are not used")
+        elif self.pages > 1 and pages == "first":
+            remarks.append("TIFF files of several pages, of which the first is used (data.pages)")
+        if self.unused_channels and channels == RGB_CHANNELS:
+            remarks.append("TIFF files with channels besides red, green and blue, which are not used (data.channels)")
         return remarks
 
 
@@ -102,12 +107,13 @@ class OpenedImage(NamedTuple):
         return 0
 
 
-def read_header(file: BinaryIO, channels: int = RGB_CHANNELS) -> Header:
+def read_header(file: BinaryIO, channels: int = RGB_CHANNELS, page: int = 0) -> Header:
     """Read the header of an open image file, without decoding the image.
 
     Args:
         file: The file, open at its beginning.
         channels: `data.channels`, by which the shape of an array (.npy) is understood.
+        page: Number of the page of a TIFF, from 0.
 
     Raises:
         DecodeError: The header is damaged or of no known format, or an array is no image of so many channels.
@@ -116,7 +122,7 @@ def read_header(file: BinaryIO, channels: int = RGB_CHANNELS) -> Header:
         height, width, dtype = read_npy_header(file, channels)
         return Header(height, width, f"{channels} channels of {dtype}", "NPY", is_deep=dtype.itemsize > 1)
     with quiet_pillow():
-        opened = open_image(file)
+        opened = open_image(file, page)
         if opened.pillow is not None:
             mode = opened.pillow.mode
             if opened.is_deep and mode in CUT_MODES:

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from plrc.data.pages import split_page
 from plrc.data.reading import ReadingReport
 from plrc.files import parse_json, write_text
-from plrc.pixels import RGB_CHANNELS
 
 INDEX_NAME = ".plrc-index.json"
-VERSION = 2
+VERSION = 3
 NEVER_FRESH = -2
 """The mtime of a folder whose contents may change without changing its mtime."""
 
@@ -31,11 +31,12 @@ class Index:
     """What is known about a source. Names are relative to the root of its images.
 
     Attributes:
-        layout: What the source was read as; see `index_layout`.
+        layout: The layout that the source was read as.
         folders: For a plain folder, each folder below the root ("" is the root) -> its mtime in ns.
         names: For a plain folder, all images below the root.
         reading: For a plain folder, what was left out.
-        bad: Each unreadable image -> (size in bytes, mtime in ns, reason).
+        bad: Each unreadable image -> (size in bytes, time of the last change in ns, reason).
+        settings: What the names and the verdicts depend on besides the files: see `sources.index_settings`.
     """
 
     layout: str
@@ -43,6 +44,7 @@ class Index:
     names: list[str] = field(default_factory=list)
     reading: ReadingReport = field(default_factory=ReadingReport)
     bad: dict[str, tuple[int, int, str]] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
     version: int = VERSION
 
     def is_current(self, root: str) -> bool:
@@ -53,14 +55,9 @@ class Index:
         """Return the unreadable images that have not changed since."""
         names: set[str] = set()
         for name, (size, time, _) in self.bad.items():
-            if size_and_mtime(os.path.join(root, name)) == (size, time):
+            if size_and_change(os.path.join(root, split_page(name)[0])) == (size, time):
                 names.add(name)
         return names
-
-
-def index_layout(layout: str, channels: int) -> str:
-    """Return what a source is read as: its layout, and the channels of its images, on which it depends what is read."""
-    return layout if channels == RGB_CHANNELS else f"{layout}, {channels} channels"
 
 
 def size_and_mtime(path: str) -> tuple[int, int]:
@@ -70,6 +67,15 @@ def size_and_mtime(path: str) -> tuple[int, int]:
     except (OSError, ValueError):  # ValueError: a zero byte in a name
         return -1, -1
     return status.st_size, status.st_mtime_ns
+
+
+def size_and_change(path: str) -> tuple[int, int]:
+    """Return size in bytes and time of the last change in ns, of contents or permissions; (-1, -1) without a file."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a zero byte in a name
+        return -1, -1
+    return status.st_size, max(status.st_mtime_ns, status.st_ctime_ns)
 
 
 def mtime(path: str) -> int:
@@ -133,15 +139,15 @@ def mtimes_settled(folders: dict[str, int], now: int) -> bool:
     return all(time != NEVER_FRESH and time < now - _CLOCK_TICK for time in folders.values())
 
 
-def read_index(source: str, layout: str) -> Index | None:
-    """Return the newest index of a source that is readable and has this layout, or None."""
+def read_index(source: str, layout: str, settings: dict[str, Any]) -> Index | None:
+    """Return the newest index of a source that is readable and has this layout and these settings, or None."""
     newest_first = sorted(index_paths(source), key=lambda path: mtime(str(path)), reverse=True)
     for path in newest_first:
         try:
             index = _parse(parse_json(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             continue
-        if (index.version, index.layout) == (VERSION, layout):
+        if (index.version, index.layout, index.settings) == (VERSION, layout, settings):
             return index
     return None
 
@@ -161,5 +167,6 @@ def _parse(raw: dict[str, Any]) -> Index:
         names=[os.fspath(name) for name in raw["names"]],
         reading=ReadingReport.from_dict(raw["reading"]),
         bad=bad,
+        settings=dict(raw["settings"]),
         version=raw["version"],
     )

@@ -1,7 +1,7 @@
 """The layouts of an image source (folder, glob, text file, COCO, VOC): each lists the names of its images.
 
-Names use "/" and are relative to the root, or absolute if a list names a file outside of it. No image is opened and
-nothing is written.
+Names use "/" and are relative to the root, or absolute if a list names a file outside of it. No image is decoded and
+nothing is written. Only files of unknown endings are opened, for their first bytes.
 """
 
 from __future__ import annotations
@@ -9,17 +9,23 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from plrc.data.channels import NPY_EXTENSION
 from plrc.data.image_kinds import IMAGE_EXTENSIONS, file_extension, readable_formats
-from plrc.data.index import NEVER_FRESH
+from plrc.data.index import INDEX_NAME, NEVER_FRESH
+from plrc.data.left_out import OtherFiles
+from plrc.data.pages import split_page
 from plrc.data.reading import ReadingReport
 from plrc.errors import ConfigError, DataError, LayoutError
 from plrc.files import parse_json
 
 _COCO_SAMPLE = 1000  # entries of a COCO file that are looked for in each candidate folder
+
+
+def _is_no_name(line: str) -> bool:
+    return False
 
 
 @dataclass(frozen=True)
@@ -40,10 +46,14 @@ class Listing:
 
 
 def list_folder(source: str, arrays: bool = False) -> Listing:
-    """List all images below a folder; with `arrays` also .npy files.
+    """List all images below a folder. Of files without an ending or of an unknown one, the first bytes decide.
 
     Hidden files and folders are left out. Each folder is visited once, real folders before linked ones, so that a cycle
     of links ends.
+
+    Args:
+        source: The folder.
+        arrays: Whether .npy files are images.
 
     Raises:
         LayoutError: The source is not a folder.
@@ -54,22 +64,24 @@ def list_folder(source: str, arrays: bool = False) -> Listing:
         raise LayoutError(f"{source} is not a folder")
     walk = _Walk(root, _extensions(arrays))
     walk.run()
-    reading = ReadingReport()
+    reading = walk.other_files.report()
+    for name in walk.hidden:
+        reading.count("left out", "hidden files and folders", name)
     for name in walk.misnamed:
         reading.count("left out", "folders named like an image", name)
     for name in walk.dangling:
         reading.count("left out", "dangling links", name)
     for name in walk.unreadable:
         reading.count("left out", "folders that cannot be read", name)
-    if not walk.images:
-        raise DataError(
-            _no_images(f"{source} (looked in {len(walk.mtimes)} folders)", walk.other_files, reading, arrays)
-        )
-    return Listing(root, walk.images, reading, walk.mtimes)
+    images = walk.images + walk.other_files.images
+    if not images:
+        where = f"{source} (looked in {len(walk.mtimes)} folders)"
+        raise DataError(_no_images(where, walk.other_files, reading, arrays))
+    return Listing(root, images, reading, walk.mtimes)
 
 
 def list_glob(source: str, arrays: bool = False) -> Listing:
-    """List the images that match a glob; `**` stands for any number of folders. Raises DataError."""
+    """List the images that match a glob; `**` stands for any number of folders. See `list_folder`. Raises DataError."""
     parts = os.path.abspath(source).replace(os.sep, "/").split("/")
     fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
     root = "/".join(parts[:fixed]) or "/"
@@ -77,22 +89,30 @@ def list_glob(source: str, arrays: bool = False) -> Listing:
     names = {match.replace(os.sep, "/") for match in matches}
     named_like_images = {name for name in names if name.lower().endswith(_extensions(arrays))}
     images = [name for name in named_like_images if os.path.isfile(os.path.join(root, name))]
-    reading = ReadingReport()
+    other_files = OtherFiles(root)
+    for name in names - named_like_images:
+        if os.path.isfile(os.path.join(root, name)):
+            other_files.sort(name)
+    reading = other_files.report()
     for name in named_like_images.difference(images):
         reading.count("left out", "folders and dangling links named like an image", name)
+    images += other_files.images
     if not images:
-        other_files = [name for name in names - named_like_images if os.path.isfile(os.path.join(root, name))]
         raise DataError(_no_images(f"what matches {source}", other_files, reading, arrays))
     return Listing(root, images, reading)
 
 
 def list_text_file(source: str) -> Listing:
-    """List the images that a text file names, one path per line, relative to its folder; `#` starts a comment line.
+    """List the images that a text file names, one path per line, relative to its folder.
+
+    A line that starts with `#` is a comment, unless a file has this name.
 
     Raises:
         DataError: The file cannot be read, or names no file.
     """
-    return _existing(source, os.path.dirname(os.path.abspath(source)), read_lines(source), "entries of the list")
+    root = os.path.dirname(os.path.abspath(source))
+    lines = read_lines(source, lambda line: os.path.isfile(os.path.join(root, line)))
+    return _existing(source, root, lines, "entries of the list")
 
 
 def list_coco(source: str) -> Listing:
@@ -154,7 +174,7 @@ def list_voc(source: str, split: str) -> Listing:
     by_entry = {os.path.splitext(name)[0]: name for name in sorted(listing.names)}
     by_entry |= {name: name for name in listing.names}
     names: list[str] = []
-    lines = read_lines(path)
+    lines = read_lines(path, by_entry.__contains__)
     for line in lines:
         entry = line if line in by_entry else line.split()[0]  # lists of a class have a second column
         if entry in by_entry:
@@ -166,10 +186,18 @@ def list_voc(source: str, split: str) -> Listing:
     return Listing(listing.root, names, listing.reading)
 
 
-def read_lines(path: str) -> list[str]:
-    """Read the lines of a text file without empty lines and comments. Raises DataError."""
+def read_lines(path: str, is_name: Callable[[str], bool] = _is_no_name) -> list[str]:
+    """Read the lines of a text file without empty lines and comments.
+
+    Args:
+        path: The file.
+        is_name: Tells which lines that start with `#` are names, not comments.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
     stripped = (line.strip() for line in _read_text(path).splitlines())
-    return [line for line in stripped if line and not line.startswith("#")]
+    return [line for line in stripped if line and (not line.startswith("#") or is_name(line))]
 
 
 def relative_name(root: str, path: str) -> str:
@@ -189,7 +217,8 @@ class _Walk:
         self.misnamed: list[str] = []
         self.dangling: list[str] = []
         self.unreadable: list[str] = []
-        self.other_files: list[str] = []
+        self.hidden: list[str] = []
+        self.other_files = OtherFiles(root)
         self._folders = [""]
         self._linked_folders: list[str] = []
         self._seen: set[tuple[int, int]] = set()
@@ -199,8 +228,11 @@ class _Walk:
             folder = self._folders.pop() if self._folders else self._linked_folders.pop(0)
             known_links = len(self._linked_folders)
             for entry in self._enter(folder):
+                name = f"{folder}/{entry.name}" if folder else entry.name
                 if not entry.name.startswith("."):
-                    self._sort_in(entry, f"{folder}/{entry.name}" if folder else entry.name, folder)
+                    self._sort_in(entry, name, folder)
+                elif entry.name != INDEX_NAME:
+                    self.hidden.append(name)
             self._linked_folders[known_links:] = sorted(self._linked_folders[known_links:])
 
     def _enter(self, folder: str) -> list[os.DirEntry[str]]:
@@ -235,10 +267,10 @@ class _Walk:
                 self._linked_folders.append(name)
             else:
                 self._folders.append(name)
-        elif not named_like_image:
-            self.other_files.append(name)
-        elif is_file:
+        elif is_file and named_like_image:
             self.images.append(name)
+        elif is_file:
+            self.other_files.sort(name)
         else:
             self.dangling.append(name)
             self.mtimes[folder] = NEVER_FRESH  # its target may appear without a trace in this folder
@@ -247,7 +279,7 @@ class _Walk:
 def _existing(source: str, root: str, entries: list[str], what: str, folders: Iterable[str] = ()) -> Listing:
     """The entries that are files below the root; `what` and `folders` (where they were looked for) are for messages."""
     named = [relative_name(root, entry) for entry in entries]
-    names = [name for name in named if os.path.isfile(os.path.join(root, name))]
+    names = [name for name in named if os.path.isfile(split_page(os.path.join(root, name))[0])]
     if not names:
         example = f", such as {entries[0]}," if entries else ""
         looked = ", ".join(folders) or root
@@ -274,11 +306,11 @@ def _extensions(arrays: bool) -> tuple[str, ...]:
     return (*IMAGE_EXTENSIONS, NPY_EXTENSION) if arrays else IMAGE_EXTENSIONS
 
 
-def _no_images(where: str, other_files: list[str], reading: ReadingReport, arrays: bool) -> str:
+def _no_images(where: str, other_files: OtherFiles, reading: ReadingReport, arrays: bool) -> str:
     looked_for = " ".join((*readable_formats(), "NPY") if arrays else readable_formats())
     files = "no files"
-    if other_files:
-        counts = Counter(map(file_extension, other_files)).most_common(4)
+    if other_files.others:
+        counts = Counter(map(file_extension, other_files.others)).most_common(4)
         extensions = ", ".join(f"{count} {extension}" for extension, count in counts)
-        files = f"{len(other_files)} files, none with an image ending ({extensions})"
+        files = f"{len(other_files.others)} files, none with an image ending ({extensions})"
     return "; ".join([f"no image in {where}: looked for {looked_for}; found {files}", *reading.lines()])

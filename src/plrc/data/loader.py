@@ -35,7 +35,6 @@ from plrc.data.teacher_cache import NO_FEATURES, TeacherCache, resize_whole
 from plrc.data.views import draw_views, render, shorter_side
 from plrc.data.workers import load_batches
 from plrc.errors import DataError
-from plrc.pixels import RGB_CHANNELS
 from plrc.text import printable
 
 MAX_SUBSTITUTES = 100  # number of images that are tried until one can be read
@@ -191,9 +190,8 @@ class ViewDataset(Dataset[Batch]):
         read = partial(self.images.decode, position, data, min_side)
         if not self.config.run.cache:
             return read()
-        options: tuple[object, ...] = (data.rescale_percentiles, data.max_megapixels, min_side)
-        if data.channels != RGB_CHANNELS:
-            options += (data.channels,)
+        page = self.images.page(position)
+        options = (data.rescale_percentiles, data.max_megapixels, min_side, data.channels, page)
         return load_cached(self.config.run.cache, self.images.path(position), options, read)
 
     def _teacher_input(self, position: int, image: Tensor) -> Tensor | None:

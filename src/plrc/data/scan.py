@@ -19,9 +19,9 @@ from plrc.data.channel_statistics import Moments, channel_moments, statistics_of
 from plrc.data.decode import decode_bytes
 from plrc.data.image_errors import DecodeError
 from plrc.data.image_header import read_header
-from plrc.data.index import Index, create_index_file, index_layout, size_and_mtime, write_index
+from plrc.data.index import Index, create_index_file, size_and_change, write_index
 from plrc.data.layouts import Listing
-from plrc.data.sources import ImageList, detect_layout, find_images, list_images, select_images
+from plrc.data.sources import ImageList, detect_layout, find_images, index_settings, list_images, select_images
 from plrc.errors import DataError
 from plrc.machine import cores
 from plrc.pixels import RGB_CHANNELS, PixelStatistics
@@ -41,7 +41,7 @@ class ScannedFile(NamedTuple):
     Attributes:
         name: Relative name.
         size: Bytes.
-        mtime: Time of the last change, in ns.
+        changed: Time of the last change of contents or permissions, in ns.
         reason: Why it cannot be used; empty if it can.
         digest: Hash of its contents; empty if they could not be read.
         height: Pixels after EXIF rotation.
@@ -49,11 +49,12 @@ class ScannedFile(NamedTuple):
         mode: Pixel format in Pillow's terms, such as "RGB".
         format: File format, such as "JPEG".
         moments: Mean and mean square of each channel; None for RGB.
+        remarks: What should be known about how it is read.
     """
 
     name: str
     size: int
-    mtime: int
+    changed: int
     reason: str
     digest: str = ""
     height: int = 0
@@ -61,6 +62,7 @@ class ScannedFile(NamedTuple):
     mode: str = ""
     format: str = ""
     moments: Moments | None = None
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ def scan(config: DataConfig, workers: int = 0, on_progress: OnProgress = ignore_
     images = select_images(config, layout, listing)
     files = _scan_images(images, config, workers, on_progress)
     written_index = ""
-    if index_path is not None and write_index(index_path, _build_index(layout, config.channels, listing, files)):
+    if index_path is not None and write_index(index_path, _build_index(config, layout, listing, files)):
         written_index = str(index_path)
     return _build_report(images, files, written_index)
 
@@ -180,36 +182,51 @@ def _scan_images(images: ImageList, config: DataConfig, workers: int, on_progres
 
 def _scan_image(images: ImageList, i: int, config: DataConfig) -> ScannedFile:
     name = images.names[i]
-    size, mtime = size_and_mtime(images.path(i))
+    size, changed = size_and_change(images.path(i))
     digest = ""
     try:
         data = images.read(i, config.max_megapixels)
         digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-        header = read_header(io.BytesIO(data), config.channels)
+        header = read_header(io.BytesIO(data), config.channels, images.page(i))
+        remarks = header.remarks(config.pages, config.channels)
         image = decode_bytes(
             data,
             percentiles=config.rescale_percentiles,
             max_megapixels=config.max_megapixels,
             channels=config.channels,
+            page=images.page(i),
+            remarks=remarks,
         )
     except DecodeError as error:
-        return ScannedFile(name, size, mtime, error.reason, digest)
-    moments = channel_moments(image) if config.channels != RGB_CHANNELS else None
+        return ScannedFile(name, size, changed, error.reason, digest)
     return ScannedFile(
-        name, size, mtime, "", digest, image.shape[1], image.shape[2], header.mode, header.format, moments
+        name,
+        size,
+        changed,
+        "",
+        digest,
+        image.shape[1],
+        image.shape[2],
+        header.mode,
+        header.format,
+        channel_moments(image) if config.channels != RGB_CHANNELS else None,
+        tuple(remarks),
     )
 
 
-def _build_index(layout: str, channels: int, listing: Listing, files: list[ScannedFile]) -> Index:
-    read_as = index_layout(layout, channels)
-    bad = {file.name: (file.size, file.mtime, file.reason) for file in files if file.reason}
+def _build_index(config: DataConfig, layout: str, listing: Listing, files: list[ScannedFile]) -> Index:
+    settings = index_settings(config)
+    bad = {file.name: (file.size, file.changed, file.reason) for file in files if file.reason}
     if layout == "folder":
-        return Index(read_as, listing.folders, listing.names, listing.reading, bad)
-    return Index(read_as, bad=bad)
+        return Index(layout, listing.folders, listing.names, listing.reading, bad, settings)
+    return Index(layout, bad=bad, settings=settings)
 
 
 def _build_report(images: ImageList, files: list[ScannedFile], index: str) -> ScanReport:
     good = [file for file in files if not file.reason]
+    for file in good:
+        for remark in file.remarks:
+            images.reading.count("read", remark, file.name)
     moments = [file.moments for file in good if file.moments is not None]
     notes = images.notes
     pixels: PixelStatistics | None = None

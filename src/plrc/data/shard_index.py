@@ -56,6 +56,8 @@ def read_samples(file: Any) -> tuple[list[Sample], list[str]]:
                 continue
             name = member.name.removeprefix("./")
             key, extension = base_plus_ext(name)
+            if name.rpartition("/")[2].startswith("._"):  # what macOS adds for each file
+                continue
             if not (member.isreg() and is_safe_name(name)) or member.issparse():
                 refused.append(name)
             elif key is not None and extension.lower() == MAP_SUFFIX:

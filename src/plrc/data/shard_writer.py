@@ -16,6 +16,7 @@ from plrc.data.channels import NPY_EXTENSION
 from plrc.data.id_maps import find_map
 from plrc.data.image_errors import DecodeError, ImageError
 from plrc.data.image_files import read_bytes
+from plrc.data.pages import names_page
 from plrc.data.shard_index import INDEX_NAME, MAP_SUFFIX, VERSION, Sample, import_webdataset, read_samples
 from plrc.data.sources import ImageList
 from plrc.errors import ConfigError, DataError
@@ -69,10 +70,14 @@ def write_shards(
         on_progress: Called with numbers of shards.
 
     Raises:
-        ConfigError: `maps` is not a folder, or images are arrays (.npy).
+        ConfigError: `maps` is not a folder, or images are arrays (.npy) or pages of TIFF files.
         DataError: The folder holds anything else, an id map is not a PNG, a file cannot be written, or no image can be
             read.
     """
+    if any(names_page(name) for name in images.names):
+        raise ConfigError(
+            "shards hold whole files, not pages of TIFF files: write the pages to files of their own first"
+        )
     if maps and not Path(maps).is_dir():
         raise ConfigError(f"--maps is {maps}, which is not a folder; name the one with the id maps")
     arrays = [name for name in images.names if name.lower().endswith(NPY_EXTENSION)]

@@ -11,6 +11,8 @@ import os
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from typing import Any
 
 from torch import Tensor
 
@@ -20,8 +22,9 @@ from plrc.data.decode import decode_bytes
 from plrc.data.image_files import MAX_MEGAPIXELS, read_bytes, read_file_header
 from plrc.data.image_header import Header, read_header
 from plrc.data.image_kinds import file_extension
-from plrc.data.index import Index, cache_index, index_layout, mtimes_settled, read_index, size_and_mtime
+from plrc.data.index import Index, cache_index, mtimes_settled, read_index, size_and_mtime
 from plrc.data.layouts import Listing
+from plrc.data.pages import all_pages, split_page
 from plrc.data.reading import ReadingReport
 from plrc.data.shard_index import INDEX_NAME
 from plrc.data.shards import Shards, open_shards
@@ -61,8 +64,12 @@ class ImageList:
         return self.reading.lines()
 
     def path(self, i: int) -> str:
-        """Return the path of image i."""
-        return os.path.join(self.root, self.names[i])
+        """Return the path of the file with image i."""
+        return os.path.join(self.root, split_page(self.names[i])[0])
+
+    def page(self, i: int) -> int:
+        """Return the number of the page of image i in its file, from 0."""
+        return split_page(self.names[i])[1]
 
     def read(self, i: int, max_megapixels: float = MAX_MEGAPIXELS) -> bytes:
         """Read the bytes of image i. Raises DecodeError, also if it has too many bytes for `max_megapixels`."""
@@ -71,8 +78,8 @@ class ImageList:
     def read_header(self, i: int, channels: int) -> Header:
         """Read the header of image i; for `channels` see `image_header.read_header`. Raises DecodeError."""
         if self.shards:
-            return read_header(io.BytesIO(self.read(i)), channels)
-        return read_file_header(self.path(i), channels)
+            return read_header(io.BytesIO(self.read(i)), channels, self.page(i))
+        return read_file_header(self.path(i), channels, self.page(i))
 
     def decode(self, i: int, data: DataConfig, min_side: int = 0) -> Tensor:
         """Decode image i with the settings of `data`; for `min_side` see `decode_bytes`.
@@ -89,6 +96,7 @@ class ImageList:
             max_megapixels=data.max_megapixels,
             min_side=min_side,
             channels=data.channels,
+            page=self.page(i),
         )
 
     def file_size(self, i: int) -> int:
@@ -117,10 +125,13 @@ def find_images(config: DataConfig) -> ImageList:
     """
     layout = detect_layout(config)
     if layout == "shards":
+        if config.pages != "first":
+            raise ConfigError(f"data.pages is {config.pages}, which works for files, not for shards; see plrc shard")
         shards, listing = open_shards(config.source)
         images = select_images(config, layout, listing)
         return replace(images, shards=shards.select(listing.names, images.names))
-    index = read_index(config.source, index_layout(layout, config.channels))
+    settings = index_settings(config)
+    index = read_index(config.source, layout, settings)
     root = os.path.abspath(config.source)
     if layout == "folder" and index is not None and index.is_current(root):
         listing = Listing(root, index.names, index.reading, index.folders)
@@ -130,10 +141,8 @@ def find_images(config: DataConfig) -> ImageList:
     is_large = layout == "folder" and len(listing.names) >= LARGE_LISTING
     if is_large and mtimes_settled(listing.folders, started):
         bad = index.bad if index is not None else {}  # `select_images` checks whether these images have changed
-        cache_index(
-            config.source,
-            Index(index_layout(layout, config.channels), listing.folders, listing.names, listing.reading, bad),
-        )
+        index = Index(layout, listing.folders, listing.names, listing.reading, bad, settings)
+        cache_index(config.source, index)
     return select_images(config, layout, listing, index)
 
 
@@ -153,14 +162,28 @@ def list_images(config: DataConfig, layout: str) -> Listing:
     source = config.source
     arrays = config.channels != RGB_CHANNELS
     if layout == "folder":
-        return layouts.list_folder(source, arrays)
-    if layout == "glob":
-        return layouts.list_glob(source, arrays)
-    if layout == "list":
-        return layouts.list_text_file(source)
-    if layout == "coco":
-        return layouts.list_coco(source)
-    return layouts.list_voc(source, config.split)
+        listing = layouts.list_folder(source, arrays)
+    elif layout == "glob":
+        listing = layouts.list_glob(source, arrays)
+    elif layout == "list":
+        listing = layouts.list_text_file(source)
+    elif layout == "coco":
+        listing = layouts.list_coco(source)
+    else:
+        listing = layouts.list_voc(source, config.split)
+    if config.pages == "all":
+        return replace(listing, names=all_pages(listing.root, listing.names))
+    return listing
+
+
+def index_settings(config: DataConfig) -> dict[str, Any]:
+    """Return what an index depends on besides the files: settings, and optional packages that read images."""
+    return {
+        "max_megapixels": config.max_megapixels,
+        "channels": config.channels,
+        "pages": config.pages,
+        "packages": [name for name in ("pillow_heif", "imagecodecs") if find_spec(name) is not None],
+    }
 
 
 def select_images(config: DataConfig, layout: str, listing: Listing, index: Index | None = None) -> ImageList:
@@ -204,8 +227,9 @@ def match_exclusions(names: list[str], root: str, exclude: str) -> tuple[set[str
     Args:
         names: The images.
         root: The folder that `names` are relative to.
-        exclude: A .txt list (paths, file names or names without extension, `#` comments), a COCO .json, or a folder or
-            glob of images. Empty: nothing is excluded.
+        exclude: A .txt list (paths, file names or names without extension; lines that start with `#` and match nothing
+            are comments), a COCO .json, or a folder or glob of images. Empty: nothing is excluded. A TIFF file stands
+            for all its pages.
 
     Returns:
         The names to leave out, and the entries that match nothing.
@@ -213,12 +237,17 @@ def match_exclusions(names: list[str], root: str, exclude: str) -> tuple[set[str
     if not exclude:
         return set(), []
     exclude_root, entries = _read_exclusions(exclude)
-    known = set(names)
+    by_path: defaultdict[str, set[str]] = defaultdict(set)
     by_file: defaultdict[str, list[str]] = defaultdict(list)
     by_stem: defaultdict[str, list[str]] = defaultdict(list)
     for name in names:
-        file = name.rpartition("/")[2]
+        path = split_page(name)[0]
+        by_path[name].add(name)
+        by_path[path].add(name)
+        file = path.rpartition("/")[2]
         by_file[file].append(name)
+        if path != name:
+            by_file[name.rpartition("/")[2]].append(name)
         by_stem[file.rpartition(".")[0]].append(name)
     excluded: set[str] = set()
     unmatched: list[str] = []
@@ -227,10 +256,10 @@ def match_exclusions(names: list[str], root: str, exclude: str) -> tuple[set[str
         matches: list[str] = []
         if file != entry:
             paths = [layouts.relative_name(root, os.path.join(folder, entry)) for folder in (root, exclude_root)]
-            matches = [path for path in paths if path in known]
+            matches = [name for path in paths for name in by_path.get(path, ())]
         if not matches:
             matches = by_file[file] if file in by_file else by_stem.get(file, [])
-        if not matches:
+        if not matches and not file.startswith("#"):
             unmatched.append(entry)
         excluded.update(matches)
     return excluded, unmatched
@@ -259,7 +288,7 @@ def _read_exclusions(exclude: str) -> tuple[str, list[str]]:
     """Return the folder that relative entries start from, and the entries."""
     if os.path.isfile(exclude):
         is_coco = file_extension(exclude) == ".json"
-        entries = layouts.read_coco_names(exclude) if is_coco else layouts.read_lines(exclude)
+        entries = layouts.read_coco_names(exclude) if is_coco else layouts.read_lines(exclude, lambda _: True)
         return os.path.dirname(os.path.abspath(exclude)), entries
     if not os.path.isdir(exclude) and not glob.has_magic(exclude):
         raise ConfigError(f"data.exclude = {exclude} does not exist; name a list file, or a folder or glob of images")

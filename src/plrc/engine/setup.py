@@ -35,7 +35,7 @@ from plrc.model.weights import read_weights
 from plrc.pixels import IMAGENET, RGB_CHANNELS, PixelStatistics
 from plrc.runtime import choose_device, choose_precision, choose_workers
 
-LISTING_SETTINGS = ("source", "layout", "split", "exclude", "held_out", "group")
+LISTING_SETTINGS = ("source", "layout", "split", "exclude", "pages", "held_out", "group")
 """Settings of the section `data` that decide which images a run has."""
 
 NO_LOCK_ERRORS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)

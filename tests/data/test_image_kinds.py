@@ -1,0 +1,236 @@
+"""Kinds of files in a folder: each is read, or counted with its reason; pages, names with #, and the index."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from plrc.config import DataConfig
+from plrc.data import image_kinds
+from plrc.data.decode import decode, decode_bytes
+from plrc.data.id_maps import map_path
+from plrc.data.image_errors import DecodeError
+from plrc.data.manifest import build_manifest
+from plrc.data.scan import ScanReport, scan
+from plrc.data.shard_writer import write_shards
+from plrc.data.shards import open_shards
+from plrc.data.sources import ImageList, find_images
+from plrc.errors import ConfigError, DataError
+
+HEIC_START = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    """Smooth, so that lossy formats keep it."""
+    y, x = np.mgrid[:24, :32]
+    return Image.fromarray(np.stack([x * 7, y * 9, np.full_like(x, 90)], axis=-1).astype(np.uint8))
+
+
+def scanned(folder: Path, **settings: Any) -> ScanReport:
+    return scan(DataConfig(source=str(folder), **settings), 2)
+
+
+def find(folder: Path, **settings: Any) -> ImageList:
+    return find_images(DataConfig(source=str(folder), **settings))
+
+
+READ = {
+    "a.jpg": "JPEG",
+    "a.jpe": "JPEG",
+    "a.JFIF": "JPEG",
+    "a.mpo": "MPO",
+    "a.png": "PNG",
+    "a.webp": "WEBP",
+    "a.tif": "TIFF",
+    "a.bmp": "BMP",
+    "a.gif": "GIF",
+    "a.avif": "AVIF",
+    "a.jp2": "JPEG2000",
+    "a.ppm": "PPM",
+    "a.pgm": "PPM",
+    "a.tga": "TGA",
+    "a.pcx": "PCX",
+    "a.qoi": "QOI",
+    "a.sgi": "SGI",
+    "no_ending": "JPEG",
+    "odd.img": "PNG",
+}
+
+
+def test_every_kind_that_pillow_reads_is_read(tmp_path: Path, picture: Image.Image) -> None:
+    for name, kind in READ.items():
+        options = {"save_all": True, "append_images": [picture]} if kind == "MPO" else {}
+        picture.save(tmp_path / name, kind, **options)
+        pixels = decode(tmp_path / name).permute(1, 2, 0).numpy().astype(int)
+        tolerance = 30 if kind in ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000", "GIF") else 0
+        assert np.abs(pixels - np.asarray(picture).astype(int)).max() <= tolerance, name
+    report = scanned(tmp_path)
+    assert (report.files, report.usable) == (len(READ), len(READ))
+    assert set(report.formats) == set(READ.values())
+    assert report.notes == (
+        "images without a usual ending, recognized by their contents, read: 2 (no_ending, odd.img)",
+    )
+
+
+def test_a_folder_of_twelve_kinds_says_twelve_things(
+    tmp_path: Path, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("plrc.data.left_out.readable_formats", lambda: tuple(image_kinds.EXTENSIONS_OF_FORMAT))
+    picture.save(tmp_path / "a.jpg")
+    for i in range(4):
+        (tmp_path / f"IMG_{i}.HEIC").write_bytes(HEIC_START + bytes(200))
+    first_photos = "IMG_0.HEIC, IMG_1.HEIC, IMG_2.HEIC"
+    (tmp_path / "clip.MP4").write_bytes(b"video")
+    (tmp_path / "raw.nef").write_bytes(b"MM\0*" + bytes(50))
+    (tmp_path / "scan.dcm").write_bytes(b"DICM")
+    (tmp_path / "blob.bin").write_bytes(b"nothing")
+    picture.save(tmp_path / "no_ending", "PNG")
+    for name in ("a.xml", "b.xml", "list.txt", "Thumbs.db", "README"):
+        (tmp_path / name).write_text("text")
+    (tmp_path / ".DS_Store").write_text("hidden")
+    (tmp_path / "x.jpg").mkdir()
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
+    Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30)).save(tmp_path / "deep.png")
+    tifffile.imwrite(tmp_path / "stack.tif", np.zeros((3, 20, 30), np.uint8), photometric="minisblack")
+    tifffile.imwrite(
+        tmp_path / "five.tif", np.zeros((20, 30, 5), np.uint8), photometric="minisblack", planarconfig="contig"
+    )
+    report = scanned(tmp_path)
+    assert report.notes == (
+        "files that are no images: 2 .xml, 1 .db, 1 .txt, 1 readme",
+        "images without a usual ending, recognized by their contents, read: 1 (no_ending)",
+        "images of more than 8 bits per channel, rescaled to 8 bits (data.rescale_percentiles), read: 1 (deep.png)",
+        "TIFF files of several pages, of which the first is used (data.pages), read: 1 (stack.tif)",
+        f"HEIC photos (.heic), to be read after pip install pillow-heif, left out: 4 ({first_photos}, ...)",
+        "files that are no images by their contents (.bin), left out: 1 (blob.bin)",
+        "images of a kind that is not read (.dcm), to be converted to PNG or TIFF, left out: 1 (scan.dcm)",
+        "raw files of cameras (.nef), to be converted to TIFF or PNG, left out: 1 (raw.nef)",
+        "videos (.mp4), whose frames can be read once they are extracted, left out: 1 (clip.MP4)",
+        "hidden files and folders, left out: 1 (.DS_Store)",
+        "folders named like an image, left out: 1 (x.jpg)",
+        "dangling links, left out: 1 (gone.png)",
+    )
+    ((name, reason),) = report.unusable
+    assert name == "five.tif"
+    assert reason.startswith("a TIFF of 5 channels of uint8 that are not marked as red, green and blue; set data.chann")
+    in_index = find(tmp_path).notes  # a later run repeats what the listing counted
+    assert {line for line in report.notes if "rescaled" not in line and "pages" not in line} <= set(in_index)
+    manifest = build_manifest(find(tmp_path), [0], [1])
+    assert manifest["notes"] == list(in_index)
+
+
+def test_heic_without_its_package_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plrc.data.image_header.readable_formats", lambda: tuple(image_kinds.EXTENSIONS_OF_FORMAT))
+    with pytest.raises(DecodeError, match="pip install pillow-heif"):
+        decode_bytes(HEIC_START + bytes(200))
+
+
+@pytest.mark.parametrize(
+    "start", [b"P6\n", b"qoif", b"\0\0\0\x0cjP  \r\n\x87\n", b"\0\0\0\x18ftypavif", b"8BPS", b"\n\5"]
+)
+def test_damaged_files_of_the_new_kinds_are_refused(start: bytes) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, 300, dtype=np.uint8).tobytes()
+    with pytest.raises(DecodeError):
+        decode_bytes(start + noise)
+
+
+# --------------------------------------------------------------------------------------------------------------- pages
+
+
+def stack(path: Path, pages: int = 3) -> None:
+    values = np.stack([np.full((20, 24), 60 * (i + 1), np.uint8) for i in range(pages)])
+    tifffile.imwrite(path, values, photometric="minisblack")
+
+
+def test_every_page_is_an_image(tmp_path: Path, picture: Image.Image) -> None:
+    stack(tmp_path / "x.tif")
+    picture.save(tmp_path / "x.jpg")
+    assert find(tmp_path).names == ("x.jpg", "x.tif")
+    config = DataConfig(source=str(tmp_path), pages="all")
+    images = find_images(config)
+    assert images.names == ("x.jpg", "x.tif", "x.tif#2", "x.tif#3")
+    assert [int(images.decode(i, config)[0, 0, 0]) for i in (1, 2, 3)] == [60, 120, 180]
+    report = scan(config, 1)
+    assert (report.usable, report.notes) == (4, ())
+    assert find_images(config) == images  # from the index
+    assert find(tmp_path).names == ("x.jpg", "x.tif")  # the index is of other settings
+    assert map_path("maps", "a/x.tif#2") == Path("maps/a/x#2.png")
+    assert build_manifest(images, [1, 2, 3], [0])["train"].keys() == {"x.tif", "x.tif#2", "x.tif#3"}
+    (tmp_path / "exclude.txt").write_text("x.tif#2\n")
+    exclude = str(tmp_path / "exclude.txt")
+    assert find(tmp_path, pages="all", exclude=exclude).names == ("x.jpg", "x.tif", "x.tif#3")
+    (tmp_path / "exclude.txt").write_text("x.tif\n")
+    assert find(tmp_path, pages="all", exclude=exclude).names == ("x.jpg",)
+    with pytest.raises(ConfigError, match="shards hold whole files, not pages"):
+        write_shards(images, tmp_path / "shards", "", 1.0)
+
+
+def test_pages_of_one_file_change_nothing_in_a_list(tmp_path: Path) -> None:
+    stack(tmp_path / "x.tif")
+    (tmp_path / "list.txt").write_text("x.tif#3\n")
+    config = DataConfig(source=str(tmp_path / "list.txt"))
+    images = find_images(config)
+    assert images.names == ("x.tif#3",)
+    assert int(images.decode(0, config)[0, 0, 0]) == 180
+
+
+# --------------------------------------------------------------------------------------------------- names and index
+
+
+def test_names_that_start_with_a_hash_are_no_comments(tmp_path: Path, picture: Image.Image) -> None:
+    for name in ("#1.jpg", "#2.jpg", "3.jpg"):
+        picture.save(tmp_path / name)
+    (tmp_path / "list.txt").write_text("# all images\n#1.jpg\n3.jpg\n")
+    assert find(tmp_path / "list.txt").names == ("#1.jpg", "3.jpg")
+    images = find(tmp_path, exclude=str(tmp_path / "list.txt"))
+    assert images.names == ("#2.jpg",)
+    assert images.excluded == 2
+    assert not [line for line in images.notes if "match no image" in line]
+
+
+def test_a_verdict_lasts_no_longer_than_its_settings(tmp_path: Path, picture: Image.Image) -> None:
+    picture.save(tmp_path / "a.jpg")
+    picture.resize((200, 200)).save(tmp_path / "large.jpg")
+    assert dict(scanned(tmp_path, max_megapixels=0.01).unusable).keys() == {"large.jpg"}
+    assert find(tmp_path, max_megapixels=0.01).names == ("a.jpg",)
+    assert find(tmp_path, max_megapixels=1).names == ("a.jpg", "large.jpg")
+    (tmp_path / "large.jpg").write_bytes(b"")
+    scanned(tmp_path)
+    assert find(tmp_path).names == ("a.jpg",)
+    before = os.stat(tmp_path / "large.jpg").st_mtime_ns
+    (tmp_path / "large.jpg").chmod(0o600)  # new permissions may make it readable
+    assert os.stat(tmp_path / "large.jpg").st_mtime_ns == before
+    assert find(tmp_path).names == ("a.jpg", "large.jpg")
+
+
+def test_entries_that_macos_adds_to_a_tar_are_no_images(tmp_path: Path, picture: Image.Image) -> None:
+    pytest.importorskip("webdataset")
+    file = io.BytesIO()
+    picture.save(file, "JPEG")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, content in (("a.jpg", file.getvalue()), ("._a.jpg", b"\0\5\x16\7" + bytes(60))):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    assert open_shards(str(tmp_path))[1].names == ["a.tar/a.jpg"]
+
+
+def test_nothing_but_heic_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plrc.data.left_out.readable_formats", lambda: tuple(image_kinds.EXTENSIONS_OF_FORMAT))
+    (tmp_path / "a.heic").write_bytes(HEIC_START)
+    with pytest.raises(DataError, match=r"1 files, none .*pip install pillow-heif, left out: 1 \(a\.heic\)"):
+        find(tmp_path)
