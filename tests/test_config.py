@@ -173,6 +173,7 @@ def unusual() -> Config:
             changed[name] = 'a "quoted" \\ path\nof Überlingen'
     changed |= {
         "data.layout": "voc",
+        "data.pages": "all",
         "data.mean": (0.4, 0.5, 0.6, 0.4, 0.4),
         "data.std": (0.2, 0.25, 0.3, 0.2, 0.2),
         "regions.source": "maps",

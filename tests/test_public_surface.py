@@ -23,7 +23,7 @@ from plrc.transfer.presets import PROTOCOLS, protocol
 FLAGS = """
 --help --preset --method --config --seed --adapt --no-adapt --data --out --resume --no-resume --devices
 --data.source --data.layout --data.split --data.exclude --data.held-out --data.rescale-percentiles --data.max-megapixels
---data.group --data.max-unreadable-fraction --data.channels --data.mean --data.std
+--data.group --data.pages --data.max-unreadable-fraction --data.channels --data.mean --data.std
 --views.size --views.scale --views.ratio --views.flip-prob --views.overlap --views.overlap-tries --views.jitter-prob
 --views.brightness --views.contrast --views.saturation --views.hue --views.gray-prob --views.blur-prob
 --views.blur-sigma
@@ -261,7 +261,7 @@ def test_flags_of_the_other_commands(capsys: pytest.CaptureFixture[str]) -> None
     expected = {
         "demo": "--out --steps",
         "doctor": "",
-        "scan": "--layout --split --exclude --channels --workers",
+        "scan": "--layout --split --exclude --channels --workers --pages --max-megapixels",
         "export": "--to --out --backbone",
         "verify": "--out",
         "study": "--out --show --no-show --plot --metric",

@@ -13,16 +13,17 @@ import pytest
 import tifffile
 from PIL import Image
 
-from plrc.config import DataConfig
+from plrc.config import Config, DataConfig, RegionConfig
 from plrc.data import image_kinds
 from plrc.data.decode import decode, decode_bytes
 from plrc.data.id_maps import map_path
 from plrc.data.image_errors import DecodeError
 from plrc.data.manifest import build_manifest
+from plrc.data.regions import Regions
 from plrc.data.scan import ScanReport, scan
 from plrc.data.shard_writer import write_shards
 from plrc.data.shards import open_shards
-from plrc.data.sources import ImageList, find_images
+from plrc.data.sources import ImageList, find_images, sample_remarks
 from plrc.errors import ConfigError, DataError
 
 HEIC_START = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
@@ -186,6 +187,36 @@ def test_pages_of_one_file_change_nothing_in_a_list(tmp_path: Path) -> None:
     images = find_images(config)
     assert images.names == ("x.tif#3",)
     assert int(images.decode(0, config)[0, 0, 0]) == 180
+
+
+def test_images_that_differ_in_their_ending_only_share_no_map(tmp_path: Path, picture: Image.Image) -> None:
+    for name in ("a/x.jpg", "a/x.png", "a-x.jpg", "a/y.jpg"):
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(tmp_path / "images" / name)
+    (tmp_path / "maps" / "a").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(tmp_path / "maps" / "a" / "x.png")
+    images = find(tmp_path / "images")
+    config = Config(regions=RegionConfig(source="maps", maps=str(tmp_path / "maps")))
+    sentence = r"images a/x\.jpg and a/x\.png share the id map .*x\.png; rename one of them"
+    with pytest.raises(DataError, match=sentence):
+        Regions(config, images)
+    with pytest.raises(DataError, match=sentence):
+        write_shards(images, tmp_path / "shards", str(tmp_path / "maps"), 1.0)
+    write_shards(images, tmp_path / "shards", "", 1.0)
+    assert len(open_shards(str(tmp_path / "shards"))[1].names) == 4
+
+
+def test_the_start_of_a_run_describes_what_is_not_plain(tmp_path: Path, picture: Image.Image) -> None:
+    picture.save(tmp_path / "a.jpg")
+    stack(tmp_path / "b.tif")
+    Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30)).save(tmp_path / "c.png")
+    (tmp_path / "d.jpg").write_bytes(b"")
+    config = DataConfig(source=str(tmp_path))
+    looked = "1 of 4 images looked at"
+    assert sample_remarks(find_images(config), config) == [
+        f"TIFF files of several pages, of which the first is used (data.pages): {looked}",
+        f"images of more than 8 bits per channel, rescaled to 8 bits (data.rescale_percentiles): {looked}",
+    ]
 
 
 # --------------------------------------------------------------------------------------------------- names and index

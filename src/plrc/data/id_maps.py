@@ -5,8 +5,10 @@ Shapes: H x W the stored map, size x size what it is reduced to.
 
 from __future__ import annotations
 
+import os
 import zipfile
 import zlib
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from plrc.data.image_errors import ImageError
 from plrc.data.pages import split_page
+from plrc.errors import DataError
 from plrc.files import write_atomic
 
 MAP_EXTENSIONS = (".png", ".npz", ".npy")
@@ -55,6 +58,16 @@ def map_path(folder: str | Path, name: str) -> Path:
     path = Path(folder) / file
     ending = f"#{page + 1}{MAP_EXTENSIONS[0]}" if page else MAP_EXTENSIONS[0]
     return path.with_name(path.stem + ending)
+
+
+def require_own_maps(folder: str | Path, names: Iterable[str]) -> None:
+    """Raise DataError if two images share an id map in a folder, because their names differ in their endings only."""
+    owners: dict[tuple[str, int], str] = {}
+    for name in names:
+        file, page = split_page(name)
+        owner = owners.setdefault((os.path.splitext(file)[0], page), name)
+        if owner != name and find_map(folder, name) is not None:
+            raise DataError(f"images {owner} and {name} share the id map {find_map(folder, name)}; rename one of them")
 
 
 def find_map(folder: str | Path, name: str) -> Path | None:

@@ -37,12 +37,14 @@ class Listing:
         names: The images, in no particular order.
         reading: What was left out.
         folders: For a plain folder, each folder below the root ("" is the root) -> its mtime in ns.
+        no_images: Ending or name -> number of the files that are certainly no images, such as labels.
     """
 
     root: str
     names: list[str]
     reading: ReadingReport = field(default_factory=ReadingReport)
     folders: dict[str, int] = field(default_factory=dict)
+    no_images: dict[str, int] = field(default_factory=dict)
 
 
 def list_folder(source: str, arrays: bool = False) -> Listing:
@@ -77,7 +79,7 @@ def list_folder(source: str, arrays: bool = False) -> Listing:
     if not images:
         where = f"{source} (looked in {len(walk.mtimes)} folders)"
         raise DataError(_no_images(where, walk.other_files, reading, arrays))
-    return Listing(root, images, reading, walk.mtimes)
+    return Listing(root, images, reading, walk.mtimes, walk.other_files.no_images)
 
 
 def list_glob(source: str, arrays: bool = False) -> Listing:
@@ -99,7 +101,7 @@ def list_glob(source: str, arrays: bool = False) -> Listing:
     images += other_files.images
     if not images:
         raise DataError(_no_images(f"what matches {source}", other_files, reading, arrays))
-    return Listing(root, images, reading)
+    return Listing(root, images, reading, no_images=other_files.no_images)
 
 
 def list_text_file(source: str) -> Listing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 
 from plrc.data.image_kinds import (
     HEIC_EXTENSIONS,
@@ -40,6 +41,7 @@ class OtherFiles:
     Attributes:
         images: Files that are images by their contents.
         others: All other files.
+        no_images: Ending or name -> number of the files that are certainly no images.
     """
 
     def __init__(self, root: str) -> None:
@@ -47,7 +49,7 @@ class OtherFiles:
         self.images: list[str] = []
         self.others: list[str] = []
         self._reasons: list[tuple[str, str]] = []  # (reason, name)
-        self._no_images: Counter[str] = Counter()
+        self.no_images: Counter[str] = Counter()
 
     def sort(self, name: str) -> None:
         """Sort a file in.
@@ -62,7 +64,7 @@ class OtherFiles:
             return
         if ending in NO_IMAGE_EXTENSIONS or base in NO_IMAGE_NAMES:
             self.others.append(name)
-            self._no_images[ending if ending in NO_IMAGE_EXTENSIONS else base] += 1
+            self.no_images[ending if ending in NO_IMAGE_EXTENSIONS else base] += 1
             return
         for endings, reason in _REASONS:
             if ending in endings:
@@ -77,12 +79,8 @@ class OtherFiles:
             self._leave_out(name, f"files that are no images by their contents ({ending})")
 
     def report(self) -> ReadingReport:
-        """Return what was counted, the files that are certainly no images in a single sentence."""
+        """Return what was counted, without the files that are certainly no images."""
         report = ReadingReport()
-        if self._no_images:
-            most_first = sorted(self._no_images.items(), key=lambda item: (-item[1], item[0]))
-            counts = ", ".join(f"{count} {ending}" for ending, count in most_first)
-            report.add(f"files that are no images: {counts}")
         for name in self.images:
             report.count("read", BY_CONTENTS, name)
         for reason, name in sorted(self._reasons):  # a folder is listed in no particular order
@@ -92,3 +90,11 @@ class OtherFiles:
     def _leave_out(self, name: str, reason: str) -> None:
         self.others.append(name)
         self._reasons.append((reason, name))
+
+
+def describe_no_images(counts: Mapping[str, int]) -> list[str]:
+    """Return a sentence that counts files that are no images by their ending, or none if there are no such files."""
+    if not counts:
+        return []
+    most_first = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ["files that are no images: " + ", ".join(f"{count} {ending}" for ending, count in most_first)]

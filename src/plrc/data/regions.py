@@ -21,7 +21,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from plrc.config import Config, RegionConfig
-from plrc.data.id_maps import MAX_REGIONS, RegionError, find_map, load_regions, map_path, renumber, resize_nearest
+from plrc.data.id_maps import (
+    MAX_REGIONS,
+    RegionError,
+    find_map,
+    load_regions,
+    map_path,
+    renumber,
+    require_own_maps,
+    resize_nearest,
+)
 from plrc.data.masks import read_coco_masks
 from plrc.data.region_noise import add_noise
 from plrc.data.sources import ImageList
@@ -48,7 +57,7 @@ class Regions:
 
     Raises:
         ConfigError: There is no folder of id maps, or the shards have no id maps.
-        DataError: The COCO file cannot be used.
+        DataError: The COCO file cannot be used, or two images share an id map.
         MissingPackageError: A package that the source of regions needs is not installed.
     """
 
@@ -59,6 +68,8 @@ class Regions:
         maps = config.regions.maps
         if source == "maps" and not Path(maps).is_dir():
             raise ConfigError(f"regions.maps is {maps}, which is not a folder; name the one with the id maps")
+        if source == "maps":
+            require_own_maps(maps, images.names)
         if source == "shards" and (images.shards is None or not images.shards.has_maps):
             raise ConfigError(
                 "regions.source is shards, but --data names no shards with id maps; see: plrc shard --help"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from plrc.data.channels import NPY_EXTENSION
-from plrc.data.id_maps import find_map
+from plrc.data.id_maps import find_map, require_own_maps
 from plrc.data.image_errors import DecodeError, ImageError
 from plrc.data.image_files import read_bytes
 from plrc.data.pages import names_page
@@ -71,8 +71,8 @@ def write_shards(
 
     Raises:
         ConfigError: `maps` is not a folder, or images are arrays (.npy) or pages of TIFF files.
-        DataError: The folder holds anything else, an id map is not a PNG, a file cannot be written, or no image can be
-            read.
+        DataError: The folder holds anything else, an id map is not a PNG or belongs to two images, a file cannot be
+            written, or no image can be read.
     """
     if any(names_page(name) for name in images.names):
         raise ConfigError(
@@ -80,6 +80,8 @@ def write_shards(
         )
     if maps and not Path(maps).is_dir():
         raise ConfigError(f"--maps is {maps}, which is not a folder; name the one with the id maps")
+    if maps:
+        require_own_maps(maps, images.names)
     arrays = [name for name in images.names if name.lower().endswith(NPY_EXTENSION)]
     if arrays:
         raise ConfigError(

@@ -5,6 +5,7 @@ No image is opened. Only the index of a large folder is written, into the user's
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import io
 import os
@@ -19,11 +20,13 @@ from torch import Tensor
 from plrc.config import DataConfig
 from plrc.data import layouts
 from plrc.data.decode import decode_bytes
+from plrc.data.image_errors import DecodeError
 from plrc.data.image_files import MAX_MEGAPIXELS, read_bytes, read_file_header
 from plrc.data.image_header import Header, read_header
 from plrc.data.image_kinds import file_extension
 from plrc.data.index import Index, cache_index, mtimes_settled, read_index, size_and_mtime
 from plrc.data.layouts import Listing
+from plrc.data.left_out import describe_no_images
 from plrc.data.pages import all_pages, split_page
 from plrc.data.reading import ReadingReport
 from plrc.data.shard_index import INDEX_NAME
@@ -32,6 +35,7 @@ from plrc.errors import ConfigError, DataError
 from plrc.pixels import RGB_CHANNELS
 from plrc.text import note
 
+_LOOKED_AT = 32  # images whose headers are read at the start of a run
 LARGE_LISTING = 20_000  # a folder with this many images or more is cached: listing it on slow storage takes seconds
 
 
@@ -171,6 +175,7 @@ def list_images(config: DataConfig, layout: str) -> Listing:
         listing = layouts.list_coco(source)
     else:
         listing = layouts.list_voc(source, config.split)
+    listing.reading.add(*describe_no_images(listing.no_images))
     if config.pages == "all":
         return replace(listing, names=all_pages(listing.root, listing.names))
     return listing
@@ -214,6 +219,26 @@ def select_images(config: DataConfig, layout: str, listing: Listing, index: Inde
         reading.count("left out", "images that plrc scan could not read", name)
     reading.add(*note("entries of data.exclude that match no image", unmatched))
     return ImageList(root, kept, layout, len(excluded), reading)
+
+
+def sample_remarks(images: ImageList, config: DataConfig) -> list[str]:
+    """Describe how images are read that are not plain pictures of 8 bits, after a look at some of their headers.
+
+    Args:
+        images: The images. Those in shards are not looked at.
+        config: Settings of the source.
+
+    Returns:
+        A sentence for each kind.
+    """
+    if images.shards is not None:
+        return []
+    positions = images.evenly_spaced(_LOOKED_AT)
+    counts: Counter[str] = Counter()
+    for i in positions:
+        with contextlib.suppress(DecodeError):
+            counts.update(images.read_header(i, config.channels).remarks(config.pages, config.channels))
+    return [f"{remark}: {count} of {len(positions)} images looked at" for remark, count in counts.items()]
 
 
 def match_exclusions(names: list[str], root: str, exclude: str) -> tuple[set[str], list[str]]:

@@ -23,7 +23,7 @@ from plrc.data.groups import group_names
 from plrc.data.manifest import build_manifest, compare_manifests, images_from_manifest, read_manifest, write_manifest
 from plrc.data.regions import Regions
 from plrc.data.sampler import split_held_out
-from plrc.data.sources import ImageList, find_images
+from plrc.data.sources import ImageList, find_images, sample_remarks
 from plrc.engine.adapt import Change, adapt, steps_per_epoch, total_steps
 from plrc.engine.checkpoint import newest_checkpoint, rename_damaged
 from plrc.engine.checks import check_batch, check_missing_images, check_required, check_resumed, check_settings
@@ -164,6 +164,7 @@ def _list_images(config: Config, stored: Config | None, manifest: Path) -> tuple
     train, held_out = split_held_out(groups, config.data.held_out, config.seed)
     if config.data.group and config.data.held_out and not held_out.size:
         images.reading.add("no group of data.group is smaller than a tenth of the images: none is held out for health")
+    images.reading.add(*sample_remarks(images, config.data))
     return images, train, held_out
 
 
