@@ -66,7 +66,8 @@ def test_a_voc_folder_without_a_test_split_names_the_option(tmp_path: Path) -> N
         dense_probe(LabelledConfig(source=str(root)), ["random"], "resnet18", 64, 10, 0)
     assert str(error.value) == (
         f"{root} has no split to test on (splits: train; train is trained on); "
-        "name one with --data.test (plrc transfer probe: --test)"
+        "name one with --data.test (plrc transfer probe: --test), or draw one from the images of a split: --data.train "
+        "train --data.test-fraction 0.2 (plrc transfer probe: --train, --test-fraction)"
     )
     voc_list(root, "mine", "2", "3")
     (result,) = dense_probe(

@@ -321,7 +321,7 @@ def test_coco_semantic_maps(tmp_path: Path) -> None:
             save(root / "semantic" / split / f"{name}.png", [[0, 7, 149, 90, 255] * 6] * 20)
     splits = read(root, "semantic")
     assert splits.train.classes == ("cat", "class 90", "road")
-    assert "images without a label map, dropped: 1 (4)" in splits.reading.lines()
+    assert "images without a label map, dropped: 1 (4.jpg)" in splits.reading.lines()
     _, labels = SemanticImages(splits.test, InputConfig(test_size=1.0), train=False, seed=0)[0]
     assert labels[0, :5].tolist() == [255, 0, 2, 1, 255]
 
@@ -334,24 +334,29 @@ def test_folders_with_ids_that_occur(tmp_path: Path) -> None:
     assert splits.train.classes == ("class 0", "class 3", "class 5")
     assert (len(splits.train.images), len(splits.val.images)) == (4, 1)
     assert names(splits.test) == [f"val{i}" for i in range(5)]
-    assert splits.train.class_of_id is not None
-    assert splits.train.class_of_id[[0, 3, 5, 4, 255]].tolist() == [0, 1, 2, 255, 255]
+    assert splits.train.table is not None
+    assert splits.train.table.class_of_value == {0: 0, 3: 1, 5: 2}
+    assert splits.reading.lines()[0].endswith(
+        "pixels: class 0 25.0%, class 3 25.0%, class 5 25.0%, ignored 25.0% (ids 255)"
+    )
 
 
 def test_folders_with_a_list_of_classes(tmp_path: Path) -> None:
-    mask_folders(tmp_path, "train", "val", "test")
+    mask_folders(tmp_path, "train", "val", "test", ids=((0, 3, 2, 255),))
     (tmp_path / "classes.txt").write_text("sky\nroad\nVoid\ncar\n")
     splits = read(tmp_path, "semantic")
     assert splits.train.classes == ("sky", "road", "car")
-    assert splits.train.class_of_id is not None
-    assert splits.train.class_of_id[:5].tolist() == [0, 1, 255, 2, 255]
+    assert splits.train.table is not None
+    assert splits.train.table.class_of_value == {0: 0, 1: 1, 3: 2}
+    _, labels = SemanticImages(splits.test, InputConfig(test_size=1.0), train=False, seed=0)[0]
+    assert labels.tolist() == [[0, 2, 255, 255]]
     assert names(splits.val) == [f"val{i}" for i in range(5)]
 
 
 def test_camvid_is_known_by_its_file_names(tmp_path: Path) -> None:
     splits = read(mask_folders(tmp_path, "train", "test", ids=((0, 10, 11, 255),), prefix="Seq05VD_"), "semantic")
     assert len(splits.train.classes) == 11 and splits.train.classes[10] == "bicyclist"
-    assert splits.train.class_of_id is not None and splits.train.class_of_id[11] == 255
+    assert splits.train.table is not None and 11 not in splits.train.table.class_of_value
     assert "named as CamVid's" in splits.reading.lines()[0]
 
 
@@ -361,9 +366,9 @@ def test_maps_that_do_not_fit_their_image_are_dropped(tmp_path: Path) -> None:
     (tmp_path / "labels" / "train" / "train1.png").unlink()
     (tmp_path / "images" / "val" / "val2.jpg").unlink()
     assert read(tmp_path, "semantic").reading.lines()[3:] == (
-        "label maps of another size than the image, dropped: 1 (train0)",
-        "images without a label map, dropped: 1 (train1)",
-        "label maps without an image, dropped: 1 (val2)",
+        "label maps of another size than the image, dropped: 1 (train0.jpg)",
+        "images without a label map, dropped: 1 (train1.jpg)",
+        "label maps without an image, dropped: 1 (val2.png)",
     )
 
 
@@ -458,8 +463,9 @@ def test_tasks_and_folders_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(LayoutError, match="no boxes; choose the task semantic"):
         read(tmp_path / "maps", "detection")
     mask_folders(tmp_path / "maps", "val")
-    blank(tmp_path / "maps" / "labels" / "val" / "val3.png", 1, 4)
-    with pytest.raises(DataError, match=r"val3.png contains RGB pixels, not ids"):
+    Image.fromarray(np.zeros((1, 4), np.float32)).save(tmp_path / "maps" / "labels" / "val" / "val3.tif")
+    (tmp_path / "maps" / "labels" / "val" / "val3.png").unlink()
+    with pytest.raises(DataError, match=r"val3.tif contains F pixels, not ids"):
         read(tmp_path / "maps", "semantic")
     with pytest.raises(DataError, match="no usable label"):
         read(coco_source(tmp_path / "coco", []))

@@ -92,12 +92,12 @@ def test_several_layouts_are_asked_for_unless_the_task_decides(tmp_path: Path) -
     assert read(tmp_path, layout="yolo").train.classes == ("class 1",)
     for split in ("train", "val"):
         for i in range(5):
-            save(tmp_path / "labels" / split / f"{i}.png", [[1] * 30] * 20)
+            save(tmp_path / "labels" / split / f"{i}.png", [[1, 2] * 15] * 20)
     with pytest.raises(LayoutError, match=r"more than one layout: voc .*, folders \(id maps in the folder labels\)"):
         read(tmp_path, "semantic")
     for path in (tmp_path / "annotations").rglob("*.xml"):
         path.unlink()
-    assert read(tmp_path, "semantic").train.classes == ("class 1",)
+    assert read(tmp_path, "semantic").train.classes == ("class 1", "class 2")
     assert read(tmp_path).train.classes == ("class 1",)
 
 

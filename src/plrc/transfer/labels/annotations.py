@@ -88,7 +88,7 @@ class LabelledImage:
         ignored: [n], objects that are neither trained on nor scored (crowds of COCO, difficult objects of VOC).
         areas: [n], in square pixels, by which COCO's scores sort objects into sizes.
         segments: n masks as compressed COCO run lengths; empty if only boxes are read.
-        id_map: Path of its map of class ids (semantic), to be read through `LabelledSet.class_of_id`.
+        id_map: Path of its map of class ids (semantic), to be read through `LabelledSet.read_classes`.
     """
 
     name: str

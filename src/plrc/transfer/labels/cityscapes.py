@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +12,9 @@ from PIL import Image
 from plrc.data.masks import encode_mask
 from plrc.data.reading import ReadingReport
 from plrc.errors import ConfigError, LayoutError
-from plrc.transfer.labels.annotations import ImageAnnotation, ObjectAnnotation
-from plrc.transfer.labels.label_maps import MODES
+from plrc.transfer.labels.annotations import ObjectAnnotation
+from plrc.transfer.labels.class_table import ClassTable, fixed_classes
+from plrc.transfer.labels.label_maps import MapValues
 from plrc.transfer.labels.reader import SplitAnnotations, files_by_stem, pair_with_id_maps, split_for_each_role
 from plrc.transfer.protocols import LabelledConfig, Task
 
@@ -68,7 +69,7 @@ class CityscapesReader:
         maps = files_by_stem(self.root / "gtFine" / split, self.reading)
         if self.task == "semantic":
             id_maps = _with_ending(maps, "_gtFine_labelIds")
-            return SplitAnnotations(pair_with_id_maps(self.root, images, id_maps, self.reading, MODES))
+            return SplitAnnotations(pair_with_id_maps(self.root, images, id_maps, self.reading))
         id_maps = _with_ending(maps, "_gtFine_instanceIds")
         annotations = []
         for image in pair_with_id_maps(self.root, images, id_maps, self.reading, ("I;16", "I;16B", "I")):
@@ -76,8 +77,8 @@ class CityscapesReader:
             annotations.append(replace(image, objects=objects, id_map=""))
         return SplitAnnotations(annotations, tuple(INSTANCE_IDS.values()))
 
-    def class_ids(self, images: Sequence[ImageAnnotation]) -> Mapping[int, str]:
-        return CLASS_IDS
+    def class_table(self, maps: Mapping[str, MapValues]) -> ClassTable:
+        return fixed_classes(CLASS_IDS, maps, self.root)
 
 
 def _with_ending(files: Mapping[str, Path], ending: str) -> dict[str, Path]:

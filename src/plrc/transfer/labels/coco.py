@@ -6,7 +6,7 @@ SPLIT/annotations.json, SPLIT/semantic/*.png, where 0 is the class "background".
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,12 @@ from plrc.errors import ConfigError, DataError, LayoutError
 from plrc.files import parse_json
 from plrc.measures.segmentation import IGNORED
 from plrc.transfer.labels.annotations import NO_BOX, ImageAnnotation, ObjectAnnotation, annotate_image
-from plrc.transfer.labels.label_maps import table_of_used_ids
+from plrc.transfer.labels.class_table import ClassTable, fixed_classes, used_ids
+from plrc.transfer.labels.label_maps import MapValues
+from plrc.transfer.labels.pairs import pair_folders
 from plrc.transfer.labels.reader import (
     NoLabelsForTask,
     SplitAnnotations,
-    files_by_stem,
-    pair_with_id_maps,
     split_for_each_role,
 )
 from plrc.transfer.protocols import LabelledConfig, Task
@@ -120,13 +120,15 @@ class CocoReader:
             return self._read_id_maps(split)
         return self._read_objects(split)
 
-    def class_ids(self, images: Sequence[ImageAnnotation]) -> Mapping[int, str]:
+    def class_table(self, maps: Mapping[str, MapValues]) -> ClassTable:
         path = self.files[self.splits[0]]
         categories = _categories(_read_json(path), path)
         names = {i: name for i, name in categories.items() if i in range(1, IGNORED)}
         if self.central:
-            return table_of_used_ids([image.id_map for image in images], STUFF_IDS | names, ignored=[0])
-        return {0: "background"} | names
+            known = STUFF_IDS | names
+            used = [i for i in used_ids(maps) if i not in (0, IGNORED)]
+            return fixed_classes({i: known.get(i, f"class {i}") for i in used}, maps, self.root)
+        return fixed_classes({0: "background"} | names, maps, self.root)
 
     def _id_map_folder(self, split: str) -> Path:
         return self.root / "semantic" / split if self.central else self.root / split / "semantic"
@@ -138,9 +140,7 @@ class CocoReader:
             if folder.is_dir():
                 images = folder
                 break
-        files = files_by_stem(images, self.reading)
-        id_maps = files_by_stem(self._id_map_folder(split), self.reading)
-        return SplitAnnotations(pair_with_id_maps(root, files, id_maps, self.reading))
+        return SplitAnnotations(pair_folders(root, images, self._id_map_folder(split), self.reading))
 
     def _read_objects(self, split: str) -> SplitAnnotations:
         path = self.files[split]

@@ -1,24 +1,23 @@
 """Folders of images and id maps: images/SPLIT/NAME.* and labels/SPLIT/NAME.png.
 
-Classes are named by classes.txt, one per line, the first that of id 0. Without it, files named as CamVid's have
-CamVid's classes, and others "class 0", ... for the ids that occur.
+Classes are named by a file such as classes.txt (`class_list`). Without one, files named as CamVid's have CamVid's
+classes, and others those of the values that occur (`class_table`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from plrc.data.reading import ReadingReport
 from plrc.errors import ConfigError, LayoutError
-from plrc.transfer.labels.annotations import ImageAnnotation
-from plrc.transfer.labels.label_maps import table_of_source
+from plrc.transfer.labels.class_table import ClassTable, classes_of_source
+from plrc.transfer.labels.label_maps import MapValues
+from plrc.transfer.labels.pairs import pair_folders
 from plrc.transfer.labels.reader import (
     NoLabelsForTask,
     SplitAnnotations,
-    files_by_stem,
-    pair_with_id_maps,
     split_for_each_role,
 )
 from plrc.transfer.protocols import LabelledConfig, Task
@@ -50,14 +49,12 @@ class FolderReader:
     def read(self, split: str) -> SplitAnnotations:
         if split not in self.splits:
             raise ConfigError(f"{self.root}/images has no folder {split}; write one of: {', '.join(self.splits)}")
-        images = files_by_stem(self.root / "images" / split, self.reading)
-        id_maps = files_by_stem(self.root / "labels" / split, self.reading)
-        return SplitAnnotations(pair_with_id_maps(self.root, images, id_maps, self.reading))
+        images = self.root / "images" / split
+        return SplitAnnotations(pair_folders(self.root, images, self.root / "labels" / split, self.reading))
 
-    def class_ids(self, images: Sequence[ImageAnnotation]) -> Mapping[int, str]:
-        id_maps = [image.id_map for image in images]
-        camvid = all(_CAMVID_FILE.match(Path(path).name) for path in id_maps)
-        if camvid and not (self.root / "classes.txt").is_file():
+    def class_table(self, maps: Mapping[str, MapValues]) -> ClassTable:
+        camvid = all(_CAMVID_FILE.match(Path(path).name) for path in maps)
+        table = classes_of_source(self.root, maps, self.reading, CAMVID_IDS if camvid else None)
+        if camvid and table.names == tuple(CAMVID_IDS.values()):
             self.reading.add("files named as CamVid's: its 11 classes are taken; id 11 is unlabelled and ignored")
-            return CAMVID_IDS
-        return table_of_source(self.root, id_maps)
+        return table

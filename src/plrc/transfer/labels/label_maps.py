@@ -1,80 +1,181 @@
-"""Maps of class ids (semantic segmentation): reading a file, and naming the ids.
+"""Files of semantic label maps: the value of each pixel, and how many pixels have each value.
 
-A table is id in the file -> class name; an id that it lacks is ignored.
+A value is an id (a gray value, a palette index), or a color as the number R * 65536 + G * 256 + B.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from plrc.data.layouts import read_lines
+from plrc.data.image_header import quiet_pillow
 from plrc.errors import DataError
-from plrc.measures.segmentation import IGNORED
 
-MODES = ("L", "P", "1")
-"""Pillow's modes of an id map: gray values, palette entries, bits."""
+MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B", "I;16L", "I")
+"""Pillow's modes that a label map may have."""
+LOSSY_FORMATS = ("JPEG", "MPO", "WEBP", "JPEG2000", "AVIF", "HEIF")
+MAX_VALUES = 4096
+"""Largest number of values in a label map: a photo has more."""
+MAX_ID = 2**16 - 1
+GRAY = 0x010101
+"""A gray value times this number is its color."""
 
-_UNLABELLED = {"void", "ignore", "ignored", "unlabelled", "unlabeled"}
+Kind = Literal["bits", "gray", "palette", "color"]
 
 
-def check_mode(path: str | Path, mode: str, modes: tuple[str, ...] = MODES) -> None:
-    """Raise DataError for an id map of another mode, such as an image of colors."""
-    if mode not in modes:
-        raise DataError(f"{path} contains {mode} pixels, not ids; write label maps as gray or palette PNG files")
+@dataclass(frozen=True)
+class MapValues:
+    """The values in one label map.
 
-
-def read_ids(path: str | Path) -> NDArray[np.uint8]:
-    """Read an id map [H, W] from a file of gray values or palette entries.
-
-    Raises:
-        DataError: The file cannot be read or is not an id map.
+    Attributes:
+        kind: bits (values 0 and 1), gray (ids; also an RGB file without any color), palette (indices), or color.
+        pixels: Value -> number of pixels.
+        palette: Palette index -> its color, for the indices that occur.
     """
-    try:
-        with Image.open(path) as image:
-            check_mode(path, image.mode)
-            return np.array(image, dtype=np.uint8)
-    except (OSError, SyntaxError) as error:  # SyntaxError: Pillow's for a damaged PNG
-        raise DataError(f"the label map {path} cannot be read ({error}); fix or remove it") from error
+
+    kind: Kind
+    pixels: dict[int, int]
+    palette: dict[int, int] = field(default_factory=dict)
 
 
-def index_classes(table: Mapping[int, str]) -> tuple[tuple[str, ...], NDArray[np.uint8]]:
-    """Number the classes of a table in the order of their ids.
+@dataclass(frozen=True)
+class MapEncoding:
+    """How the files of one source are read.
 
-    Returns:
-        The names of the classes, and the array [256] that maps an id to its class (255: ignored).
+    Attributes:
+        in_color: Values are colors; otherwise ids.
+        bit: The id of a set bit.
     """
-    ids = sorted(table)
-    class_of_id = np.full(256, IGNORED, dtype=np.uint8)
-    class_of_id[ids] = np.arange(len(ids))
-    return tuple(table[i] for i in ids), class_of_id
+
+    in_color: bool = False
+    bit: int = 255
+
+    def pixels(self, content: MapValues) -> dict[int, int]:
+        """Return value -> number of pixels of a file, as `read` gives the values."""
+        if content.kind == "bits":
+            set_bit = 255 * GRAY if self.in_color else self.bit
+            return {value * set_bit: count for value, count in content.pixels.items()}
+        if not self.in_color or content.kind == "color":
+            return content.pixels
+        pixels: dict[int, int] = {}
+        for value, count in content.pixels.items():
+            color = content.palette.get(value, value * GRAY)
+            pixels[color] = pixels.get(color, 0) + count
+        return pixels
+
+    def read(self, path: str) -> NDArray[np.int64]:
+        """Read the value of each pixel, [H, W].
+
+        Raises:
+            DataError: The file cannot be read.
+        """
+        with _opened(path) as image:
+            if self.in_color:
+                if image.mode.startswith("I"):
+                    return np.asarray(image, dtype=np.int64) * GRAY
+                red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), dtype=np.int64), 2, 0)
+                return np.asarray(red * 65536 + green * 256 + blue)
+            if image.mode == "1":
+                return np.asarray(image, dtype=np.int64) * self.bit
+            return _first_channel(image).astype(np.int64)
 
 
-def table_of_used_ids(id_maps: Iterable[str], names: Mapping[int, str], ignored: Iterable[int] = ()) -> dict[int, str]:
-    """Build the table of the ids that occur in id maps, without 255 and `ignored`; "class 3" if an id has no name.
+def check_map_format(path: Any, file_format: str, mode: str, modes: tuple[str, ...] = MODES) -> None:
+    """Raise DataError for a file that cannot hold exact labels, or whose pixels are none.
 
     Args:
-        id_maps: Paths of the files; all are read.
-        names: Known names by id.
-        ignored: Ids to leave out.
+        path: The file.
+        file_format: Pillow's name of its format.
+        mode: Pillow's name of its kind of pixels.
+        modes: The kinds that are allowed.
     """
-    pixels = np.zeros(256, dtype=np.int64)
-    for path in id_maps:
-        pixels += np.bincount(read_ids(path).ravel(), minlength=256)
-    ids = set(np.flatnonzero(pixels).tolist()) - {IGNORED, *ignored}
-    return {i: names.get(i, f"class {i}") for i in sorted(ids)}
+    if file_format in LOSSY_FORMATS:
+        raise DataError(
+            f"the label map {path} is a {file_format} file, which does not keep ids exactly; write it as PNG"
+        )
+    if mode not in modes:
+        raise DataError(
+            f"the label map {path} contains {mode} pixels, not ids; write label maps as gray or palette PNG files"
+        )
 
 
-def table_of_source(root: Path, id_maps: Iterable[str]) -> dict[int, str]:
-    """Build the table of a source without fixed classes: its classes.txt, or else the ids that occur.
+def count_values(paths: Iterable[str]) -> dict[str, MapValues]:
+    """Count the values of label maps.
 
-    Each line of classes.txt is a name, the first that of id 0. Names such as "void" or "unlabelled" are ignored.
+    Args:
+        paths: The files; each is read once.
+
+    Returns:
+        Path -> its values.
+
+    Raises:
+        DataError: A file cannot be read or is not a label map.
     """
-    path = root / "classes.txt"
-    if not path.is_file():
-        return table_of_used_ids(id_maps, {})
-    return {i: name for i, name in enumerate(read_lines(str(path))) if name.lower() not in _UNLABELLED}
+    return {path: _count_file(path) for path in dict.fromkeys(paths)}
+
+
+def _count_file(path: str) -> MapValues:
+    with _opened(path) as image:
+        if image.mode == "1":
+            zeros, *ones = image.histogram()
+            return MapValues("bits", _occurring([(0, zeros), (1, sum(ones))]))
+        if image.mode == "P":
+            pixels = _occurring(enumerate(image.histogram()))
+            colors = _palette_colors(image)
+            return MapValues("palette", pixels, {index: colors.get(index, 0) for index in pixels})
+        if image.mode in ("RGB", "RGBA"):
+            return _count_colors(path, image.convert("RGB"))
+        values, counts = np.unique(_first_channel(image), return_counts=True)
+        if values[0] < 0 or values[-1] > MAX_ID or len(values) > MAX_VALUES:
+            raise DataError(
+                f"the label map {path} has {len(values)} values from {values[0]} to {values[-1]}; ids are whole "
+                f"numbers from 0 to {MAX_ID}, at most {MAX_VALUES} of them"
+            )
+        return MapValues("gray", dict(zip(values.tolist(), counts.tolist(), strict=True)))
+
+
+def _count_colors(path: str, image: Image.Image) -> MapValues:
+    colors: Any = image.getcolors(MAX_VALUES)
+    if colors is None:
+        raise DataError(
+            f"the label map {path} has more than {MAX_VALUES} colors, as photos and files that were saved with loss or "
+            "scaled have; write one exact color, or one gray value, for each class"
+        )
+    if all(red == green == blue for _, (red, green, blue) in colors):
+        return MapValues("gray", {red: count for count, (red, _, _) in colors})
+    return MapValues("color", {red * 65536 + green * 256 + blue: count for count, (red, green, blue) in colors})
+
+
+def _palette_colors(image: Image.Image) -> dict[int, int]:
+    numbers = image.convert("P").getpalette("RGB") or []
+    triples = zip(numbers[::3], numbers[1::3], numbers[2::3], strict=False)
+    return {index: red * 65536 + green * 256 + blue for index, (red, green, blue) in enumerate(triples)}
+
+
+def _first_channel(image: Image.Image) -> NDArray[Any]:
+    pixels = np.asarray(image)
+    return pixels[..., 0] if pixels.ndim == 3 else pixels
+
+
+def _occurring(pixels: Iterable[tuple[int, int]]) -> dict[int, int]:
+    return {value: count for value, count in pixels if count}
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[Image.Image]:
+    """A decoded label map of an allowed mode. Raises DataError."""
+    try:
+        with quiet_pillow(), Image.open(path) as image:
+            check_map_format(path, str(image.format), image.mode)
+            image.load()
+            yield image
+    except DataError:
+        raise
+    except Exception as error:  # decoders raise errors of many types for damaged files
+        raise DataError(f"the label map {path} cannot be read ({error}); fix or remove it") from error

@@ -72,7 +72,7 @@ def _nearest(values: NDArray[np.integer], height: int, width: int) -> Tensor:
 
 def _draw(item: LabelledImage, labelled: LabelledSet) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
     """(class of each pixel, object of each pixel), both [H, W]."""
-    if labelled.class_of_id is not None:
+    if labelled.table is not None:
         class_map = labelled.read_classes(item)
         return class_map, np.full(class_map.shape, -1)
     classes = np.zeros((item.height, item.width), dtype=np.int32)

@@ -13,7 +13,8 @@ from plrc.data.image_files import read_file_header
 from plrc.data.reading import ReadingReport
 from plrc.errors import LayoutError
 from plrc.transfer.labels.annotations import ImageAnnotation, annotate_image
-from plrc.transfer.labels.label_maps import MODES, check_mode
+from plrc.transfer.labels.class_table import ClassTable
+from plrc.transfer.labels.label_maps import MODES, MapValues, check_map_format
 
 ROLES = ("train", "val", "test")
 
@@ -59,8 +60,8 @@ class LabelReader(Protocol):
         """Read a split. Raises ConfigError for an unknown split, DataError for files that cannot be read."""
         ...
 
-    def class_ids(self, images: Sequence[ImageAnnotation]) -> Mapping[int, str]:
-        """The table id in the id maps -> class name (semantic), given all images of the source that are used."""
+    def class_table(self, maps: Mapping[str, MapValues]) -> ClassTable:
+        """The classes of a semantic source, given the values of all of its label maps that are used."""
         ...
 
 
@@ -82,7 +83,14 @@ def files_by_stem(folder: Path, reading: ReadingReport) -> dict[str, Path]:
     """
     listing = layouts.list_folder(str(folder))
     reading.extend(listing.reading)
-    return {os.path.splitext(name)[0]: folder / name for name in sorted(listing.names)}
+    files: dict[str, Path] = {}
+    for name in sorted(listing.names):
+        stem = os.path.splitext(name)[0]
+        if stem in files:
+            reading.count("left out", "files that differ from another one only in the ending of their name", name)
+        else:
+            files[stem] = folder / name
+    return files
 
 
 def pair_with_id_maps(
@@ -118,7 +126,7 @@ def pair_with_id_maps(
         if annotation is None:
             continue
         header = read_file_header(id_map)
-        check_mode(id_map, header.mode, modes)
+        check_map_format(id_map, header.format, header.mode, modes)
         if (header.height, header.width) == (annotation.height, annotation.width):
             annotations.append(replace(annotation, id_map=str(id_map)))
         else:

@@ -18,7 +18,8 @@ from plrc.errors import ConfigError, DataError
 from plrc.measures.segmentation import IGNORED
 from plrc.pixels import RGB_CHANNELS
 from plrc.transfer.labels.annotations import ImageAnnotation, LabelledImage, check_annotation
-from plrc.transfer.labels.label_maps import index_classes, read_ids
+from plrc.transfer.labels.class_table import ClassTable, describe_pixels
+from plrc.transfer.labels.label_maps import MapValues, count_values
 from plrc.transfer.labels.layouts import open_labels
 from plrc.transfer.labels.reader import LabelReader, SplitAnnotations
 from plrc.transfer.protocols import LabelledConfig, Task
@@ -33,20 +34,20 @@ class LabelledSet:
     Attributes:
         images: In the order of their names.
         classes: Names of the classes, by number.
-        class_of_id: Semantic: [256], id in an id map -> class, 255 if it is ignored.
+        table: Semantic: the classes of the values in label maps.
         channels: Channels of the images.
     """
 
     images: tuple[LabelledImage, ...]
     classes: tuple[str, ...]
-    class_of_id: NDArray[np.uint8] | None = None
+    table: ClassTable | None = None
     channels: int = RGB_CHANNELS
 
     def read_classes(self, image: LabelledImage) -> NDArray[np.uint8]:
         """Read the class of each pixel of an image, [H, W]; 255 is ignored."""
-        if self.class_of_id is None:
+        if self.table is None:
             raise ValueError("the labels were not read for the task semantic")
-        return self.class_of_id[read_ids(image.id_map)]
+        return self.table.read(image.id_map)
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,7 @@ class Splits:
         """
         digest = hashlib.sha256()
         for part in (self.train, self.val, self.test):
-            table = b"" if part.class_of_id is None else part.class_of_id.tobytes()
-            digest.update(repr((part.classes, table, len(part.images))).encode())
+            digest.update(repr((part.classes, part.table, len(part.images))).encode())
             for image in part.images:
                 head = (image.name, image.height, image.width, len(image.classes), image.segments)
                 digest.update(repr(head).encode())
@@ -131,9 +131,12 @@ def read_labelled(config: LabelledConfig, task: Task) -> Splits:
         origins["val"] = _describe_drawn("a fifth", names["train"], config.group)
 
     classes = train_split.classes
-    class_of_id = None
+    table = None
+    maps: dict[str, MapValues] = {}
     if task == "semantic":
-        classes, class_of_id = index_classes(reader.class_ids(train + val + test))
+        maps = count_values(image.id_map for image in train + val + test)
+        table = reader.class_table(maps)
+        classes = table.names
     number_of = {name: number for number, name in enumerate(classes)}
     if config.merge_classes:
         classes = ("object",)
@@ -142,10 +145,13 @@ def read_labelled(config: LabelledConfig, task: Task) -> Splits:
     for role, content in {"train": train, "val": val, "test": test}.items():
         difficult = config.difficult and role == "train"
         images = [check_annotation(image, number_of, task == "instances", difficult, reading) for image in content]
-        sets[role] = LabelledSet(tuple(images), classes, class_of_id, config.channels)
+        sets[role] = LabelledSet(tuple(images), classes, table, config.channels)
         count = f"{len(images)} images"
-        if task != "semantic":
+        if table is None:
             count += f", {sum(len(image.classes) for image in images)} objects"
+        elif images:
+            contents = [maps[image.id_map] for image in images]
+            count += f"; pixels: {describe_pixels(table, contents, role, names[role] or names['train'])}"
         reading.add(f"{role}: {origins[role]}; {count}")
     labelled = task == "semantic" or any(len(image.classes) for image in sets["train"].images)
     if not classes or not labelled:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from plrc.data import layouts
 from plrc.data.reading import ReadingReport
 from plrc.errors import ConfigError, LayoutError
 from plrc.transfer.labels.annotations import ImageAnnotation
+from plrc.transfer.labels.class_table import ClassTable, classes_of_source
 from plrc.transfer.labels.contents import files_below
-from plrc.transfer.labels.label_maps import table_of_source
+from plrc.transfer.labels.label_maps import MapValues
 from plrc.transfer.labels.reader import (
     ROLES,
     LabelReader,
@@ -109,10 +110,9 @@ class VocReader:
                         images.append(image)
         return SplitAnnotations(images, class_names(images))
 
-    def class_ids(self, images: Sequence[ImageAnnotation]) -> Mapping[int, str]:
-        if "" in self.years:  # a folder of another name has classes of its own
-            return table_of_source(self.root, [image.id_map for image in images])
-        return CLASS_IDS
+    def class_table(self, maps: Mapping[str, MapValues]) -> ClassTable:
+        known = None if "" in self.years else CLASS_IDS  # a folder of another name has classes of its own
+        return classes_of_source(self.root, maps, self.reading, known)
 
     def _lists_of(self, split: str) -> list[tuple[Path, Path]]:
         """(folder of a year, its list) for a split, or for a split with years such as trainval07+12."""

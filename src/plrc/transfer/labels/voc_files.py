@@ -16,7 +16,9 @@ from plrc.data.layouts import list_folder
 from plrc.data.reading import ReadingReport
 from plrc.errors import ConfigError, LayoutError
 from plrc.transfer.labels.annotations import ImageAnnotation
+from plrc.transfer.labels.class_table import ClassTable, fixed_classes
 from plrc.transfer.labels.contents import files_below
+from plrc.transfer.labels.label_maps import MapValues
 from plrc.transfer.labels.reader import SplitAnnotations, split_for_each_role
 from plrc.transfer.labels.voc_xml import class_names, read_annotation, read_xml
 
@@ -65,8 +67,8 @@ class VocFilesReader:
                 images.append(image)
         return SplitAnnotations(images, class_names(images))
 
-    def class_ids(self, images: Sequence[ImageAnnotation]) -> Mapping[int, str]:
-        return {}
+    def class_table(self, maps: Mapping[str, MapValues]) -> ClassTable:
+        return fixed_classes({}, maps, self.root)
 
     def _read(self, pair: _Pair) -> ImageAnnotation | None:
         if pair.image is None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,9 @@ from plrc.data.layouts import list_folder, read_lines
 from plrc.data.reading import ReadingReport
 from plrc.errors import ConfigError, DataError
 from plrc.transfer.labels.annotations import ImageAnnotation, ObjectAnnotation, annotate_image
+from plrc.transfer.labels.class_table import ClassTable, fixed_classes
 from plrc.transfer.labels.contents import files_below, folder_named
+from plrc.transfer.labels.label_maps import MapValues
 from plrc.transfer.labels.reader import NoLabelsForTask, SplitAnnotations, split_for_each_role
 from plrc.transfer.labels.yolo_lines import FAR_OUTSIDE, LabelLine, read_label_lines
 from plrc.transfer.labels.yolo_source import find_yolo_source
@@ -76,8 +78,8 @@ class YoloReader:
                 annotations.append(annotation)
         return SplitAnnotations(annotations, self._class_names(lines))
 
-    def class_ids(self, images: Sequence[ImageAnnotation]) -> Mapping[int, str]:
-        return {}
+    def class_table(self, maps: Mapping[str, MapValues]) -> ClassTable:
+        return fixed_classes({}, maps, self.root)
 
     def _images_of_folder(self, folder: Path) -> list[Path]:
         listing = list_folder(str(folder))

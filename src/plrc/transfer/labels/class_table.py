@@ -1,0 +1,278 @@
+"""The classes of a semantic source: which values of its label maps are which class.
+
+What the values mean is decided once for all maps of a source. What cannot be told is asked for: classes.txt decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plrc.data.reading import ReadingReport
+from plrc.errors import DataError
+from plrc.measures.segmentation import IGNORED
+from plrc.text import some
+from plrc.transfer.labels.class_list import ClassList, color_text, read_class_list
+from plrc.transfer.labels.label_maps import MapEncoding, MapValues
+
+BINARY = ("background", "foreground")
+"""Names of the classes of maps with nothing but 0 and 255, if no file names them."""
+MAX_UNNAMED = 32
+"""Largest number of ids that are classes without a list of names: blurred masks have more."""
+_PLAIN_IDS = 64  # ids below are taken for numbers of classes, and 255 then for "unlabelled"
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """The classes of a source, and how to read them from its label maps.
+
+    Attributes:
+        names: The classes, by number.
+        class_of_value: Id or color -> number of its class. Other values are ignored.
+        encoding: How the files are read.
+    """
+
+    names: tuple[str, ...]
+    class_of_value: Mapping[int, int]
+    encoding: MapEncoding
+
+    @cached_property
+    def _class_of_id(self) -> NDArray[np.uint8]:
+        """Id -> class; the last entry stands for all larger ids."""
+        table = np.full(max(self.class_of_value, default=0) + 2, IGNORED, dtype=np.uint8)
+        table[list(self.class_of_value)] = list(self.class_of_value.values())
+        return table
+
+    def read(self, path: str) -> NDArray[np.uint8]:
+        """Read the class of each pixel of a label map, [H, W]; 255 is ignored. Raises DataError."""
+        values = self.encoding.read(path)
+        return self._class_of_id[np.minimum(values, len(self._class_of_id) - 1)]
+
+    def count(self, contents: Iterable[MapValues]) -> tuple[NDArray[np.int64], dict[int, int]]:
+        """Count pixels.
+
+        Args:
+            contents: The values of label maps.
+
+        Returns:
+            The pixels of each class, and value -> number of pixels for the values that are ignored.
+        """
+        pixels = np.zeros(len(self.names), dtype=np.int64)
+        ignored: dict[int, int] = {}
+        for content in contents:
+            for value, count in self.encoding.pixels(content).items():
+                if value in self.class_of_value:
+                    pixels[self.class_of_value[value]] += count
+                else:
+                    ignored[value] = ignored.get(value, 0) + count
+        return pixels, ignored
+
+    def value_text(self, value: int) -> str:
+        """Return a value as messages show it: an id, or a color R,G,B."""
+        return color_text(value) if self.encoding.in_color else str(value)
+
+
+def fixed_classes(names: Mapping[int, str], maps: Mapping[str, MapValues], root: Path) -> ClassTable:
+    """Build the table of a public data set or of COCO's categories: id -> name, numbered in the order of the ids.
+
+    Args:
+        names: The classes by id; other ids are ignored.
+        maps: Path of a label map -> its values.
+        root: The source, for messages.
+
+    Raises:
+        DataError: The maps have colors, not ids.
+    """
+    if _in_color(maps):
+        raise DataError(_ask_for_colors(root, maps))
+    ids = sorted(names)
+    return ClassTable(tuple(names[i] for i in ids), {i: number for number, i in enumerate(ids)}, _encoding_of_ids(maps))
+
+
+def used_ids(maps: Mapping[str, MapValues]) -> list[int]:
+    """Return the ids that occur in label maps of ids, in increasing order."""
+    encoding = _encoding_of_ids(maps)
+    ids: set[int] = set()
+    for content in maps.values():
+        ids |= set(encoding.pixels(content))
+    return sorted(ids)
+
+
+def classes_of_source(
+    root: Path, maps: Mapping[str, MapValues], reading: ReadingReport, known: Mapping[int, str] | None = None
+) -> ClassTable:
+    """Find the classes of a source: by its own list (`CLASS_FILES`), else `known`, else the ids that occur.
+
+    Args:
+        root: The source.
+        maps: Path of a label map -> its values, for all maps of the source that are used.
+        reading: Receives how the maps were understood.
+        known: Id -> name for a public data set.
+
+    Raises:
+        DataError: What a value means cannot be told, or the list is not that of these maps.
+    """
+    listed = read_class_list(root)
+    if listed is not None:
+        table = _listed_classes(listed, maps)
+        reading.add(f"classes: {len(table.names)} of {listed.path.name}")
+        return table
+    if known is not None:
+        return fixed_classes(known, maps, root)
+    if _in_color(maps):
+        raise DataError(_ask_for_colors(root, maps))
+    _require_equal_palettes(root, maps)
+    ids = used_ids(maps)
+    if ids == [0, IGNORED]:
+        reading.add("label maps with nothing but 0 and 255: 0 is the background, 255 is the class foreground")
+        return ClassTable(BINARY, {0: 0, IGNORED: 1}, _encoding_of_ids(maps))
+    classes = [i for i in ids if i != IGNORED]
+    if len(classes) > MAX_UNNAMED:
+        raise DataError(
+            f"the label maps of {root} have {len(classes)} different ids ({_list_ids(classes)}) without names: name "
+            f"the classes in {root / 'classes.txt'}, one line for each id from 0; if the maps were blurred, scaled or "
+            "compressed, write them again without loss"
+        )
+    if IGNORED in ids and classes and classes[-1] >= max(_PLAIN_IDS, 4 * len(classes)):
+        raise DataError(
+            f"the label maps of {root} have the ids {_list_ids(ids)}, and whether 255 is a class or unlabelled cannot "
+            f"be told: name them in {root / 'classes.txt'} with lines such as name:{classes[-1]}, and name:255 or "
+            "ignore:255"
+        )
+    return fixed_classes({i: f"class {i}" for i in classes}, maps, root)
+
+
+def describe_pixels(table: ClassTable, contents: Iterable[MapValues], role: str, split: str) -> str:
+    """Describe how the pixels of a set of label maps are shared by the classes.
+
+    Args:
+        table: The classes.
+        contents: The values of the maps.
+        role: What the set is for: train, val or test.
+        split: Its split, for messages.
+
+    Returns:
+        The share of each class, and of ignored pixels, in percent.
+
+    Raises:
+        DataError: No pixel counts; or all pixels to train on are of one class, so that any prediction is right.
+    """
+    pixels, ignored = table.count(contents)
+    total = max(1, int(pixels.sum()) + sum(ignored.values()))
+    values = some(map(table.value_text, sorted(ignored)))
+    what = "colors" if table.encoding.in_color else "ids"
+    left_out = f"ignored {sum(ignored.values()) / total:.1%} ({what} {values})" if ignored else "ignored 0.0%"
+    present = np.flatnonzero(pixels)
+    if not len(present) or (role == "train" and len(present) == 1):
+        seen = f"no class but {table.names[present[0]]}" if len(present) else "no class"
+        raise DataError(
+            f"the label maps of the split {split}, read for {role}, show {seen} ({left_out}); check them, or name "
+            f"their {what} in classes.txt"
+        )
+    order = sorted(present.tolist(), key=lambda number: -pixels[number])
+    shares = some((f"{table.names[number]} {pixels[number] / total:.1%}" for number in order), 8)
+    absent = [table.names[number] for number in np.flatnonzero(pixels == 0)]
+    without = f", none of {some(absent)}" if absent else ""
+    return f"{shares}{without}, {left_out}"
+
+
+def _listed_classes(listed: ClassList, maps: Mapping[str, MapValues]) -> ClassTable:
+    names = listed.names()
+    if len(names) > IGNORED:
+        raise DataError(f"{listed.path} names {len(names)} classes; at most {IGNORED} can be used")
+    entries = listed.entries
+    in_color = listed.in_color
+    if in_color and not _in_color(maps) and not _names_all_colors(entries, maps):
+        in_color = used_ids(maps)[-1] >= len(entries)  # below: maps with the numbers of the lines
+        entries = entries if in_color else tuple((name, number) for number, (name, _) in enumerate(entries))
+    elif not in_color and _in_color(maps):
+        raise DataError(_ask_for_colors(listed.path.parent, maps))
+    elif listed.numbered and len(entries) == 2 and used_ids(maps) == [0, IGNORED]:
+        entries = ((entries[0][0], 0), (entries[1][0], IGNORED))
+    class_of_value = {value: names.index(name) for name, value in entries if name in names}
+    encoding = MapEncoding(in_color=True) if in_color else _encoding_of_ids(maps)
+    table = ClassTable(names, class_of_value, encoding)
+    _require_named(listed, table, {value for _, value in entries}, maps)
+    return table
+
+
+def _names_all_colors(entries: Iterable[tuple[str, int]], maps: Mapping[str, MapValues]) -> bool:
+    named = {value for _, value in entries}
+    encoding = MapEncoding(in_color=True)
+    return all(named.issuperset(encoding.pixels(content)) for content in maps.values())
+
+
+def _require_named(listed: ClassList, table: ClassTable, named: set[int], maps: Mapping[str, MapValues]) -> None:
+    """Raise DataError if a value occurs that the list does not name; 255 may be unnamed if other ids than 0 occur."""
+    in_color = table.encoding.in_color
+    _, ignored = table.count(maps.values())
+    unnamed = {value: count for value, count in ignored.items() if value not in named}
+    if not in_color and used_ids(maps) != [0, IGNORED]:
+        unnamed.pop(IGNORED, None)
+    if not unnamed:
+        return
+    total = sum(sum(content.pixels.values()) for content in maps.values())
+    share = sum(unnamed.values()) / total
+    shown = some(map(table.value_text, sorted(unnamed)))
+    value = table.value_text(min(unnamed))
+    example = next(path for path, content in maps.items() if min(unnamed) in table.encoding.pixels(content))
+    advice = f"add a line such as name:{value} or ignore:{value} for each"
+    if listed.numbered:
+        advice = f"write its lines as name:ID, such as {listed.entries[0][0]}:0, and name:{value} or ignore:{value}"
+    raise DataError(
+        f"{listed.path} does not name the {'colors' if in_color else 'ids'} {shown}, which {share:.1%} of all label "
+        f"pixels have, such as in {example}; {advice}"
+    )
+
+
+def _in_color(maps: Mapping[str, MapValues]) -> bool:
+    return any(content.kind == "color" for content in maps.values())
+
+
+def _encoding_of_ids(maps: Mapping[str, MapValues]) -> MapEncoding:
+    """A set bit is 255, as in maps of 0 and 255, unless gray maps have other ids than these: then it is 1."""
+    ids: set[int] = set()
+    for content in maps.values():
+        if content.kind != "bits":
+            ids |= set(content.pixels)
+    return MapEncoding(bit=255 if ids <= {0, IGNORED} else 1)
+
+
+def _require_equal_palettes(root: Path, maps: Mapping[str, MapValues]) -> None:
+    """Raise DataError if an index has different colors in two maps: then the colors are the classes."""
+    first: dict[int, tuple[str, int]] = {}
+    for path, content in maps.items():
+        for index, color in content.palette.items():
+            other, other_color = first.setdefault(index, (path, color))
+            if color != other_color:
+                raise DataError(
+                    f"the palettes of the label maps of {root} differ: index {index} is {color_text(other_color)} in "
+                    f"{other} and {color_text(color)} in {path}; name the classes by color in {root / 'classes.txt'} "
+                    "with lines such as road:128,64,128, or write gray maps of ids"
+                )
+
+
+def _ask_for_colors(root: Path, maps: Mapping[str, MapValues]) -> str:
+    encoding = MapEncoding(in_color=True)
+    pixels: dict[int, int] = {}
+    for content in maps.values():
+        for color, count in encoding.pixels(content).items():
+            pixels[color] = pixels.get(color, 0) + count
+    total = sum(pixels.values())
+    frequent = sorted(pixels, key=lambda color: (-pixels[color], color))
+    shown = some((f"{color_text(color)} ({pixels[color] / total:.1%})" for color in frequent), 6)
+    example = next(path for path, content in maps.items() if content.kind == "color")
+    return (
+        f"the label maps of {root} have {len(pixels)} colors, {shown}, such as {example}, and no file names their "
+        f"classes: write {root / 'classes.txt'} with a line name:R,G,B or ignore:R,G,B for each (or add CVAT's "
+        "labelmap.txt)"
+    )
+
+
+def _list_ids(ids: list[int]) -> str:
+    return some(map(str, ids), 8)
