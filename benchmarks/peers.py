@@ -46,7 +46,7 @@ def peer_variants(
         MissingPackageError: lightly is not installed.
     """
     try:
-        from lightly.transforms import MoCoV2Transform
+        from lightly.transforms.moco_transform import MoCoV2Transform
     except ImportError as error:
         raise MissingPackageError("steps of peers", "lightly") from error
     variants: dict[str, Callable[[], object]] = {}

@@ -187,6 +187,7 @@ def unusual() -> Config:
         "optim.name": "adamw",
         "optim.gradient_accumulation_steps": 3,
         "optim.teacher_schedule": "cosine",
+        "optim.clock": "cpu",
         "optim.precision": "float16",
         "method": "points",
     }

@@ -43,7 +43,8 @@ FLAGS = """
 --optim.name --optim.lr --optim.layer-decay
 --optim.base-batch-size --optim.momentum --optim.weight-decay --optim.batch-size
 --optim.gradient-accumulation-steps
---optim.epochs --optim.steps --optim.warmup-epochs --optim.max-grad-norm --optim.teacher-momentum
+--optim.epochs --optim.steps --optim.hours --optim.clock --optim.warmup-epochs --optim.max-grad-norm
+--optim.teacher-momentum
 --optim.teacher-schedule
 --optim.precision --optim.channels-last --optim.no-channels-last --optim.compile --optim.no-compile
 --run.out --run.resume --run.no-resume --run.allow-changes --run.cache --run.no-allow-changes --run.device --run.devices
@@ -98,6 +99,8 @@ PAPER = {  # METHOD section 4, and the objectives' settings of section 3
     "optim.weight_decay": 1e-4,
     "optim.epochs": 100.0,
     "optim.steps": 0,
+    "optim.hours": 0.0,
+    "optim.clock": "wall",
     "optim.warmup_epochs": 0.0,
     "optim.max_grad_norm": 0.0,
     "optim.teacher_momentum": 0.999,

@@ -54,6 +54,7 @@ def saved_run(
             "health": [],
             "lr_factor": 1.0,
             "skipped_in_a_row": 0,
+            "seconds_used": 0.0,
         },
         keep=3,
     )

@@ -100,8 +100,17 @@ class OptimConfig:
     """Passes over the training images. Ignored if `steps` is set."""
     steps: int = 0
     """Optimizer steps. 0: use `epochs`."""
+    hours: float = 0.0
+    """Time budget in hours; 0: none. The run ends when its steps, with their checks and checkpoints, have taken this
+    time, over all of its starts; `epochs` and `steps` are then ignored. Learning rate, temperature and teacher momentum
+    follow the share of the time used. Such a run cannot be repeated bit for bit, and no setting is adapted to its
+    length: choose `teacher_momentum` for the number of steps that you expect."""
+    clock: Literal["wall", "cpu"] = "wall"
+    """What `hours` counts. wall: real time. cpu: CPU time of the main process with all its threads, without loader
+    processes (`run.workers` 0 counts everything)."""
     warmup_epochs: float = 0.0
-    """Epochs of linear warm-up of the learning rate, followed by a cosine schedule to 0."""
+    """Epochs of linear warm-up of the learning rate, followed by a cosine schedule to 0. With `hours`, at most a tenth
+    of the time."""
     max_grad_norm: float = 0.0
     """Gradients with a larger norm are scaled down to it. 0: no clipping."""
     teacher_momentum: float = 0.999
@@ -127,9 +136,10 @@ class OptimConfig:
             f"optim.gradient_accumulation_steps must divide optim.batch_size ({self.batch_size}), "
             f"got {self.gradient_accumulation_steps}",
         )
-        for name in ("weight_decay", "steps", "warmup_epochs", "max_grad_norm"):
+        for name in ("weight_decay", "steps", "hours", "warmup_epochs", "max_grad_norm"):
             require_at_least(f"optim.{name}", getattr(self, name), 0)
-        require(self.steps > 0 or self.epochs > 0, "optim.epochs or optim.steps must be > 0")
+        length = self.steps > 0 or self.epochs > 0 or self.hours > 0
+        require(length, "optim.epochs, optim.steps or optim.hours must be > 0")
         require_between("optim.teacher_momentum", self.teacher_momentum, 0, 1)
 
 

@@ -54,7 +54,7 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
 
 
 def total_steps(config: Config, images: int) -> int:
-    """Return the steps of the whole run over this many training images."""
+    """Return the steps of the whole run over this many training images, if it has no time budget."""
     per_epoch = steps_per_epoch(images, config.optim.batch_size)
     return config.optim.steps or max(1, round(config.optim.epochs * per_epoch))
 
@@ -122,7 +122,7 @@ def _warm_start_lr(config: Config, sizes: Sizes) -> Change | None:
 
 
 def _more_epochs(config: Config, sizes: Sizes) -> Change | None:
-    if config.optim.steps or total_steps(config, sizes.images) >= MIN_STEPS:
+    if config.optim.steps or config.optim.hours or total_steps(config, sizes.images) >= MIN_STEPS:
         return None
     per_epoch = steps_per_epoch(sizes.images, config.optim.batch_size)
     reason = f"{per_epoch} steps per epoch: at least {MIN_STEPS} steps are needed to train"
@@ -139,6 +139,8 @@ def _shorter_queue(config: Config, sizes: Sizes) -> Change | None:
 
 
 def _faster_teacher(config: Config, sizes: Sizes) -> Change | None:
+    if config.optim.hours:
+        return None
     steps = total_steps(config, sizes.images)
     highest = max(0.9, 1 - 10 / steps)
     if config.optim.teacher_momentum <= highest:
@@ -148,6 +150,8 @@ def _faster_teacher(config: Config, sizes: Sizes) -> Change | None:
 
 
 def _shorter_warmup(config: Config, sizes: Sizes) -> Change | None:
+    if config.optim.hours:
+        return None
     steps = total_steps(config, sizes.images)
     longest = steps / 10 / steps_per_epoch(sizes.images, config.optim.batch_size)
     if config.optim.warmup_epochs <= longest:

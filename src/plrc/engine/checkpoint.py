@@ -15,7 +15,7 @@ import torch
 from plrc.errors import RunError, WeightsError
 from plrc.files import damage, write_atomic, write_text
 
-FORMAT = 3
+FORMAT = 4
 KEYS = (
     "format",
     "version",
@@ -31,7 +31,10 @@ KEYS = (
     "health",
     "lr_factor",
     "skipped_in_a_row",
+    "seconds_used",
 )
+ADDED_KEYS: dict[int, dict[str, Any]] = {3: {"seconds_used": 0.0}}
+"""Older format that can be read -> the keys that it lacks, with their values."""
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any], keep: int) -> Path:
@@ -152,6 +155,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise WeightsError(f"{path} is not a plrc checkpoint")
     file_format = state.get("format")
+    if isinstance(file_format, int) and file_format in ADDED_KEYS:
+        state |= {"format": FORMAT, **ADDED_KEYS[file_format]}
+        file_format = FORMAT
     if isinstance(file_format, int) and file_format != FORMAT:
         raise WeightsError(f"{path} has checkpoint format {file_format}; this version of plrc reads format {FORMAT}")
     if set(state) != set(KEYS):

@@ -11,7 +11,7 @@ import time
 from plrc import distributed
 from plrc.engine import health, recovery
 from plrc.engine.checkpointer import Checkpointer
-from plrc.engine.runlog import RunLog, provenance
+from plrc.engine.runlog import RunLog, duration, position, provenance
 from plrc.engine.setup import Plan
 from plrc.engine.state import TrainingState
 from plrc.errors import DataError, RunError
@@ -141,10 +141,14 @@ def log_start(log: RunLog, plan: Plan, state: TrainingState, start_step: int) ->
         log.info(f"pixels of the frozen teacher are normalized with {frozen.backbone.pixels}")
     for sentence in state.warnings:
         log.warning(sentence)
-    if start_step >= plan.steps:
-        log.info(f"nothing left to do: the run is finished, at step {start_step} of {plan.steps}")
+    start = position(start_step, plan.steps)
+    if start_step >= plan.steps or state.budget.is_over:
+        log.info(f"nothing left to do: the run is finished, at {start}")
         return
-    log.info(f"{'resuming' if start_step else 'starting'} at step {start_step} of {plan.steps} on {plan.device}")
+    log.info(f"{'resuming' if start_step else 'starting'} at {start} on {plan.device}")
+    if state.budget.total:
+        left = duration(state.budget.seconds_left)
+        log.info(f"the schedule ends with the time budget: {left} of {plan.config.optim.clock} time left")
     log.record(start_step, "start", provenance(plan.device))
     if plan.config.objectives.image_weight > 0 and not start_step:
         filling = math.ceil(plan.config.objectives.queue / plan.config.optim.batch_size)

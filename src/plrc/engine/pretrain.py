@@ -25,7 +25,7 @@ from plrc.engine.checkpointer import Checkpointer, Hooks, RunHook
 from plrc.engine.frozen import fill_cache, open_cache, prepare_teacher
 from plrc.engine.metrics import MetricWindow
 from plrc.engine.monitor import Monitor, log_start
-from plrc.engine.runlog import RunLog
+from plrc.engine.runlog import RunLog, position
 from plrc.engine.setup import Plan, prepare
 from plrc.engine.state import TrainingState
 from plrc.errors import PlrcError, RunError
@@ -123,12 +123,13 @@ def _train(plan: Plan, lock: FolderLock, stop: StopRequest, hooks: Hooks) -> Run
     ) as log:
         log_start(log, plan, state, start_step)
         last_step = start_step
-        if start_step < plan.steps:
+        if start_step < plan.steps and not state.budget.is_over:
             checkpointer = Checkpointer(plan, lock, state, log, hooks.on_checkpoint)
             last_step = _loop(plan, state, log, checkpointer, stop, start_step)
         if distributed.is_main() and newest_checkpoint(plan.out) is not None:  # none if stopped before the first step
             _finish(plan.out, hooks.on_finish)
-    return Run(path=plan.out, step=last_step, finished=last_step == plan.steps, health=tuple(state.history))
+    finished = last_step == plan.steps or state.budget.is_over
+    return Run(path=plan.out, step=last_step, finished=finished, health=tuple(state.history))
 
 
 def _finish(out: Path, on_finish: Sequence[RunHook]) -> None:
@@ -144,7 +145,7 @@ def _finish(out: Path, on_finish: Sequence[RunHook]) -> None:
 def _loop(
     plan: Plan, state: TrainingState, log: RunLog, checkpointer: Checkpointer, stop: StopRequest, start_step: int
 ) -> int:
-    """Train steps start_step + 1 to plan.steps. Returns the last step that was trained."""
+    """Train steps start_step + 1 to plan.steps, or until the time budget is used. Returns the last step trained."""
     config = plan.config
     accumulation = config.optim.gradient_accumulation_steps
     learner = state.learner
@@ -173,12 +174,14 @@ def _loop(
     if not state.history:  # measures the network before training
         monitor.check_health(start_step)
 
+    state.budget.start()
     with contextlib.closing(iter(loader)) as batches:
         for step in range(start_step + 1, plan.steps + 1):
             # schedule; it counts steps from 0
-            lr = state.lr_factor * schedule.learning_rate(config.optim, step - 1, plan.steps, plan.steps_per_epoch)
-            momentum = schedule.teacher_momentum(config.optim, step - 1, plan.steps)
-            temperature = schedule.teacher_temperature(config.objectives, step - 1, plan.steps)
+            steps = state.budget.expected_steps(step - 1, plan.steps)
+            lr = state.lr_factor * schedule.learning_rate(config.optim, step - 1, steps, plan.steps_per_epoch)
+            momentum = schedule.teacher_momentum(config.optim, step - 1, steps)
+            temperature = schedule.teacher_temperature(config.objectives, step - 1, steps)
             torch.manual_seed(rng.torch_seed(config.seed, "layers", index=step))  # for layers such as dropout
             teacher_order = _teacher_order(config, step)
 
@@ -199,11 +202,12 @@ def _loop(
             window.add_step(gradient_norm, is_kept)
 
             # log, check, save
-            is_last = step == plan.steps
+            state.budget.update()
+            is_last = step == plan.steps or state.budget.is_over
             if is_last or step % config.run.log_every_steps == 0:
                 values = window.read(loader.seconds_waited)
                 rates = {"lr": lr, "teacher_momentum": momentum, "teacher_temperature": temperature}
-                log.log_training(step, values | rates)
+                log.log_training(step, values | rates, state.budget)
                 monitor.report_unreadable()
                 monitor.report_skipped(step, values["skipped_steps"])
             # Not after every step: reading the number of skipped steps waits for the device.
@@ -215,7 +219,8 @@ def _loop(
             if is_last or stopped or step % config.run.checkpoint_every_steps == 0:
                 checkpointer.save(step, required=is_last or stopped)  # if a required save fails, the run fails
             if stopped and not is_last:
-                log.info(f"stopped at step {step} of {plan.steps} and saved; resume with --resume")
+                log.info(f"stopped at {position(step, plan.steps)} and saved; resume with --resume")
+            if stopped or is_last:
                 break
     monitor.finish()
     return step

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from plrc import distributed
+from plrc.engine.budget import UNLIMITED_STEPS, TimeBudget
 from plrc.engine.loggers import MetricLoggers, Status
 from plrc.files import without_nan, write_text
 from plrc.machine import commit, cores, processor, versions
@@ -118,29 +119,37 @@ class RunLog:
         if self.loggers is not None:
             self.loggers.log(step, numbers)
 
-    def log_training(self, step: int, values: Mapping[str, float]) -> None:
+    def log_training(self, step: int, values: Mapping[str, float], budget: TimeBudget | None = None) -> None:
         """Record the means since the last call, and log a line of progress with the time left.
 
         Args:
             step: The last step that was trained.
             values: Means by name. The line shows "loss", the KL divergence of each term ("image_kl" as "image"),
                 "images_per_second" and "data_wait_share".
+            budget: The time budget of the run, if it has one.
         """
         if not self.main:
             return
+        if budget is not None and budget.total:
+            values = {**values, "seconds_used": budget.used}
+            total_steps = round(budget.expected_steps(step, 0))
+            seconds_left = budget.seconds_left
+            columns = [f"{step}/~{total_steps}"]
+        else:
+            total_steps = self.total_steps
+            seconds_left = (time.perf_counter() - self.started) / max(1, step - self.start_step) * (total_steps - step)
+            columns = [f"{step}/{total_steps}"]
         self.record(step, "train", values)
-        seconds_per_step = (time.perf_counter() - self.started) / max(1, step - self.start_step)
-        columns = [f"{step}/{self.total_steps}"]
         for name, value in values.items():
             if name == "loss" or name.endswith("_kl"):
                 columns.append(f"{name.removesuffix('_kl')} {value:.3f}")
         columns.append(f"{values['images_per_second']:.1f} img/s")
         if "data_wait_share" in values:
             columns.append(f"data wait {100 * values['data_wait_share']:.0f}%")
-        columns.append(f"left {_duration(seconds_per_step * (self.total_steps - step))}")
+        columns.append(f"left {duration(seconds_left)}")
         line = "  ".join(columns)
         progress_logger.info(line)
-        self.on_progress(step, self.total_steps, line)
+        self.on_progress(step, total_steps, line)
 
     def close(self, status: Status) -> None:
         """Close all files; later messages of the library are no longer written to log.txt."""
@@ -214,7 +223,13 @@ def _step_of(line: str) -> int | None:
         return None
 
 
-def _duration(seconds: float) -> str:
+def position(step: int, total_steps: int) -> str:
+    """Return where a run is, such as "step 5 of 20"; without the number of steps if a time budget ends it."""
+    return f"step {step}" if total_steps == UNLIMITED_STEPS else f"step {step} of {total_steps}"
+
+
+def duration(seconds: float) -> str:
+    """Return hours, minutes and seconds, such as 1:02:03."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

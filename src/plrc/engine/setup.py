@@ -25,6 +25,7 @@ from plrc.data.regions import Regions
 from plrc.data.sampler import split_held_out
 from plrc.data.sources import ImageList, find_images, sample_remarks
 from plrc.engine.adapt import Change, adapt, steps_per_epoch, total_steps
+from plrc.engine.budget import UNLIMITED_STEPS
 from plrc.engine.checkpoint import newest_checkpoint, rename_damaged
 from plrc.engine.checks import check_batch, check_missing_images, check_required, check_resumed, check_settings
 from plrc.errors import DataError, RunError
@@ -53,7 +54,7 @@ class Plan:
         images: All images.
         train: Positions of the training images in `images`.
         held_out: Positions of the images that health is measured on.
-        steps: Steps of the whole run.
+        steps: Steps of the whole run; UNLIMITED_STEPS with a time budget.
         steps_per_epoch: Steps in which each training image is used once.
         workers: Loader processes.
         checkpoint: Where to resume from; None: a fresh start.
@@ -127,7 +128,7 @@ def prepare(config: Config, lock: FolderLock | None = None) -> Plan:
         images=images,
         train=train,
         held_out=held_out,
-        steps=total_steps(config, len(train)),
+        steps=UNLIMITED_STEPS if config.optim.hours else total_steps(config, len(train)),
         steps_per_epoch=steps_per_epoch(len(train), config.optim.batch_size),
         workers=choose_workers(config.run.workers, device),
         checkpoint=newest_checkpoint(out) if stored is not None else None,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from plrc import distributed
 from plrc.config import Config
+from plrc.engine.budget import TimeBudget
 from plrc.engine.checkpoint import FORMAT, load_checkpoint, newest_checkpoint
 from plrc.engine.health import Health
 from plrc.engine.learner import Learner, StepOutput
@@ -38,6 +39,7 @@ class TrainingState:
         scaler: Scales the loss for float16.
         guard: Restores BatchNorm statistics after a skipped step.
         history: All health checks, oldest first.
+        budget: The time that the run has used.
         lr_factor: The share of the scheduled learning rate; lowered by `recovery.fall_back`.
         skipped_in_a_row: 0-dim, the number of steps since the last one whose gradient was finite.
         start_weights: The backbone's weights before a warm start; empty without one.
@@ -60,6 +62,7 @@ class TrainingState:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.learner.precision == torch.float16)
         self.guard = BufferGuard(self.learner.student, self.learner.teacher)
         self.history: list[Health] = []
+        self.budget = TimeBudget(config.optim)
         self.lr_factor = 1.0
         self.skipped_in_a_row = torch.zeros((), dtype=torch.int64, device=device)
         self.start_weights: dict[str, Tensor] = {}
@@ -129,6 +132,7 @@ class TrainingState:
             "health": [check.to_dict() for check in self.history],
             "lr_factor": self.lr_factor,
             "skipped_in_a_row": int(self.skipped_in_a_row),
+            "seconds_used": self.budget.used,
         }
 
     def restore(self, saved: dict[str, Any]) -> int:
@@ -142,6 +146,7 @@ class TrainingState:
         if saved["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(saved["scaler"])
         self.history = [Health(**check) for check in saved["health"]]
+        self.budget.used = saved["seconds_used"]
         self.lr_factor = saved["lr_factor"]
         self.skipped_in_a_row.fill_(saved["skipped_in_a_row"])
         if self.lr_factor < 1:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from plrc.config import Config
 from plrc.data.manifest import read_manifest
-from plrc.engine.adapt import total_steps
+from plrc.engine.budget import steps_of_run
 from plrc.engine.checkpoint import checkpoint_of, load_checkpoint
 from plrc.errors import ConfigError, ExportError
 from plrc.export.card import card_path, model_card
@@ -126,7 +126,7 @@ def export_backbone(
             left_random=proof.left_random,
             settings=library.settings(name, config.data.pixels),
             step=saved["step"],
-            steps=_planned_steps(config, folder / "manifest.json"),
+            steps=_planned_steps(config, saved, folder / "manifest.json"),
             plrc_version=saved["version"],
             checkpoint=str(checkpoint),
         )
@@ -167,13 +167,12 @@ def _run_folder(checkpoint: Path) -> Path:
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
-def _planned_steps(config: Config, manifest: Path) -> int:
+def _planned_steps(config: Config, saved: dict[str, Any], manifest: Path) -> int:
     """Steps of the whole run; 0 if they depend on the number of images and there is no manifest."""
-    if config.optim.steps:
-        return config.optim.steps
-    if not manifest.exists():
+    images = len(read_manifest(manifest)["train"]) if manifest.exists() else 0
+    if not (images or config.optim.steps or config.optim.hours):
         return 0
-    return total_steps(config, len(read_manifest(manifest)["train"]))
+    return steps_of_run(config, images, saved["step"], saved["seconds_used"])
 
 
 def _output_file(library: Target, out: Path | None, default_folder: Path) -> Path:

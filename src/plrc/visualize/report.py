@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 
 from plrc.config import Config, ObjectiveConfig
 from plrc.data.manifest import read_manifest
-from plrc.engine.adapt import total_steps
+from plrc.engine.budget import steps_of_run
 from plrc.engine.checkpoint import checkpoints
 from plrc.engine.health import COLLAPSED_RANK, COLLAPSED_STD
 from plrc.engine.provenance import RANDOM, start_origin, teacher_origins
@@ -59,7 +59,7 @@ def run_section(run: str | Path) -> dict[str, Any]:
     config = Config.load(run / "config.toml")
     manifest = read_manifest(run / "manifest.json")
     records = read_json_lines(run / "metrics.jsonl")
-    steps = total_steps(config, len(manifest["train"]))
+    steps = steps_of_run(config, len(manifest["train"]), *_time_used(records))
     queue_fill_steps = math.ceil(config.objectives.queue / config.optim.batch_size)
     verdict = judge(records, steps, queue_fill_steps)
     return {
@@ -77,6 +77,14 @@ def run_section(run: str | Path) -> dict[str, Any]:
         "written": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "by": f"plrc {plrc_version()}",
     }
+
+
+def _time_used(records: Records) -> tuple[int, float]:
+    """Return the last step with its used part of the time budget; zeros without a budget."""
+    lines = of_kind(records, "train")
+    if not lines:
+        return 0, 0.0
+    return lines[-1]["step"], lines[-1].get("seconds_used", 0.0)
 
 
 def training_seconds(records: Records, batch_size: int) -> float:

@@ -61,7 +61,7 @@ def judge(records: Records, steps: int, queue_fill_steps: int = 0) -> Verdict:
 
     Args:
         records: The content of metrics.jsonl.
-        steps: Steps of the whole run.
+        steps: Steps of the whole run; 0 if it has a time budget and no step so far.
         queue_fill_steps: Steps until the queue of image contrast holds only real keys; before, that term is not judged.
     """
     lines = of_kind(records, "train")
@@ -92,9 +92,10 @@ def judge(records: Records, steps: int, queue_fill_steps: int = 0) -> Verdict:
 def describe_progress(records: Records, steps: int, verdict: Verdict) -> str:
     """Return how far the run is, with the way to continue it unless its verdict is bad."""
     done = last_step(records)
-    if done >= steps:
+    if done >= steps > 0:
         return f"finished: all {steps} steps"
-    progress = f"step {done} of {steps}, running or stopped"
+    position = f"step {done} of {steps}" if steps else f"step {done}"  # unknown at the start of a time budget
+    progress = f"{position}, running or stopped"
     if verdict.level == "bad":
         return progress
     return f"{progress}; a stopped run continues with --resume"
