@@ -284,11 +284,19 @@ def test_an_entry_belongs_to_the_image_with_whose_path_it_ends(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (None, "cannot be read (No such file or directory); name a COCO file with masks"),
-        ("nonsense", "is not a COCO file of instances"),
+        (None, "cannot be read (No such file or directory); name a COCO file"),
+        ("nonsense", "is not readable JSON"),
         ("[]", "is not a COCO file of instances"),
-        ('{"images": []}', "is not a COCO file of instances: KeyError('annotations')"),
-        ('{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": []}', "KeyError('height')"),
+        ('{"images": []}', 'is not a COCO file of instances: it has no list "annotations"'),
+        (
+            '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "segmentation": [[1, 2]]}]}',
+            "lists the image a.jpg without height and width, which its masks need",
+        ),
+        ('{"images": [], "annotations": [{"image_id": 1, "segmentation": [[1, 2]], "iscrowd": 1}]}', "has no masks"),
+        (
+            '{"images":[{"id":1,"file_name":"a"}],"annotations":[{"image_id":1,"segmentation":[1],"iscrowd":1}]}',
+            "has masks of crowds only (1 annotations with iscrowd 1), and a crowd is no object; name a COCO file",
+        ),
         ('{"images": [], "annotations": [{"image_id": 1, "bbox": [0, 0, 1, 1]}]}', "has no masks"),
     ],
 )

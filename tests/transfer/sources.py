@@ -66,13 +66,21 @@ def coco_file(path: Path, images: list[dict[str, Any]], things: list[dict[str, A
     path.write_text(json.dumps(table))
 
 
+POLYGON = [[2.0, 3.0, 12.0, 3.0, 12.0, 8.0, 2.0, 8.0]]
+
+
 def coco_source(root: Path, things: list[dict[str, Any]], test_things: list[dict[str, Any]] | None = None) -> Path:
     """Four training images (ids 1 to 4) and one of val (id 9), 20 x 30; objects of the category 7 (cat) and 8 (dog)."""
     images = [{"id": i, "file_name": f"{i}.jpg", "height": 20, "width": 30} for i in (1, 2, 3, 4, 9)]
     for image in images:
         blank(root / ("val2017" if image["id"] == 9 else "train2017") / str(image["file_name"]))
     coco_file(root / "annotations" / "instances_train2017.json", images[:4], things, ("cat", "dog"))
-    coco_file(root / "annotations" / "instances_val2017.json", images[4:], test_things or [], ("cat", "dog"))
+    coco_file(
+        root / "annotations" / "instances_val2017.json",
+        images[4:],
+        [thing(90, image=9, segmentation=POLYGON)] if test_things is None else test_things,
+        ("cat", "dog"),
+    )
     return root
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from plrc.data.channels import NPY_EXTENSION
+from plrc.data.coco_names import count_spellings, find_images, image_folders, split_of_file
 from plrc.data.image_kinds import IMAGE_EXTENSIONS, file_extension, readable_formats
 from plrc.data.index import INDEX_NAME, NEVER_FRESH
 from plrc.data.left_out import OtherFiles
@@ -20,8 +21,6 @@ from plrc.data.pages import split_page
 from plrc.data.reading import ReadingReport
 from plrc.errors import ConfigError, DataError, LayoutError
 from plrc.files import parse_json
-
-_COCO_SAMPLE = 1000  # entries of a COCO file that are looked for in each candidate folder
 
 
 def _is_no_name(line: str) -> bool:
@@ -120,23 +119,24 @@ def list_text_file(source: str) -> Listing:
 def list_coco(source: str) -> Listing:
     """List the images of a COCO file; its boxes are ignored.
 
-    The images are searched next to the file and in its parent folder, also in their folders `images` and SPLIT
-    (`train2017` for instances_train2017.json). The folder with the most images is used.
+    The images are searched next to the file and in its parent folder, also in their folders `images`, `data` and SPLIT
+    (`train2017` for instances_train2017.json); for the spellings of names see `coco_names.find_images`.
 
     Raises:
         LayoutError: The file is not a COCO file.
         DataError: None of its images exists.
     """
     entries = read_coco_names(source)
-    here = os.path.dirname(os.path.abspath(source))
-    parent = os.path.dirname(here)
-    split = os.path.splitext(os.path.basename(source))[0].rpartition("_")[2]
-    candidates: list[str] = []
-    for tail in ("", "images", split, os.path.join("images", split)):
-        candidates += [os.path.normpath(os.path.join(base, tail)) for base in (here, parent)]
-    sample = entries[:: max(1, len(entries) // _COCO_SAMPLE)]
-    root = max(candidates, key=lambda folder: sum(os.path.isfile(os.path.join(folder, entry)) for entry in sample))
-    return _existing(source, root, entries, "images of the annotations", dict.fromkeys(candidates))
+    places = find_images(entries, image_folders(source, split_of_file(source)))
+    missing = set(places.missing())
+    present = [places.paths[entry] for entry in entries if entry not in missing]
+    if not present:
+        raise DataError(places.describe_failure(source))
+    reading = ReadingReport()
+    count_spellings(places, reading)
+    for entry in missing:
+        reading.count("left out", "images of the annotations that do not exist", entry)
+    return Listing(places.root, [relative_name(places.root, path) for path in present], reading)
 
 
 def read_coco_names(source: str) -> list[str]:
@@ -278,14 +278,13 @@ class _Walk:
             self.mtimes[folder] = NEVER_FRESH  # its target may appear without a trace in this folder
 
 
-def _existing(source: str, root: str, entries: list[str], what: str, folders: Iterable[str] = ()) -> Listing:
-    """The entries that are files below the root; `what` and `folders` (where they were looked for) are for messages."""
+def _existing(source: str, root: str, entries: list[str], what: str) -> Listing:
+    """The entries that are files below the root; `what` is for messages."""
     named = [relative_name(root, entry) for entry in entries]
     names = [name for name in named if os.path.isfile(split_page(os.path.join(root, name))[0])]
     if not names:
         example = f", such as {entries[0]}," if entries else ""
-        looked = ", ".join(folders) or root
-        raise DataError(f"none of the {len(entries)} entries of {source}{example} is a file; looked in {looked}")
+        raise DataError(f"none of the {len(entries)} entries of {source}{example} is a file; looked in {root}")
     reading = ReadingReport()
     for name in set(named).difference(names):
         reading.count("left out", f"{what} that do not exist", name)

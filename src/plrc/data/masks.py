@@ -8,9 +8,10 @@ Shapes: n objects, H x W pixels of the annotated image.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
-from collections import defaultdict
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from plrc.data.coco_file import CocoImage, read_coco_table, read_images, read_objects
+from plrc.data.coco_names import find_images, names_by_ending
+from plrc.data.coco_values import Ids
 from plrc.data.id_maps import RegionError, require_pixels, resize_nearest
 from plrc.data.orientation import turn
+from plrc.data.reading import ReadingReport
 from plrc.data.sources import ImageList
 from plrc.errors import DataError, MissingPackageError
 from plrc.files import parse_json
 from plrc.pixels import RGB_CHANNELS
+
+logger = logging.getLogger(__name__)
 
 
 def mask_functions() -> Any:
@@ -151,7 +158,7 @@ def read_coco_masks(path: str | Path, images: ImageList, channels: int = RGB_CHA
     """Read the masks of a COCO file for the images of a list.
 
     An entry whose `file_name` leads from the file's own folder to an image belongs to that image alone. Each other
-    image has the entry with the longest `file_name` with which its path ends.
+    image has the entry with the longest `file_name` with which its path ends (see `coco_names.names_by_ending`).
 
     Args:
         path: The COCO file.
@@ -159,52 +166,67 @@ def read_coco_masks(path: str | Path, images: ImageList, channels: int = RGB_CHA
         channels: Channels of the images (`data.channels`).
 
     Raises:
-        DataError: The file cannot be read, has no masks, lists none of the images, or one entry for two of them.
+        DataError: The file cannot be read, has no masks or only those of crowds, lists none of the images, or one entry
+            for two of them.
         MissingPackageError: faster-coco-eval is not installed.
     """
     mask_functions()
-    entries = _read_entries(path)
-    entry_of = _match_images(path, entries, images)
-    positions = {name: i for i, name in enumerate(images.names) if name in entry_of}
-    return CocoMasks(str(path), {name: entries[file] for name, file in entry_of.items()}, images, positions, channels)
+    table = read_coco_table(path)
+    reading = ReadingReport()
+    entries_by_id = read_images(path, table, reading)
+    read_objects(path, table, entries_by_id, Ids(), reading)
+    _require_objects(path, entries_by_id.values())
+    entries = {image.file_name: image for image in entries_by_id.values()}
+    entry_of = _match_images(path, list(entries), images)
+    matched = {name: entries[file_name] for name, file_name in entry_of.items()}
+    for line in reading.lines():
+        logger.info(f"{path}: {line}")
+    positions = {name: i for i, name in enumerate(images.names) if name in matched}
+    encoded = {name: _encode_entry(path, image) for name, image in matched.items()}
+    return CocoMasks(str(path), encoded, images, positions, channels)
 
 
-def _read_entries(path: str | Path) -> dict[str, bytes]:
-    """`file_name` -> the image's entry in `CocoMasks.entries`."""
-    masks: defaultdict[Any, list[tuple[Any, bool]]] = defaultdict(list)
-    entries: dict[str, bytes] = {}
+def _require_objects(path: str | Path, entries: Iterable[CocoImage]) -> None:
+    """Raise DataError if no object of a COCO file has a mask, or all objects with a mask are crowds."""
+    crowds = 0
+    for image in entries:
+        for item in image.objects:
+            if item.segmentation is not None and not item.crowd:
+                return
+            crowds += item.segmentation is not None
+    if crowds:
+        raise DataError(
+            f"{path} has masks of crowds only ({crowds} annotations with iscrowd 1), and a crowd is no object; name a "
+            "COCO file with masks of objects"
+        )
+    raise DataError(f"{path} has no masks (no annotation has a segmentation); name a COCO file with masks")
+
+
+def _encode_entry(path: str | Path, image: CocoImage) -> bytes:
+    """The image as `CocoMasks.entries` has it."""
+    if not image.height or not image.width:
+        raise DataError(f"{path} lists the image {image.file_name} without height and width, which its masks need")
     try:
-        table = parse_json(Path(path).read_text(encoding="utf-8-sig"))
-        for annotation in table["annotations"]:
-            if annotation.get("segmentation"):
-                masks[annotation["image_id"]].append((annotation["segmentation"], bool(annotation.get("iscrowd", 0))))
-        for image in table["images"]:
-            height = int(image["height"])
-            width = int(image["width"])
-            require_pixels(height, width)
-            file_name = str(image["file_name"]).removeprefix("./")
-            entries[file_name] = json.dumps([height, width, masks.get(image["id"], [])]).encode()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); name a COCO file with masks") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{path} is not a COCO file of instances: {error!r} in its images or annotations") from error
-    if not masks:
-        raise DataError(f"{path} has no masks (no annotation has a segmentation); name a COCO file with masks")
-    return entries
+        require_pixels(image.height, image.width)
+    except ValueError as error:
+        raise DataError(f"{path} lists the image {image.file_name} with {error}") from error
+    masks = [(item.segmentation, item.crowd) for item in image.objects if item.segmentation is not None]
+    return json.dumps([image.height, image.width, masks]).encode()
 
 
-def _match_images(path: str | Path, entries: dict[str, bytes], images: ImageList) -> dict[str, str]:
+def _match_images(path: str | Path, file_names: list[str], images: ImageList) -> dict[str, str]:
     """Image name -> `file_name` of its entry, for the images that have one."""
-    folder = os.path.dirname(os.path.abspath(path))
+    places = find_images(file_names, [os.path.dirname(os.path.abspath(path))])
     exact: dict[str, str] = {}
-    for file_name in entries:
-        place = os.path.join(folder, file_name)
+    for file_name, place in places.paths.items():
         if os.path.isfile(place):
             exact[os.path.realpath(place)] = file_name
-    by_ending = entries.keys() - exact.values()
+    by_ending = names_by_ending(set(file_names).difference(exact.values()))
     owner: dict[str, str] = {}
     for i, name in enumerate(images.names):
-        match = exact.get(os.path.realpath(images.path(i))) or _longest_ending(images.path(i), by_ending)
+        match = exact.get(os.path.realpath(images.path(i))) or by_ending.get(
+            _longest_ending(images.path(i), by_ending), ""
+        )
         if match in owner:
             raise DataError(f"{path} lists {match} once, but {owner[match]} and {name} both fit; name its images alone")
         if match:
@@ -214,7 +236,7 @@ def _match_images(path: str | Path, entries: dict[str, bytes], images: ImageList
     return {name: file_name for file_name, name in owner.items()}
 
 
-def _longest_ending(path: str, file_names: set[str]) -> str:
+def _longest_ending(path: str, file_names: Collection[str]) -> str:
     """The longest of `file_names` with which `path` ends; empty if there is none."""
     parts = path.replace(os.sep, "/").split("/")
     for start in range(len(parts)):

@@ -63,10 +63,10 @@ def grouping_auc(
         scores.append((unit @ unit.T).cpu().numpy()[first, second])
         distances.append(np.linalg.norm(where[first] - where[second], axis=1))
         same.append(owner[first] == owner[second])
-    score = np.concatenate(scores)
-    positive = np.concatenate(same)
+    positive = np.concatenate([np.zeros(0, dtype=bool), *same])
     if positive.all() or not positive.any():
         raise DataError("grouping needs pairs on the same object and pairs on different ones; give images with objects")
+    score = np.concatenate(scores)
     weight = np.ones(len(score))
     if match_distance:
         weight = _matched_weights(np.concatenate(distances), positive)

@@ -77,7 +77,7 @@ def test_splits_are_joined_by_plus(tmp_path: Path) -> None:
     splits = read(voc_years(tmp_path / "voc"), val="none", test="val+test")
     assert names(splits.test) == ["07_2", "07_3", "07_4", "12_2"]
     assert splits.reading.lines()[-1] == "test: split val+test; 4 images, 8 objects"
-    coco = coco_source(tmp_path / "coco", [thing(1)])
+    coco = coco_source(tmp_path / "coco", [thing(1)], [])
     third = [{"id": 9, "file_name": "6.jpg"}]
     blank(coco / "test" / "6.jpg")
     coco_file(coco / "annotations" / "instances_test.json", third, [thing(1, image=9)], ("cat", "dog"))
@@ -225,7 +225,10 @@ def test_images_that_are_cut_off_are_dropped_and_odd_ends_are_not(tmp_path: Path
     files[1].write_bytes(content + bytes(1000))  # as some cameras append their own data
     splits = read(tmp_path, val="none")
     assert names(splits.train) == ["2", "3", "4"]
-    assert splits.reading.lines()[3:] == (f"image files that cannot be read, dropped: 1 (train2017/1.{ending})",)
+    assert splits.reading.lines()[3:] == (
+        f"image files that cannot be read, dropped: 1 (train2017/1.{ending})",
+        "objects of images that cannot be used, dropped: 1 (instances_train2017.json annotation 1)",
+    )
 
 
 def test_voc_semantic_maps_and_the_augmented_list(tmp_path: Path) -> None:
@@ -301,6 +304,7 @@ def test_broken_coco_annotations_are_counted(tmp_path: Path) -> None:
         "boxes partly outside of the image, clipped: 1 (instances_train2017.json annotation 9)",
         f"objects without a usable mask, dropped: 5 ({', '.join(f'{name} {i}' for i in (10, 11, 12))}, ...)",
         "image files that are missing, dropped: 1 (train2017/4.jpg)",
+        "objects of images that cannot be used, dropped: 1 (instances_train2017.json annotation 4)",
     }
 
 
@@ -311,7 +315,10 @@ def test_an_image_listed_twice_counts_once(tmp_path: Path) -> None:
     coco_file(tmp_path / "annotations" / "instances_train2017.json", images, things, ("cat", "dog"))
     splits = read(tmp_path)
     assert len(splits.train.images) + len(splits.val.images) == 3
-    assert splits.reading.lines()[3:] == ("images that a split lists again, dropped: 1 (train2017/3.jpg)",)
+    assert splits.reading.lines()[3:] == (
+        "images that are listed under several ids, their objects joined, repaired: 1 (3.jpg)",
+        "objects that are annotated twice, dropped: 1 (instances_train2017.json annotation 4)",
+    )
 
 
 def test_coco_semantic_maps(tmp_path: Path) -> None:
@@ -433,7 +440,7 @@ def test_unreadable_annotations_name_the_file(tmp_path: Path) -> None:
         ({"train": "test07", "test": "test"}, "the splits test07 and test share 2 images"),
         ({"train": "nothing"}, "no list nothing in ImageSets/Main; write one of: test, train, trainval, val"),
         ({"train": "trainval07+12", "test": "test12"}, "test.txt is not a file"),
-        ({"layout": "coco"}, "no COCO annotations (looked for annotations/*.json and */annotations.json)"),
+        ({"layout": "coco"}, "no COCO annotations (looked for annotations/*.json, */*.json and *.json)"),
     ],
 )
 def test_splits_that_cannot_be_used(tmp_path: Path, config: dict[str, str], sentence: str) -> None:

@@ -151,6 +151,8 @@ def test_the_yaml_file_itself_may_be_named(tmp_path: Path) -> None:
 def test_polygons_are_boxes_and_masks(tmp_path: Path) -> None:
     lines = ["0 0.2 0.1 0.8 0.1 0.8 0.5", "1 0.1 0.5 0.4 0.5 0.4 0.9 0.1 0.9 0.1 0.7"]
     yolo_source(tmp_path, *lines, yaml="train: images/train\nval: images/train\n" + NAMES)
+    for i in (1, 2, 3):
+        put(tmp_path / "labels" / "train" / f"a{i}.txt", f"{lines[0]}\n{BOX}\n")
     with pytest.raises(DataError, match="no split to test on"):  # val is train: no split of its own
         read(tmp_path, val="none", layout="yolo", train="train")
     splits = read(tmp_path, "instances", val="none", test_fraction=0.25)
@@ -162,7 +164,7 @@ def test_polygons_are_boxes_and_masks(tmp_path: Path) -> None:
     assert "data.yaml: val names the same images as another split; it is left out" in lines_read
     assert any(line.startswith("objects without a usable mask, dropped: 3 (labels/train/a1.txt") for line in lines_read)
     boxes = read(tmp_path, val="none", test_fraction=0.25)
-    assert sum(len(image.classes) for part in (boxes.train, boxes.test) for image in part.images) == 5
+    assert sum(len(image.classes) for part in (boxes.train, boxes.test) for image in part.images) == 8
 
 
 def test_labels_of_four_points_need_an_answer(tmp_path: Path) -> None:

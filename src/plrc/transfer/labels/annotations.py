@@ -193,6 +193,10 @@ def check_annotation(
             reading.count("clipped", "boxes partly outside of the image", item.location)
         boxes.append(box)
         numbers.append(classes[item.class_name])
+        if item.ignored:
+            reading.count("left out", "crowds, neither trained on nor scored", item.location)
+        elif item.difficult and not train_on_difficult:
+            reading.count("left out", "objects marked as difficult, neither trained on nor scored", item.location)
         ignored.append(item.ignored or (item.difficult and not train_on_difficult))
         area = item.area
         if area is None:

@@ -1,4 +1,8 @@
-"""COCO: annotations/instances_SPLIT.json with the images in SPLIT, or SPLIT/annotations.json with paths relative to it.
+"""COCO, as exporters write it.
+
+One file for each split in the folder `annotations` (instances_SPLIT.json), in the folder of the split
+(SPLIT/_annotations.coco.json, SPLIT/annotations.json, ...) or in the source itself (train.json, labels.json, ...). The
+images lie next to the file, in the source, or in a folder `images`, `data` or SPLIT of either.
 
 Semantic segmentation: semantic/SPLIT/*.png, where 0 is unlabelled, as in COCO's own maps; or, next to
 SPLIT/annotations.json, SPLIT/semantic/*.png, where 0 is the class "background".
@@ -6,13 +10,16 @@ SPLIT/annotations.json, SPLIT/semantic/*.png, where 0 is the class "background".
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from plrc.data.coco_file import CocoImage, read_categories, read_coco_table, read_images, read_objects, without_groups
+from plrc.data.coco_names import count_spellings, find_images, image_folders
+from plrc.data.coco_values import box_of_polygons
 from plrc.data.reading import ReadingReport
 from plrc.errors import ConfigError, DataError, LayoutError
-from plrc.files import parse_json
 from plrc.measures.segmentation import IGNORED
 from plrc.transfer.labels.annotations import NO_BOX, ImageAnnotation, ObjectAnnotation, annotate_image
 from plrc.transfer.labels.class_table import ClassTable, fixed_classes, used_ids
@@ -24,6 +31,12 @@ from plrc.transfer.labels.reader import (
     split_for_each_role,
 )
 from plrc.transfer.protocols import LabelledConfig, Task
+
+_CENTRAL = (("annotations/instances_*.json",), ("annotations/*.json",))
+_IN_SPLITS = ("*/_annotations.coco.json", "*/annotations.json", "*/*.json")
+_IN_SOURCE = ("instances_*.json", "*.json")
+_KEYS = re.compile(rb'"(images|annotations|categories)"\s*:')
+_SAMPLE = 4096  # bytes at both ends of a file in which its keys are looked for
 
 STUFF_IDS = {
     92: "banner",
@@ -82,8 +95,6 @@ STUFF_IDS = {
 }
 """COCO panoptic's ids beyond the categories of its objects."""
 
-_SAMPLE = 200  # entries that are looked for in each candidate folder of images
-
 
 class CocoReader:
     """Labels in the layout of COCO.
@@ -98,12 +109,9 @@ class CocoReader:
         self.root = root
         self.task = task
         self.reading = reading
-        self.files = _central_files(root)
-        self.central = bool(self.files)
-        if not self.central:
-            self.files = {path.parent.name: path for path in sorted(root.glob("*/annotations.json"))}
+        self.central, self.files = _find_files(root)
         if not self.files:
-            raise LayoutError(f"{root} has no COCO annotations (looked for annotations/*.json and */annotations.json)")
+            raise LayoutError(f"{root} has no COCO annotations (looked for annotations/*.json, */*.json and *.json)")
         self.splits = list(self.files)
         self.roles = split_for_each_role(self.splits)
         if task == "semantic" and not any(self._id_map_folder(split).is_dir() for split in self.splits):
@@ -122,8 +130,8 @@ class CocoReader:
 
     def class_table(self, maps: Mapping[str, MapValues]) -> ClassTable:
         path = self.files[self.splits[0]]
-        categories = _categories(_read_json(path), path)
-        names = {i: name for i, name in categories.items() if i in range(1, IGNORED)}
+        categories = read_categories(path, read_coco_table(path), self.reading)
+        names = {i: categories[i] for i in categories if isinstance(i, int) and 0 < i < IGNORED}
         if self.central:
             known = STUFF_IDS | names
             used = [i for i in used_ids(maps) if i not in (0, IGNORED)]
@@ -144,90 +152,81 @@ class CocoReader:
 
     def _read_objects(self, split: str) -> SplitAnnotations:
         path = self.files[split]
-        table = _read_json(path)
-        names = _categories(table, path)
-        try:
-            annotations = list(table["annotations"])
-            if self.task == "instances" and annotations and not any("segmentation" in entry for entry in annotations):
-                raise NoLabelsForTask(f"{path} has boxes without masks", "detection")
-            images = self._read_images(split, table["images"])
-            for number, entry in enumerate(annotations):
-                location = f"{path.name} annotation {entry.get('id', number)}"
-                if entry["image_id"] not in images:
-                    self.reading.count("dropped", "annotations of an image that is not listed", location)
-                    continue
-                image = images[entry["image_id"]]
-                item = _read_object(entry, names, location, self.reading) if image is not None else None
-                if image is not None and item is not None:
-                    image.objects.append(item)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(
-                f"{path} is not a COCO file of instances: {error!r} in its images or annotations"
-            ) from error
-        usable = [image for image in images.values() if image is not None]
-        return SplitAnnotations(usable, tuple(dict.fromkeys(names.values())))
+        table = read_coco_table(path)
+        categories = without_groups(read_categories(path, table, self.reading), table, self.reading)
+        images_by_id = read_images(path, table, self.reading)
+        label = path.name if self.central else path.relative_to(self.root).as_posix()
+        count = read_objects(path, table, images_by_id, categories, self.reading, label)
+        images = list({id(image): image for image in images_by_id.values()}.values())
+        if self.task == "instances" and count and not any(_has_masks(image) for image in images):
+            raise NoLabelsForTask(f"{path} has boxes without masks", "detection")
+        places = find_images([image.file_name for image in images], image_folders(str(path), split, str(self.root)))
+        if len(places.missing()) == len(places.paths):
+            raise DataError(places.describe_failure(str(path)))
+        count_spellings(places, self.reading)
+        annotations = [self._annotate(image, Path(places.paths[image.file_name])) for image in images]
+        usable = [annotation for annotation in annotations if annotation is not None]
+        return SplitAnnotations(usable, tuple(dict.fromkeys(categories.values())))
 
-    def _read_images(self, split: str, entries: list[Mapping[str, Any]]) -> dict[Any, ImageAnnotation | None]:
-        """Image id -> annotation without objects; None if the image cannot be used."""
-        by_id = {entry["id"]: entry for entry in entries}
-        names = [str(entry["file_name"]) for entry in by_id.values()]
-        folder = self._image_folder(split, names[:: max(1, len(names) // _SAMPLE)])
-        images = {}
-        for i, entry in by_id.items():
-            stated_size = None
-            if "height" in entry and "width" in entry:
-                stated_size = (int(entry["height"]), int(entry["width"]))
-            images[i] = annotate_image(
-                self.root, folder / str(entry["file_name"]), self.reading, stated_size, self.channels
+    def _annotate(self, image: CocoImage, path: Path) -> ImageAnnotation | None:
+        """The image with its objects; None if it cannot be used."""
+        annotation = annotate_image(self.root, path, self.reading, (image.height, image.width), self.channels)
+        if annotation is None:
+            for item in image.objects:
+                self.reading.count("dropped", "objects of images that cannot be used", item.location)
+            return None
+        for item in image.objects:
+            box = item.box
+            if box is None:
+                box = box_of_polygons(item.segmentation)
+                if box is not None:
+                    self.reading.count("repaired", "objects without a box, which their polygons give", item.location)
+            if box is None:
+                self.reading.count("dropped", NO_BOX, item.location)
+                continue
+            x, y, width, height = box
+            annotation.objects.append(
+                ObjectAnnotation(
+                    class_name=item.category,
+                    box=(x, y, x + width, y + height),
+                    location=item.location,
+                    ignored=item.crowd,
+                    area=item.area,
+                    segmentation=item.segmentation,
+                )
             )
-        return images
-
-    def _image_folder(self, split: str, names: list[str]) -> Path:
-        """The folder that has most of the named images."""
-        root = self.root
-        folders = (self.files[split].parent, root / split, root / "images" / split, root / "images", root)
-        return max(folders, key=lambda folder: sum((folder / name).is_file() for name in names))
+        return annotation
 
 
-def _central_files(root: Path) -> dict[str, Path]:
-    """Split -> file in the folder annotations; instances_*.json if there are any, else all."""
-    folder = root / "annotations"
-    instances = {path.stem.removeprefix("instances_"): path for path in sorted(folder.glob("instances_*.json"))}
-    return instances or {path.stem: path for path in sorted(folder.glob("*.json"))}
+def _has_masks(image: CocoImage) -> bool:
+    return any(item.segmentation is not None for item in image.objects)
 
 
-def _read_object(
-    entry: Mapping[str, Any], names: Mapping[Any, str], location: str, reading: ReadingReport
-) -> ObjectAnnotation | None:
-    try:
-        x, y, width, height = (float(number) for number in entry["bbox"])
-        area = float(entry["area"]) if "area" in entry else None
-    except (KeyError, TypeError, ValueError):
-        reading.count("dropped", NO_BOX, location)
-        return None
-    category = entry.get("category_id")
-    return ObjectAnnotation(
-        class_name=names.get(category, f"(category {category})"),
-        box=(x, y, x + width, y + height),
-        location=location,
-        ignored=bool(entry.get("iscrowd", 0)),
-        area=area,
-        segmentation=entry.get("segmentation"),
-    )
+def _find_files(root: Path) -> tuple[bool, dict[str, Path]]:
+    """Whether the files lie in the folder `annotations`, and split -> file."""
+    for patterns in _CENTRAL:
+        files = _matches(root, patterns)
+        if files:
+            return True, {path.stem.removeprefix("instances_"): path for path in files}
+    files = [path for path in _matches(root, _IN_SPLITS) if _is_coco(path)]
+    if files:
+        by_split = {path.parent.name: path for path in reversed(files)}  # the patterns of exporters come first
+        return False, dict(sorted(by_split.items()))
+    files = [path for path in _matches(root, _IN_SOURCE) if _is_coco(path)]
+    return False, {path.stem.removeprefix("instances_").strip("_").removesuffix(".coco"): path for path in files}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        table: dict[str, Any] = parse_json(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is not readable JSON ({error}); fix or remove it") from error
-    return table
+def _is_coco(path: Path) -> bool:
+    """Whether the keys of a COCO file are at the beginning or the end of a file."""
+    with open(path, "rb") as file:
+        head = file.read(_SAMPLE)
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _SAMPLE))
+        return bool(_KEYS.search(head) or _KEYS.search(file.read()))
 
 
-def _categories(table: dict[str, Any], path: Path) -> dict[Any, str]:
-    """Category id -> name, in the order of the ids."""
-    try:
-        categories = sorted(table["categories"], key=lambda category: category["id"])
-        return {category["id"]: str(category["name"]) for category in categories}
-    except (KeyError, TypeError) as error:
-        raise DataError(f'{path} is not a COCO file of instances: it has no "categories" with id and name') from error
+def _matches(root: Path, patterns: Sequence[str]) -> list[Path]:
+    """The files that match any of the patterns, in the order of the patterns; hidden files are left out."""
+    files: list[Path] = []
+    for pattern in patterns:
+        files += [path for path in sorted(root.glob(pattern)) if path.is_file() and not path.name.startswith(".")]
+    return list(dict.fromkeys(files))

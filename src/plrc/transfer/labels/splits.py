@@ -153,9 +153,13 @@ def read_labelled(config: LabelledConfig, task: Task) -> Splits:
             contents = [maps[image.id_map] for image in images]
             count += f"; pixels: {describe_pixels(table, contents, role, names[role] or names['train'])}"
         reading.add(f"{role}: {origins[role]}; {count}")
-    labelled = task == "semantic" or any(len(image.classes) for image in sets["train"].images)
-    if not classes or not labelled:
-        raise DataError(f"no usable label in the split {names['train']} of {root}: {'; '.join(reading.lines())}")
+    for role in ("train", "test"):
+        if not classes or not _has_countable_label(sets[role], task):
+            what = "pixel whose class is not ignored" if task == "semantic" else "object that counts"
+            reasons = "; ".join(reading.lines())
+            raise DataError(f"no usable label in {role} ({origins[role]}) of {root}, no {what}: {reasons}")
+    if val and not _has_countable_label(sets["val"], task):
+        reading.add("val: none of its labels counts, so its scores are not defined")
     return Splits(sets["train"], sets["val"], sets["test"], reading)
 
 
@@ -236,6 +240,10 @@ def _read(reader: LabelReader, split: str, role: str, reading: ReadingReport) ->
     for image in images:
         if image.name in unique:
             reading.count("dropped", "images that a split lists again", image.name)
+            known = unique[image.name].objects
+            for item in image.objects:
+                if not any((item.class_name, item.box) == (other.class_name, other.box) for other in known):
+                    reading.count("dropped", "objects of images that a split lists again", item.location)
         else:
             unique[image.name] = image
     return SplitAnnotations([unique[name] for name in sorted(unique)], tuple(dict.fromkeys(classes)))
@@ -280,6 +288,11 @@ def _hold_out(
 def _describe_drawn(share: str, split: str, group: str) -> str:
     drawn = f"whole groups, about {share}" if group else share
     return f"{drawn} of {split}, left out of train, the same for every seed"
+
+
+def _has_countable_label(labelled: LabelledSet, task: Task) -> bool:
+    """Whether an image has a class to train on or to score; reads images up to the first that has one."""
+    return any(_classes_in(labelled, image, task) for image in labelled.images)
 
 
 def _classes_in(labelled: LabelledSet, image: LabelledImage, task: Task) -> set[int]:
