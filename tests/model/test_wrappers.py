@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,22 @@ def test_the_copy_that_was_taken_is_named(
         f"{tmp_path / 'w.pth'} holds 2 copies of resnet18; student.module.backbone. was taken, not teacher.backbone.; "
         "to take another, save it alone"
     )
+
+
+@pytest.mark.parametrize(
+    ("author", "warned"), [("Detectron2 Model Zoo", True), ("Caffe2", True), ("torchvision", False)]
+)
+def test_files_of_caffe_style_networks_are_named(
+    author: str, warned: bool, trained: nn.Module, start: Backbone, tmp_path: Path
+) -> None:
+    arrays = {name: tensor.numpy() for name, tensor in trained.state_dict().items()}
+    (tmp_path / "w.pkl").write_bytes(pickle.dumps({"model": arrays, "__author__": author}))
+    report = load_into(copy.deepcopy(start), read_weights(tmp_path / "w.pkl"))
+    assert report.complete and bool(report.warnings) == warned
+    if warned:
+        (warning,) = report.warnings
+        assert warning.startswith(f"{tmp_path / 'w.pkl'} is marked as a file of {author}: most of its ResNets")
+        assert "blue-green-red" in warning and "stride in the 1 x 1" in warning
 
 
 @pytest.mark.parametrize("name", ["test_convnext", "test_vit", "test_mambaout", "test_efficientnet", "resnet10t"])

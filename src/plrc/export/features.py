@@ -70,8 +70,10 @@ class DenseFeatures(nn.Module):
 
         Raises:
             ValueError: Images have another shape, or values outside the range of decoded images.
-            TypeError: Images have another dtype.
+            TypeError: Images are no tensor, or have another dtype.
         """
+        if not isinstance(images, Tensor):
+            raise TypeError(f"images are a {type(images).__name__}; give a torch.Tensor")
         if images.ndim != 4 or images.shape[1] != self.backbone.in_channels:
             raise ValueError(
                 f"images have the shape {list(images.shape)}; give a batch [B, {self.backbone.in_channels}, H, W]"

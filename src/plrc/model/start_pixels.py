@@ -12,6 +12,8 @@ from plrc.files import file_sha256
 from plrc.model.timm_networks import PREFIX
 from plrc.pixels import IMAGENET, MEAN_KEY, RGB_CHANNELS, STD_KEY, PixelStatistics, statistics_problem
 
+_CAFFE_AUTHORS = ("Detectron2 Model Zoo", "Caffe2", "MSRA")  # as Detectron2's files name where they are from
+
 
 def start_pixels(backbone: str, metadata: Mapping[str, Any], source: str = "") -> tuple[PixelStatistics, str]:
     """Find the pixel statistics of weights that a backbone starts from.
@@ -41,6 +43,28 @@ def start_pixels(backbone: str, metadata: Mapping[str, Any], source: str = "") -
         if configured is not None:
             return configured, f"timm's configuration of {name}"
     return IMAGENET, "ImageNet"
+
+
+def foreign_conventions(metadata: Mapping[str, Any], source: str) -> tuple[str, ...]:
+    """Describe how the networks of a public collection differ from plrc's, though their tensors have the same shapes.
+
+    Args:
+        metadata: What the weights file holds besides tensors.
+        source: Path of the weights file.
+
+    Returns:
+        A sentence, if the file is of Detectron2's model zoo or of Caffe2.
+    """
+    author = metadata.get("__author__")
+    if author not in _CAFFE_AUTHORS:
+        return ()
+    return (
+        (
+            f"{source} is marked as a file of {author}: most of its ResNets were trained on blue-green-red pixels "
+            "(0 to 255 minus a mean) with the stride in the 1 x 1 convolutions, but here they see normalized red-green-blue "
+            "pixels and have the stride in the 3 x 3 convolutions; their features will not be those of that network"
+        ),
+    )
 
 
 def refuse_other_channels(trained: PixelStatistics, channels: int, source: str) -> None:

@@ -28,6 +28,7 @@ from plrc.model.backbone import RESNETS, Backbone, build_backbone
 from plrc.model.fingerprint import describe_difference, fingerprint, from_text, twin_of
 from plrc.model.naming import COUNTER_SUFFIX, torchvision_names
 from plrc.model.pickles import read_arrays
+from plrc.model.start_pixels import foreign_conventions
 from plrc.model.stem import fitted, is_inflatable
 from plrc.model.timm_networks import plain_names
 from plrc.model.user_code import is_user_code
@@ -203,7 +204,7 @@ def _warnings(backbone: Backbone, weights: Weights, state: Mapping[str, Tensor],
     """What to check about a file that does not name its network."""
     if _backbone_name(weights.metadata):
         return ()
-    warnings = []
+    warnings = [*foreign_conventions(weights.metadata, weights.source)]
     others = [copy for copy in prefixes(state, backbone.net.state_dict()) if copy != prefix]
     if others:
         warnings.append(
