@@ -60,9 +60,9 @@ def foreign_conventions(metadata: Mapping[str, Any], source: str) -> tuple[str, 
         return ()
     return (
         (
-            f"{source} is marked as a file of {author}: most of its ResNets were trained on blue-green-red pixels "
-            "(0 to 255 minus a mean) with the stride in the 1 x 1 convolutions, but here they see normalized red-green-blue "
-            "pixels and have the stride in the 3 x 3 convolutions; their features will not be those of that network"
+            f"{source} is marked as a file of {author}: most of its ResNets were trained on blue-green-red pixels, "
+            "0 to 255 minus a mean, with the stride in the 1 x 1 convolutions; here they see normalized red-green-blue "
+            "pixels, with the stride in the 3 x 3 convolutions, so that their features differ from that network's"
         ),
     )
 
