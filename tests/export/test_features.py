@@ -134,7 +134,7 @@ def test_images_in_other_units_are_refused(images: Tensor, sentence: str, run: P
 def test_what_cannot_be_loaded_as_asked(run: Path, pixels: Tensor) -> None:
     with pytest.raises(TypeError, match="images are of uint8; give float images, already normalized"):
         plrc.load_backbone(run)(pixels)
-    with pytest.raises(TypeError, match="images are a ndarray; give a torch.Tensor"):
+    with pytest.raises(TypeError, match=r"images are a ndarray; give a torch\.Tensor"):
         plrc.load_backbone(run)(pixels.numpy())
     with pytest.raises(ConfigError, match=r"dtype must be one of torch\.float32, torch\.float16, .* got torch\.int8"):
         plrc.load_backbone(run, normalize=True, dtype=torch.int8)

@@ -234,3 +234,14 @@ def test_public_tables_count_what_they_ignore(tmp_path: Path) -> None:
     mask_folders(tmp_path, "train", "test", ids=((0, 10, 11, 255),), prefix="Seq05VD_")
     notes = read(tmp_path, "semantic").reading.lines()
     assert notes[1].endswith("and 4 more, ignored 50.0% (ids 11, 255)")
+
+
+def test_validation_maps_without_a_class_are_said(tmp_path: Path) -> None:
+    source(tmp_path, gray([[0, 1, 1, 2]]))
+    for i in range(3):
+        blank(tmp_path / "images" / "test" / f"q{i}.jpg", 1, 4)
+        (tmp_path / "labels" / "test").mkdir(exist_ok=True)
+        gray([[0, 1, 2, 2]]).save(tmp_path / "labels" / "test" / f"q{i}.png")
+        gray([[255] * 4]).save(tmp_path / "labels" / "val" / f"p{i}.png")
+    lines = read(tmp_path, "semantic").reading.lines()
+    assert "val: none of its labels counts, so its scores are not defined" in lines

@@ -160,7 +160,7 @@ def describe_pixels(table: ClassTable, contents: Iterable[MapValues], role: str,
         The share of each class, and of ignored pixels, in percent.
 
     Raises:
-        DataError: No pixel counts; or all pixels to train on are of one class, so that any prediction is right.
+        DataError: No pixel to train on or to test on counts; or all pixels to train on are of one class, so that any prediction is right.
     """
     pixels, ignored = table.count(contents)
     total = max(1, int(pixels.sum()) + sum(ignored.values()))
@@ -168,7 +168,7 @@ def describe_pixels(table: ClassTable, contents: Iterable[MapValues], role: str,
     what = "colors" if table.encoding.in_color else "ids"
     left_out = f"ignored {sum(ignored.values()) / total:.1%} ({what} {values})" if ignored else "ignored 0.0%"
     present = np.flatnonzero(pixels)
-    if not len(present) or (role == "train" and len(present) == 1):
+    if (role != "val" and not len(present)) or (role == "train" and len(present) == 1):
         seen = f"no class but {table.names[present[0]]}" if len(present) else "no class"
         raise DataError(
             f"the label maps of the split {split}, read for {role}, show {seen} ({left_out}); check them, or name "

@@ -154,10 +154,9 @@ def read_labelled(config: LabelledConfig, task: Task) -> Splits:
             count += f"; pixels: {describe_pixels(table, contents, role, names[role] or names['train'])}"
         reading.add(f"{role}: {origins[role]}; {count}")
     for role in ("train", "test"):
-        if not classes or not _has_countable_label(sets[role], task):
-            what = "pixel whose class is not ignored" if task == "semantic" else "object that counts"
+        if table is None and not (classes and _has_countable_label(sets[role], task)):
             reasons = "; ".join(reading.lines())
-            raise DataError(f"no usable label in {role} ({origins[role]}) of {root}, no {what}: {reasons}")
+            raise DataError(f"no usable label in {role} ({origins[role]}) of {root}, no object that counts: {reasons}")
     if val and not _has_countable_label(sets["val"], task):
         reading.add("val: none of its labels counts, so its scores are not defined")
     return Splits(sets["train"], sets["val"], sets["test"], reading)
