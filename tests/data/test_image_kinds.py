@@ -18,6 +18,7 @@ from plrc.data import image_kinds
 from plrc.data.decode import decode, decode_bytes
 from plrc.data.id_maps import map_path
 from plrc.data.image_errors import DecodeError
+from plrc.data.image_header import read_header
 from plrc.data.manifest import build_manifest
 from plrc.data.regions import Regions
 from plrc.data.scan import ScanReport, scan
@@ -265,3 +266,12 @@ def test_nothing_but_heic_names_the_package(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "a.heic").write_bytes(HEIC_START)
     with pytest.raises(DataError, match=r"1 files, none .*pip install pillow-heif, left out: 1 \(a\.heic\)"):
         find(tmp_path)
+
+
+def test_damaged_frames_after_the_first_do_no_harm() -> None:
+    frames = [Image.effect_noise((32, 24), 50 + i) for i in range(4)]
+    file = io.BytesIO()
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    data = file.getvalue()
+    for end in range(len(data) // 2, len(data)):
+        assert read_header(io.BytesIO(data[:end])).height == 24

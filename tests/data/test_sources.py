@@ -195,13 +195,13 @@ def test_coco_errors_name_where_it_looked(tmp_path: Path) -> None:
 
 
 def test_voc(tmp_path: Path) -> None:
-    fill(tmp_path / "JPEGImages", "a.jpg", "b.jpg", "c.png", "d e.jpg")
+    fill(tmp_path / "JPEGImages", "a.jpg", "b.jpg", "b.png", "c.png", "d e.jpg")
     lists = tmp_path / "ImageSets" / "Main"
     lists.mkdir(parents=True)
     (lists / "train.txt").write_text("c\na\ngone\nd e\n")
     (lists / "cat_train.txt").write_text("a  1\nb -1\n")
     (lists / "empty.txt").write_text("\n")
-    assert find(tmp_path).names == ("a.jpg", "b.jpg", "c.png", "d e.jpg")
+    assert find(tmp_path).names == ("a.jpg", "b.jpg", "b.png", "c.png", "d e.jpg")
     images = find(tmp_path, split="train")
     assert (images.layout, images.names) == ("voc", ("a.jpg", "c.png", "d e.jpg"))
     assert images.notes == ("entries of the split train without an image, left out: 1 (gone)",)

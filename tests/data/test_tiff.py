@@ -154,3 +154,16 @@ def test_kinds_that_cannot_be_read_are_named() -> None:
     assert tifffile.TiffFile(io.BytesIO(data)).pages[0].databytecounts[0] == len(large)
     assert reason(data) == "a TIFF whose compressed data is larger than its header says"
     assert reason(b"II*\0" + bytes(50)).startswith("damaged or unusual TIFF data")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_thumbnail_before_the_picture_is_not_the_picture(dtype: Any) -> None:
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        writer.write(ramp(1, dtype, 200)[:5, :6, 0], subfiletype=1)
+        writer.write(ramp(1, dtype, 200)[:, :, 0])
+    data = file.getvalue()
+    header = read_header(io.BytesIO(data))
+    assert (header.height, header.width, header.pages) == (HEIGHT, WIDTH, 1)
+    assert pixels(data).shape == (HEIGHT, WIDTH, 3)
+    assert read_tiff_page(data).shape == (HEIGHT, WIDTH, 1)

@@ -25,6 +25,8 @@ from plrc.text import printable
 _MAX_METADATA = 2**23  # bytes before the pixels of a JPEG: Pillow's time grows with their square
 _MAX_SCANS = 200  # of a JPEG, which usually has about ten: each costs a pass over all pixels
 CUT_MODES = ("RGB", "RGBA", "LA")  # modes in which Pillow cuts a 16-bit PNG to 8 bits
+_PAGE_KIND_TAG = 254  # NewSubfileType of TIFF
+_REDUCED_OR_MASK = 0b101
 _ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
 
 
@@ -134,7 +136,7 @@ def read_header(file: BinaryIO, channels: int = RGB_CHANNELS, page: int = 0) -> 
         if opened.format == "TIFF":
             pages = len(full_pages(file))
         elif opened.format in _ANIMATED:
-            pages = getattr(opened.pillow, "n_frames", 1)
+            pages = _count_frames(opened.pillow)
         return Header(
             opened.height,
             opened.width,
@@ -165,7 +167,7 @@ def open_image(file: BinaryIO, page: int = 0) -> OpenedImage:
     kind = format_of_start(start)
     image = _open_by_pillow(file, start, kind)
     if kind == "TIFF":
-        if image is not None and page:
+        if image is not None and (page or _is_thumbnail_or_mask(image)):
             image.seek(full_pages(file)[page])
         has_unknown_channels = image is not None and image.mode == "L" and _tiff_channels(image) > 1
         if image is None or has_unknown_channels or _exceeds_8_bits(image, start):
@@ -224,9 +226,23 @@ def _exceeds_8_bits(image: Image.Image, start: bytes) -> bool:
     return image.format == "PNG" and start[12:16] == b"IHDR" and start[24] == 16
 
 
+def _count_frames(image: Image.Image | None) -> int:
+    """The number of frames of an animation; 1 if those after the first are damaged."""
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception:  # Pillow searches all frames, and damaged ones raise errors of many types
+        return 1
+
+
 def _tiff_channels(image: Image.Image) -> int:
     assert isinstance(image, TiffImageFile)
     return int(image.tag_v2.get(SAMPLESPERPIXEL, 1))
+
+
+def _is_thumbnail_or_mask(image: Image.Image) -> bool:
+    """Whether the first page of a TIFF is no picture of its own."""
+    assert isinstance(image, TiffImageFile)
+    return bool(int(image.tag_v2.get(_PAGE_KIND_TAG, 0)) & _REDUCED_OR_MASK)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -173,7 +173,7 @@ def list_voc(source: str, split: str) -> Listing:
         raise ConfigError(
             f"data.split = {split} is not in {folder}; write one of: {', '.join(splits) or '(it has no lists)'}"
         )
-    by_entry = {os.path.splitext(name)[0]: name for name in sorted(listing.names)}
+    by_entry = {os.path.splitext(name)[0]: name for name in sorted(listing.names, reverse=True)}  # x.jpg before x.png
     by_entry |= {name: name for name in listing.names}
     names: list[str] = []
     lines = read_lines(path, by_entry.__contains__)

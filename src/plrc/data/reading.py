@@ -12,7 +12,7 @@ from plrc.text import printable
 Outcome = Literal["read", "repaired", "clipped", "dropped", "left out"]
 """What happened to a case: read as it is, changed where the meaning is certain, cut, or not used.
 
-A label that is not used is "dropped"; a file that is not used is "left out".
+A label, or an image with labels, that is not used is "dropped"; any other file that is not used is "left out".
 """
 
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)

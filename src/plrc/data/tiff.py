@@ -84,13 +84,9 @@ def read_tiff_header(file: BinaryIO, page: int = 0) -> TiffPage:
 
 def full_pages(file: BinaryIO) -> list[int]:
     """Return which pages of a TIFF are pictures of their own, neither thumbnails nor masks. Raises DecodeError."""
-    pages: list[int] = []
     file.seek(0)
     with _damage_named(), tifffile.TiffFile(file) as tiff:
-        for i, page in enumerate(tiff.pages):
-            if not (isinstance(page, tifffile.TiffPage) and (page.is_reduced or page.is_mask)):
-                pages.append(i)
-    return pages or [0]
+        return _full_pages(tiff)
 
 
 def read_tiff_page(data: bytes, page: int = 0) -> NDArray[Any]:
@@ -141,13 +137,24 @@ def _damage_named() -> Iterator[None]:
 @contextmanager
 def _opened(file: BinaryIO, page: int) -> Iterator[tifffile.TiffPage]:
     """Open a page of `full_pages`."""
-    number = full_pages(file)[page] if page else 0
     file.seek(0)
     with _damage_named(), tifffile.TiffFile(file) as tiff:
+        number = 0
+        if page or not _is_full(tiff.pages[0]):
+            number = _full_pages(tiff)[page]
         tiff_page = tiff.pages[number]
         if not isinstance(tiff_page, tifffile.TiffPage):
             raise DecodeError("a TIFF page without a header of its own")
         yield tiff_page
+
+
+def _full_pages(tiff: tifffile.TiffFile) -> list[int]:
+    return [i for i, page in enumerate(tiff.pages) if _is_full(page)] or [0]
+
+
+def _is_full(page: Any) -> bool:
+    """Whether a page is a picture of its own."""
+    return not (isinstance(page, tifffile.TiffPage) and (page.is_reduced or page.is_mask))
 
 
 def _describe(page: tifffile.TiffPage) -> TiffPage:

@@ -12,6 +12,7 @@ from PIL import Image
 from tests.transfer.sources import blank, mask_folders, read
 
 from plrc.errors import DataError
+from plrc.transfer.labels.label_maps import MapEncoding
 from plrc.transfer.labels.splits import Splits
 
 COLORS = np.array([[0, 0, 0], [220, 60, 50], [50, 90, 220]], dtype=np.uint8)
@@ -245,3 +246,11 @@ def test_validation_maps_without_a_class_are_said(tmp_path: Path) -> None:
         gray([[255] * 4]).save(tmp_path / "labels" / "val" / f"p{i}.png")
     lines = read(tmp_path, "semantic").reading.lines()
     assert "val: none of its labels counts, so its scores are not defined" in lines
+
+
+def test_a_label_map_is_turned_as_its_exif_data_say(tmp_path: Path) -> None:
+    values = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown after a quarter turn to the right
+    Image.fromarray(values).save(tmp_path / "map.png", exif=exif)
+    assert MapEncoding().read(str(tmp_path / "map.png")).tolist() == np.rot90(values, -1).tolist()

@@ -156,7 +156,7 @@ def test_broken_voc_annotations_are_counted_by_reason(tmp_path: Path) -> None:
         "objects without a box of four numbers, dropped: 1 (broken.xml object 1)",
         "objects of an unknown class, dropped: 2 (07_2.xml object 2 cat, 07_3.xml object 1 bird)",
         "images of another size than their annotation says, dropped: 1 (JPEGImages/07_1.jpg)",
-        "images without an annotation file, dropped: 1 (bare.jpg)",
+        "images without an annotation file, left out: 1 (JPEGImages/bare.jpg)",
         "image files that are missing, dropped: 1 (JPEGImages/gone.jpg)",
         "image files that cannot be read, dropped: 1 (JPEGImages/07_4.jpg)",
     }

@@ -87,8 +87,8 @@ def test_losses_without_lists_are_counted(tmp_path: Path) -> None:
     assert set(lines[1:]) >= {
         "annotation files that several images share, read: 1 (annotations/5.xml)",
         "annotation files without an image, left out: 1 (annotations/gone.xml)",
-        "images without an annotation file, dropped: 1 (bare.png)",
-        f"images in folders without annotation files, left out: 1 ({tmp_path}/previews/0.png)",
+        "images without an annotation file, left out: 1 (images/bare.png)",
+        "images in folders without annotation files, left out: 1 (previews/0.png)",
     }
     background = read(tmp_path, test_fraction=0.4, val="none", unlabelled="background")
     assert sum(len(part.images) for part in (background.train, background.test)) == 9
@@ -126,3 +126,12 @@ def test_the_probe_advises_no_task(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="no split to test on") as error:
             dense_probe(LabelledConfig(source=str(tmp_path / name)), ["random"], "resnet18", 64, 10, 0)
         assert "choose the task" not in str(error.value)
+
+
+def test_a_name_in_a_list_may_start_with_a_hash(tmp_path: Path) -> None:
+    root = tmp_path / "VOC2007"
+    for name in ("#1", "a", "b"):
+        voc_image(root, name, ("dog", 1, 1, 10, 10))
+    voc_list(root, "train", "# a comment", "#1", "a")
+    voc_list(root, "test", "b")
+    assert names(read(tmp_path, val="none").train) == ["#1", "a"]

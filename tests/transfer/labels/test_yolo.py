@@ -271,3 +271,21 @@ def test_tasks_and_splits_that_yolo_does_not_have(tmp_path: Path) -> None:
         read(tmp_path, train="trian")
     with pytest.raises(PlrcError, match="set only one"):
         read(tmp_path, test="val", test_fraction=0.5)
+
+
+def test_a_name_in_a_list_may_start_with_a_hash(tmp_path: Path) -> None:
+    root = yolo_source(tmp_path / "set", yaml=NAMES + "train: images/train/train.txt\nval: images/val\n")
+    blank(root / "images" / "train" / "#1.jpg")
+    put(root / "labels" / "train" / "#1.txt", BOX)
+    put(root / "images" / "train" / "train.txt", "# a comment\n#1.jpg\na0.jpg\n")
+    assert names(read(root, val="none").train) == ["#1", "a0"]
+
+
+def test_a_folder_labels_of_other_data_is_not_taken(tmp_path: Path) -> None:
+    root = tmp_path / "images" / "set"
+    for i in range(3):
+        blank(root / f"{i}.jpg")
+        put(root / f"{i}.txt", BOX)
+    put(tmp_path / "labels" / "other" / "0.txt", "")
+    train = read(root, test_fraction=0.4, val="none").train
+    assert [len(image.boxes) for image in train.images] == [1, 1]

@@ -103,6 +103,11 @@ class LabelledImage:
     id_map: str = ""
 
 
+def relative_name(root: Path, path: Path) -> str:
+    """Return the path of a file relative to the source, with "/" as separator."""
+    return os.path.relpath(path, root).replace(os.sep, "/")
+
+
 def annotate_image(
     root: Path,
     path: Path,
@@ -124,7 +129,7 @@ def annotate_image(
     Returns:
         An annotation without objects; None if the image cannot be read or has another size than stated.
     """
-    name = os.path.relpath(path, root).replace(os.sep, "/")
+    name = relative_name(root, path)
     try:
         header = _header_of_whole_image(path, channels)
     except ChannelsError as error:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from plrc.data.image_header import quiet_pillow
 from plrc.errors import DataError
@@ -169,11 +169,12 @@ def _occurring(pixels: Iterable[tuple[int, int]]) -> dict[int, int]:
 
 @contextmanager
 def _opened(path: str) -> Iterator[Image.Image]:
-    """A decoded label map of an allowed mode. Raises DataError."""
+    """A decoded label map of an allowed mode, turned as EXIF says. Raises DataError."""
     try:
         with quiet_pillow(), Image.open(path) as image:
             check_map_format(path, str(image.format), image.mode)
             image.load()
+            ImageOps.exif_transpose(image, in_place=True)
             yield image
     except DataError:
         raise

@@ -76,7 +76,7 @@ def _recognize(root: Path, task: Task) -> str:
     """The only layout that a folder has; of several, the only one for the task."""
     contents = survey(root)
     seen = {name: layout.look(contents) for name, layout in LAYOUTS.items()}
-    complete = [name for name, found in seen.items() if found.are_complete]
+    complete = [name for name, its_signs in seen.items() if its_signs.are_complete]
     fitting = [name for name in complete if task in LAYOUTS[name].tasks]
     if len(fitting) == 1:
         return fitting[0]
@@ -88,7 +88,10 @@ def _recognize(root: Path, task: Task) -> str:
             f"{root} has labels in more than one layout: {choices}; name one with --data.layout "
             "(plrc transfer probe: --layout)"
         )
-    near = [f"{name} has {found.present}, but {found.missing}" for name, found in seen.items() if found.present]
+    near = []
+    for name, its_signs in seen.items():
+        if its_signs.present:
+            near.append(f"{name} has {its_signs.present}, but {its_signs.missing}")
     inside = [folder for folder in contents.files if folder and "/" not in folder and _has_layout(root / folder)]
     reasons = "".join(f"; {reason}" for reason in near)
     advice = f"the folder with the labels, such as {root / inside[0]}" if inside else "the folder with the labels"

@@ -17,6 +17,8 @@ from plrc.transfer.labels.class_table import ClassTable
 from plrc.transfer.labels.label_maps import MODES, MapValues, check_map_format
 
 ROLES = ("train", "val", "test")
+WHOLE = "all"
+"""Name of the only split of a source without splits."""
 
 
 class NoLabelsForTask(LayoutError):

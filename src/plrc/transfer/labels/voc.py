@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from plrc.data import layouts
@@ -93,7 +94,8 @@ class VocReader:
         images: list[ImageAnnotation] = []
         for folder, path in lists:
             files = files_by_stem(folder / "JPEGImages", self.reading)
-            keys = list(dict.fromkeys(_image_of_line(line, files) for line in layouts.read_lines(str(path))))
+            lines = layouts.read_lines(str(path), partial(_is_image, files))
+            keys = list(dict.fromkeys(_image_of_line(line, files) for line in lines))
             if self.semantic:
                 maps = folder / ("SegmentationClassAug" if path.stem.endswith("_aug") else "SegmentationClass")
                 listed = {key: files.get(key) for key in keys}
@@ -105,7 +107,7 @@ class VocReader:
                     file = files.get(key, folder / "JPEGImages" / f"{key}.jpg")
                     name = xml_files.get(key)
                     xml = None if name is None else folder / "Annotations" / name
-                    image = read_annotation(self.root, file, xml, self.leave_out, self.reading)
+                    image = read_annotation(self.root, file, xml, name or "", self.leave_out, self.reading)
                     if image is not None:
                         images.append(image)
         return SplitAnnotations(images, class_names(images))
@@ -144,6 +146,10 @@ def _folders_by_year(root: Path) -> dict[str, Path]:
 
 def _list_folder(task: Task) -> Path:
     return Path("ImageSets", "Segmentation" if task == "semantic" else "Main")
+
+
+def _is_image(files: Mapping[str, Path], line: str) -> bool:
+    return _image_of_line(line, files) in files
 
 
 def _image_of_line(line: str, files: Mapping[str, Path]) -> str:

@@ -15,16 +15,14 @@ from pathlib import Path
 from plrc.data.layouts import list_folder
 from plrc.data.reading import ReadingReport
 from plrc.errors import ConfigError, LayoutError
-from plrc.transfer.labels.annotations import ImageAnnotation
+from plrc.transfer.labels.annotations import ImageAnnotation, relative_name
 from plrc.transfer.labels.class_table import ClassTable, fixed_classes
 from plrc.transfer.labels.contents import files_below
 from plrc.transfer.labels.label_maps import MapValues
-from plrc.transfer.labels.reader import SplitAnnotations, split_for_each_role
+from plrc.transfer.labels.reader import WHOLE, SplitAnnotations, split_for_each_role
 from plrc.transfer.labels.voc_xml import class_names, read_annotation, read_xml
 
 _FOLDERS = "images image imgs img jpegimages annotations annotation annots xmls xml labels".split()
-WHOLE = "all"
-"""Name of the only split of a source without folders of splits."""
 
 
 @dataclass(frozen=True)
@@ -72,17 +70,13 @@ class VocFilesReader:
 
     def _read(self, pair: _Pair) -> ImageAnnotation | None:
         if pair.image is None:
-            name = "" if pair.xml is None else self._name(pair.xml)
+            name = "" if pair.xml is None else relative_name(self.root, pair.xml)
             self.reading.count("left out", "annotation files without an image", name)
             return None
         if pair.xml is None:
-            return read_annotation(self.root, pair.image, None, self.leave_out, self.reading)
-        return read_annotation(
-            self.root, pair.image, pair.xml, self.leave_out, self.reading, first_pixel=0, location=self._name(pair.xml)
-        )
-
-    def _name(self, path: Path) -> str:
-        return os.path.relpath(path, self.root).replace(os.sep, "/")
+            return read_annotation(self.root, pair.image, None, "", self.leave_out, self.reading)
+        location = relative_name(self.root, pair.xml)
+        return read_annotation(self.root, pair.image, pair.xml, location, self.leave_out, self.reading, first_pixel=0)
 
 
 def _pair(
@@ -117,7 +111,9 @@ def _pair(
             splits[split] = content
         else:
             for pair in content:
-                reading.count("left out", "images in folders without annotation files", str(pair.image))
+                if pair.image is not None:
+                    name = relative_name(root, pair.image)
+                    reading.count("left out", "images in folders without annotation files", name)
     return splits
 
 

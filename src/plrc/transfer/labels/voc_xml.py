@@ -9,7 +9,14 @@ from pathlib import Path
 
 from plrc.data.reading import ReadingReport
 from plrc.errors import DataError
-from plrc.transfer.labels.annotations import EMPTY_BOX, NO_BOX, ImageAnnotation, ObjectAnnotation, annotate_image
+from plrc.transfer.labels.annotations import (
+    EMPTY_BOX,
+    NO_BOX,
+    ImageAnnotation,
+    ObjectAnnotation,
+    annotate_image,
+    relative_name,
+)
 
 
 def read_xml(path: Path) -> ET.Element:
@@ -24,10 +31,10 @@ def read_annotation(
     root: Path,
     image: Path,
     xml: Path | None,
+    location: str,
     leave_out: bool,
     reading: ReadingReport,
     first_pixel: int = 1,
-    location: str = "",
 ) -> ImageAnnotation | None:
     """Read the annotation of an image.
 
@@ -35,10 +42,10 @@ def read_annotation(
         root: The source.
         image: The image file.
         xml: Its annotation file; None: it has none.
+        location: Name of the annotation file in messages.
         leave_out: Whether an image without an annotation file is left out; otherwise it is background.
         reading: Counts what is dropped.
         first_pixel: 1: corners are pixels, counted from 1 and both inside the box. 0: they are edges, counted from 0.
-        location: Name of the annotation file in messages. Empty: its name without its folder.
 
     Returns:
         The annotation; None if the image cannot be used.
@@ -48,7 +55,7 @@ def read_annotation(
     """
     if xml is None:
         if leave_out:
-            reading.count("dropped", "images without an annotation file", image.name)
+            reading.count("left out", "images without an annotation file", relative_name(root, image))
             return None
         annotation = annotate_image(root, image, reading)
         if annotation is not None:
@@ -59,7 +66,7 @@ def read_annotation(
     if annotation is None:
         return None
     for number, element in enumerate(tree.findall("object"), start=1):
-        item = _read_object(element, f"{location or xml.name} object {number}", first_pixel, reading)
+        item = _read_object(element, f"{location} object {number}", first_pixel, reading)
         if item is not None:
             annotation.objects.append(item)
     return annotation

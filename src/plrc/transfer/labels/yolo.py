@@ -15,7 +15,7 @@ from plrc.data.image_kinds import IMAGE_EXTENSIONS
 from plrc.data.layouts import list_folder, read_lines
 from plrc.data.reading import ReadingReport
 from plrc.errors import ConfigError, DataError
-from plrc.transfer.labels.annotations import ImageAnnotation, ObjectAnnotation, annotate_image
+from plrc.transfer.labels.annotations import ImageAnnotation, ObjectAnnotation, annotate_image, relative_name
 from plrc.transfer.labels.class_table import ClassTable, fixed_classes
 from plrc.transfer.labels.contents import files_below, folder_named
 from plrc.transfer.labels.label_maps import MapValues
@@ -93,13 +93,18 @@ class YoloReader:
 
     def _images_of_list(self, path: Path) -> list[Path]:
         images = []
-        for line in read_lines(str(path)):
-            image = self.source.locator.locate(line.replace("\\", "/"), path.parent)
-            if image is None or not image.is_file():
+        for line in read_lines(str(path), lambda line: self._locate(line, path) is not None):
+            image = self._locate(line, path)
+            if image is None:
                 self.reading.count("left out", "entries of a list that are no file", f"{self._name(path)}: {line}")
             else:
                 images.append(image)
         return images
+
+    def _locate(self, line: str, path: Path) -> Path | None:
+        """The image of a line of a list; None if there is no such file."""
+        image = self.source.locator.locate(line.replace("\\", "/"), path.parent)
+        return image if image is not None and image.is_file() else None
 
     def _read_lines(self, image: Path) -> list[LabelLine] | None:
         """The labels of an image; several images may share a label file."""
@@ -187,15 +192,15 @@ class YoloReader:
         return f"class {number}" if self.names is None else self.names[number]
 
     def _name(self, path: Path) -> str:
-        return os.path.relpath(path, self.root).replace(os.sep, "/")
+        return relative_name(self.root, path)
 
 
 def _label_folder(images: Path) -> Path:
-    """The folder `labels` in place of the last folder `images` of a path; without one, the folder of the images."""
+    """The path with `labels` in place of its last folder `images`; if that is no folder, the folder of the images."""
     for folder in (images, *images.parents):
         if folder.name.lower() == "images":
             labels = folder_named(folder.parent, "labels")
-            if labels is not None:
+            if labels is not None and (labels / images.relative_to(folder)).is_dir():
                 return labels / images.relative_to(folder)
     return images
 

@@ -14,11 +14,10 @@ from plrc.data.layouts import read_lines
 from plrc.data.reading import ReadingReport
 from plrc.errors import DataError, LayoutError
 from plrc.transfer.labels.contents import folder_named, survey
+from plrc.transfer.labels.reader import WHOLE
 from plrc.transfer.labels.yolo_paths import Locator
 
 YAML_ENDINGS = (".yaml", ".yml")
-WHOLE = "all"
-"""Name of the only split of a source without splits."""
 
 _SPLITS = ("train", "val", "valid", "validation", "test")
 _NAME_FILES = ("classes.txt", "obj.names", "data/obj.names", "labels/classes.txt")
