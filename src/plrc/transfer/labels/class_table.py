@@ -160,7 +160,8 @@ def describe_pixels(table: ClassTable, contents: Iterable[MapValues], role: str,
         The share of each class, and of ignored pixels, in percent.
 
     Raises:
-        DataError: No pixel to train on or to test on counts; or all pixels to train on are of one class, so that any prediction is right.
+        DataError: No pixel to train on or to test on counts; or all pixels to train on are of one class, so that any
+            prediction is right.
     """
     pixels, ignored = table.count(contents)
     total = max(1, int(pixels.sum()) + sum(ignored.values()))
