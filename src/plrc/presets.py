@@ -140,11 +140,11 @@ def adapt() -> Config:
     """Warm start: given weights are trained further on your images.
 
     Name them with --model.backbone and --model.init. The frozen teacher is the network with the start weights
-    themselves (the anchor): affinities that they knew are kept where the images give no reason to change them. Points
-    are contrasted as in small_r18. All levels that detectors read are trained, because the layers above a trained level
-    go stale otherwise. The rate halves with each stage below the last, because lower stages need to change least. It is
-    that of a random start; the adaptation of settings to the data (--adapt) takes a tenth of it for a warm start,
-    unless you set the rate. Not yet better than the start weights in our measurements (docs/RESULTS.md).
+    themselves. It sees whole images at 384 px, finer than the student's crops, so that the student learns what its own
+    weights see at a higher resolution. There is no contrast, which made warm starts worse. All levels that detectors
+    read are trained, because the layers above a trained level go stale otherwise. The rate is twice that of small_r18;
+    it halves with each stage below the last, because lower stages need to change least. What it brought:
+    docs/RESULTS.md, "Frozen teachers and warm starts".
     """
     return small_r18().with_values(
         {
@@ -152,10 +152,12 @@ def adapt() -> Config:
             "model.layer4_stride": 2,
             "model.strides": (8, 16, 32),
             "teacher.kind": "frozen",
+            "teacher.size": 384,
             "objectives.image_weight": 0.0,
             "objectives.distill_weight": 0.0,
-            "objectives.point_weight": 0.3,
+            "objectives.point_weight": 0.0,
             "objectives.frozen_weight": 1.0,
+            "optim.lr": 2e-3,
             "optim.layer_decay": 0.5,
         },
         pin=False,

@@ -115,9 +115,10 @@ def _scaled_lr(config: Config, sizes: Sizes) -> Change | None:
 
 
 def _warm_start_lr(config: Config, sizes: Sizes) -> Change | None:
-    if not config.model.init:
+    has_contrast = config.objectives.image_weight > 0 or config.objectives.point_weight > 0
+    if not config.model.init or not has_contrast:
         return None
-    reason = "warm start: a tenth, to keep the given weights"
+    reason = "warm start: a tenth, because contrast changes the given weights"
     return Change("optim.lr", config.optim.lr, _round(config.optim.lr / 10), reason)
 
 
