@@ -39,6 +39,14 @@ def test_adaptation_leaves_the_paper_alone_where_it_fits() -> None:
     assert config == preset("paper_r50") and changes == []
 
 
+def test_a_warm_start_takes_a_tenth_of_the_rate_only_with_contrast() -> None:
+    start = {"model.init": "weights.pth", "optim.batch_size": 64}
+    _, contrast = adapt(preset("small_r18").with_values(start), images=10_000)
+    _, anchor = adapt(preset("adapt").with_values(start), images=10_000)
+    assert [(c.old, c.new) for c in contrast if "warm start" in c.reason] == [(1e-3, 1e-4)]
+    assert "optim.lr" not in [c.name for c in anchor]
+
+
 def test_pinned_settings_are_never_adapted() -> None:
     wanted = preset("paper_r50").with_values({"optim.batch_size": 32, "objectives.queue": 999, "optim.lr": 0.03})
     config, changes = adapt(wanted, images=300)
