@@ -53,6 +53,8 @@ FLAGS = """
 """
 
 TRANSFER = """
+--detector --model.detector --model.queries --model.decoder-layers --optim.optimizer
+--optim.gradient-accumulation-steps --optim.backbone-lr-factor
 --help --preset --config --data --out --resume --no-resume --schedule --partial --no-partial --evaluations
 --data.source --data.layout --data.train --data.val --data.test --data.fraction --data.shots --data.merge-classes
 --data.group --data.no-merge-classes --data.test-fraction --data.unlabelled --data.four-point-polygons
@@ -236,10 +238,16 @@ def test_protocols() -> None:
         "voc_c4_24k",
         "coco_c4_1x",
         "coco_fpn_1x",
+        "coco_rt_detr_v2",
+        "coco_d_fine",
+        "coco_rf_detr",
         "cityscapes_instances",
         "cityscapes_semantic",
         "voc_semantic",
         "small_detection",
+        "small_rt_detr_v2",
+        "small_d_fine",
+        "small_rf_detr",
         "small_instances",
         "small_semantic",
     ]

@@ -24,7 +24,7 @@ TASKS = (*DEFAULT_PROTOCOLS, "probe")
 @dataclass(frozen=True)
 class StartOptions:
     preset: str = setting("", metavar="NAME")
-    """A protocol from the list above. Empty: the small protocol of the task."""
+    """A protocol from the list above. Empty: the small protocol of the task and detector."""
     config: str = setting("", metavar="FILE")
     """TOML file with settings that replace those of the protocol. Options replace both."""
 
@@ -72,6 +72,7 @@ def run(arguments: Sequence[str]) -> int:
     examples:
       plrc transfer probe --data camvid/ --init runs/first
       plrc transfer detection --data voc/ --init runs/first --out transfer/first
+      plrc transfer detection --detector d_fine --data voc/ --init runs/first --out d-fine
       plrc transfer semantic --data camvid/ --init random --optim.lr 0.05 --out random
       plrc transfer instances --preset coco_fpn_1x --schedule 2x --data coco/ --out coco-2x
       plrc transfer detection --preset voc_c4_24k --data VOC/ --init its.pth --out its
@@ -108,7 +109,11 @@ def parse_transfer(task: str, arguments: Sequence[str]) -> TransferConfig:
 def starting_point(task: str, values: dict[str, Any]) -> TransferConfig:
     """Return the settings below the options, of which "preset" and "config" count: protocol and TOML file."""
     table = read_toml(values["config"]) if values.get("config") else {}
-    name = values.get("preset") or table.get("preset") or DEFAULT_PROTOCOLS[task]
+    detector = values.get("model.detector") or table.get("model", {}).get("detector")
+    default = (
+        f"small_{detector}" if task == "detection" and f"small_{detector}" in PROTOCOLS else DEFAULT_PROTOCOLS[task]
+    )
+    name = values.get("preset") or table.get("preset") or default
     return TransferConfig.from_dict(table | {"task": task, "preset": name}, protocol(name, task))
 
 

@@ -23,6 +23,7 @@ from plrc.engine.runlog import RunLog
 from plrc.errors import RunError
 from plrc.files import parse_json, write_atomic, write_json
 from plrc.machine import versions
+from plrc.model.backbone import Backbone
 from plrc.progress import OnProgress, ignore_progress
 from plrc.runtime import StopRequest, choose_device
 from plrc.transfer.initial import InitialWeights, initial_backbone, verify_initial_weights
@@ -31,7 +32,7 @@ from plrc.transfer.labels.splits import LabelledSet, Splits, labelled_subset, re
 from plrc.transfer.protocols import OptimConfig, TransferConfig
 from plrc.transfer.tasks import TaskModel, build_task_model
 
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 CHECKPOINT = "checkpoint.pt"
 RESULT = "result.json"
 WEIGHTS = "model.safetensors"
@@ -163,16 +164,13 @@ def _fine_tune(
             model.train()
             torch.manual_seed(rng.torch_seed(config.seed, "layers", index=step))
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config.optim, step - 1)
-            batch = next(batches)
-            with torch.autocast(task_model.device.type, torch.bfloat16, enabled=config.optim.precision == "bfloat16"):
-                loss = task_model.loss(batch)
+                group["lr"] = learning_rate(config.optim, step - 1) * group["lr_factor"]
             optimizer.zero_grad()
-            loss.backward()
+            loss = _backward(task_model, next(batches), config.optim)
             if config.optim.max_grad_norm:
                 nn.utils.clip_grad_norm_(model.parameters(), config.optim.max_grad_norm)
             optimizer.step()
-            losses.append(loss.detach())
+            losses.append(loss)
 
             if step % config.run.log_every_steps == 0 or step == steps:
                 mean_loss = float(torch.stack(losses).mean())
@@ -223,7 +221,10 @@ def _fine_tune(
             versions=versions(),
         )
     if config.run.keep_model:
-        tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        # some networks have one tensor under two names; the file has a copy under each
+        tensors = {
+            name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in model.state_dict().items()
+        }
         write_atomic(out / WEIGHTS, lambda file: file.write(safetensors.torch.save(tensors)))
     write_json(out / RESULT, dataclasses.asdict(result))
     (out / CHECKPOINT).unlink(missing_ok=True)
@@ -276,20 +277,45 @@ def _check_folder(config: TransferConfig) -> Path:
     return out
 
 
+def _backward(task_model: TaskModel, batch: list[Any], config: OptimConfig) -> torch.Tensor:
+    """Add the gradients of the mean loss of the batch's parts; returns that loss."""
+    parts = config.gradient_accumulation_steps
+    size = -(-len(batch) // parts)
+    total = torch.zeros((), device=task_model.device)
+    for start in range(0, len(batch), size):
+        with torch.autocast(task_model.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            loss = task_model.loss(batch[start : start + size]) / parts
+        loss.backward()
+        total += loss.detach()
+    return total
+
+
 def _build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """SGD; normalization layers have a weight decay of their own."""
+    """Normalization layers have a weight decay of their own, and the backbone a learning rate."""
     norm_ids = set()
+    backbone_ids = set()
     for module in model.modules():
         if isinstance(module, NORMS):
             norm_ids |= {id(parameter) for parameter in module.parameters(recurse=False)}
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    others = [parameter for parameter in trained if id(parameter) not in norm_ids]
-    norms = [parameter for parameter in trained if id(parameter) in norm_ids]
+        if isinstance(module, Backbone) and config.backbone_lr_factor != 1:
+            backbone_ids |= {id(parameter) for parameter in module.parameters()}
     groups = []
-    if others:
-        groups.append({"params": others, "weight_decay": config.weight_decay})
-    if norms:
-        groups.append({"params": norms, "weight_decay": config.norm_decay})
+    for in_backbone in (False, True):
+        for is_norm in (False, True):
+            chosen = []
+            for parameter in model.parameters():
+                kind = (id(parameter) in backbone_ids, id(parameter) in norm_ids)
+                if parameter.requires_grad and kind == (in_backbone, is_norm):
+                    chosen.append(parameter)
+            if chosen:
+                group = {
+                    "params": chosen,
+                    "weight_decay": config.norm_decay if is_norm else config.weight_decay,
+                    "lr_factor": config.backbone_lr_factor if in_backbone else 1.0,
+                }
+                groups.append(group)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, config.lr, betas=(config.momentum, 0.999))
     return torch.optim.SGD(groups, config.lr, config.momentum)
 
 

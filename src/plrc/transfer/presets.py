@@ -41,6 +41,53 @@ def coco_fpn_1x() -> TransferConfig:
     return coco_c4_1x().with_values({"model.neck": "fpn"})
 
 
+def coco_rt_detr_v2() -> TransferConfig:
+    """COCO: RT-DETR v2, 72 epochs of 118k images (532k steps of 16), 480-800 px."""
+    return TransferConfig(
+        task="detection",
+        data=LabelledConfig(layout="coco", val="none"),
+        input=InputConfig(train_size=(480.0, 800.0), test_size=640.0),
+        model=DetectorConfig(detector="rt_detr_v2"),
+        optim=OptimConfig(
+            optimizer="adamw",
+            lr=1e-4,
+            backbone_lr_factor=0.1,
+            steps=532_000,
+            lr_milestones=(1.0, 1.0),
+            warmup_steps=2000,
+            max_grad_norm=0.1,
+        ),
+    )
+
+
+def coco_d_fine() -> TransferConfig:
+    """COCO: D-FINE, 72 epochs of 118k images (266k steps of 32), 480-800 px."""
+    return coco_rt_detr_v2().with_values(
+        {
+            "model.detector": "d_fine",
+            "optim.lr": 2.5e-4,
+            "optim.batch_size": 32,
+            "optim.steps": 266_000,
+            "optim.weight_decay": 1.25e-4,
+        }
+    )
+
+
+def coco_rf_detr() -> TransferConfig:
+    """COCO: RF-DETR, 50 epochs of 118k images (370k steps of 16), squares of 560 px."""
+    return coco_rt_detr_v2().with_values(
+        {
+            "model.detector": "rf_detr",
+            "model.backbone": "timm:vit_small_patch14_dinov2",
+            "model.hidden": 2048,
+            "model.decoder_layers": 3,
+            "input.train_size": (448.0, 672.0),
+            "input.test_size": 560.0,
+            "optim.steps": 370_000,
+        }
+    )
+
+
 def cityscapes_instances() -> TransferConfig:
     """Cityscapes: Mask R-CNN FPN, 24k steps, batch 8, 800-1024 px."""
     return TransferConfig(
@@ -95,6 +142,37 @@ def small_detection() -> TransferConfig:
     )
 
 
+def small_rt_detr_v2() -> TransferConfig:
+    """Few labels, a CPU: RT-DETR v2, 50 queries, 192 px, 600 steps of 4 images."""
+    return TransferConfig(
+        task="detection",
+        input=InputConfig(train_size=(160.0, 224.0), test_size=192.0, max_size=320),
+        model=DetectorConfig(
+            backbone="resnet18", detector="rt_detr_v2", width=96, hidden=256, queries=50, decoder_layers=2
+        ),
+        optim=OptimConfig(
+            optimizer="adamw",
+            lr=5e-4,
+            backbone_lr_factor=0.2,
+            batch_size=4,
+            steps=600,
+            lr_milestones=(0.75, 0.92),
+            warmup_steps=30,
+            max_grad_norm=1.0,
+        ),
+    )
+
+
+def small_d_fine() -> TransferConfig:
+    """Few labels, a CPU: D-FINE, 50 queries, 192 px, 600 steps of 4 images."""
+    return small_rt_detr_v2().with_values({"model.detector": "d_fine"})
+
+
+def small_rf_detr() -> TransferConfig:
+    """Few labels, a CPU: RF-DETR on a vision transformer, 50 queries, 192 px, 600 steps of 4 images."""
+    return small_rt_detr_v2().with_values({"model.detector": "rf_detr", "model.backbone": "timm:vit_tiny_patch16_224"})
+
+
 def small_instances() -> TransferConfig:
     """Few labels, a CPU: Mask R-CNN FPN from stride 8, 192 px, 300 steps of 4 images."""
     return small_detection().with_values({"task": "instances"})
@@ -116,10 +194,16 @@ PROTOCOLS: dict[str, Callable[[], TransferConfig]] = {
     "voc_c4_24k": voc_c4_24k,
     "coco_c4_1x": coco_c4_1x,
     "coco_fpn_1x": coco_fpn_1x,
+    "coco_rt_detr_v2": coco_rt_detr_v2,
+    "coco_d_fine": coco_d_fine,
+    "coco_rf_detr": coco_rf_detr,
     "cityscapes_instances": cityscapes_instances,
     "cityscapes_semantic": cityscapes_semantic,
     "voc_semantic": voc_semantic,
     "small_detection": small_detection,
+    "small_rt_detr_v2": small_rt_detr_v2,
+    "small_d_fine": small_d_fine,
+    "small_rf_detr": small_rf_detr,
     "small_instances": small_instances,
     "small_semantic": small_semantic,
 }

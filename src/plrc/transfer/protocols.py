@@ -23,6 +23,7 @@ from plrc.settings import (
 )
 
 Task = Literal["detection", "instances", "semantic"]
+Detector = Literal["faster_rcnn", "rt_detr_v2", "d_fine", "rf_detr"]
 Layout = Literal["auto", "voc", "coco", "yolo", "folders", "cityscapes"]
 
 
@@ -95,7 +96,8 @@ class InputConfig:
     """How an image enters the network."""
 
     train_size: tuple[float, float] = (480.0, 800.0)
-    """Detection: range from which the shorter side in pixels is drawn. Semantic: range of the scale."""
+    """Detection: range from which the shorter side in pixels is drawn (detectors of transformers: the side of a
+    square). Semantic: range of the scale."""
     test_size: float = 800.0
     """Detection: shorter side at test. Semantic: scale at test."""
     max_size: int = 1333
@@ -117,6 +119,9 @@ class DetectorConfig:
 
     backbone: str = ""
     """torchvision ResNet (resnet50, ...). Empty: that of the initial weights, else resnet50."""
+    detector: Detector = setting("faster_rcnn", alias="detector")
+    """Detection: faster_rcnn (torchvision; Mask R-CNN for masks), or rt_detr_v2, d_fine, rf_detr (transformers). The
+    settings below are for faster_rcnn, except norm, trainable_layers, width, hidden, queries and decoder_layers."""
     neck: Literal["fpn", "c4"] = "fpn"
     """Detection: fpn (feature pyramid) or c4 (regions read from stride 16, layer4 as head: the paper's VOC)."""
     norm: Literal["bn", "frozen", "sync"] = "bn"
@@ -126,11 +131,15 @@ class DetectorConfig:
     trainable_layers: int = 5
     """How many of stem, layer1 ... layer4 are trained, counted from the top. 5: all, 3: as for ImageNet weights."""
     width: int = 256
-    """Channels of the pyramid, or of the FCN head."""
+    """Channels of the pyramid, of the FCN head, or of the transformer."""
     min_stride: Literal[4, 8] = 4
     """fpn: smallest stride of the pyramid; 8 saves most of the time on a CPU."""
     hidden: int = 1024
-    """fpn: width of the box head."""
+    """fpn: width of the box head. Detectors of transformers: width of the feed-forward layers."""
+    queries: int = 300
+    """Detectors of transformers: candidates per image."""
+    decoder_layers: int = 6
+    """Detectors of transformers: layers of the decoder."""
     rois_per_image: int = 512
     """Regions per image that the head is trained on."""
     anchors: float = 8.0
@@ -142,19 +151,25 @@ class DetectorConfig:
 
     def __post_init__(self) -> None:
         require_between("model.trainable_layers", self.trainable_layers, 1, 5)
-        for name in ("width", "hidden", "rois_per_image", "dilation"):
+        for name in ("width", "hidden", "rois_per_image", "dilation", "queries", "decoder_layers"):
             require_at_least(f"model.{name}", getattr(self, name), 1)
         require_positive("model.anchors", self.anchors)
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Optimization: SGD with momentum, linear warm-up, learning rate divided by ten at milestones."""
+    """Optimization: linear warm-up, learning rate divided by ten at milestones."""
 
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd (with momentum) or adamw, which detectors of transformers need."""
     lr: float = 0.02
     """Peak learning rate."""
     batch_size: int = 16
     """Images per optimizer step."""
+    gradient_accumulation_steps: int = 1
+    """Parts that a batch is split into; a smaller part needs less memory."""
+    backbone_lr_factor: float = 1.0
+    """Learning rate of the backbone, as a multiple of `lr`."""
     steps: int = 90_000
     """Optimizer steps, before `schedule` multiplies them."""
     schedule: Literal["1x", "2x", "3x"] = setting("1x", alias="schedule")
@@ -164,7 +179,7 @@ class OptimConfig:
     warmup_steps: int = 1000
     """Steps over which the learning rate grows to its value; at most a tenth of all steps are used."""
     momentum: float = 0.9
-    """SGD momentum."""
+    """Momentum of SGD, or first beta of AdamW."""
     weight_decay: float = 1e-4
     """Weight decay of all other parameters."""
     norm_decay: float = 0.0
@@ -172,12 +187,18 @@ class OptimConfig:
     max_grad_norm: float = 0.0
     """Largest norm of the gradient. 0: not clipped."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the forward pass (semantic only)."""
+    """Arithmetic of the forward pass. bfloat16 is not for faster_rcnn."""
 
     def __post_init__(self) -> None:
         require_positive("optim.lr", self.lr)
-        for name in ("batch_size", "steps"):
+        for name in ("batch_size", "steps", "gradient_accumulation_steps"):
             require_at_least(f"optim.{name}", getattr(self, name), 1)
+        require_positive("optim.backbone_lr_factor", self.backbone_lr_factor)
+        require(
+            self.batch_size % self.gradient_accumulation_steps == 0,
+            f"optim.gradient_accumulation_steps must divide optim.batch_size ({self.batch_size}), got "
+            f"{self.gradient_accumulation_steps}",
+        )
         require_range("optim.lr_milestones", self.lr_milestones, 0, 1)
         for name in ("warmup_steps", "momentum", "weight_decay", "norm_decay", "max_grad_norm"):
             require_at_least(f"optim.{name}", getattr(self, name), 0)
@@ -278,7 +299,12 @@ class TransferConfig(Settings):
             self.input.max_size >= largest,
             f"input.max_size must be >= the shorter side ({largest:g}), got {self.input.max_size}",
         )
+        is_torchvision = self.model.detector == "faster_rcnn"
         require(
-            self.optim.precision == "float32",
-            "optim.precision must be float32 for detectors: bfloat16 rounds boxes above 512 px by 4 px",
+            self.optim.precision == "float32" or not is_torchvision,
+            "optim.precision must be float32 for faster_rcnn: bfloat16 rounds boxes above 512 px by 4 px",
+        )
+        require(
+            self.task == "detection" or is_torchvision,
+            f"{self.model.detector} predicts boxes alone; write --model.detector faster_rcnn for masks",
         )
