@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from plrc import rng
 from plrc.engine.checkpoint import checkpoint_of
 from plrc.errors import ConfigError, PlrcError, WeightsError
-from plrc.model.backbone import RESNETS, Backbone, build_backbone
+from plrc.model.backbone import RESNETS, Backbone, ResNetLevels, build_backbone
 from plrc.model.naming import COUNTER_SUFFIX
 from plrc.model.start_pixels import refuse_other_channels, start_pixels
 from plrc.model.starts import PRETRAINED, pretrained_weights
@@ -179,11 +179,20 @@ def verify_initial_weights(model: nn.Module, initial: InitialWeights) -> str:
 
 
 def _backbone_tensors(model: nn.Module, expected: Iterable[str]) -> Iterator[tuple[str, str, Tensor]]:
-    """(name in the network, name in the backbone, tensor); the latter is the longest name that the former ends with."""
+    """(name in the network, name in the backbone, tensor); the latter is the longest name that the former ends with.
+
+    Only parts of a ResNet can be in a detector twice. Other networks have names such as norm.weight, which detectors
+    have too, so that only their own tensors are compared.
+    """
     names = set(expected)
-    for module in model.modules():
-        if isinstance(module, Backbone):
-            names.update(module.net.state_dict())
+    for place, module in model.named_modules():
+        if not isinstance(module, Backbone):
+            continue
+        if not isinstance(module.net, ResNetLevels):
+            for name, tensor in module.net.state_dict().items():
+                yield f"{place}.net.{name}", name, tensor
+            return
+        names.update(module.net.state_dict())
     for path, tensor in model.state_dict().items():
         parts = path.split(".")
         for start in range(len(parts)):
