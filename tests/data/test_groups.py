@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from plrc import rng
 from plrc.config import DataConfig
-from plrc.data.groups import draw_held_out, group_names
+from plrc.data.groups import draw_held_out, group_names, require_two_groups
 from plrc.data.reading import ReadingReport
 from plrc.data.sampler import split_held_out
 from plrc.errors import ConfigError
@@ -43,7 +43,7 @@ def test_a_group_that_divides_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"data\.group = x\.y matches none of the 5 images, such as a/IMG_1_MOV-0"):
         groups_of(FRAMES, "x.y")
     with pytest.raises(ConfigError, match="puts all 2 images into one group, so none can be held out; write a pattern"):
-        groups_of(["images/1.jpg", "images/2.jpg"], "folder")
+        require_two_groups(["images", "images"], ["images/1.jpg", "images/2.jpg"], "folder")
     for config in (DataConfig, LabelledConfig):
         with pytest.raises(ConfigError, match=r"data\.group = \(IMG is no regular expression \(missing \)"):
             config(group="(IMG")

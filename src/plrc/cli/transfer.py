@@ -47,6 +47,9 @@ class ProbeOptions:
     """Split that it is scored on. Empty: chosen by name (test, else val)."""
     test_fraction: float = 0.0
     """Share of the training images that is taken out to score on, for a folder without a test split."""
+    group: str = setting("", metavar="folder|PATTERN")
+    """Images that belong together, for warnings about splits that part them: those of a folder, or those in whose path
+    the first group of a regular expression is the same."""
     fraction: float = 1.0
     """Share of the training images whose labels are used."""
     size: int = 224
@@ -135,6 +138,7 @@ def probe(arguments: Sequence[str]) -> int:
         train=options.train,
         test=options.test,
         test_fraction=options.test_fraction,
+        group=options.group,
         fraction=options.fraction,
         channels=options.channels,
         mean=options.mean,

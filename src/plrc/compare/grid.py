@@ -27,6 +27,7 @@ PROGRESS_SECONDS = 30.0  # between two lines about the run in progress
 
 # While a run is executed, only these loggers and warnings reach the terminal.
 GRID_LOGGERS = ("plrc.compare", "plrc.study")
+DATA_CHECKS = "plrc.transfer.data_checks"  # its warnings are the same in every run
 
 Run = TypeVar("Run")
 """A run of a grid. `str(run)` describes it in the log."""
@@ -159,7 +160,8 @@ class _ProgressLog:
 
 
 def _is_grid_line(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.WARNING or record.name.startswith(GRID_LOGGERS)
+    is_repeated = record.name == DATA_CHECKS
+    return (record.levelno >= logging.WARNING and not is_repeated) or record.name.startswith(GRID_LOGGERS)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from plrc.engine.checkpoint import newest_checkpoint
 from plrc.errors import ConfigError, DataError, WeightsError
 from plrc.files import file_sha256
 from plrc.pixels import PixelStatistics
+from plrc.transfer.data_checks import log_data_warnings
 from plrc.transfer.initial import initial_backbone
 from plrc.transfer.labels.datasets import usual_pixels
 from plrc.transfer.labels.splits import LabelledSet, read_labelled
@@ -66,6 +67,7 @@ def build_comparison(
     usual = usual_pixels(splits.train, base.data.pixels)
     backbone = _common_backbone(set(itertools.chain(*groups.values())), base, usual)
     _check_test_images_unseen(comparison, splits.test)
+    log_data_warnings(splits, base.data, list(itertools.chain(*groups.values())), base)
     return replace(comparison, base=base.with_values({"model.backbone": backbone}), digest=splits.digest())
 
 

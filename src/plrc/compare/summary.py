@@ -186,6 +186,7 @@ def _provenance(runs: ComparisonRuns, commands: Sequence[str]) -> dict[str, Any]
     """Return when, where and with which software the results were computed."""
     versions: set[tuple[tuple[str, str], ...]] = set()  # items of dicts, because a dict cannot be in a set
     notes: set[str] = set()
+    warnings: set[str] = set()
     reading: dict[str, Any] = {}  # that of any run: all read the same labels
     seconds = 0.0
     for run in runs.required_runs():
@@ -193,6 +194,7 @@ def _provenance(runs: ComparisonRuns, commands: Sequence[str]) -> dict[str, Any]
         if result is not None:
             versions.add(tuple(result["versions"].items()))
             notes.update(result["notes"])
+            warnings.update(result.get("warnings", ()))
             reading = result["reading"]
             seconds += result["seconds"]
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -202,6 +204,7 @@ def _provenance(runs: ComparisonRuns, commands: Sequence[str]) -> dict[str, Any]
         "labels": runs.comparison.digest,
         "versions": [dict(items) for items in sorted(versions)],
         "notes": sorted(notes),
+        "warnings": sorted(warnings),
         "reading": reading,
         "hours": round(seconds / 3600, 2),
         "machine": {"system": platform.platform(), "cpu": processor(), "cores": cores(), "gpus": gpus},

@@ -32,7 +32,7 @@ def group_names(names: Sequence[str], group: str, reading: ReadingReport) -> lis
         The name of the group of each image.
 
     Raises:
-        ConfigError: The images are not divided: all of them are in one group, or none matches.
+        ConfigError: The pattern matches none of the images.
     """
     if not group:
         return list(names)
@@ -43,16 +43,25 @@ def group_names(names: Sequence[str], group: str, reading: ReadingReport) -> lis
         groups, unmatched = _match(names, group)
         if unmatched and len(unmatched) == len(names):
             raise ConfigError(f"data.group = {group} matches none of the {len(names)} images, such as {names[0]}")
-    count = len(set(groups))
-    if count == 1 and len(names) > 1:
+    reading.add(f"data.group = {group}: {len(set(groups))} groups of {len(names)} images")
+    for name in unmatched:
+        reading.count("read", "images that data.group does not match, each a group of its own", name)
+    return groups
+
+
+def require_two_groups(groups: Sequence[str], names: Sequence[str], group: str) -> None:
+    """Raise ConfigError if all images are in one group.
+
+    Args:
+        groups: The group of each image.
+        names: The images.
+        group: The setting `data.group`, for the message.
+    """
+    if len(names) > 1 and len(set(groups)) == 1:
         raise ConfigError(
             f"data.group = {group} puts all {len(names)} images into one group, so none can be held out; write a "
             f"pattern that tells groups apart in names such as {names[0]}"
         )
-    reading.add(f"data.group = {group}: {count} groups of {len(names)} images")
-    for name in unmatched:
-        reading.count("read", "images that data.group does not match, each a group of its own", name)
-    return groups
 
 
 def draw_held_out(groups: Sequence[str], wanted: int, at_most: int, seed: int) -> np.ndarray:

@@ -83,12 +83,16 @@ def mtime(path: str) -> int:
     return size_and_mtime(path)[1]
 
 
+def cache_file(kind: str, source: str) -> Path:
+    """Return the file in the user's cache folder that keeps something of this kind about a source."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "plrc"
+    return cache / f"{kind}-{hashlib.sha256(os.fsencode(os.path.abspath(source))).hexdigest()[:24]}.json"
+
+
 def index_paths(source: str) -> list[Path]:
     """Return where the index of a source may lie, the preferred place first."""
-    source = os.path.abspath(source)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "plrc"
-    fallback = cache / f"index-{hashlib.sha256(os.fsencode(source)).hexdigest()[:24]}.json"
-    return [Path(source) / INDEX_NAME, fallback] if os.path.isdir(source) else [fallback]
+    fallback = cache_file("index", source)
+    return [Path(os.path.abspath(source)) / INDEX_NAME, fallback] if os.path.isdir(source) else [fallback]
 
 
 def create_index_file(source: str) -> Path | None:

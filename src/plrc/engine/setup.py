@@ -19,7 +19,7 @@ from plrc import distributed
 from plrc.config import Config
 from plrc.data import cache
 from plrc.data.channel_statistics import measure_pixels
-from plrc.data.groups import group_names
+from plrc.data.groups import group_names, require_two_groups
 from plrc.data.manifest import build_manifest, compare_manifests, images_from_manifest, read_manifest, write_manifest
 from plrc.data.regions import Regions
 from plrc.data.sampler import split_held_out
@@ -162,6 +162,8 @@ def _list_images(config: Config, stored: Config | None, manifest: Path) -> tuple
             return images_from_manifest(read_manifest(manifest))
     images = find_images(config.data)
     groups = group_names(images.names, config.data.group, images.reading)
+    if config.data.held_out:
+        require_two_groups(groups, images.names, config.data.group)
     train, held_out = split_held_out(groups, config.data.held_out, config.seed)
     if config.data.group and config.data.held_out and not held_out.size:
         images.reading.add("no group of data.group is smaller than a tenth of the images: none is held out for health")

@@ -26,6 +26,7 @@ from plrc.measures.segmentation import IGNORED
 from plrc.model import build_backbone
 from plrc.progress import OnProgress, ignore_progress
 from plrc.rng import generator
+from plrc.transfer.data_checks import log_data_warnings
 from plrc.transfer.initial import initial_backbone
 from plrc.transfer.labels.datasets import usual_pixels
 from plrc.transfer.labels.rasterize import rasterize, scaled_size
@@ -53,6 +54,7 @@ class DenseResult:
         grouping: Stride -> grouping AUC; nan if no objects are labelled.
         notes: What to know about the labels and the weights.
         reading: What was read of the labels, as `ReadingReport.to_dict` returns it.
+        warnings: Overlaps between splits, and sizes of objects (`data_checks`).
         init_report: The table of the tensors that were loaded.
     """
 
@@ -66,6 +68,7 @@ class DenseResult:
     grouping: dict[int, float]
     notes: tuple[str, ...]
     reading: dict[str, Any]
+    warnings: tuple[str, ...]
     init_report: str
 
     def table(self, notes: bool = True) -> str:
@@ -120,6 +123,7 @@ def dense_probe(
     if size < 64 or images < 1:
         raise ConfigError(f"size must be >= 64 and images >= 1, got {size} and {images}: write --size and --images")
     splits, task = _read_most_detailed(data)
+    warnings = log_data_warnings(splits, data, inits)
     usual = usual_pixels(splits.train, data.pixels)
     networks = []
     for init in inits:
@@ -177,6 +181,7 @@ def dense_probe(
                 grouping=grouping,
                 notes=(*splits.reading.lines(), *notes, *initial.lines()),
                 reading=splits.reading.to_dict(),
+                warnings=tuple(warnings),
                 init_report=initial.table(),
             )
         )

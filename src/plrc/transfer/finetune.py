@@ -26,6 +26,7 @@ from plrc.machine import versions
 from plrc.model.backbone import Backbone
 from plrc.progress import OnProgress, ignore_progress
 from plrc.runtime import StopRequest, choose_device
+from plrc.transfer.data_checks import log_data_warnings
 from plrc.transfer.initial import InitialWeights, initial_backbone, verify_initial_weights
 from plrc.transfer.labels.datasets import usual_pixels
 from plrc.transfer.labels.splits import LabelledSet, Splits, labelled_subset, read_labelled
@@ -55,6 +56,7 @@ class Result:
         seconds: Duration, over all starts of the run.
         notes: What to know about the labels.
         reading: What was read of the labels, as `ReadingReport.to_dict` returns it.
+        warnings: Overlaps between splits, and sizes of objects (`data_checks`).
         labels: Digest of the labels (`Splits.digest`).
         config: The configuration.
         versions: Versions of the software.
@@ -72,6 +74,7 @@ class Result:
     seconds: float
     notes: list[str] = field(default_factory=list)
     reading: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
     labels: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -156,6 +159,7 @@ def _fine_tune(
     ):
         for line in (*splits.reading.lines(), *initial.lines(), inside):
             log.info(line)
+        warnings = log_data_warnings(splits, config.data, [config.init], config)
         verb = "resuming" if start_step else "starting"
         log.info(f"{verb} at step {start_step} of {steps}: {len(labelled.images)} images")
         losses: list[torch.Tensor] = []
@@ -216,6 +220,7 @@ def _fine_tune(
             seconds=round(time.perf_counter() - started, 1),
             notes=list(splits.reading.lines()),
             reading=splits.reading.to_dict(),
+            warnings=warnings,
             labels=splits.digest(),
             config=config.to_dict(),
             versions=versions(),

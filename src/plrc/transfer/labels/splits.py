@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from plrc import rng
-from plrc.data.groups import draw_held_out, group_names
+from plrc.data.groups import draw_held_out, group_names, require_two_groups
 from plrc.data.image_files import read_bytes
 from plrc.data.reading import ReadingReport
 from plrc.errors import ConfigError, DataError
@@ -59,12 +60,16 @@ class Splits:
         val: To choose settings and to draw curves; may be empty.
         test: To score the result.
         reading: Which split is which, and what was repaired, clipped, dropped or left out.
+        groups: Name of an image -> its group; empty without `LabelledConfig.group`.
+        drawn: Those of "val" and "test" that were taken out of the training images.
     """
 
     train: LabelledSet
     val: LabelledSet
     test: LabelledSet
     reading: ReadingReport
+    groups: dict[str, str] = field(default_factory=dict)
+    drawn: tuple[str, ...] = ()
 
     def digest(self) -> str:
         """Compute the SHA-256 of the labels: classes, and names, sizes, objects and id maps of the images.
@@ -111,14 +116,21 @@ def read_labelled(config: LabelledConfig, task: Task) -> Splits:
     train_split = _read(reader, names["train"], "train", reading)
     train = train_split.images
     origins = {role: f"split {name}" for role, name in names.items()}
+    test: list[ImageAnnotation] = []
     if names["test"]:
         test = _read(reader, names["test"], "test", reading).images
-    else:
-        train, test = _hold_out(train, names["train"], "test", config.test_fraction, config.group, reading)
-        origins["test"] = _describe_drawn(f"{config.test_fraction:.3g}", names["train"], config.group)
     val: list[ImageAnnotation] = []
     if names["val"]:
         val = _read(reader, names["val"], "val", reading).images
+    groups: dict[str, str] = {}
+    if config.group:
+        every_name = sorted({image.name for image in train + val + test})
+        groups = dict(zip(every_name, group_names(every_name, config.group, reading), strict=True))
+    drawn: list[str] = []
+    if not names["test"]:
+        train, test = _hold_out(train, names["train"], "test", config.test_fraction, groups, config.group)
+        origins["test"] = _describe_drawn(f"{config.test_fraction:.3g}", names["train"], config.group)
+        drawn.append("test")
     _require_disjoint(train, test, names["train"], names["test"])
     if config.val not in ("", "none"):
         _require_disjoint(train, val, names["train"], names["val"])
@@ -127,8 +139,9 @@ def read_labelled(config: LabelledConfig, task: Task) -> Splits:
     if config.val == "none":
         origins["val"] = "none"
     elif not config.val and (not val or _shared_names(val, train + test)):
-        train, val = _hold_out(train, names["train"], "val", _VAL_FRACTION, config.group, reading)
+        train, val = _hold_out(train, names["train"], "val", _VAL_FRACTION, groups, config.group)
         origins["val"] = _describe_drawn("a fifth", names["train"], config.group)
+        drawn.append("val")
 
     classes = train_split.classes
     table = None
@@ -159,7 +172,7 @@ def read_labelled(config: LabelledConfig, task: Task) -> Splits:
             raise DataError(f"no usable label in {role} ({origins[role]}) of {root}, no object that counts: {reasons}")
     if val and not _has_countable_label(sets["val"], task):
         reading.add("val: none of its labels counts, so its scores are not defined")
-    return Splits(sets["train"], sets["val"], sets["test"], reading)
+    return Splits(sets["train"], sets["val"], sets["test"], reading, groups, tuple(drawn))
 
 
 def labelled_subset(labelled: LabelledSet, fraction: float, shots: int, seed: int, task: Task) -> LabelledSet:
@@ -264,19 +277,21 @@ def _require_disjoint(
 
 
 def _hold_out(
-    images: list[ImageAnnotation], split: str, role: str, fraction: float, group: str, reading: ReadingReport
+    images: list[ImageAnnotation], split: str, role: str, fraction: float, group_of: Mapping[str, str], setting: str
 ) -> tuple[list[ImageAnnotation], list[ImageAnnotation]]:
     """The images that are kept and those held out, by a draw that depends on their number and groups alone."""
     if len(images) < 2:
         raise DataError(
             f"the split {split} has 1 image, too few to hold out any for {role}; name a split with --data.{role}"
         )
-    groups = group_names([image.name for image in images], group, reading)
+    names = [image.name for image in images]
+    groups = [group_of.get(name, name) for name in names]
+    require_two_groups(groups, names, setting)
     wanted = max(1, int(len(images) * fraction))
     drawn = draw_held_out(groups, wanted, max(wanted, len(images) // 2), seed=0)
     if not drawn.size and role == "test":
         raise DataError(
-            f"no group of data.group = {group} in the split {split} has at most {wanted} images to test on; write a "
+            f"no group of data.group = {setting} in the split {split} has at most {wanted} images to test on; write a "
             "larger data.test_fraction, or name a split with --data.test"
         )
     held_out = set(drawn.tolist())

@@ -1,0 +1,79 @@
+"""The hashes of many image files, kept in the user's cache folder: a file that has not changed is hashed once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from plrc.data.decode import decode_bytes
+from plrc.data.image_files import DecodeError
+from plrc.data.image_hash import HASH_BYTES, MIN_SIDE, Hashes, hash_image
+from plrc.data.index import cache_file, size_and_mtime
+from plrc.data.sources import ImageList
+from plrc.files import parse_json, write_text
+from plrc.machine import cores
+
+StoredHash = tuple[int, int, str]
+"""Size of the file in bytes, mtime in ns, hash in hexadecimal digits."""
+
+
+def hash_files(images: ImageList, positions: Sequence[int]) -> tuple[list[int], Hashes]:
+    """Return the hashes of images that are files.
+
+    Args:
+        images: The images; not of shards.
+        positions: Which of them.
+
+    Returns:
+        The positions of the images that can be read, and their hashes.
+    """
+    stored = read_stored_hashes(images.root)
+
+    def stored_or_new(i: int) -> StoredHash | None:
+        size, mtime = size_and_mtime(images.path(i))
+        known = stored.get(images.names[i])
+        if known is not None and known[:2] == (size, mtime):
+            return known
+        try:
+            pixels = decode_bytes(images.read(i), min_side=MIN_SIDE)
+        except DecodeError:
+            return None
+        return size, mtime, hash_image(pixels).tobytes().hex()
+
+    with ThreadPoolExecutor(cores()) as pool:
+        entries = dict(zip(positions, pool.map(stored_or_new, positions), strict=True))
+    readable = {i: entry for i, entry in entries.items() if entry is not None}
+    store_hashes(images.root, {images.names[i]: entry for i, entry in readable.items()}, stored)
+    data = b"".join(bytes.fromhex(digits) for _, _, digits in readable.values())
+    return list(readable), np.frombuffer(data, dtype=np.uint8).reshape(-1, HASH_BYTES)
+
+
+def read_stored_hashes(root: str) -> dict[str, StoredHash]:
+    """Read what is stored of the images below a folder: relative name -> hash. A damaged file counts as empty."""
+    try:
+        table = parse_json(cache_file("hashes", root).read_text(encoding="utf-8"))
+        stored: dict[str, StoredHash] = {}
+        for name, (size, mtime, digits) in table.items():
+            if len(bytes.fromhex(digits)) == HASH_BYTES:
+                stored[name] = (int(size), int(mtime), digits)
+        return stored
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def store_hashes(root: str, hashes: Mapping[str, StoredHash], stored: Mapping[str, StoredHash]) -> None:
+    """Store hashes of the images below a folder, if any of them is new. If that fails, they are computed again.
+
+    Args:
+        root: The folder.
+        hashes: Relative name -> hash.
+        stored: What is stored so far.
+    """
+    together = {**stored, **hashes}
+    if together != stored:
+        with contextlib.suppress(OSError):
+            write_text(cache_file("hashes", root), json.dumps(together))

@@ -1,0 +1,161 @@
+"""Warnings about images that are in two splits in all but name: members of one group, and near-duplicates.
+
+Scores of such images say little about new images.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plrc.data.hash_files import hash_files
+from plrc.data.image_hash import SIMILAR_BITS, Hashes, is_plain, nearest
+from plrc.data.manifest import images_from_manifest, read_manifest
+from plrc.data.sources import ImageList
+from plrc.errors import PlrcError
+from plrc.text import printable
+from plrc.transfer.labels.annotations import LabelledImage
+from plrc.transfer.labels.splits import Splits
+from plrc.transfer.protocols import LabelledConfig
+
+MOST_SCORED = 2_000
+MOST_TRAINED = 10_000
+"""More images than these are not hashed; evenly spaced ones stand for them."""
+
+_MANIFEST = "manifest.json"
+_SHOWN = 3  # pairs of images
+_ROLES = {"train": "training", "val": "validation", "test": "test"}
+
+
+@dataclass(frozen=True)
+class _Hashed:
+    """Images with their hashes: `names` and `hashes` of those that could be compared, of `total` images."""
+
+    names: list[str]
+    hashes: Hashes
+    total: int
+
+    def count(self) -> str:
+        """Return how many images were compared."""
+        if len(self.names) == self.total:
+            return str(self.total)
+        return f"{len(self.names)} of {self.total}, the others being plain, unreadable or too many,"
+
+
+def split_warnings(splits: Splits, data: LabelledConfig) -> list[str]:
+    """Return warnings about images of one group, or near-duplicates, in two of the splits.
+
+    Args:
+        splits: The labelled images.
+        data: Where they are from.
+    """
+    images = {"train": splits.train.images, "val": splits.val.images, "test": splits.test.images}
+    hashed = {role: _hash_labelled(data.source, part, role) for role, part in images.items()}
+    warnings: list[str] = []
+    for scored, trained in (("test", "train"), ("test", "val"), ("val", "train")):
+        if splits.groups:
+            warnings += _shared_groups(images[scored], images[trained], scored, trained, splits.groups)
+        pairs = _similar_pairs(hashed[scored], hashed[trained])
+        if not pairs:
+            continue
+        advice = f"divide the images of {data.source} anew, so that images which belong together are in one split"
+        if {scored, trained} & set(splits.drawn):
+            advice = "keep images that belong together in one split with --data.group folder or --data.group PATTERN"
+        what = f"a {_ROLES[trained]} image"
+        warnings.append(_describe(pairs, hashed[scored], hashed[trained], _ROLES[scored], what, advice))
+    return warnings
+
+
+def pretraining_warnings(splits: Splits, data: LabelledConfig, inits: Iterable[str]) -> list[str]:
+    """Return warnings about test images that look almost like an image of the pre-training.
+
+    Args:
+        splits: The labelled images.
+        data: Where they are from.
+        inits: Values of `TransferConfig.init`. Run folders have a manifest.json that names their images; those of
+            shards, and files that are no longer there, are not compared.
+    """
+    warnings: list[str] = []
+    test: _Hashed | None = None
+    for init in dict.fromkeys(inits):
+        path = Path(init) / _MANIFEST
+        if not path.is_file():
+            continue
+        pretrained = _hash_pretraining(path)
+        if not pretrained.names:
+            continue
+        if test is None:
+            test = _hash_labelled(data.source, splits.test.images, "test")
+        pairs = _similar_pairs(test, pretrained)
+        if pairs:
+            what = f"an image that {init} was pre-trained on"
+            advice = "pre-train without such images (--data.exclude)"
+            warnings.append(_describe(pairs, test, pretrained, "test", what, advice))
+    return warnings
+
+
+def _hash_labelled(source: str, images: Sequence[LabelledImage], role: str) -> _Hashed:
+    names = tuple(os.path.relpath(image.path, source).replace(os.sep, "/") for image in images)
+    return _hash(ImageList(os.path.abspath(source), names, "list"), MOST_TRAINED if role == "train" else MOST_SCORED)
+
+
+def _hash_pretraining(path: Path) -> _Hashed:
+    try:
+        manifest: dict[str, Any] = read_manifest(path)
+        if manifest["layout"] == "shards":
+            return _Hashed([], np.zeros((0, 1), np.uint8), 0)
+        images, _, _ = images_from_manifest(manifest)
+    except PlrcError:  # the run itself reports it
+        return _Hashed([], np.zeros((0, 1), np.uint8), 0)
+    return _hash(images, MOST_TRAINED)
+
+
+def _hash(images: ImageList, most: int) -> _Hashed:
+    positions, hashes = hash_files(images, images.evenly_spaced(most))
+    names = [images.names[i] for i in positions]
+    kept = np.flatnonzero(~is_plain(hashes)).tolist()
+    return _Hashed([names[i] for i in kept], hashes[kept], len(images))
+
+
+def _similar_pairs(first: _Hashed, second: _Hashed) -> list[tuple[str, str]]:
+    """The images of the first that look almost like one of the second, each with the most similar one."""
+    if not first.names or not second.names:
+        return []
+    positions, differing = nearest(first.hashes, second.hashes)
+    similar = np.flatnonzero(differing <= SIMILAR_BITS).tolist()
+    return [(first.names[i], second.names[positions[i]]) for i in similar]
+
+
+def _describe(
+    pairs: Sequence[tuple[str, str]], scored: _Hashed, other: _Hashed, scored_kind: str, what: str, advice: str
+) -> str:
+    shown = "; ".join(f"{printable(a)} and {printable(b)}" for a, b in pairs[:_SHOWN])
+    return (
+        f"{scored_kind} images that look almost like {what}: {len(pairs)} of {scored.count()} "
+        f"({len(pairs) / len(scored.names):.1%}; compared with {other.count()}), such as {shown}; their scores say "
+        f"little about new images: {advice}"
+    )
+
+
+def _shared_groups(
+    first: Sequence[LabelledImage],
+    second: Sequence[LabelledImage],
+    scored: str,
+    trained: str,
+    groups: Mapping[str, str],
+) -> list[str]:
+    trained_groups = {groups[image.name] for image in second}
+    shared = [image.name for image in first if groups[image.name] in trained_groups]
+    if not shared:
+        return []
+    sentence = (
+        f"{_ROLES[scored]} images of a group that also has {_ROLES[trained]} images: {len(shared)} of {len(first)} "
+        f"({len(shared) / len(first):.1%}), such as {printable(shared[0])}; their scores say little about new images: "
+        "divide the images anew, by group"
+    )
+    return [sentence]

@@ -1,0 +1,106 @@
+"""Warnings about objects that are too small at the size at which a network sees them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plrc.config import Config, ViewConfig
+from plrc.errors import PlrcError
+from plrc.transfer.labels.annotations import LabelledImage
+from plrc.transfer.protocols import TransferConfig
+
+SMALL = 8.0
+"""Side in pixels, the root of the area of a box: below it, an object is a point or two of the feature maps."""
+WARNED_SHARE = 0.1
+"""Share of small objects from which a warning is due."""
+
+
+def detector_warnings(images: Iterable[LabelledImage], config: TransferConfig) -> list[str]:
+    """Return a warning if many objects are small at the size at which the detector sees its test images.
+
+    Args:
+        images: Labelled images.
+        config: A transfer run of the task detection or instances.
+    """
+    images = list(images)
+    scales = [_detector_scale(image, config) for image in images]
+    sides = _sides(images, scales)
+    if not _many_small(sides):
+        return []
+    model = config.model
+    size = config.input.test_size
+    advice = f"cut the images into tiles, or raise input.train_size and input.test_size (now {size:g})"
+    if model.neck == "fpn":
+        smallest = model.anchors * model.min_stride
+        advice += f"; the smallest anchor has {smallest:g} px (model.anchors x model.min_stride)"
+    where = f"at the size that the detector sees (median scale {np.median(scales):.2g})"
+    return [_describe(sides, where, advice)]
+
+
+def pretraining_size_warnings(images: Iterable[LabelledImage], inits: Iterable[str]) -> list[str]:
+    """Return warnings about pre-training runs whose views would show many of the labelled objects as small.
+
+    Args:
+        images: Labelled images.
+        inits: Values of `TransferConfig.init`; the views of run folders are known.
+    """
+    images = list(images)
+    warnings: list[str] = []
+    for init in dict.fromkeys(inits):
+        path = Path(init) / "config.toml"
+        if not path.is_file():
+            continue
+        try:
+            views = Config.load(path).views
+        except PlrcError:  # the run itself reports it
+            continue
+        sides = _sides(images, [view_scale(views, image.height, image.width) for image in images])
+        if _many_small(sides):
+            where = f"in the views of {views.size} px of the pre-training {init}, if its images are as large as these"
+            advice = "pre-train on tiles, or with a larger views.size or a smaller views.scale"
+            warnings.append(_describe(sides, where, advice))
+    return warnings
+
+
+def view_scale(views: ViewConfig, height: int, width: int) -> float:
+    """Return how much an image is enlarged in a view whose crop has the median area.
+
+    Args:
+        views: The settings of the views.
+        height: Of the image, in pixels.
+        width: Of the image, in pixels.
+    """
+    median_area = sum(views.scale) / 2 * height * width
+    return views.size / math.sqrt(median_area)
+
+
+def _detector_scale(image: LabelledImage, config: TransferConfig) -> float:
+    shorter = min(image.height, image.width)
+    longer = max(image.height, image.width)
+    return min(config.input.test_size / shorter, config.input.max_size / longer)
+
+
+def _sides(images: list[LabelledImage], scales: list[float]) -> NDArray[np.float64]:
+    """The sides of all objects that count, scaled."""
+    sides: list[float] = []
+    for image, scale in zip(images, scales, strict=True):
+        boxes = image.boxes[~image.ignored].astype(np.float64)
+        sides += (scale * np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))).tolist()
+    return np.array(sides)
+
+
+def _many_small(sides: NDArray[np.float64]) -> bool:
+    return sides.size > 0 and float((sides < SMALL).mean()) >= WARNED_SHARE
+
+
+def _describe(sides: NDArray[np.float64], where: str, advice: str) -> str:
+    small = int((sides < SMALL).sum())
+    return (
+        f"labelled objects with a side below {SMALL:g} px {where}: {small} of {len(sides)} ({small / len(sides):.0%}; "
+        f"median of all {np.median(sides):.3g} px): {advice}"
+    )
