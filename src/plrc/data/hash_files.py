@@ -7,11 +7,9 @@ import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
-
 from plrc.data.decode import decode_bytes
-from plrc.data.image_files import DecodeError
-from plrc.data.image_hash import HASH_BYTES, MIN_SIDE, Hashes, hash_image
+from plrc.data.image_errors import DecodeError
+from plrc.data.image_hash import HASH_BYTES, MIN_SIDE, Hashes, hash_image, unpack_hashes
 from plrc.data.index import cache_file, size_and_mtime
 from plrc.data.sources import ImageList
 from plrc.files import parse_json, write_text
@@ -21,12 +19,13 @@ StoredHash = tuple[int, int, str]
 """Size of the file in bytes, mtime in ns, hash in hexadecimal digits."""
 
 
-def hash_files(images: ImageList, positions: Sequence[int]) -> tuple[list[int], Hashes]:
+def hash_files(images: ImageList, positions: Sequence[int], channels: int) -> tuple[list[int], Hashes]:
     """Return the hashes of images that are files.
 
     Args:
         images: The images; not of shards.
         positions: Which of them.
+        channels: Channels of the images (`data.channels`).
 
     Returns:
         The positions of the images that can be read, and their hashes.
@@ -39,7 +38,7 @@ def hash_files(images: ImageList, positions: Sequence[int]) -> tuple[list[int], 
         if known is not None and known[:2] == (size, mtime):
             return known
         try:
-            pixels = decode_bytes(images.read(i), min_side=MIN_SIDE)
+            pixels = decode_bytes(images.read(i), min_side=MIN_SIDE, channels=channels)
         except DecodeError:
             return None
         return size, mtime, hash_image(pixels).tobytes().hex()
@@ -48,8 +47,7 @@ def hash_files(images: ImageList, positions: Sequence[int]) -> tuple[list[int], 
         entries = dict(zip(positions, pool.map(stored_or_new, positions), strict=True))
     readable = {i: entry for i, entry in entries.items() if entry is not None}
     store_hashes(images.root, {images.names[i]: entry for i, entry in readable.items()}, stored)
-    data = b"".join(bytes.fromhex(digits) for _, _, digits in readable.values())
-    return list(readable), np.frombuffer(data, dtype=np.uint8).reshape(-1, HASH_BYTES)
+    return list(readable), unpack_hashes(digits for _, _, digits in readable.values())
 
 
 def read_stored_hashes(root: str) -> dict[str, StoredHash]:

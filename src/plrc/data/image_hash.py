@@ -7,6 +7,8 @@ changes little when an image is compressed again or scaled. How many bits may di
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -49,6 +51,42 @@ def is_plain(hashes: Hashes) -> NDArray[np.bool_]:
     ones = np.unpackbits(hashes, axis=1).sum(axis=1)
     plain: NDArray[np.bool_] = np.minimum(ones, 8 * HASH_BYTES - ones) < _PLAIN_BITS
     return plain
+
+
+def unpack_hashes(digits: Iterable[str]) -> Hashes:
+    """Return the hashes that are written in hexadecimal digits."""
+    return np.frombuffer(bytes.fromhex("".join(digits)), dtype=np.uint8).reshape(-1, HASH_BYTES)
+
+
+def find_similar(
+    names: Sequence[str], hashes: Hashes, other_names: Sequence[str] = (), others: Hashes | None = None
+) -> list[tuple[str, str]]:
+    """Find the images that look almost like another one. Plain images are left out.
+
+    Args:
+        names: The n images.
+        hashes: Their hashes.
+        other_names: The images that they are compared with.
+        others: The hashes of these. None: the images are compared with each other.
+
+    Returns:
+        Such images, each with the most similar other one.
+    """
+    kept = np.flatnonzero(~is_plain(hashes)).tolist()
+    hashes = hashes[kept]
+    if others is None:
+        other_names = [names[i] for i in kept]
+        enough = len(kept) > 1
+    else:
+        structured = np.flatnonzero(~is_plain(others)).tolist()
+        other_names = [other_names[i] for i in structured]
+        others = others[structured]
+        enough = len(kept) > 0 and len(structured) > 0
+    if not enough:
+        return []
+    positions, differing = nearest(hashes, others)
+    similar = np.flatnonzero(differing <= SIMILAR_BITS).tolist()
+    return [(names[kept[i]], other_names[positions[i]]) for i in similar]
 
 
 def nearest(first: Hashes, second: Hashes | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

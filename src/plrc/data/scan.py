@@ -1,6 +1,6 @@
 """Decode every image of a source, report which ones cannot be used and why, and write an index for later runs.
 
-Nothing but the index is written.
+Nothing but the index is written, and the hashes of what the images show, into the user's cache folder.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter, defaultdict
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -17,7 +18,9 @@ import numpy as np
 from plrc.config import DataConfig
 from plrc.data.channel_statistics import Moments, channel_moments, statistics_of
 from plrc.data.decode import decode_bytes
+from plrc.data.hash_files import read_stored_hashes, store_hashes
 from plrc.data.image_errors import DecodeError
+from plrc.data.image_hash import find_similar, hash_image, unpack_hashes
 from plrc.data.image_header import read_header
 from plrc.data.index import Index, create_index_file, size_and_change, write_index
 from plrc.data.layouts import Listing
@@ -30,6 +33,7 @@ from plrc.text import aligned, list_failures, printable
 
 _CHUNK = 16  # images per task of a thread
 _SHOWN_DUPLICATES = 10
+_MOST_COMPARED = 20_000  # images whose hashes are compared with each other, which takes seconds
 
 MinMedianMax = tuple[float, float, float]
 """Smallest value, median, largest value; all 0 if there are no values."""
@@ -50,6 +54,7 @@ class ScannedFile(NamedTuple):
         format: File format, such as "JPEG".
         moments: Mean and mean square of each channel; None for RGB.
         remarks: What should be known about how it is read.
+        hash: What it shows, in hexadecimal digits (`image_hash`); empty if it cannot be used.
     """
 
     name: str
@@ -63,6 +68,7 @@ class ScannedFile(NamedTuple):
     format: str = ""
     moments: Moments | None = None
     remarks: tuple[str, ...] = ()
+    hash: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,9 @@ class ScanReport:
         modes: Mode -> number of images.
         formats: Format -> number of images.
         duplicates: Groups of files with the same contents.
+        similar: Number of images that look almost like another one. Copies are not counted.
+        similar_of: Number of images that were compared with each other.
+        similar_pairs: The first images that look almost like another one, each with that one.
         notes: What the listing left out, as sentences.
         reading: The same as `ReadingReport.to_dict` returns it.
         index: Path of the index; empty if none was written.
@@ -101,6 +110,9 @@ class ScanReport:
     modes: dict[str, int]
     formats: dict[str, int]
     duplicates: tuple[tuple[str, ...], ...]
+    similar: int
+    similar_of: int
+    similar_pairs: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
     reading: dict[str, Any]
     index: str
@@ -124,6 +136,7 @@ class ScanReport:
             ("modes", _format_counts(self.modes)),
             ("formats", _format_counts(self.formats)),
             ("duplicates", f"{copies} files repeat the contents of another" if copies else "none"),
+            ("similar", f"{self.similar} of {self.similar_of} images look almost like another"),
         ]
         if self.mean:
             rows.append(("data.mean", " ".join(map(str, self.mean))))
@@ -131,6 +144,7 @@ class ScanReport:
         rows += [("note", note) for note in self.notes]
         rows += [("unusable", line) for line in list_failures(self.unusable)]
         rows += [("copies", ", ".join(map(printable, group))) for group in self.duplicates[:_SHOWN_DUPLICATES]]
+        rows += [("alike", ", ".join(map(printable, pair))) for pair in self.similar_pairs]
         if self.index:
             rows.append(("index", self.index))
         elif self.layout == "shards":
@@ -161,6 +175,8 @@ def scan(config: DataConfig, workers: int = 0, on_progress: OnProgress = ignore_
     listing = list_images(config, layout)
     images = select_images(config, layout, listing)
     files = _scan_images(images, config, workers, on_progress)
+    hashes = {file.name: (file.size, file.changed, file.hash) for file in files if file.hash}
+    store_hashes(images.root, hashes, read_stored_hashes(images.root))
     written_index = ""
     if index_path is not None and write_index(index_path, _build_index(config, layout, listing, files)):
         written_index = str(index_path)
@@ -199,18 +215,20 @@ def _scan_image(images: ImageList, i: int, config: DataConfig) -> ScannedFile:
         )
     except DecodeError as error:
         return ScannedFile(name, size, changed, error.reason, digest)
+    moments = channel_moments(image) if config.channels != RGB_CHANNELS else None
     return ScannedFile(
-        name,
-        size,
-        changed,
-        "",
-        digest,
-        image.shape[1],
-        image.shape[2],
-        header.mode,
-        header.format,
-        channel_moments(image) if config.channels != RGB_CHANNELS else None,
-        tuple(remarks),
+        name=name,
+        size=size,
+        changed=changed,
+        reason="",
+        digest=digest,
+        height=image.shape[1],
+        width=image.shape[2],
+        mode=header.mode,
+        format=header.format,
+        moments=moments,
+        remarks=tuple(remarks),
+        hash=hash_image(image).tobytes().hex(),
     )
 
 
@@ -235,6 +253,8 @@ def _build_report(images: ImageList, files: list[ScannedFile], index: str) -> Sc
             pixels = statistics_of(moments)
         except DataError as error:  # a channel has a single value
             notes = (*notes, str(error))
+    compared = _spread_over({file.digest: file for file in good}.values())
+    similar = find_similar([file.name for file in compared], unpack_hashes(file.hash for file in compared))
     return ScanReport(
         root=images.root,
         layout=images.layout,
@@ -248,6 +268,9 @@ def _build_report(images: ImageList, files: list[ScannedFile], index: str) -> Sc
         modes=dict(Counter(file.mode for file in good).most_common()),
         formats=dict(Counter(file.format for file in good).most_common()),
         duplicates=_find_duplicates(files),
+        similar=len(similar),
+        similar_of=len(compared),
+        similar_pairs=tuple(similar[:_SHOWN_DUPLICATES]),
         notes=notes,
         reading=images.reading.to_dict(),
         index=index,
@@ -262,6 +285,13 @@ def _find_duplicates(files: list[ScannedFile]) -> tuple[tuple[str, ...], ...]:
         if file.digest:
             groups[file.digest].append(file.name)
     return tuple(tuple(names) for names in groups.values() if len(names) > 1)
+
+
+def _spread_over(files: Collection[ScannedFile]) -> list[ScannedFile]:
+    """All of the files, or _MOST_COMPARED evenly spaced ones."""
+    every = list(files)
+    count = min(len(every), _MOST_COMPARED)
+    return [every[i * len(every) // count] for i in range(count)]
 
 
 def _min_median_max(values: list[float] | list[int]) -> MinMedianMax:

@@ -5,19 +5,17 @@ Scores of such images say little about new images.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from plrc.data.hash_files import hash_files
-from plrc.data.image_hash import SIMILAR_BITS, Hashes, is_plain, nearest
+from plrc.data.image_hash import Hashes, find_similar
 from plrc.data.manifest import images_from_manifest, read_manifest
 from plrc.data.sources import ImageList
-from plrc.errors import PlrcError
+from plrc.errors import DataError
 from plrc.text import printable
 from plrc.transfer.labels.annotations import LabelledImage
 from plrc.transfer.labels.splits import Splits
@@ -27,6 +25,8 @@ MOST_SCORED = 2_000
 MOST_TRAINED = 10_000
 """More images than these are not hashed; evenly spaced ones stand for them."""
 
+logger = logging.getLogger(__name__)
+
 _MANIFEST = "manifest.json"
 _SHOWN = 3  # pairs of images
 _ROLES = {"train": "training", "val": "validation", "test": "test"}
@@ -34,7 +34,7 @@ _ROLES = {"train": "training", "val": "validation", "test": "test"}
 
 @dataclass(frozen=True)
 class _Hashed:
-    """Images with their hashes: `names` and `hashes` of those that could be compared, of `total` images."""
+    """The images that could be hashed, of `total` images."""
 
     names: list[str]
     hashes: Hashes
@@ -44,7 +44,11 @@ class _Hashed:
         """Return how many images were compared."""
         if len(self.names) == self.total:
             return str(self.total)
-        return f"{len(self.names)} of {self.total}, the others being plain, unreadable or too many,"
+        return f"{len(self.names)} compared of {self.total}"
+
+    def similar_to(self, other: _Hashed) -> list[tuple[str, str]]:
+        """Return the images that look almost like one of the others, each with that one."""
+        return find_similar(self.names, self.hashes, other.names, other.hashes)
 
 
 def split_warnings(splits: Splits, data: LabelledConfig) -> list[str]:
@@ -55,16 +59,19 @@ def split_warnings(splits: Splits, data: LabelledConfig) -> list[str]:
         data: Where they are from.
     """
     images = {"train": splits.train.images, "val": splits.val.images, "test": splits.test.images}
-    hashed = {role: _hash_labelled(data.source, part, role) for role, part in images.items()}
+    hashed = {role: _hash_labelled(part, data, role) for role, part in images.items()}
     warnings: list[str] = []
     for scored, trained in (("test", "train"), ("test", "val"), ("val", "train")):
         if splits.groups:
             warnings += _shared_groups(images[scored], images[trained], scored, trained, splits.groups)
-        pairs = _similar_pairs(hashed[scored], hashed[trained])
+        pairs = hashed[scored].similar_to(hashed[trained])
         if not pairs:
             continue
-        advice = f"divide the images of {data.source} anew, so that images which belong together are in one split"
-        if {scored, trained} & set(splits.drawn):
+        if not {scored, trained} & set(splits.drawn):
+            advice = f"divide the images of {data.source} anew, so that images which belong together are in one split"
+        elif splits.groups:
+            advice = "write a data.group that puts them into one group"
+        else:
             advice = "keep images that belong together in one split with --data.group folder or --data.group PATTERN"
         what = f"a {_ROLES[trained]} image"
         warnings.append(_describe(pairs, hashed[scored], hashed[trained], _ROLES[scored], what, advice))
@@ -86,12 +93,13 @@ def pretraining_warnings(splits: Splits, data: LabelledConfig, inits: Iterable[s
         path = Path(init) / _MANIFEST
         if not path.is_file():
             continue
-        pretrained = _hash_pretraining(path)
-        if not pretrained.names:
+        pretrained = _hash_pretraining(path, data.channels)
+        if pretrained is None or not pretrained.names:
+            logger.info("the images of %s are in shards, or not there: not compared with the test images", init)
             continue
         if test is None:
-            test = _hash_labelled(data.source, splits.test.images, "test")
-        pairs = _similar_pairs(test, pretrained)
+            test = _hash_labelled(splits.test.images, data, "test")
+        pairs = test.similar_to(pretrained)
         if pairs:
             what = f"an image that {init} was pre-trained on"
             advice = "pre-train without such images (--data.exclude)"
@@ -99,36 +107,27 @@ def pretraining_warnings(splits: Splits, data: LabelledConfig, inits: Iterable[s
     return warnings
 
 
-def _hash_labelled(source: str, images: Sequence[LabelledImage], role: str) -> _Hashed:
-    names = tuple(os.path.relpath(image.path, source).replace(os.sep, "/") for image in images)
-    return _hash(ImageList(os.path.abspath(source), names, "list"), MOST_TRAINED if role == "train" else MOST_SCORED)
+def _hash_labelled(images: Sequence[LabelledImage], data: LabelledConfig, role: str) -> _Hashed:
+    names = tuple(os.path.relpath(image.path, data.source).replace(os.sep, "/") for image in images)
+    listed = ImageList(os.path.abspath(data.source), names, "list")
+    return _hash(listed, MOST_TRAINED if role == "train" else MOST_SCORED, data.channels)
 
 
-def _hash_pretraining(path: Path) -> _Hashed:
+def _hash_pretraining(path: Path, channels: int) -> _Hashed | None:
+    """The pre-training images that a manifest names; None for shards, and if it cannot be read."""
     try:
-        manifest: dict[str, Any] = read_manifest(path)
-        if manifest["layout"] == "shards":
-            return _Hashed([], np.zeros((0, 1), np.uint8), 0)
-        images, _, _ = images_from_manifest(manifest)
-    except PlrcError:  # the run itself reports it
-        return _Hashed([], np.zeros((0, 1), np.uint8), 0)
-    return _hash(images, MOST_TRAINED)
+        manifest = read_manifest(path)
+    except DataError:  # the run itself reports it
+        return None
+    if manifest["layout"] == "shards":
+        return None
+    images, _, _ = images_from_manifest(manifest)
+    return _hash(images, MOST_TRAINED, channels)
 
 
-def _hash(images: ImageList, most: int) -> _Hashed:
-    positions, hashes = hash_files(images, images.evenly_spaced(most))
-    names = [images.names[i] for i in positions]
-    kept = np.flatnonzero(~is_plain(hashes)).tolist()
-    return _Hashed([names[i] for i in kept], hashes[kept], len(images))
-
-
-def _similar_pairs(first: _Hashed, second: _Hashed) -> list[tuple[str, str]]:
-    """The images of the first that look almost like one of the second, each with the most similar one."""
-    if not first.names or not second.names:
-        return []
-    positions, differing = nearest(first.hashes, second.hashes)
-    similar = np.flatnonzero(differing <= SIMILAR_BITS).tolist()
-    return [(first.names[i], second.names[positions[i]]) for i in similar]
+def _hash(images: ImageList, most: int, channels: int) -> _Hashed:
+    positions, hashes = hash_files(images, images.evenly_spaced(most), channels)
+    return _Hashed([images.names[i] for i in positions], hashes, len(images))
 
 
 def _describe(
