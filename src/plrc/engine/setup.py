@@ -28,6 +28,7 @@ from plrc.engine.adapt import Change, adapt, steps_per_epoch, total_steps
 from plrc.engine.budget import UNLIMITED_STEPS
 from plrc.engine.checkpoint import newest_checkpoint, rename_damaged
 from plrc.engine.checks import check_batch, check_missing_images, check_required, check_resumed, check_settings
+from plrc.engine.image_sizes import describe_view_scale
 from plrc.errors import DataError, RunError
 from plrc.files import LOCK, FolderLock, remove_partial
 from plrc.model.start_pixels import refuse_other_channels, start_pixels
@@ -102,6 +103,7 @@ def prepare(config: Config, lock: FolderLock | None = None) -> Plan:
     config, pixel_remarks = _choose_pixels(config, stored, images, train)
     remarks = _describe_images(images, train, held_out) + pixel_remarks
     remarks += [f"adapted {change}" for change in changes]
+    remarks += describe_view_scale(config, images)
 
     check_batch(config, len(train), distributed.world_size())
     remarks += check_settings(config, distributed.world_size(), device.type, images.shards is not None)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plrc.config import Config, ViewConfig
+from plrc.config import Config
+from plrc.engine.image_sizes import SMALL, view_scale
 from plrc.errors import PlrcError
 from plrc.transfer.labels.annotations import LabelledImage
 from plrc.transfer.protocols import TransferConfig
 
-SMALL = 8.0
-"""Side in pixels, the root of the area of a box: below it, an object is a point or two of the feature maps."""
 WARNED_SHARE = 0.1
 """Share of small objects from which a warning is due."""
 
@@ -65,18 +63,6 @@ def pretraining_size_warnings(images: Iterable[LabelledImage], inits: Iterable[s
             advice = "pre-train on tiles, or with a larger views.size or a smaller views.scale"
             warnings.append(_describe(sides, where, advice))
     return warnings
-
-
-def view_scale(views: ViewConfig, height: int, width: int) -> float:
-    """Return how much an image is enlarged in a view whose crop has the median area.
-
-    Args:
-        views: The settings of the views.
-        height: Of the image, in pixels.
-        width: Of the image, in pixels.
-    """
-    median_area = sum(views.scale) / 2 * height * width
-    return views.size / math.sqrt(median_area)
 
 
 def _detector_scale(image: LabelledImage, config: TransferConfig) -> float:

@@ -1,0 +1,59 @@
+"""How large the views show the images: small objects of large images vanish in them."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+
+from plrc.config import Config, ViewConfig
+from plrc.data.image_errors import DecodeError
+from plrc.data.image_header import read_header
+from plrc.data.sources import ImageList
+
+SMALL = 8.0
+"""Side in pixels: a smaller object is a point or two of the feature maps."""
+
+_SAMPLE = 32  # images whose headers are read
+_REMARKED_SCALE = 0.25  # smallest enlargement without a remark
+
+
+def view_scale(views: ViewConfig, height: int, width: int) -> float:
+    """Return how much an image is enlarged in a view whose crop has the median area.
+
+    Args:
+        views: The settings of the views.
+        height: Of the image, in pixels.
+        width: Of the image, in pixels.
+    """
+    median_area = sum(views.scale) / 2 * height * width
+    return views.size / math.sqrt(median_area)
+
+
+def describe_view_scale(config: Config, images: ImageList) -> list[str]:
+    """Return a remark if the views show typical images much smaller than they are.
+
+    Args:
+        config: The settings of a run.
+        images: Its images; a few headers are read.
+    """
+    sizes: list[tuple[int, int]] = []
+    for i in images.evenly_spaced(_SAMPLE):
+        try:
+            header = read_header(io.BytesIO(images.read(i, config.data.max_megapixels)), config.data.channels)
+        except DecodeError:  # reported when its turn comes
+            continue
+        sizes.append((header.height, header.width))
+    if not sizes:
+        return []
+    scale = float(np.median([view_scale(config.views, height, width) for height, width in sizes]))
+    if scale > _REMARKED_SCALE:
+        return []
+    height, width = np.median(sizes, axis=0).astype(int)
+    sentence = (
+        f"views of {config.views.size} px show the images ({width} x {height} px, the median of {len(sizes)}) at "
+        f"{scale:.2g} of their size: an object with a side below {SMALL / scale:.0f} px has less than {SMALL:g} px in "
+        "a view; for smaller objects, cut the images into tiles, raise views.size or lower views.scale"
+    )
+    return [sentence]
