@@ -124,5 +124,5 @@ def test_scan_counts_images_that_look_alike(tmp_path: Path, monkeypatch: pytest.
     assert report.similar_pairs == (("0.png", "again.jpg"), ("again.jpg", "0.png"))
     assert "similar     2 of 7 images look almost like another\n" in report.table()
     assert "alike       0.png, again.jpg\n" in report.table()
-    monkeypatch.setattr(module, "decode_bytes", None)  # what the scan has hashed is not decoded again
+    monkeypatch.setattr(ImageList, "decode", None)  # what the scan has hashed is not decoded again
     assert len(hash_files(ImageList(str(root), ("0.png", "again.jpg"), "list"), [0, 1], 3)[0]) == 2

@@ -7,16 +7,16 @@ import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from plrc.data.decode import decode_bytes
+from plrc.config import DataConfig
 from plrc.data.image_errors import DecodeError
 from plrc.data.image_hash import HASH_BYTES, MIN_SIDE, Hashes, hash_image, unpack_hashes
-from plrc.data.index import cache_file, size_and_mtime
+from plrc.data.index import cache_file, size_and_change
 from plrc.data.sources import ImageList
 from plrc.files import parse_json, write_text
 from plrc.machine import cores
 
 StoredHash = tuple[int, int, str]
-"""Size of the file in bytes, mtime in ns, hash in hexadecimal digits."""
+"""Size of the file in bytes, time of its last change in ns, hash in hexadecimal digits."""
 
 
 def hash_files(images: ImageList, positions: Sequence[int], channels: int) -> tuple[list[int], Hashes]:
@@ -31,17 +31,18 @@ def hash_files(images: ImageList, positions: Sequence[int], channels: int) -> tu
         The positions of the images that can be read, and their hashes.
     """
     stored = read_stored_hashes(images.root)
+    settings = DataConfig(channels=channels)
 
     def stored_or_new(i: int) -> StoredHash | None:
-        size, mtime = size_and_mtime(images.path(i))
+        size, changed = size_and_change(images.path(i))
         known = stored.get(images.names[i])
-        if known is not None and known[:2] == (size, mtime):
+        if known is not None and known[:2] == (size, changed):
             return known
         try:
-            pixels = decode_bytes(images.read(i), min_side=MIN_SIDE, channels=channels)
+            pixels = images.decode(i, settings, MIN_SIDE)
         except DecodeError:
             return None
-        return size, mtime, hash_image(pixels).tobytes().hex()
+        return size, changed, hash_image(pixels).tobytes().hex()
 
     with ThreadPoolExecutor(cores()) as pool:
         entries = dict(zip(positions, pool.map(stored_or_new, positions), strict=True))
@@ -55,9 +56,9 @@ def read_stored_hashes(root: str) -> dict[str, StoredHash]:
     try:
         table = parse_json(cache_file("hashes", root).read_text(encoding="utf-8"))
         stored: dict[str, StoredHash] = {}
-        for name, (size, mtime, digits) in table.items():
+        for name, (size, changed, digits) in table.items():
             if len(bytes.fromhex(digits)) == HASH_BYTES:
-                stored[name] = (int(size), int(mtime), digits)
+                stored[name] = (int(size), int(changed), digits)
         return stored
     except (OSError, ValueError, TypeError, AttributeError):
         return {}

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import math
 
 import numpy as np
 
 from plrc.config import Config, ViewConfig
 from plrc.data.image_errors import DecodeError
-from plrc.data.image_header import read_header
 from plrc.data.sources import ImageList
 
 SMALL = 8.0
@@ -36,12 +34,14 @@ def describe_view_scale(config: Config, images: ImageList) -> list[str]:
 
     Args:
         config: The settings of a run.
-        images: Its images; a few headers are read.
+        images: Its images, of which a few headers are read; those of shards are not looked at.
     """
+    if images.shards is not None:
+        return []
     sizes: list[tuple[int, int]] = []
     for i in images.evenly_spaced(_SAMPLE):
         try:
-            header = read_header(io.BytesIO(images.read(i, config.data.max_megapixels)), config.data.channels)
+            header = images.read_header(i, config.data.channels)
         except DecodeError:  # reported when its turn comes
             continue
         sizes.append((header.height, header.width))
