@@ -176,12 +176,13 @@ def test_a_rotated_photograph_has_the_size_that_it_is_shown_in(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif", "avif"])
-@pytest.mark.parametrize("stated", ["shown", "stored", "neither", "unknown"])
+@pytest.mark.parametrize("stated", ["shown", "stored", "only size", "neither", "unknown"])
 def test_boxes_lie_on_the_object_of_a_turned_image(tmp_path: Path, ending: str, stated: str) -> None:
     root = voc_years(tmp_path) / "VOC2007"
     box_and_size = {
         "shown": ((21, 11, 40, 40), (200, 100)),
         "stored": ((11, 61, 40, 80), (100, 200)),
+        "only size": ((21, 111, 40, 140), (100, 200)),
         "neither": ((11, 61, 40, 80), (200, 99)),
         "unknown": ((21, 11, 40, 40), (0, 0)),
     }
@@ -189,7 +190,8 @@ def test_boxes_lie_on_the_object_of_a_turned_image(tmp_path: Path, ending: str, 
     voc_image(root, "07_0", ("dog", *box), size=size)
     (root / "JPEGImages" / "07_0.jpg").unlink()
     shown = np.zeros((200, 100, 3), np.uint8)
-    shown[10:40, 20:40] = 255
+    top = 110 if stated == "only size" else 10
+    shown[top : top + 30, 20:40] = 255
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(np.ascontiguousarray(np.rot90(shown))).save(root / "JPEGImages" / f"07_0.{ending}", exif=exif)
@@ -200,12 +202,15 @@ def test_boxes_lie_on_the_object_of_a_turned_image(tmp_path: Path, ending: str, 
         assert lines == (f"images of another size than their annotation says, dropped: 1 (JPEGImages/07_0.{ending})",)
         return
     item = next(image for image in splits.train.images if image.name.endswith(f"07_0.{ending}"))
-    assert item.boxes.tolist() == [[20, 10, 40, 40]]
+    assert item.boxes.tolist() == [[20, top, 40, top + 30]]
     pixels = decode(item.path)
     assert tuple(pixels.shape[1:]) == (item.height, item.width) == (200, 100)
-    assert pixels[:, 12:38, 22:38].min() > 200
+    assert pixels[:, top + 2 : top + 28, 22:38].min() > 200
     if stated == "stored":
         sentence = "objects annotated before the turn of their image by EXIF, turned with it, repaired: 1"
+        assert lines == (f"{sentence} (JPEGImages/07_0.{ending})",)
+    elif stated == "only size":
+        sentence = "images whose annotation states the size before their turn by EXIF, and boxes after it, repaired: 1"
         assert lines == (f"{sentence} (JPEGImages/07_0.{ending})",)
     else:
         assert lines == ()

@@ -61,8 +61,8 @@ class ImageAnnotation:
         width: In pixels, as shown.
         objects: Filled by the reader of the layout.
         id_map: Path of its map of class ids; empty if it has none.
-        turn_objects: EXIF orientation by which the objects, annotated on the stored pixels, are turned; 1 for objects
-            annotated on the image as shown.
+        turn_objects: EXIF orientation by which the objects are turned, if the annotation states the size of the stored
+            pixels; see `turned.settle_turned`. 1 for objects annotated on the image as shown.
     """
 
     name: str
@@ -146,7 +146,6 @@ def annotate_image(
             reading.count("dropped", "images of another size than their annotation says", name)
             return None
         turn_objects = header.orientation
-        reading.count("repaired", "objects annotated before the turn of their image by EXIF, turned with it", name)
     return ImageAnnotation(name, str(path), header.height, header.width, turn_objects=turn_objects)
 
 

@@ -23,6 +23,7 @@ from plrc.transfer.labels.class_table import ClassTable, describe_pixels
 from plrc.transfer.labels.label_maps import MapValues, count_values
 from plrc.transfer.labels.layouts import open_labels
 from plrc.transfer.labels.reader import LabelReader, SplitAnnotations
+from plrc.transfer.labels.turned import settle_turned
 from plrc.transfer.protocols import LabelledConfig, Task
 
 _VAL_FRACTION = 0.2  # of the training images, which is held out if there is no validation split
@@ -150,12 +151,15 @@ def read_labelled(config: LabelledConfig, task: Task) -> Splits:
         maps = count_values(image.id_map for image in train + val + test)
         table = reader.class_table(maps)
         classes = table.names
+    settled = settle_turned(train + val + test, reading)
     number_of = {name: number for number, name in enumerate(classes)}
     if config.merge_classes:
         classes = ("object",)
         number_of = dict.fromkeys(number_of, 0)
     sets = {}
-    for role, content in {"train": train, "val": val, "test": test}.items():
+    for role, length in {"train": len(train), "val": len(val), "test": len(test)}.items():
+        content = settled[:length]
+        settled = settled[length:]
         difficult = config.difficult and role == "train"
         images = [check_annotation(image, number_of, task == "instances", difficult, reading) for image in content]
         sets[role] = LabelledSet(tuple(images), classes, table, config.channels)

@@ -1,0 +1,44 @@
+"""Labels of images that EXIF turns, whose annotation states the size before the turn.
+
+Either the objects were annotated before the turn, or only the size comes from a tool that ignores EXIF. The boxes of
+all such images together show which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from plrc.data.reading import ReadingReport
+from plrc.transfer.labels.annotations import ImageAnnotation
+
+_TOLERANCE = 2.0  # pixels that a box may lie outside, by rounding or by an origin of 1
+
+
+def settle_turned(images: Sequence[ImageAnnotation], reading: ReadingReport) -> list[ImageAnnotation]:
+    """Decide whether objects of images that EXIF turns are turned with them, and count these images.
+
+    They are turned, unless boxes lie outside of the stored pixels and all boxes inside the image as shown.
+
+    Args:
+        images: All images of a source.
+        reading: Counts the images.
+    """
+    turned = [image for image in images if image.turn_objects != 1]
+    outside_stored = any(not _fit(image, stored=True) for image in turned)
+    inside_shown = all(_fit(image, stored=False) for image in turned)
+    keep = outside_stored and inside_shown
+    reason = "objects annotated before the turn of their image by EXIF, turned with it"
+    if keep:
+        reason = "images whose annotation states the size before their turn by EXIF, and boxes after it"
+    for image in turned:
+        reading.count("repaired", reason, image.name)
+    return [replace(image, turn_objects=1) if keep else image for image in images]
+
+
+def _fit(image: ImageAnnotation, stored: bool) -> bool:
+    """Whether all boxes lie inside the image, as stored or as shown."""
+    height, width = image.height, image.width
+    if stored and image.turn_objects >= 5:
+        height, width = width, height
+    return all(item.box[2] <= width + _TOLERANCE and item.box[3] <= height + _TOLERANCE for item in image.objects)
