@@ -213,6 +213,14 @@ def test_voc(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------- exclusion
 
 
+def test_exclusions_by_names_as_exporters_write_them(tmp_path: Path) -> None:
+    fill(tmp_path / "images", "a/x.jpg", "b/x.jpg", "c d.jpg", "e.jpg")
+    test = tmp_path / "test.json"
+    test.write_text(json.dumps({"images": [{"file_name": "a\\x.jpg"}, {"file_name": "http://host/c%20d.jpg"}]}))
+    images = find(tmp_path / "images", exclude=str(test))
+    assert (images.names, images.excluded, images.notes) == (("b/x.jpg", "e.jpg"), 2, ())
+
+
 def test_exclude_list_takes_paths_names_and_stems(tmp_path: Path) -> None:
     fill(tmp_path / "in", "a.jpg", "b/a.jpg", "b/c.png", "d/e.jpg", "f.jpg", "g.jpg")
     path = tmp_path / "exclude.txt"

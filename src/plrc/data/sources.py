@@ -19,6 +19,7 @@ from torch import Tensor
 
 from plrc.config import DataConfig
 from plrc.data import layouts
+from plrc.data.coco_names import plain_name
 from plrc.data.decode import decode_bytes
 from plrc.data.image_errors import DecodeError
 from plrc.data.image_files import MAX_MEGAPIXELS, read_bytes, read_file_header
@@ -274,17 +275,21 @@ def match_exclusions(names: list[str], root: str, exclude: str) -> tuple[set[str
         if path != name:
             by_file[name.rpartition("/")[2]].append(name)
         by_stem[file.rpartition(".")[0]].append(name)
-    excluded: set[str] = set()
-    unmatched: list[str] = []
-    for entry in entries:
+
+    def match(entry: str) -> list[str]:
         file = os.path.basename(entry)
-        matches: list[str] = []
         if file != entry:
             paths = [layouts.relative_name(root, os.path.join(folder, entry)) for folder in (root, exclude_root)]
             matches = [name for path in paths for name in by_path.get(path, ())]
-        if not matches:
-            matches = by_file[file] if file in by_file else by_stem.get(file, [])
-        if not matches and not file.startswith("#"):
+            if matches:
+                return matches
+        return by_file[file] if file in by_file else by_stem.get(file, [])
+
+    excluded: set[str] = set()
+    unmatched: list[str] = []
+    for entry in entries:
+        matches = match(entry) or match(plain_name(entry))  # such as a name of a COCO file with Windows separators
+        if not matches and not os.path.basename(entry).startswith("#"):
             unmatched.append(entry)
         excluded.update(matches)
     return excluded, unmatched
