@@ -81,7 +81,11 @@ def read_box(value: Any) -> Box | None:
 
 def box_of_polygons(segmentation: Any) -> Box | None:
     """Return the smallest box around polygons [[x, y, x, y, ...], ...]; None for run lengths and anything else."""
-    if not isinstance(segmentation, list) or not all(isinstance(polygon, list) for polygon in segmentation):
+    if not isinstance(segmentation, list):
+        return None
+    if not any(isinstance(polygon, list) for polygon in segmentation):
+        segmentation = [segmentation]  # a single polygon
+    elif not all(isinstance(polygon, list) for polygon in segmentation):
         return None
     xs: list[float] = []
     ys: list[float] = []

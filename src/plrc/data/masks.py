@@ -59,7 +59,7 @@ def encode_segment(segment: Any, height: int, width: int) -> dict[str, Any] | No
     """Convert a COCO `segmentation` into compressed run lengths.
 
     Args:
-        segment: Polygons, run lengths or compressed run lengths.
+        segment: Polygons, a single polygon, run lengths or compressed run lengths.
         height: Pixels of the image.
         width: Pixels of the image.
 
@@ -71,7 +71,11 @@ def encode_segment(segment: Any, height: int, width: int) -> dict[str, Any] | No
     size = [height, width]
     try:
         if isinstance(segment, dict):
-            counts = segment["counts"].encode() if isinstance(segment["counts"], str) else segment["counts"]
+            counts = segment["counts"]
+            if isinstance(counts, str):
+                counts = counts.encode()
+            elif isinstance(counts, list):
+                counts = [_whole(count) for count in counts]
             if list(segment["size"]) != size or (isinstance(counts, list) and sum(counts) != height * width):
                 return None
             run_lengths = {"size": size, "counts": counts}
@@ -79,11 +83,27 @@ def encode_segment(segment: Any, height: int, width: int) -> dict[str, Any] | No
                 run_lengths = functions.frPyObjects(run_lengths, height, width)
             functions.decode(run_lengths)  # raises if the run lengths do not fill the image
         else:
+            if segment and not isinstance(segment[0], list):
+                segment = [segment]
             polygons = [p for p in segment if len(p) >= 6 and len(p) % 2 == 0 and all(map(math.isfinite, p))]
             run_lengths = functions.merge(functions.frPyObjects(polygons, height, width))
         return run_lengths if int(functions.area(run_lengths)) > 0 else None
-    except (KeyError, TypeError, ValueError, IndexError, RuntimeError):  # what Python and the C++ raise on odd data
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        IndexError,
+        OverflowError,
+        RuntimeError,
+    ):  # what Python and the C++ raise on odd data
         return None
+
+
+def _whole(count: float) -> int:
+    """A run length as a whole number, also if it is written as 3.0; raises ValueError for anything else."""
+    if count < 0 or int(count) != count:
+        raise ValueError(f"a run of {count} pixels")
+    return int(count)
 
 
 @dataclass(frozen=True)
@@ -179,6 +199,10 @@ def read_coco_masks(path: str | Path, images: ImageList, channels: int = RGB_CHA
     entries = {image.file_name: image for image in entries_by_id.values()}
     entry_of = _match_images(path, list(entries), images)
     matched = {name: entries[file_name] for name, file_name in entry_of.items()}
+    if not any(_has_object(image) for image in matched.values()):
+        raise DataError(
+            f"none of the {len(images)} images has objects in {path}, only crowds or nothing; name their masks"
+        )
     for line in reading.lines():
         logger.info(f"{path}: {line}")
     positions = {name: i for i, name in enumerate(images.names) if name in matched}
@@ -190,16 +214,20 @@ def _require_objects(path: str | Path, entries: Iterable[CocoImage]) -> None:
     """Raise DataError if no object of a COCO file has a mask, or all objects with a mask are crowds."""
     crowds = 0
     for image in entries:
-        for item in image.objects:
-            if item.segmentation is not None and not item.crowd:
-                return
-            crowds += item.segmentation is not None
+        if _has_object(image):
+            return
+        crowds += sum(item.segmentation is not None for item in image.objects)
     if crowds:
         raise DataError(
             f"{path} has masks of crowds only ({crowds} annotations with iscrowd 1), and a crowd is no object; name a "
             "COCO file with masks of objects"
         )
     raise DataError(f"{path} has no masks (no annotation has a segmentation); name a COCO file with masks")
+
+
+def _has_object(image: CocoImage) -> bool:
+    """Whether the image has an object with a mask that is no crowd."""
+    return any(item.segmentation is not None and not item.crowd for item in image.objects)
 
 
 def _encode_entry(path: str | Path, image: CocoImage) -> bytes:

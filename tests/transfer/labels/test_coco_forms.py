@@ -213,6 +213,41 @@ def test_what_is_certain_is_repaired_and_counted(
         assert line.startswith(start)
 
 
+def test_backgrounds_single_polygons_and_run_lengths_as_fractions_are_read(tmp_path: Path) -> None:
+    def change(content: Table) -> None:
+        content["annotations"] = content["annotations"][:6]
+        for thing in content["annotations"]:
+            thing["segmentation"] = POLYGON[0]
+        content["annotations"][1]["segmentation"] = {"size": [20, 30], "counts": [63.0, 5.0, 532.0]}
+
+    changed(tmp_path, change)
+    valid = tmp_path / "annotations" / "instances_valid.json"
+    content = json.loads(valid.read_text())
+    for thing in content["annotations"]:
+        thing["segmentation"] = POLYGON
+    write(valid, content)
+    splits = read(tmp_path, "instances", val="none")
+    assert [len(image.segments) for image in splits.train.images] == [2, 2, 2, 0, 0, 0]
+    names = ", ".join(f"train/train_{i}.png" for i in (3, 4, 5))
+    assert splits.reading.lines()[3:] == (f"images without an annotation, as background, read: 3 ({names})",)
+
+
+def test_an_image_in_two_joined_splits_loses_no_object_in_silence(tmp_path: Path) -> None:
+    put_images(tmp_path / "images", "all")
+    for split in ("train", "val", "test"):
+        names = images_of("all")
+        write(tmp_path / f"{split}.json", table(names[:3] if split == "train" else names[3:4]))
+    content = json.loads((tmp_path / "test.json").read_text())
+    content["annotations"][0]["bbox"] = [0, 0, 4, 4]
+    write(tmp_path / "test.json", content)
+    splits = read(tmp_path, val="none", test="val+test")
+    assert splits.reading.lines()[3:] == (
+        "images that a split lists again, dropped: 1 (images/all_3.png)",
+        "objects of images that a split lists again, dropped: 1 (test.json annotation 0)",
+        "objects that are annotated twice, dropped: 1 (test.json annotation 1)",
+    )
+
+
 def joined(content: Table) -> None:
     content["images"][1]["id"] = content["images"][0]["id"]
 

@@ -240,7 +240,7 @@ def _header_of_whole_image(path: Path, channels: int) -> Header:
             header = read_header(file, channels)
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
             tail = file.read()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a zero byte or half of a character in the name
         raise DecodeError(str(error), str(path)) from error
     if _FILE_ENDS.get(header.format, b"") not in tail:
         decode(path)

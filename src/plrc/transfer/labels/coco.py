@@ -175,6 +175,8 @@ class CocoReader:
             for item in image.objects:
                 self.reading.count("dropped", "objects of images that cannot be used", item.location)
             return None
+        if not image.objects:
+            self.reading.count("read", "images without an annotation, as background", annotation.name)
         for item in image.objects:
             box = item.box
             if box is None:

@@ -258,8 +258,10 @@ def _read(reader: LabelReader, split: str, role: str, reading: ReadingReport) ->
             reading.count("dropped", "images that a split lists again", image.name)
             known = unique[image.name].objects
             for item in image.objects:
-                if not any((item.class_name, item.box) == (other.class_name, other.box) for other in known):
-                    reading.count("dropped", "objects of images that a split lists again", item.location)
+                reason = "objects of images that a split lists again"
+                if any((item.class_name, item.box) == (other.class_name, other.box) for other in known):
+                    reason = "objects that are annotated twice"
+                reading.count("dropped", reason, item.location)
         else:
             unique[image.name] = image
     return SplitAnnotations([unique[name] for name in sorted(unique)], tuple(dict.fromkeys(classes)))
