@@ -121,7 +121,7 @@ def test_scan_counts_images_that_look_alike(tmp_path: Path, monkeypatch: pytest.
     (root / "copy.png").write_bytes((root / "2.png").read_bytes())
     report = scan(DataConfig(source=str(root)))
     assert (report.similar, report.similar_of) == (2, 7)
-    assert report.similar_pairs == (("0.png", "again.jpg"), ("again.jpg", "0.png"))
+    assert report.similar_pairs == (("0.png", "again.jpg"),)
     assert "similar     2 of 7 images look almost like another\n" in report.table()
     assert "alike       0.png, again.jpg\n" in report.table()
     monkeypatch.setattr(ImageList, "decode", None)  # what the scan has hashed is not decoded again

@@ -180,6 +180,18 @@ def test_coco_images_are_searched_in_the_usual_places(tmp_path: Path, place: str
     assert images.notes == ("images of the annotations that do not exist, left out: 1 (3.jpg)",)
 
 
+def test_coco_images_without_an_annotation_are_kept_and_counted(tmp_path: Path) -> None:
+    fill(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    images = [{"id": i, "file_name": name} for i, name in enumerate(("a.jpg", "b.jpg", "c.jpg"))]
+    table = {"images": images, "annotations": [{"id": 0, "image_id": "1", "bbox": [0, 0, 1, 1], "category_id": 1}]}
+    (tmp_path / "labels.json").write_text(json.dumps(table))
+    images_read = find(tmp_path / "labels.json")
+    assert images_read.names == ("a.jpg", "b.jpg", "c.jpg")
+    assert images_read.notes == ("images without an annotation, read: 2 (a.jpg, c.jpg)",)
+    (tmp_path / "labels.json").write_text(json.dumps({"images": images}))  # a file without labels says nothing of them
+    assert find(tmp_path / "labels.json").notes == ()
+
+
 def test_coco_errors_name_where_it_looked(tmp_path: Path) -> None:
     path = tmp_path / "annotations" / "train.json"
     path.parent.mkdir()

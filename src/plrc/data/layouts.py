@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from plrc.data.channels import NPY_EXTENSION
 from plrc.data.coco_names import count_spellings, find_images, image_folders, split_of_file
@@ -126,7 +127,8 @@ def list_coco(source: str) -> Listing:
         LayoutError: The file is not a COCO file.
         DataError: None of its images exists.
     """
-    entries = read_coco_names(source)
+    images, annotations = _read_coco(source)
+    entries = [str(image["file_name"]) for image in images]
     places = find_images(entries, image_folders(source, split_of_file(source)))
     missing = set(places.missing())
     present = [places.paths[entry] for entry in entries if entry not in missing]
@@ -136,15 +138,17 @@ def list_coco(source: str) -> Listing:
     count_spellings(places, reading)
     for entry in missing:
         reading.count("left out", "images of the annotations that do not exist", entry)
+    annotated = {str(annotation.get("image_id")) for annotation in annotations}
+    for image, entry in zip(images, entries, strict=True):
+        if annotations and entry not in missing and str(image.get("id")) not in annotated:
+            reading.count("read", "images without an annotation", entry)
     return Listing(places.root, [relative_name(places.root, path) for path in present], reading)
 
 
 def read_coco_names(source: str) -> list[str]:
     """Read the `file_name` entries of a COCO file. Raises LayoutError if it is not one."""
-    try:
-        return [str(image["file_name"]) for image in parse_json(_read_text(source))["images"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise LayoutError(f'{source} is not a COCO file: it has no list "images" with "file_name" entries') from error
+    images, _ = _read_coco(source)
+    return [str(image["file_name"]) for image in images]
 
 
 def list_voc(source: str, split: str) -> Listing:
@@ -276,6 +280,21 @@ class _Walk:
         else:
             self.dangling.append(name)
             self.mtimes[folder] = NEVER_FRESH  # its target may appear without a trace in this folder
+
+
+def _read_coco(source: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The images and the annotations of a COCO file; raises LayoutError if its images have no names."""
+    try:
+        table = parse_json(_read_text(source))
+        images = [dict(image) for image in table["images"]]
+        if not all("file_name" in image for image in images):
+            raise KeyError("file_name")
+    except (ValueError, KeyError, TypeError) as error:
+        raise LayoutError(f'{source} is not a COCO file: it has no list "images" with "file_name" entries') from error
+    annotations = table.get("annotations")
+    if not isinstance(annotations, list):
+        annotations = []
+    return images, [annotation for annotation in annotations if isinstance(annotation, dict)]
 
 
 def _existing(source: str, root: str, entries: list[str], what: str) -> Listing:

@@ -270,13 +270,21 @@ def _build_report(images: ImageList, files: list[ScannedFile], index: str) -> Sc
         duplicates=_find_duplicates(files),
         similar=len(similar),
         similar_of=len(compared),
-        similar_pairs=tuple(similar[:_SHOWN_DUPLICATES]),
+        similar_pairs=_unordered_pairs(similar)[:_SHOWN_DUPLICATES],
         notes=notes,
         reading=images.reading.to_dict(),
         index=index,
         mean=pixels.mean if pixels is not None else (),
         std=pixels.std if pixels is not None else (),
     )
+
+
+def _unordered_pairs(pairs: list[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Each pair once: two images are often the most similar ones of each other."""
+    unique: dict[frozenset[str], tuple[str, str]] = {}
+    for pair in pairs:
+        unique.setdefault(frozenset(pair), pair)
+    return tuple(unique.values())
 
 
 def _find_duplicates(files: list[ScannedFile]) -> tuple[tuple[str, ...], ...]:
