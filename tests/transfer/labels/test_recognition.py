@@ -9,7 +9,7 @@ from tests.transfer.labels.test_voc_files import pairs, put_xml
 from tests.transfer.labels.test_yolo import BOX, put, yolo_source
 from tests.transfer.sources import blank, coco_source, mask_folders, read, save, thing
 
-from plrc.errors import LayoutError, PlrcError
+from plrc.errors import ConfigError, LayoutError, PlrcError
 
 ALL = r"voc, cityscapes, coco, yolo, folders"
 
@@ -106,3 +106,11 @@ def test_notes_next_to_labels_are_no_coco_file(tmp_path: Path) -> None:
     put(tmp_path / "notes.json", '{"categories": [{"id": 0, "name": "cat"}], "info": {"year": 2024}}')
     put(tmp_path / "README.txt", "exported")
     assert len(read(tmp_path).test.images) == 2
+
+
+def test_a_setting_of_another_layout_is_refused(tmp_path: Path) -> None:
+    coco_source(tmp_path, [thing(1)])
+    with pytest.raises(ConfigError, match=r"data.unlabelled is for the layouts yolo and voc, but .* is read as coco"):
+        read(tmp_path, unlabelled="background")
+    with pytest.raises(ConfigError, match=r"data.four_point_polygons is for the layout yolo, but .* is read as coco"):
+        read(tmp_path, four_point_polygons=True)

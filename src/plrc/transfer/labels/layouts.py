@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from plrc.data.reading import ReadingReport
-from plrc.errors import DataError, LayoutError
+from plrc.errors import ConfigError, DataError, LayoutError
 from plrc.transfer.labels import signs
 from plrc.transfer.labels.cityscapes import CityscapesReader
 from plrc.transfer.labels.coco import CocoReader
@@ -58,6 +58,7 @@ def open_labels(config: LabelledConfig, task: Task, reading: ReadingReport) -> L
         reading: Receives what a user should know about the source.
 
     Raises:
+        ConfigError: A setting that the layout does not know.
         DataError: The source is not a folder.
         LayoutError: The folder does not have the layout, or no known one, or no labels for the task.
     """
@@ -69,6 +70,14 @@ def open_labels(config: LabelledConfig, task: Task, reading: ReadingReport) -> L
         raise DataError(f"{root} is not a folder; name the folder with the labelled images with --data")
     elif layout == "auto":
         layout = _recognize(root, task)
+    if config.unlabelled != "auto" and layout not in ("yolo", "voc"):
+        raise ConfigError(
+            f"data.unlabelled is for the layouts yolo and voc, but {root} is read as {layout}; leave it out"
+        )
+    if config.four_point_polygons and layout != "yolo":
+        raise ConfigError(
+            f"data.four_point_polygons is for the layout yolo, but {root} is read as {layout}; leave it out"
+        )
     return LAYOUTS[layout].open(config, task, reading)
 
 
