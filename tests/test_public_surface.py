@@ -225,7 +225,7 @@ def test_flags_of_transfer(task: str, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_flags_of_the_probe_and_of_compare(capsys: pytest.CaptureFixture[str]) -> None:
-    probe = "--help --data --init --out --backbone --layout --size --images --seed --channels --mean --std"
+    probe = "--help --data --init --out --backbone --layout --size --images --seeds --channels --mean --std"
     splits = "--train --test --test-fraction --group --fraction"
     assert flags(["transfer", "probe"], capsys) == {*probe.split(), *splits.split()}
     grid = "--task --init --fractions --shots --seeds --lrs --processes"

@@ -58,6 +58,16 @@ def aligned(rows: Iterable[tuple[str, str]], width: int = 12) -> str:
     return "\n".join(f"{name:<{width}}{text}" for name, text in rows)
 
 
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a line for each row of a table; its columns are aligned at the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        line = "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
+        lines.append(line.rstrip())
+    return lines
+
+
 def nearest(word: str, names: Iterable[str]) -> str:
     """Return the name that is most similar to a word.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from plrc.cli.options import CommandParser, about, choose_task, read_options
 from plrc.cli.output import STOPPED, progress
+from plrc.errors import ConfigError
 from plrc.settings import read_toml, setting
 from plrc.transfer.presets import PROTOCOLS, protocol
 from plrc.transfer.protocols import LabelledConfig, Layout, TransferConfig
@@ -33,10 +35,10 @@ class StartOptions:
 class ProbeOptions:
     data: str
     """Folder with labels: masks, or boxes if it has no masks."""
-    init: str = "random"
-    """Initial weights: random, pretrained (its library's own), a run folder or a file."""
+    init: tuple[str, ...] = ("random",)
+    """Initial weights, one or several: random, pretrained (its library's own), a run folder or a file."""
     out: Path | None = None
-    """JSON file for the result."""
+    """Folder for result.json, or a file that ends with .json: every score, means and intervals over the seeds."""
     backbone: str = ""
     """torchvision ResNet. Empty: that of the weights, else resnet50."""
     layout: Layout = "auto"
@@ -56,8 +58,9 @@ class ProbeOptions:
     """Longer side of the images in pixels."""
     images: int = 1000
     """Largest number of images that are read, of each split."""
-    seed: int = 0
-    """Subset, random weights, pixels that the probe is fitted on."""
+    seeds: tuple[int, ...] = (0,)
+    """One or several seeds of the subset, of random weights, and of the pixels that the probe is fitted on. Several
+    give intervals."""
     channels: int = 3
     """Channels of an image, as data.channels of the pre-training. 3: RGB."""
     mean: tuple[float, ...] = ()
@@ -123,13 +126,15 @@ def starting_point(task: str, values: dict[str, Any]) -> TransferConfig:
 def probe(arguments: Sequence[str]) -> int:
     """Fit a linear classifier of pixels to frozen features: minutes on a CPU.
 
-    Random weights are scored too, for comparison. mIoU and accuracy are in percent; the level of stride 32 is layer4,
-    read at stride 16. Classes come from masks, or from boxes if there are no masks. Grouping AUC: how well the affinity
-    of two points predicts whether they lie on one object, with pairs matched for distance (0.5 is chance).
+    Random weights are scored too, once for each seed. With several seeds, means have 95 % intervals. mIoU and accuracy
+    are in percent; the level of stride 32 is layer4, read at stride 16. Classes come from masks, or from boxes if there
+    are no masks. Grouping AUC: how well the affinity of two points predicts whether they lie on one object, with pairs
+    matched for distance (0.5 is chance).
 
     examples:
       plrc transfer probe --data camvid/ --init runs/first
       plrc transfer probe --data voc/ --init random --backbone resnet18
+      plrc transfer probe --data camvid/ --init runs/first runs/second pretrained --seeds 0 1 2 --out probes/
     """
     options = read_options("transfer probe", ProbeOptions, arguments, about(probe))
     data = LabelledConfig(
@@ -144,19 +149,32 @@ def probe(arguments: Sequence[str]) -> int:
         mean=options.mean,
         std=options.std,
     )
-    from plrc.transfer.dense import dense_probe
+    from plrc.compare.probes import probe_table, summarize_probes
+    from plrc.files import write_json
+    from plrc.transfer.dense import RANDOM, probe_seeds
 
-    inits = [options.init] if options.init == "random" else [options.init, "random"]
+    inits = list(dict.fromkeys([*options.init, RANDOM]))
+    out = options.out
+    if out is not None and out.suffix != ".json":
+        out = out / "result.json"
     with progress("probes") as on_progress:
-        result, *others = dense_probe(
-            data, inits, options.backbone, options.size, options.images, options.seed, on_progress=on_progress
+        results = probe_seeds(
+            data, inits, options.backbone, options.size, options.images, options.seeds, on_progress=on_progress
         )
-    print(result.table())
-    for other in others:
-        print(other.table(notes=False))
-    if options.out:
-        result.save(options.out)
-        print(f"the result is {options.out}")
+    settings = dataclasses.asdict(options) | {"out": str(out or "")}
+    summary = summarize_probes(results, settings)
+    if len(options.seeds) == 1:
+        for number, result in enumerate(results):
+            print(result.table(notes=number == 0))
+    else:
+        print("\n".join(results[0].notes))
+        print(probe_table(summary))
+    if out is not None:
+        try:
+            write_json(out, summary)
+        except OSError as error:
+            raise ConfigError(f"cannot write {out} ({error.strerror}); name another --out") from error
+        print(f"the result is {out}")
     return 0
 
 

@@ -17,6 +17,7 @@ from plrc.compare.recommendation import MIN_SEEDS, recommendation
 from plrc.compare.runs import ComparisonRuns
 from plrc.compare.statistics import format_interval, interval, paired_differences, summarize_differences
 from plrc.machine import cores, processor
+from plrc.text import columns
 
 Results = dict[str, dict[str, dict[str, Any]]]
 """Name of the initial weights -> key of `Comparison.labels` -> result over the seeds."""
@@ -224,13 +225,8 @@ def table(content: Mapping[str, Any]) -> str:
     rows = [["", *(labels["text"] for labels in content["labels"])]]
     for init, by_labels in content["results"].items():
         rows.append([init, *map(_cell_text, by_labels.values())])
-    columns = zip(*rows, strict=True)
-    widths = [max(map(len, column)) for column in columns]
     lines = [f"{content['metric']} of the test images: mean, 95 % interval over seeds; against random weights", ""]
-    for row in rows:
-        line = "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
-        lines.append(line.rstrip())
-    lines.append("")
+    lines += [*columns(rows), ""]
     lines += [f"- {sentence}" for sentence in content["recommendation"]]
     return "\n".join(lines)
 

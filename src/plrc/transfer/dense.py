@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,24 +19,28 @@ from plrc.data.regions import Regions
 from plrc.data.sources import ImageList
 from plrc.engine.checkpoint import checkpoints, load_checkpoint
 from plrc.errors import ConfigError, DataError
-from plrc.files import write_json
 from plrc.measures.grouping import grouping_auc
-from plrc.measures.linear_probe import evaluate_probe, fit_probe
+from plrc.measures.linear_probe import LinearProbe, evaluate_probe, fit_probe
 from plrc.measures.segmentation import IGNORED
 from plrc.model import build_backbone
+from plrc.model.backbone import Backbone
 from plrc.progress import OnProgress, ignore_progress
 from plrc.rng import generator
 from plrc.transfer.data_checks import log_data_warnings
-from plrc.transfer.initial import initial_backbone
+from plrc.transfer.initial import InitialWeights, initial_backbone
+from plrc.transfer.labels.annotations import LabelledImage
 from plrc.transfer.labels.datasets import usual_pixels
 from plrc.transfer.labels.rasterize import rasterize, scaled_size
 from plrc.transfer.labels.reader import NoLabelsForTask
 from plrc.transfer.labels.splits import LabelledSet, Splits, labelled_subset, read_labelled
-from plrc.transfer.probe import extract_features
+from plrc.transfer.probe import extract_features, extract_levels
 from plrc.transfer.protocols import LabelledConfig, Task
 
 LEVELS = (8, 16, 32)
 """Strides that are probed; layer4 (32) is read at stride 16, as pre-training and dilated networks do."""
+
+RANDOM = "random"
+"""The initial weights that differ from seed to seed."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class DenseResult:
 
     Attributes:
         init: The initial weights, as given.
+        seed: The seed.
         backbone: Name of the backbone.
         classes: Names of the classes of pixels.
         train_images: Number of images that the probes are fitted on.
@@ -59,6 +64,7 @@ class DenseResult:
     """
 
     init: str
+    seed: int
     backbone: str
     classes: tuple[str, ...]
     train_images: int
@@ -82,10 +88,6 @@ class DenseResult:
             lines.append(f"{stride:>6}  {miou:6.1f}  {self.accuracy[stride]:8.1f}  {self.grouping[stride]:12.3f}")
         return "\n".join(lines)
 
-    def save(self, path: Path) -> None:
-        """Write the scores as JSON; nan becomes null."""
-        write_json(path, dataclasses.asdict(self))
-
 
 def dense_probe(
     data: LabelledConfig,
@@ -97,10 +99,25 @@ def dense_probe(
     levels: Sequence[int] = LEVELS,
     on_progress: OnProgress = ignore_progress,
 ) -> list[DenseResult]:
-    """Probe backbones with several initial weights; the labelled images are read once.
+    """Probe backbones with a single seed; see `probe_seeds`."""
+    return probe_seeds(data, inits, backbone, size, images, [seed], levels, on_progress)
 
-    Classes of pixels come from masks, or from boxes if there are no masks, or from id maps. With objects, class 0 is
-    the background and smaller objects lie on top of larger ones.
+
+def probe_seeds(
+    data: LabelledConfig,
+    inits: Sequence[str],
+    backbone: str,
+    size: int,
+    images: int,
+    seeds: Sequence[int],
+    levels: Sequence[int] = LEVELS,
+    on_progress: OnProgress = ignore_progress,
+) -> list[DenseResult]:
+    """Probe backbones with several initial weights and seeds.
+
+    The labelled images are read once. Features of given weights are computed once and shared by the seeds; random
+    weights differ from seed to seed. Classes of pixels come from masks, or from boxes if there are no masks, or from id
+    maps. With objects, class 0 is the background and smaller objects lie on top of larger ones.
 
     Args:
         data: The labelled images.
@@ -108,84 +125,162 @@ def dense_probe(
         backbone: Name of the backbone; empty: that of the first weights. All weights are of the same backbone.
         size: Longer side of the images, in pixels.
         images: Largest number of images to read of each split.
-        seed: Seed of the choice of images, of random weights, and of the pixels that the probes are fitted on.
+        seeds: Seeds of the choice of images, of random weights, and of the pixels that the probes are fitted on.
         levels: Strides to probe.
         on_progress: Called after each probe.
 
     Returns:
-        A result for each of `inits`.
+        A result for each of `inits` and each seed, all seeds of the first weights first.
 
     Raises:
-        ConfigError: Sizes that cannot be used, or too many classes.
+        ConfigError: Sizes or seeds that cannot be used, or too many classes.
         DataError: Labels that cannot be used.
         WeightsError: Weights that cannot be read or do not fit.
     """
     if size < 64 or images < 1:
         raise ConfigError(f"size must be >= 64 and images >= 1, got {size} and {images}: write --size and --images")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"seeds must be different numbers, at least one, got {list(seeds)}: write --seeds 0 1 2")
     splits, task = _read_most_detailed(data)
     warnings = log_data_warnings(splits, data, inits)
     usual = usual_pixels(splits.train, data.pixels)
-    networks = []
-    for init in inits:
-        network, initial = initial_backbone(
+
+    def network_with(init: str, seed: int) -> tuple[Backbone, InitialWeights]:
+        return initial_backbone(
             init, backbone, partial=False, layer4_stride=1, seed=seed, pixels=data.pixels, usual=usual
         )
+
+    networks = []
+    for init in inits:
+        network, initial = network_with(init, seeds[0])
         networks.append((network, initial))
         backbone = initial.backbone
     first = networks[0][0]
-    notes = []
+    notes = list(splits.reading.lines())
     if first.fitting_side(size) != size:
         size = first.fitting_side(size)
         notes.append(f"images are {size} pixels long, which fits {backbone}")
-    train = _at_most(labelled_subset(splits.train, data.fraction, data.shots, seed, task), images, seed)
-    test = _at_most(splits.test, images, seed)
+    strides = _strides_to_probe(first, levels)
     classes = splits.train.classes
     if task != "semantic":
         classes = ("background", *classes)
     if len(classes) > IGNORED:
         raise ConfigError(f"{len(classes)} classes are more than the probe supports ({IGNORED}); merge some of them")
-    fitted = rasterize(train, size)
-    scored = rasterize(test, size)
-    has_objects = task != "semantic" and bool((scored.objects > 0).any())
+    train: dict[int, LabelledSet] = {}
+    test: dict[int, LabelledSet] = {}
+    for seed in seeds:
+        subset = labelled_subset(splits.train, data.fraction, data.shots, seed, task)
+        train[seed] = _at_most(subset, images, seed)
+        test[seed] = _at_most(splits.test, images, seed)
+    fitted = _SeedLabels(train, size)
+    scored = _SeedLabels(test, size)
     results: list[DenseResult] = []
     for init, (network, initial) in zip(inits, networks, strict=True):
-        miou = {}
-        accuracy = {}
-        grouping = {}
-        strides = sorted(set(levels) & set(network.channels))
-        if not strides and tuple(levels) == LEVELS:
-            strides = list(network.channels)  # a vision transformer with a patch of 14, for example
-        if not strides:
-            raise ConfigError(
-                f"{backbone} has levels of the strides {sorted(network.channels)}, none of {list(levels)}"
-            )
-        for stride in strides:
-            features = extract_features(network, fitted.images, stride)
-            probe = fit_probe(features, fitted.classes, len(classes), seed=seed)
-            features = extract_features(network, scored.images, stride)
-            scores = evaluate_probe(probe, features, scored.classes)
-            miou[stride] = 100 * scores.miou
-            accuracy[stride] = 100 * scores.accuracy
-            grouping[stride] = grouping_auc(features, scored.objects, seed=seed) if has_objects else math.nan
-            done = len(results) * len(strides) + len(miou)
-            on_progress(done, len(inits) * len(strides), f"{init}: stride {stride}, mIoU {miou[stride]:.1f}")
-        results.append(
-            DenseResult(
-                init=init,
-                backbone=backbone,
-                classes=classes,
-                train_images=len(train.images),
-                test_images=len(test.images),
-                miou=miou,
-                accuracy=accuracy,
-                grouping=grouping,
-                notes=(*splits.reading.lines(), *notes, *initial.lines()),
-                reading=splits.reading.to_dict(),
-                warnings=tuple(warnings),
-                init_report=initial.table(),
-            )
-        )
+        groups = [list(seeds)]  # seeds that share a network
+        if init == RANDOM:
+            groups = [[seed] for seed in seeds]
+        for group in groups:
+            if group[0] != seeds[0]:
+                network, initial = network_with(init, group[0])
+            scores = _probe_network(network, strides, group, fitted, scored, len(classes))
+            for seed in group:
+                result = DenseResult(
+                    init=init,
+                    seed=seed,
+                    backbone=backbone,
+                    classes=classes,
+                    train_images=len(train[seed].images),
+                    test_images=len(test[seed].images),
+                    **scores[seed],
+                    notes=(*notes, *initial.lines()),
+                    reading=splits.reading.to_dict(),
+                    warnings=tuple(warnings),
+                    init_report=initial.table(),
+                )
+                results.append(result)
+                mious = ", ".join(f"{miou:.1f}" for miou in result.miou.values())
+                on_progress(len(results), len(inits) * len(seeds), f"{init}, seed {seed}: mIoU {mious}")
     return results
+
+
+def _strides_to_probe(network: Backbone, levels: Sequence[int]) -> list[int]:
+    strides = sorted(set(levels) & set(network.channels))
+    if not strides and tuple(levels) == LEVELS:
+        strides = list(network.channels)  # a vision transformer with a patch of 14, for example
+    if not strides:
+        raise ConfigError(
+            f"{network.name} has levels of the strides {sorted(network.channels)}, none of {list(levels)}"
+        )
+    return strides
+
+
+class _SeedLabels:
+    """The labelled images of several seeds, each read once.
+
+    Attributes:
+        labels: The images that any seed has.
+        positions: Seed -> positions of its images in `labels`.
+    """
+
+    def __init__(self, sets: Mapping[int, LabelledSet], size: int) -> None:
+        all_images: dict[str, LabelledImage] = {}
+        for labelled in sets.values():
+            all_images |= {item.name: item for item in labelled.images}
+        numbers = {name: number for number, name in enumerate(all_images)}
+        self.positions: dict[int, Tensor] = {}
+        for seed, labelled in sets.items():
+            self.positions[seed] = torch.tensor([numbers[item.name] for item in labelled.images])
+        any_set = next(iter(sets.values()))
+        self.labels = rasterize(dataclasses.replace(any_set, images=tuple(all_images.values())), size)
+
+    def features(self, network: Backbone, strides: Sequence[int], seeds: Sequence[int]) -> dict[int, Tensor]:
+        """Compute stride -> features of the images of these seeds; rows of other images are 0."""
+        wanted = torch.unique(torch.cat([self.positions[seed] for seed in seeds]))
+        levels = extract_levels(network, self.labels.images[wanted], strides)
+        if len(wanted) == len(self.labels.images):
+            return levels
+        for stride, computed in levels.items():
+            levels[stride] = computed.new_zeros(len(self.labels.images), *computed.shape[1:])
+            levels[stride][wanted] = computed
+        return levels
+
+    def of_seed(self, seed: int, values: Tensor) -> Tensor:
+        """Return the rows of the images of a seed."""
+        positions = self.positions[seed]
+        if torch.equal(positions, torch.arange(len(values))):
+            return values  # all images: not copied
+        return values[positions]
+
+
+def _probe_network(
+    network: Backbone,
+    strides: Sequence[int],
+    seeds: Sequence[int],
+    fitted: _SeedLabels,
+    scored: _SeedLabels,
+    classes: int,
+) -> dict[int, dict[str, dict[int, float]]]:
+    """Fit and score the probes of each seed and stride on the same features; returns seed -> fields of DenseResult."""
+    probes: dict[tuple[int, int], LinearProbe] = {}
+    for stride, features in fitted.features(network, strides, seeds).items():
+        for seed in seeds:
+            own = fitted.of_seed(seed, features)
+            labels = fitted.of_seed(seed, fitted.labels.classes)
+            probes[stride, seed] = fit_probe(own, labels, classes, seed=seed)
+    scores: dict[int, dict[str, dict[int, float]]] = {}
+    for seed in seeds:
+        scores[seed] = {"miou": {}, "accuracy": {}, "grouping": {}}
+    for stride, features in scored.features(network, strides, seeds).items():
+        for seed in seeds:
+            own = scored.of_seed(seed, features)
+            result = evaluate_probe(probes[stride, seed], own, scored.of_seed(seed, scored.labels.classes))
+            objects = scored.of_seed(seed, scored.labels.objects)
+            scores[seed]["miou"][stride] = 100 * result.miou
+            scores[seed]["accuracy"][stride] = 100 * result.accuracy
+            scores[seed]["grouping"][stride] = math.nan
+            if (objects > 0).any():
+                scores[seed]["grouping"][stride] = grouping_auc(own, objects, seed=seed)
+    return scores
 
 
 def grouping_curve(data: LabelledConfig, config: Config, size: int, images: int, seed: int) -> list[dict[str, float]]:

@@ -5,6 +5,8 @@ Shapes: n images, C channels, h x w the feature grid, H x W the images and label
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -15,33 +17,45 @@ from plrc.model.modes import evaluation_mode
 from plrc.pixels import IMAGENET, PixelStatistics
 
 
-@torch.no_grad()
 def extract_features(backbone: nn.Module, images: Tensor, stride: int, batch_size: int = 64) -> Tensor:
+    """Compute the features of one level; see `extract_levels`.
+
+    Returns:
+        float32 [n, C, h, w] on the CPU.
+    """
+    return extract_levels(backbone, images, [stride], batch_size)[stride]
+
+
+@torch.no_grad()
+def extract_levels(
+    backbone: nn.Module, images: Tensor, strides: Sequence[int], batch_size: int = 64
+) -> dict[int, Tensor]:
     """Compute features in evaluation mode, on the device of the backbone; every module's mode is restored afterwards.
 
     Args:
         backbone: Normalized images [B, 3, H, W] -> {stride: features}. Images are normalized with its `pixels`, or with
             ImageNet's statistics if it has no such attribute.
         images: uint8 RGB [n, 3, H, W].
-        stride: The level that is returned.
+        strides: The levels that are returned.
         batch_size: Images per forward pass.
 
     Returns:
-        float32 [n, C, h, w] on the CPU.
+        Stride -> float32 [n, C, h, w] on the CPU.
 
     Raises:
         ConfigError: The backbone has no such level.
     """
     device = next(backbone.parameters()).device
     pixels: PixelStatistics = getattr(backbone, "pixels", IMAGENET)
-    features = []
+    features: dict[int, list[Tensor]] = {stride: [] for stride in strides}
     with evaluation_mode(backbone):
         for batch in torch.split(images, batch_size):
             levels = backbone(normalize(batch.to(device), pixels))
-            if stride not in levels:
-                raise ConfigError(f"the backbone has no level of stride {stride}; choose one of {sorted(levels)}")
-            features.append(levels[stride].float().cpu())
-    return torch.cat(features)
+            for stride in strides:
+                if stride not in levels:
+                    raise ConfigError(f"the backbone has no level of stride {stride}; choose one of {sorted(levels)}")
+                features[stride].append(levels[stride].float().cpu())
+    return {stride: torch.cat(parts) for stride, parts in features.items()}
 
 
 def probe_backbone(
