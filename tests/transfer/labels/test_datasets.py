@@ -250,6 +250,22 @@ def test_real_coco(real_data: Path) -> None:
     assert len(semantic.train.images) == 80
 
 
+@pytest.mark.parametrize(
+    ("name", "classes", "images", "objects", "background"),
+    [("aquarium", 7, [448, 127, 63], 4815, 1), ("road", 2, [1426, 255, 554], 6274, 13)],
+)
+def test_real_exports_with_one_folder_of_images(
+    real_data: Path, name: str, classes: int, images: list[int], objects: int, background: int
+) -> None:
+    splits = read(real_data / name)
+    parts = (splits.train, splits.val, splits.test)
+    assert len(splits.train.classes) == classes
+    assert [len(part.images) for part in parts] == images
+    assert sum(len(image.classes) for part in parts for image in part.images) == objects
+    assert splits.reading.lines()[3].startswith(f"images without an annotation, as background, read: {background} (")
+    assert len(splits.reading.lines()) == 4  # nothing was dropped or clipped
+
+
 def test_real_street_scenes(real_data: Path) -> None:
     splits = read(real_data / "camvid", "semantic")
     assert [len(part.images) for part in (splits.train, splits.val, splits.test)] == [367, 101, 233]
