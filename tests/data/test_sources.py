@@ -490,7 +490,7 @@ def test_coco128(real: Path) -> None:
     images = find(source)
     assert images.root == str(real.absolute() / "coco128" / "train2017")
     assert images.names == tuple(sorted(entry["file_name"] for entry in entries))
-    assert images.notes == ()
+    assert images.notes == ("images without an annotation, read: 2 (000000000250.jpg, 000000000508.jpg)",)
 
 
 def test_clothing_as_a_nested_folder(real: Path) -> None:

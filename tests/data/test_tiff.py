@@ -141,6 +141,20 @@ def test_pages_are_pictures_and_no_thumbnails() -> None:
     )
 
 
+def test_a_damaged_list_of_pages_without_end_ends() -> None:
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        for _ in range(2):
+            writer.write(ramp(3), photometric="rgb")
+    data = bytearray(file.getvalue())
+    first, second = (page.offset for page in tifffile.TiffFile(io.BytesIO(bytes(data))).pages)
+    end = second + 2 + 12 * int.from_bytes(data[second : second + 2], "little")  # where the next page would be named
+    assert data[end : end + 4] == bytes(4)
+    data[end : end + 4] = first.to_bytes(4, "little")
+    assert full_pages(io.BytesIO(data)) == [0, 1] and read_header(io.BytesIO(data)).pages == 2
+    assert np.array_equal(read_tiff_page(bytes(data), 1), ramp(3))
+
+
 def test_kinds_that_cannot_be_read_are_named() -> None:
     cmyk = tiff(ramp(4), photometric="separated")
     assert reason(cmyk) == "a TIFF of 4 channels of uint16 in SEPARATED colors; convert it to RGB"

@@ -46,8 +46,8 @@ def test_scan_names_them(folder: Path) -> None:
     assert all(reason and "\n" not in reason for _, reason in report.unusable)
     table = report.table()
     assert table.isascii() and "\x1b" not in table
-    assert "skipped folders named like an image: 1 (folder.jpg)" in table
-    assert "skipped dangling links: 5 (dangling.png, pipe.jpg, self.jpg, ...)" in table
+    assert "folders named like an image, left out: 1 (folder.jpg)" in table
+    assert "dangling links, left out: 5 (dangling.png, pipe.jpg, self.jpg, ...)" in table
 
 
 @pytest.mark.slow

@@ -149,7 +149,15 @@ def _opened(file: BinaryIO, page: int) -> Iterator[tifffile.TiffPage]:
 
 
 def _full_pages(tiff: tifffile.TiffFile) -> list[int]:
-    return [i for i, page in enumerate(tiff.pages) if _is_full(page)] or [0]
+    numbers: list[int] = []
+    offsets: set[int] = set()
+    for number, page in enumerate(tiff.pages):
+        if page.offset in offsets:  # in a damaged file, an earlier page can follow: without end
+            break
+        offsets.add(page.offset)
+        if _is_full(page):
+            numbers.append(number)
+    return numbers or [0]
 
 
 def _is_full(page: Any) -> bool:
