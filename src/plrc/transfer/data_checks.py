@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from plrc.transfer.labels.leaks import pretraining_warnings, split_warnings
+from plrc.transfer.labels.leaks import leak_warnings
 from plrc.transfer.labels.object_sizes import detector_warnings, pretraining_size_warnings
 from plrc.transfer.labels.splits import Splits
 from plrc.transfer.protocols import LabelledConfig, TransferConfig
@@ -24,7 +24,7 @@ def log_data_warnings(
         inits: Initial weights: "random", "pretrained", run folders or files.
         config: The transfer run, or the settings that all runs share; None: no detector is trained.
     """
-    warnings = [*split_warnings(splits, data), *pretraining_warnings(splits, data, inits)]
+    warnings = leak_warnings(splits, data, inits)
     images = splits.train.images
     if config is not None and config.task != "semantic":
         warnings += detector_warnings(images, config)

@@ -104,6 +104,22 @@ def test_splits_of_the_source_that_part_groups(tmp_path: Path) -> None:
     )
 
 
+def test_a_source_that_is_named_by_its_data_yaml(tmp_path: Path) -> None:
+    for split, videos in {"train": (0, 1, 2), "val": (3, 4), "test": (0, 5)}.items():
+        for video in videos:
+            name = f"video{video}_{split}"
+            frame(tmp_path / split / "images" / f"{name}.jpg", video, number=len(split))
+            (tmp_path / split / "labels").mkdir(exist_ok=True)
+            (tmp_path / split / "labels" / f"{name}.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "data.yaml").write_text("train: train/images\nval: val/images\ntest: test/images\nnames: [fish]\n")
+    warnings = warnings_of(tmp_path / "data.yaml")
+    assert len(warnings) == 1
+    assert warnings[0].startswith(
+        "test images that look almost like a training image: 1 of 2 (50.0%; compared with 3), such as "
+        "test/images/video0_test.jpg and train/images/video0_train.jpg; "
+    )
+
+
 def test_test_images_like_those_of_the_pretraining(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = source(tmp_path / "s", (60, 40), train=[(1, 0), (2, 0)], val=[(3, 0)], test=[(4, 0), (5, 0)])
     frame(tmp_path / "unlabelled" / "x.jpg", video=5, number=1)

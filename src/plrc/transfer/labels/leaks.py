@@ -51,15 +51,30 @@ class _Hashed:
         return find_similar(self.names, self.hashes, other.names, other.hashes)
 
 
-def split_warnings(splits: Splits, data: LabelledConfig) -> list[str]:
-    """Return warnings about images of one group, or near-duplicates, in two of the splits.
+def leak_warnings(splits: Splits, data: LabelledConfig, inits: Iterable[str]) -> list[str]:
+    """Return warnings about images of one group, or near-duplicates, in two of the splits or in a pre-training.
 
     Args:
         splits: The labelled images.
         data: Where they are from.
+        inits: Values of `TransferConfig.init`. Run folders have a manifest.json that names their images; those of
+            shards, and files that are no longer there, are not compared.
     """
     images = {"train": splits.train.images, "val": splits.val.images, "test": splits.test.images}
     hashed = {role: _hash_labelled(part, data, role) for role, part in images.items()}
+    return [
+        *_split_warnings(splits, data, images, hashed),
+        *_pretraining_warnings(hashed["test"], data.channels, inits),
+    ]
+
+
+def _split_warnings(
+    splits: Splits,
+    data: LabelledConfig,
+    images: Mapping[str, Sequence[LabelledImage]],
+    hashed: Mapping[str, _Hashed],
+) -> list[str]:
+    """Warnings about two of the splits; both mappings are by role."""
     warnings: list[str] = []
     for scored, trained in (("test", "train"), ("test", "val"), ("val", "train")):
         if splits.groups:
@@ -78,27 +93,17 @@ def split_warnings(splits: Splits, data: LabelledConfig) -> list[str]:
     return warnings
 
 
-def pretraining_warnings(splits: Splits, data: LabelledConfig, inits: Iterable[str]) -> list[str]:
-    """Return warnings about test images that look almost like an image of the pre-training.
-
-    Args:
-        splits: The labelled images.
-        data: Where they are from.
-        inits: Values of `TransferConfig.init`. Run folders have a manifest.json that names their images; those of
-            shards, and files that are no longer there, are not compared.
-    """
+def _pretraining_warnings(test: _Hashed, channels: int, inits: Iterable[str]) -> list[str]:
+    """Warnings about test images that look almost like an image of the pre-training."""
     warnings: list[str] = []
-    test: _Hashed | None = None
     for init in dict.fromkeys(inits):
         path = Path(init) / _MANIFEST
         if not path.is_file():
             continue
-        pretrained = _hash_pretraining(path, data.channels)
+        pretrained = _hash_pretraining(path, channels)
         if pretrained is None or not pretrained.names:
             logger.info("the images of %s are in shards, or not there: not compared with the test images", init)
             continue
-        if test is None:
-            test = _hash_labelled(splits.test.images, data, "test")
         pairs = test.similar_to(pretrained)
         if pairs:
             what = f"an image that {init} was pre-trained on"
@@ -108,8 +113,10 @@ def pretraining_warnings(splits: Splits, data: LabelledConfig, inits: Iterable[s
 
 
 def _hash_labelled(images: Sequence[LabelledImage], data: LabelledConfig, role: str) -> _Hashed:
-    names = tuple(os.path.relpath(image.path, data.source).replace(os.sep, "/") for image in images)
-    listed = ImageList(os.path.abspath(data.source), names, "list")
+    root = Path(data.source)
+    if not root.is_dir():  # the data.yaml of a YOLO data set
+        root = root.parent
+    listed = ImageList(os.path.abspath(root), tuple(image.name for image in images), "list")
     return _hash(listed, MOST_TRAINED if role == "train" else MOST_SCORED, data.channels)
 
 
