@@ -99,10 +99,7 @@ def _read_stored(opened: OpenedImage, data: bytes, page: int, channels: int) -> 
         values = read_tiff_page(data, page)
     else:
         assert opened.pillow is not None
-        if _is_cut(opened) and _decode_png is not None:
-            values = _decode_png(_as_tensor(data), _UNCHANGED, False).permute(1, 2, 0).numpy()
-        else:
-            values = read_bands(opened.pillow)
+        values = _read_bands_in_full(opened.pillow, data, opened.is_deep)
         if opened.format != "TIFF":  # Pillow has turned it
             values = turn(values, opened.orientation)
     require_channels(values.shape[2], channels)
@@ -124,9 +121,12 @@ def _as_pixels(
     return torch.from_numpy(np.ascontiguousarray(values))
 
 
-def _is_cut(opened: OpenedImage) -> bool:
-    """Whether Pillow would cut an image to 8 bits, and torchvision would not."""
-    return opened.format == "PNG" and opened.is_deep and opened.pillow is not None and opened.pillow.mode in CUT_MODES
+def _read_bands_in_full(image: Image.Image, data: bytes, is_deep: bool) -> np.ndarray:
+    """The bands of an image as they are stored, [h, w, C]; torchvision reads a PNG that Pillow would cut to 8 bits."""
+    if is_deep and image.format == "PNG" and image.mode in CUT_MODES and _decode_png is not None:
+        values: np.ndarray = _decode_png(_as_tensor(data), _UNCHANGED, False).permute(1, 2, 0).numpy()
+        return values
+    return read_bands(image)
 
 
 def _decode_pixels(
@@ -225,12 +225,7 @@ def _decode_deep(
     image: Image.Image, data: bytes, percentiles: tuple[float, float], remarks: list[str] | None
 ) -> np.ndarray:
     """Decode an image of more than 8 bits per channel that is no TIFF, and rescale it: [h, w, 3]."""
-    if image.format == "PNG" and image.mode in CUT_MODES and _decode_png is not None:
-        values = _decode_png(_as_tensor(data), _UNCHANGED, False).permute(1, 2, 0).numpy()
-    else:
-        values = np.asarray(image)
-    if values.ndim == 2:
-        values = values[:, :, None]
+    values = _read_bands_in_full(image, data, is_deep=True)
     colors = 1 if values.shape[2] <= 2 else 3
     alpha = values[:, :, colors:] if values.shape[2] > colors else None
     return _scale_and_blend(values[:, :, :colors], alpha, percentiles, None, remarks)

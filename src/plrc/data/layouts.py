@@ -15,6 +15,7 @@ from typing import Any
 
 from plrc.data.channels import NPY_EXTENSION
 from plrc.data.coco_names import count_spellings, find_images, image_folders, split_of_file
+from plrc.data.coco_values import read_id
 from plrc.data.image_kinds import IMAGE_EXTENSIONS, file_extension, readable_formats
 from plrc.data.index import INDEX_NAME, NEVER_FRESH
 from plrc.data.left_out import OtherFiles
@@ -138,9 +139,9 @@ def list_coco(source: str) -> Listing:
     count_spellings(places, reading)
     for entry in missing:
         reading.count("left out", "images of the annotations that do not exist", entry)
-    annotated = {str(annotation.get("image_id")) for annotation in annotations}
+    annotated = {str(read_id(annotation.get("image_id"))) for annotation in annotations}
     for image, entry in zip(images, entries, strict=True):
-        if annotations and entry not in missing and str(image.get("id")) not in annotated:
+        if annotations and entry not in missing and str(read_id(image.get("id"))) not in annotated:
             reading.count("read", "images without an annotation", entry)
     return Listing(places.root, [relative_name(places.root, path) for path in present], reading)
 

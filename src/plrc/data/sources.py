@@ -232,14 +232,27 @@ def sample_remarks(images: ImageList, config: DataConfig) -> list[str]:
     Returns:
         A sentence for each kind.
     """
+    counts: Counter[str] = Counter()
+    for header in sample_headers(images, config.channels):
+        counts.update(header.remarks(config.pages, config.channels))
+    looked_at = min(_LOOKED_AT, len(images))
+    return [f"{remark}: {count} of {looked_at} images looked at" for remark, count in counts.items()]
+
+
+def sample_headers(images: ImageList, channels: int) -> list[Header]:
+    """Read the headers of some evenly spaced images, without those that cannot be read.
+
+    Args:
+        images: The images. Those in shards are not looked at.
+        channels: Channels of the images (`data.channels`).
+    """
     if images.shards is not None:
         return []
-    positions = images.evenly_spaced(_LOOKED_AT)
-    counts: Counter[str] = Counter()
-    for i in positions:
-        with contextlib.suppress(DecodeError):
-            counts.update(images.read_header(i, config.channels).remarks(config.pages, config.channels))
-    return [f"{remark}: {count} of {len(positions)} images looked at" for remark, count in counts.items()]
+    headers: list[Header] = []
+    for i in images.evenly_spaced(_LOOKED_AT):
+        with contextlib.suppress(DecodeError):  # reported when its turn comes
+            headers.append(images.read_header(i, channels))
+    return headers
 
 
 def match_exclusions(names: list[str], root: str, exclude: str) -> tuple[set[str], list[str]]:

@@ -7,13 +7,11 @@ import math
 import numpy as np
 
 from plrc.config import Config, ViewConfig
-from plrc.data.image_errors import DecodeError
-from plrc.data.sources import ImageList
+from plrc.data.sources import ImageList, sample_headers
 
 SMALL = 8.0
 """Side in pixels: a smaller object is a point or two of the feature maps."""
 
-_SAMPLE = 32  # images whose headers are read
 _REMARKED_SCALE = 0.25  # smallest enlargement without a remark
 
 
@@ -36,15 +34,7 @@ def describe_view_scale(config: Config, images: ImageList) -> list[str]:
         config: The settings of a run.
         images: Its images, of which a few headers are read; those of shards are not looked at.
     """
-    if images.shards is not None:
-        return []
-    sizes: list[tuple[int, int]] = []
-    for i in images.evenly_spaced(_SAMPLE):
-        try:
-            header = images.read_header(i, config.data.channels)
-        except DecodeError:  # reported when its turn comes
-            continue
-        sizes.append((header.height, header.width))
+    sizes = [(header.height, header.width) for header in sample_headers(images, config.data.channels)]
     if not sizes:
         return []
     scale = float(np.median([view_scale(config.views, height, width) for height, width in sizes]))

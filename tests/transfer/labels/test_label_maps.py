@@ -172,7 +172,7 @@ REFUSED: dict[str, tuple[Image.Image, str, str]] = {
         gray([[0, 85, 170, 255]]),
         "",
         (
-            r"have the ids 0, 85, 170, 255, and whether 255 is a class or unlabelled cannot be told: name them in "
+            r"have the ids 0, 85, 170, 255, and whether 255 is a class or unlabelled is not certain: name them in "
             r".*classes.txt with lines such as name:170, and name:255 or ignore:255"
         ),
     ),

@@ -110,7 +110,7 @@ def test_notes_next_to_labels_are_no_coco_file(tmp_path: Path) -> None:
 
 def test_a_setting_of_another_layout_is_refused(tmp_path: Path) -> None:
     coco_source(tmp_path, [thing(1)])
-    with pytest.raises(ConfigError, match=r"data.unlabelled is for the layouts yolo and voc, but .* is coco"):
+    with pytest.raises(ConfigError, match=r"data.unlabelled is for the layouts yolo and voc, but .* is read as coco"):
         read(tmp_path, unlabelled="background")
-    with pytest.raises(ConfigError, match=r"data.four_point_polygons is for the layout yolo, but .* is coco"):
+    with pytest.raises(ConfigError, match=r"data.four_point_polygons is for the layout yolo, but .* is read as coco"):
         read(tmp_path, four_point_polygons=True)

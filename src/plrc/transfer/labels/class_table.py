@@ -1,6 +1,6 @@
 """The classes of a semantic source: which values of its label maps are which class.
 
-What the values mean is decided once for all maps of a source. What cannot be told is asked for: classes.txt decides.
+What the values mean is decided once for all maps of a source. What is not certain, classes.txt decides.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def classes_of_source(
         known: Id -> name for a public data set.
 
     Raises:
-        DataError: What a value means cannot be told, or the list is not that of these maps.
+        DataError: What a value means is not certain, or the list is not that of these maps.
     """
     listed = read_class_list(root)
     if listed is not None:
@@ -140,8 +140,8 @@ def classes_of_source(
         )
     if IGNORED in ids and classes and classes[-1] >= max(_PLAIN_IDS, 4 * len(classes)):
         raise DataError(
-            f"the label maps of {root} have the ids {_list_ids(ids)}, and whether 255 is a class or unlabelled cannot "
-            f"be told: name them in {root / 'classes.txt'} with lines such as name:{classes[-1]}, and name:255 or "
+            f"the label maps of {root} have the ids {_list_ids(ids)}, and whether 255 is a class or unlabelled is not "
+            f"certain: name them in {root / 'classes.txt'} with lines such as name:{classes[-1]}, and name:255 or "
             "ignore:255"
         )
     return fixed_classes({i: f"class {i}" for i in classes}, maps, root)

@@ -79,6 +79,15 @@ def files_below(root: Path, ending: str) -> list[str]:
     return sorted(names)
 
 
+def read_start(path: Path, size: int) -> bytes:
+    """Read at most `size` bytes from the start of a file; nothing if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(size)
+    except OSError:
+        return b""
+
+
 def folder_named(parent: Path, *names: str) -> Path | None:
     """Return the folder in `parent` with the first of these names that exists, compared without regard to case."""
     if not parent.is_dir():

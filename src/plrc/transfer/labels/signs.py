@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from plrc.transfer.labels.contents import Contents
+from plrc.transfer.labels.contents import Contents, read_start
 from plrc.transfer.labels.yolo_source import YAML_ENDINGS
 
 _HEAD = 4096  # bytes of a file that are looked at
@@ -73,10 +73,10 @@ def coco(contents: Contents) -> Signs:
 def yolo(contents: Contents) -> Signs:
     """Look for .txt files with lines of labels: below a folder `labels`, or next to images."""
     label_folders = [folder for folder in contents.files if "labels" in folder.lower().split("/")]
-    beside = [folder for folder in contents.files if folder not in label_folders and contents.images(folder)]
+    image_folders = [folder for folder in contents.files if folder not in label_folders and contents.images(folder)]
     texts = [name for folder in label_folders for name in contents.named(folder, ".txt")]
     texts = [name for name in texts if os.path.basename(name).lower() != "classes.txt"]
-    next_to_images = [name for folder in beside for name in contents.named(folder, ".txt")]
+    next_to_images = [name for folder in image_folders for name in contents.named(folder, ".txt")]
     described = [
         name for name in contents.named("", *YAML_ENDINGS) if os.path.basename(name).lower().startswith("data")
     ]
@@ -111,16 +111,8 @@ def _has_images(contents: Contents) -> bool:
 
 def _any_head(root: Path, names: list[str], pattern: re.Pattern[bytes]) -> bool:
     """Whether the beginning of one of the files, of which some are looked at, has the pattern."""
-    return any(pattern.search(_read_head(root / name)) for name in names[:: max(1, len(names) // _SAMPLE)])
+    return any(pattern.search(read_start(root / name, _HEAD)) for name in names[:: max(1, len(names) // _SAMPLE)])
 
 
 def _all_empty(root: Path, names: list[str]) -> bool:
-    return not any(_read_head(root / name).strip() for name in names[:: max(1, len(names) // _SAMPLE)])
-
-
-def _read_head(path: Path) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read(_HEAD)
-    except OSError:
-        return b""
+    return not any(read_start(root / name, _HEAD).strip() for name in names[:: max(1, len(names) // _SAMPLE)])

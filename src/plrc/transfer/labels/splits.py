@@ -151,15 +151,13 @@ def read_labelled(config: LabelledConfig, task: Task) -> Splits:
         maps = count_values(image.id_map for image in train + val + test)
         table = reader.class_table(maps)
         classes = table.names
-    settled = settle_turned(train + val + test, reading)
+    settled = settle_turned({"train": train, "val": val, "test": test}, reading)
     number_of = {name: number for number, name in enumerate(classes)}
     if config.merge_classes:
         classes = ("object",)
         number_of = dict.fromkeys(number_of, 0)
     sets = {}
-    for role, length in {"train": len(train), "val": len(val), "test": len(test)}.items():
-        content = settled[:length]
-        settled = settled[length:]
+    for role, content in settled.items():
         difficult = config.difficult and role == "train"
         images = [check_annotation(image, number_of, task == "instances", difficult, reading) for image in content]
         sets[role] = LabelledSet(tuple(images), classes, table, config.channels)

@@ -6,7 +6,8 @@ all such images together show which.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from plrc.data.reading import ReadingReport
@@ -15,15 +16,21 @@ from plrc.transfer.labels.annotations import ImageAnnotation
 _TOLERANCE = 2.0  # pixels that a box may lie outside, by rounding or by an origin of 1
 
 
-def settle_turned(images: Sequence[ImageAnnotation], reading: ReadingReport) -> list[ImageAnnotation]:
+def settle_turned(
+    images_of_role: Mapping[str, Sequence[ImageAnnotation]], reading: ReadingReport
+) -> dict[str, list[ImageAnnotation]]:
     """Decide whether objects of images that EXIF turns are turned with them, and count these images.
 
     They are turned, unless boxes lie outside of the stored pixels and all boxes inside the image as shown.
 
     Args:
-        images: All images of a source.
+        images_of_role: All images of a source that are used, by what they are for (train, val, test).
         reading: Counts the images.
+
+    Returns:
+        The images by role.
     """
+    images = itertools.chain.from_iterable(images_of_role.values())
     turned = [image for image in images if image.turn_objects != 1]
     outside_stored = any(not _fit(image, stored=True) for image in turned)
     inside_shown = all(_fit(image, stored=False) for image in turned)
@@ -33,7 +40,10 @@ def settle_turned(images: Sequence[ImageAnnotation], reading: ReadingReport) -> 
         reason = "images whose annotation states the size before their turn by EXIF, and boxes after it"
     for image in turned:
         reading.count("repaired", reason, image.name)
-    return [replace(image, turn_objects=1) if keep else image for image in images]
+    settled: dict[str, list[ImageAnnotation]] = {}
+    for role, content in images_of_role.items():
+        settled[role] = [replace(image, turn_objects=1) for image in content] if keep else list(content)
+    return settled
 
 
 def _fit(image: ImageAnnotation, stored: bool) -> bool:

@@ -13,7 +13,7 @@ import yaml
 from plrc.data.layouts import read_lines
 from plrc.data.reading import ReadingReport
 from plrc.errors import DataError, LayoutError
-from plrc.transfer.labels.contents import folder_named, survey
+from plrc.transfer.labels.contents import folder_named, read_start, survey
 from plrc.transfer.labels.reader import WHOLE
 from plrc.transfer.labels.yolo_paths import Locator
 
@@ -96,21 +96,13 @@ def yaml_file(source: Path) -> Path | None:
     for path in paths:
         if path.stem.lower() == "data":
             return path
-    fitting = [path for path in paths if re.search(rb"(?m)^['\"]?(names|train)\b", _head(path))]
+    fitting = [path for path in paths if re.search(rb"(?m)^['\"]?(names|train)\b", read_start(path, _LARGEST_YAML))]
     if len(fitting) > 1:
         raise DataError(
             f"{source} has {len(fitting)} files that may describe the data ({fitting[0].name}, {fitting[1].name}); "
             "name one of them: --data FILE"
         )
     return fitting[0] if fitting else None
-
-
-def _head(path: Path) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read(_LARGEST_YAML)
-    except OSError:
-        return b""
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
