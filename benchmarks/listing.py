@@ -22,7 +22,7 @@ from plrc.data.index import Index, create_index_file, write_index
 from plrc.data.loader import Batch, DeviceLoader, ViewDataset
 from plrc.data.manifest import read_manifest
 from plrc.data.sampler import StepSampler
-from plrc.data.sources import find_images
+from plrc.data.sources import find_images, index_settings
 from plrc.engine.setup import Plan, prepare
 from plrc.errors import ConfigError
 
@@ -57,7 +57,7 @@ def run(*, files: int = 100_000, batch: int = 64, workers: int = 1) -> Bench:
         _make(Path(source), files)
         place = create_index_file(source)
         listing = timed("first", "walk", lambda: layouts.list_folder(source))
-        index = Index("folder", listing.folders, listing.names, listing.reading)
+        index = Index("folder", listing.folders, listing.names, listing.reading, settings=index_settings(config.data))
         if not timed("first", "write index", lambda: place is not None and write_index(place, index)):
             raise ConfigError(f"cannot write the index of {source}; set TMPDIR to a folder with more room")
         plan = timed("second", "plan", lambda: _plan(config))

@@ -18,8 +18,8 @@ def test_the_second_start_uses_the_index(monkeypatch: pytest.MonkeyPatch) -> Non
     walks: list[int] = []
     walk = layouts.list_folder
 
-    def counted(source: str) -> layouts.Listing:
-        listed = walk(source)
+    def counted(source: str, arrays: bool = False) -> layouts.Listing:
+        listed = walk(source, arrays)
         walks.append(len(listed.names))
         return listed
 

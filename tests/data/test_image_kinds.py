@@ -36,6 +36,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture
+def without_heic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if pillow-heif was not installed."""
+    formats = tuple(image_kinds.EXTENSIONS_OF_FORMAT)
+    endings = tuple(ending for ending in image_kinds.IMAGE_EXTENSIONS if ending not in image_kinds.HEIC_EXTENSIONS)
+    for module in ("left_out", "image_header"):
+        monkeypatch.setattr(f"plrc.data.{module}.readable_formats", lambda: formats)
+    monkeypatch.setattr("plrc.data.layouts.IMAGE_EXTENSIONS", endings)
+
+
+@pytest.fixture
 def picture() -> Image.Image:
     """Smooth, so that lossy formats keep it."""
     y, x = np.mgrid[:24, :32]
@@ -88,10 +98,22 @@ def test_every_kind_that_pillow_reads_is_read(tmp_path: Path, picture: Image.Ima
     )
 
 
-def test_a_folder_of_twelve_kinds_says_twelve_things(
-    tmp_path: Path, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("plrc.data.left_out.readable_formats", lambda: tuple(image_kinds.EXTENSIONS_OF_FORMAT))
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_heic_photos_are_read_and_turned(tmp_path: Path, picture: Image.Image, orientation: int) -> None:
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    exif = picture.getexif()
+    exif[0x0112] = orientation
+    stored = picture.rotate(90, expand=True) if orientation == 6 else picture
+    stored.save(tmp_path / "a.HEIC", "HEIF", quality=95, exif=exif.tobytes())
+    pixels = decode(tmp_path / "a.HEIC").permute(1, 2, 0).numpy().astype(int)
+    assert pixels.shape == (24, 32, 3)
+    assert np.abs(pixels - np.asarray(picture).astype(int)).max() <= 30
+    report = scanned(tmp_path)
+    assert (report.usable, report.formats, report.width[0]) == (1, {"HEIF": 1}, 32)
+
+
+@pytest.mark.usefixtures("without_heic")
+def test_a_folder_of_twelve_kinds_says_twelve_things(tmp_path: Path, picture: Image.Image) -> None:
     picture.save(tmp_path / "a.jpg")
     for i in range(4):
         (tmp_path / f"IMG_{i}.HEIC").write_bytes(HEIC_START + bytes(200))
@@ -135,8 +157,8 @@ def test_a_folder_of_twelve_kinds_says_twelve_things(
     assert manifest["notes"] == list(in_index)
 
 
-def test_heic_without_its_package_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("plrc.data.image_header.readable_formats", lambda: tuple(image_kinds.EXTENSIONS_OF_FORMAT))
+@pytest.mark.usefixtures("without_heic")
+def test_heic_without_its_package_names_it() -> None:
     with pytest.raises(DecodeError, match="pip install pillow-heif"):
         decode_bytes(HEIC_START + bytes(200))
 
@@ -261,8 +283,8 @@ def test_entries_that_macos_adds_to_a_tar_are_no_images(tmp_path: Path, picture:
     assert open_shards(str(tmp_path))[1].names == ["a.tar/a.jpg"]
 
 
-def test_nothing_but_heic_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("plrc.data.left_out.readable_formats", lambda: tuple(image_kinds.EXTENSIONS_OF_FORMAT))
+@pytest.mark.usefixtures("without_heic")
+def test_nothing_but_heic_names_the_package(tmp_path: Path) -> None:
     (tmp_path / "a.heic").write_bytes(HEIC_START)
     with pytest.raises(DataError, match=r"1 files, none .*pip install pillow-heif, left out: 1 \(a\.heic\)"):
         find(tmp_path)
