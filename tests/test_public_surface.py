@@ -24,9 +24,9 @@ FLAGS = """
 --help --preset --method --config --seed --adapt --no-adapt --data --out --resume --no-resume --devices
 --data.source --data.layout --data.split --data.exclude --data.held-out --data.rescale-percentiles --data.max-megapixels
 --data.group --data.pages --data.max-unreadable-fraction --data.channels --data.mean --data.std
---views.size --views.scale --views.ratio --views.flip-prob --views.overlap --views.overlap-tries --views.jitter-prob
---views.brightness --views.contrast --views.saturation --views.hue --views.gray-prob --views.blur-prob
---views.blur-sigma
+--views.size --views.tiles --views.scale --views.ratio --views.flip-prob --views.overlap --views.overlap-tries
+--views.jitter-prob --views.brightness --views.contrast --views.saturation --views.hue --views.gray-prob
+--views.blur-prob --views.blur-sigma
 --regions.source --regions.grid --regions.count --regions.scale --regions.maps --regions.map-size --regions.merge
 --regions.split --regions.jitter --regions.reassign
 --model.backbone --model.strides --model.layer4-stride --model.init --model.trainable-stages

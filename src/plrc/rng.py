@@ -26,6 +26,7 @@ Purpose = Literal[
     "heads",
     "regions",
     "teacher",
+    "tiles",
 ]
 _PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 

@@ -99,6 +99,10 @@ class ViewConfig:
     """Smallest and largest area of a crop, as a fraction of the image's area."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Smallest and largest aspect ratio of a crop (width / height)."""
+    tiles: int = 0
+    """Large images with small objects: side in pixels of a square that is cut out of the image at a random place, each
+    time another one; views are cut from it, so that objects keep their size. A smaller image is used whole. 0: views
+    are cut from the whole image."""
     flip_prob: float = 0.5
     """Probability of a horizontal flip."""
     overlap: float = 0.5
@@ -125,6 +129,7 @@ class ViewConfig:
     def __post_init__(self) -> None:
         require_at_least("views.size", self.size, 16)
         require_range("views.scale", self.scale, 1e-4, 1)
+        require(self.tiles == 0 or self.tiles >= 16, f"views.tiles must be 0 or >= 16, got {self.tiles}")
         require_range("views.ratio", self.ratio, 0.05, 20)
         require_range("views.blur_sigma", self.blur_sigma, 0.01, 50)
         for name in ("overlap", "flip_prob", "jitter_prob", "gray_prob", "blur_prob"):

@@ -32,6 +32,7 @@ from plrc.data.regions import Regions
 from plrc.data.sampler import SampleKey, StepSampler
 from plrc.data.sources import ImageList
 from plrc.data.teacher_cache import NO_FEATURES, TeacherCache, resize_whole
+from plrc.data.tiles import Tile, cut_regions, draw_tile
 from plrc.data.views import draw_views, render, shorter_side
 from plrc.data.workers import load_batches
 from plrc.errors import DataError
@@ -48,6 +49,7 @@ class Batch:
         images: Views, uint8 [V, B, C, S, S].
         maps: Maps from view to image (see `geometry`), float32 [V, B, 4].
         regions: Region ids in the image frame, int16 [B, h, w]; -1 is unlabelled.
+        tiles: Maps from tile to image, float32 [B, 4]. With `views.tiles`, the tile is "the image" of everything else.
         color_uniform: Uniform numbers in [0, 1) for `photometric.augment`, float32 [V, B, photometric.color_draws(C)].
         contrast_uniform: Uniform numbers for `points.contrast_points`, float32 [B, points.contrast_draws()].
         match_uniform: Uniform numbers for `points.match_points`, float32 [B, points.match_draws(distill_points)].
@@ -59,6 +61,7 @@ class Batch:
     images: Tensor
     maps: Tensor
     regions: Tensor
+    tiles: Tensor
     color_uniform: Tensor
     contrast_uniform: Tensor
     match_uniform: Tensor
@@ -93,6 +96,7 @@ def collate(samples: list[Batch]) -> Batch:
         images=torch.cat([sample.images for sample in samples], dim=1),
         maps=torch.cat([sample.maps for sample in samples], dim=1),
         regions=torch.cat([sample.regions for sample in samples]),
+        tiles=torch.cat([sample.tiles for sample in samples]),
         color_uniform=torch.cat([sample.color_uniform for sample in samples], dim=1),
         contrast_uniform=torch.cat([sample.contrast_uniform for sample in samples]),
         match_uniform=torch.cat([sample.match_uniform for sample in samples]),
@@ -164,10 +168,11 @@ class ViewDataset(Dataset[Batch]):
             image = self._load_image(position)
         except ImageError as error:
             return error.reason
-        teacher = self._teacher_input(position, image)
+        tile = draw_tile(image, self.config.views.tiles, self.config.seed, epoch, index)
+        teacher = self._teacher_input(position, tile.image)
         if teacher is None:
             return NO_FEATURES
-        return dataclasses.replace(self._draw_sample(image, regions, epoch, index), teacher=teacher)
+        return dataclasses.replace(self._draw_sample(tile, regions, epoch, index), teacher=teacher)
 
     def failed_name(self, index: int, attempt: int = 0) -> str:
         """Return the name of an image that cannot be read, or of its shard if all of the shard cannot be read."""
@@ -185,7 +190,7 @@ class ViewDataset(Dataset[Batch]):
     def _load_image(self, position: int) -> Tensor:
         data = self.config.data
         min_side = shorter_side(self.config.views)
-        if self.config.distills_frozen_teacher:
+        if min_side and self.config.distills_frozen_teacher:
             min_side = max(min_side, self.config.teacher.size)
         read = partial(self.images.decode, position, data, min_side)
         if not self.config.run.cache:
@@ -203,10 +208,10 @@ class ViewDataset(Dataset[Batch]):
             return resize_whole(image, self.config.teacher.size)[None]
         return torch.empty(0)
 
-    def _draw_sample(self, image: Tensor, regions: Tensor, epoch: int, index: int) -> Batch:
+    def _draw_sample(self, tile: Tile, regions: Tensor, epoch: int, index: int) -> Batch:
         config = self.config
         seed = config.seed
-        height, width = image.shape[1:]
+        height, width = tile.image.shape[1:]
         crops = rng.generator(seed, "crops", epoch, index)
         views = draw_views(crops, height, width, config.views, self.draw_match_view)
         if not (self.draw_match_view or config.needs_reference_view):
@@ -218,9 +223,10 @@ class ViewDataset(Dataset[Batch]):
         contrast_uniform = point_rng.random((1, contrast_draws()), dtype=np.float32)
         match_uniform = point_rng.random((1, match_draws(config.objectives.distill_points)), dtype=np.float32)
         return Batch(
-            images=torch.stack([render(image, view, config.views.size) for view in views])[:, None],
+            images=torch.stack([render(tile.image, view, config.views.size) for view in views])[:, None],
             maps=torch.tensor([view.map for view in views], dtype=torch.float32)[:, None],
-            regions=regions[None],
+            regions=cut_regions(regions, tile.map, config.regions)[None],
+            tiles=torch.tensor([tile.map], dtype=torch.float32),
             color_uniform=torch.from_numpy(color_uniform[: len(views)]),
             contrast_uniform=torch.from_numpy(contrast_uniform),
             match_uniform=torch.from_numpy(match_uniform),

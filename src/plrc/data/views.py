@@ -94,7 +94,12 @@ def draw_views(rng: np.random.Generator, height: int, width: int, config: ViewCo
 
 
 def shorter_side(config: ViewConfig) -> int:
-    """Return the shorter side in pixels at which the smallest crop of an image has as many pixels as its view."""
+    """Return the shorter side in pixels at which the smallest crop of an image has as many pixels as its view.
+
+    0 means full size: tiles are cut from images as they are.
+    """
+    if config.tiles:
+        return 0
     return math.ceil(config.size / math.sqrt(config.scale[0] * min(config.ratio[0], 1 / config.ratio[1])))
 
 

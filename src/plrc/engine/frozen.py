@@ -24,6 +24,7 @@ from plrc.data.image_errors import ImageError
 from plrc.data.manifest import read_manifest
 from plrc.data.sources import ImageList
 from plrc.data.teacher_cache import TeacherCache, record_type, resize_whole
+from plrc.data.tiles import draw_tile
 from plrc.data.workers import load_batches
 from plrc.engine.runlog import RunLog
 from plrc.engine.setup import Plan
@@ -82,9 +83,13 @@ def open_cache(plan: Plan, teacher: FrozenTeacher, log: RunLog) -> TeacherCache 
 
     Returns:
         The cache, which may lack features; None if it is switched off or would be larger than
-        `teacher.cache_gigabytes`.
+        `teacher.cache_gigabytes`, or with `views.tiles`.
     """
     settings = plan.config.teacher
+    if plan.config.views.tiles:
+        if settings.cache_gigabytes > 0:
+            log.info("the teacher's features are computed in every step: views.tiles takes another tile each time")
+        return None
     bytes_per_image = record_type(teacher.dim, teacher.side).itemsize
     gigabytes = bytes_per_image * len(plan.images) / 1e9
     if gigabytes > settings.cache_gigabytes:
@@ -159,7 +164,7 @@ class _Images:
 
 
 class _WholeImages(Dataset[_Images]):
-    """Position -> the whole image at the teacher's size; an image that cannot be read gives none."""
+    """Position -> the whole image (or a tile of it) at the teacher's size; an image that cannot be read gives none."""
 
     def __init__(self, images: ImageList, config: Config) -> None:
         self.images = images
@@ -167,11 +172,13 @@ class _WholeImages(Dataset[_Images]):
 
     def __getitem__(self, position: int) -> _Images:
         size = self.config.teacher.size
+        tiles = self.config.views.tiles
         try:
-            image = self.images.decode(int(position), self.config.data, size)
+            image = self.images.decode(int(position), self.config.data, 0 if tiles else size)
         except ImageError:  # training will meet it too, and reports it
             return _Images([], torch.empty(0, self.config.data.channels, size, size, dtype=torch.uint8))
-        return _Images([int(position)], resize_whole(image, size)[None])
+        tile = draw_tile(image, tiles, self.config.seed, 0, int(position))
+        return _Images([int(position)], resize_whole(tile.image, size)[None])
 
 
 def _join(samples: list[_Images]) -> _Images:

@@ -8,6 +8,7 @@ Shapes: B images, N points per image, C channels, h x w the feature grid, S x S 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ from plrc.measures.grouping import grouping_auc
 POINTS = 32  # per held-out image
 BATCH_SIZE = 16
 MASK_SIDE = 64  # S
+_MAX_MASK_SIDE = 1024  # of a whole image of which a tile is used
 COLLAPSED_STD = 0.01
 COLLAPSED_RANK = 1.5
 COLLAPSE_ADVICE = (
@@ -239,16 +241,19 @@ def _objects(config: Config, images: ImageList, names: Sequence[str], batches: S
         masks = read_coco_masks(file, replace(images, names=tuple(names), shards=shards), config.data.channels)
     except PlrcError:  # the file has only boxes, or the package for masks is missing: grouping is not measured
         return None
-    object_maps = [_object_map(masks, name) for name in names]
     view_maps = torch.cat([batch.maps[QUERY] for batch in batches])
-    points = to_image(cell_centers(MASK_SIDE, MASK_SIDE).expand(len(names), -1, -1), view_maps)
+    tiles = torch.cat([batch.tiles for batch in batches])
+    side = min(math.ceil(MASK_SIDE / float(tiles[:, :2].min())), _MAX_MASK_SIDE)  # a tile has MASK_SIDE of these cells
+    object_maps = [_object_map(masks, name, side) for name in names]
+    in_tiles = to_image(cell_centers(MASK_SIDE, MASK_SIDE).expand(len(names), -1, -1), view_maps)
+    points = to_image(in_tiles, tiles)
     ids = look_up(torch.from_numpy(np.stack(object_maps)), points)
     return ids.reshape(len(names), MASK_SIDE, MASK_SIDE)
 
 
-def _object_map(masks: CocoMasks, name: str) -> NDArray[np.int32]:
-    """The objects of an image; all unlabelled if the file does not have them."""
+def _object_map(masks: CocoMasks, name: str, side: int) -> NDArray[np.int32]:
+    """The objects of an image, [side, side]; all unlabelled if the file does not have them."""
     try:
-        return masks.objects(name, MASK_SIDE)
+        return masks.objects(name, side)
     except ImageError:
-        return np.full((MASK_SIDE, MASK_SIDE), -1, dtype=np.int32)
+        return np.full((side, side), -1, dtype=np.int32)

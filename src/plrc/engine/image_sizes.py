@@ -23,8 +23,16 @@ def view_scale(views: ViewConfig, height: int, width: int) -> float:
         height: Of the image, in pixels.
         width: Of the image, in pixels.
     """
+    if views.tiles:
+        height = min(height, views.tiles)
+        width = min(width, views.tiles)
     median_area = sum(views.scale) / 2 * height * width
     return views.size / math.sqrt(median_area)
+
+
+def native_tiles(views: ViewConfig) -> int:
+    """Return the `views.tiles` whose crop of the median area is shown at its own size."""
+    return round(views.size / math.sqrt(sum(views.scale) / 2))
 
 
 def describe_view_scale(config: Config, images: ImageList) -> list[str]:
@@ -44,6 +52,7 @@ def describe_view_scale(config: Config, images: ImageList) -> list[str]:
     sentence = (
         f"views of {config.views.size} px show the images ({width} x {height} px, the median of {len(sizes)}) at "
         f"{scale:.2g} of their size: an object with a side below {SMALL / scale:.0f} px has less than {SMALL:g} px in "
-        "a view; for smaller objects, cut the images into tiles, raise views.size or lower views.scale"
+        f"a view; for smaller objects, set views.tiles ({native_tiles(config.views)} shows objects at their own size) "
+        "or raise views.size"
     )
     return [sentence]

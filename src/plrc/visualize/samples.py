@@ -84,7 +84,8 @@ def run_samples(run: Path, config: Config, count: int) -> RunSamples:
             raise DataError("none of the images of its first batch can be read")
         figures = []
         for position, sample in samples[:count]:
-            image = shown_pixels(images.decode(position, config.data, TILE))
+            decoded = images.decode(position, config.data, 0 if config.views.tiles else TILE)
+            image = shown_pixels(_tile(decoded, sample))
             figures.append((printable(images.names[position]), sample_figure(sample, image, config)))
     except PlrcError as error:
         return RunSamples(note=f"The regions and views of this run cannot be drawn here: {error}")
@@ -109,7 +110,7 @@ def sample_figure(sample: Batch, image: NDArray[np.uint8], config: Config) -> Fi
 
     Args:
         sample: A batch of one image.
-        image: The image itself, uint8 [H, W, 3].
+        image: The image itself or the tile of it, uint8 [H, W, 3].
         config: The run's configuration.
     """
     with default_style({"font.size": 11}):
@@ -126,6 +127,15 @@ def sample_figure(sample: Batch, image: NDArray[np.uint8], config: Config) -> Fi
         if MATCH in view_axes:
             _draw_matches(figure, view_axes, sample)
     return figure
+
+
+def _tile(image: Tensor, sample: Batch) -> Tensor:
+    """The tile of an image [C, H, W] that the sample was made from; the whole image without `views.tiles`."""
+    height, width = image.shape[1:]
+    share_x, share_y, left, top = sample.tiles[0].tolist()
+    columns = slice(round(left * width), round((left + share_x) * width))
+    rows = slice(round(top * height), round((top + share_y) * height))
+    return image[:, rows, columns]
 
 
 def _outline_view(axes: Axes, crop: Sequence[float], view: int) -> None:

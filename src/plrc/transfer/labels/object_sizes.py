@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plrc.config import Config
-from plrc.engine.image_sizes import SMALL, view_scale
+from plrc.engine.image_sizes import SMALL, native_tiles, view_scale
 from plrc.errors import PlrcError
 from plrc.transfer.labels.annotations import LabelledImage
 from plrc.transfer.protocols import TransferConfig
@@ -60,7 +60,7 @@ def pretraining_size_warnings(images: Iterable[LabelledImage], inits: Iterable[s
         sides = _sides(images, [view_scale(views, image.height, image.width) for image in images])
         if _many_small(sides):
             where = f"in the views of {views.size} px of the pre-training {init}, if its images are as large as these"
-            advice = "pre-train on tiles, or with a larger views.size or a smaller views.scale"
+            advice = f"pre-train with --views.tiles {native_tiles(views)} or with a larger views.size"
             warnings.append(_describe(sides, where, advice))
     return warnings
 
