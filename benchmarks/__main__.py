@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import epoch, listing, loader, objectives, scaling, step, teacher
+from benchmarks import epoch, listing, loader, objectives, race, scaling, step, teacher
 from benchmarks.report import Bench
 from plrc.errors import PlrcError
 
@@ -21,6 +21,7 @@ KINDS: dict[str, Callable[..., Bench]] = {
     "epoch": epoch.run,
     "scaling": scaling.run,
     "listing": listing.run,
+    "race": race.run,
 }
 
 
@@ -67,7 +68,7 @@ def _add_options(parser: argparse.ArgumentParser, run: Callable[..., Bench]) -> 
         if isinstance(default, bool):
             parser.add_argument(flag, action="store_true")
         elif isinstance(default, tuple):
-            parser.add_argument(flag, nargs="+", type=int, default=default, help=f"default: {default}")
+            parser.add_argument(flag, nargs="+", type=type(default[0]), default=default, help=f"default: {default}")
         else:
             parser.add_argument(flag, type=type(default), default=default, help=f"default: {default}")
 

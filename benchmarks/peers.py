@@ -51,7 +51,7 @@ def peer_variants(
         raise MissingPackageError("steps of peers", "lightly") from error
     variants: dict[str, Callable[[], object]] = {}
     for name, dense in (("lightly MoCo v2", False), ("lightly DenseCL", True)):
-        peer = Peer(config, dense, query, key, autocast)
+        peer = Peer(config, LightlyMethod(config, dense), query, key, autocast)
         variants |= {name: peer.step, f"{name}: network passes": peer.passes}
     transform = MoCoV2Transform(input_size=config.views.size)
     images = [Image.open(io.BytesIO(photograph(i))).convert("RGB") for i in range(min(len(query), 8))]
@@ -59,57 +59,88 @@ def peer_variants(
     return variants
 
 
-class Peer(nn.Module):
-    """Student, teacher, losses and optimizer of MoCo v2, or of DenseCL if `dense`."""
+class LightlyMethod(nn.Module):
+    """Student, teacher and losses of MoCo v2, or of DenseCL if `dense`.
+
+    Args:
+        config: The backbone and the memory format.
+        dense: Whether to build DenseCL.
+        num_keys: Length of the memory bank of image keys.
+        num_dense_keys: Length of the memory bank of dense keys.
+        hidden: Hidden width of the heads.
+    """
 
     def __init__(
         self,
         config: Config,
         dense: bool,
-        query: Tensor,
-        key: Tensor,
-        autocast: Callable[[], contextlib.AbstractContextManager[object]],
+        num_keys: int = NUM_KEYS,
+        num_dense_keys: int = NUM_KEYS,
+        hidden: int = HIDDEN,
     ) -> None:
         from lightly.loss import NTXentLoss
         from lightly.models import utils
 
         super().__init__()
+        self.utils = utils
+        memory_format = torch.channels_last if config.optim.channels_last else torch.contiguous_format
+        student = _Encoder(config.model.backbone, dense, hidden)
+        self.student = student.to(memory_format=memory_format)
+        self.teacher = copy.deepcopy(self.student)
+        utils.deactivate_requires_grad(self.teacher)
+        losses = {"image": NTXentLoss(TEMPERATURE, (num_keys, DIM))}
+        if dense:
+            losses["dense"] = NTXentLoss(TEMPERATURE, (num_dense_keys, DIM))
+        self.losses = nn.ModuleDict(losses)
+
+    def update_teacher(self, momentum: float) -> None:
+        """Move the teacher towards the student."""
+        self.utils.update_momentum(self.student, self.teacher, momentum)
+
+    def loss(self, query_views: Tensor, key_views: Tensor) -> Tensor:
+        """Return the loss of two views [B, 3, S, S] of each image; the keys enter the memory banks."""
+        query = self.student(query_views)
+        with torch.no_grad():
+            key = self.teacher(key_views)
+        loss: Tensor = self.losses["image"](query["image"], key["image"])
+        if "dense" in query:
+            matched = self.utils.select_most_similar(query["features"], key["features"], key["dense"])
+            dense = self.losses["dense"](query["dense"].flatten(end_dim=1), matched.flatten(end_dim=1))
+            loss = 0.5 * loss + 0.5 * dense
+        return loss
+
+
+class Peer:
+    """A method with its optimizer, whose steps have learning rate 0, on given views query and key [B, 3, S, S]."""
+
+    def __init__(
+        self,
+        config: Config,
+        method: LightlyMethod,
+        query: Tensor,
+        key: Tensor,
+        autocast: Callable[[], contextlib.AbstractContextManager[object]],
+    ) -> None:
+        self.method = method.to(query.device)
         self.query = query
         self.key = key
         self.autocast = autocast
         self.momentum = config.optim.teacher_momentum
-        self.utils = utils
-        memory_format = torch.channels_last if config.optim.channels_last else torch.contiguous_format
-        student = _Encoder(config.model.backbone, dense)
-        self.student: _Encoder = student.to(query.device, memory_format=memory_format)  # type: ignore[call-overload]
-        self.teacher = copy.deepcopy(self.student)
-        utils.deactivate_requires_grad(self.teacher)
-        losses = {"image": NTXentLoss(TEMPERATURE, (NUM_KEYS, DIM))}
-        if dense:
-            losses["dense"] = NTXentLoss(TEMPERATURE, (NUM_KEYS, DIM))
-        self.losses = nn.ModuleDict(losses).to(query.device)
         self.optimizer = torch.optim.SGD(
-            self.student.parameters(), lr=0.0, momentum=config.optim.momentum, weight_decay=config.optim.weight_decay
+            method.student.parameters(), lr=0.0, momentum=config.optim.momentum, weight_decay=config.optim.weight_decay
         )
 
     def step(self) -> None:
-        self.utils.update_momentum(self.student, self.teacher, self.momentum)
+        self.method.update_teacher(self.momentum)
         with self.autocast():
-            query = self.student(self.query)
-            with torch.no_grad():
-                key = self.teacher(self.key)
-            loss = self.losses["image"](query["image"], key["image"])
-            if "dense" in query:
-                matched = self.utils.select_most_similar(query["features"], key["features"], key["dense"])
-                dense = self.losses["dense"](query["dense"].flatten(end_dim=1), matched.flatten(end_dim=1))
-                loss = 0.5 * loss + 0.5 * dense
+            loss = self.method.loss(self.query, self.key)
         self._update(loss)
 
     def passes(self) -> None:
         with self.autocast():
             with torch.no_grad():
-                self.teacher(self.key)
-            query = self.student(self.query)
+                self.method.teacher(self.key)
+            query = self.method.student(self.query)
         self._update(torch.stack([query[head].mean() for head in ("image", "dense") if head in query]).sum())
 
     def _update(self, loss: Tensor) -> None:
@@ -121,15 +152,15 @@ class Peer(nn.Module):
 class _Encoder(nn.Module):
     """Map images [B, 3, S, S] to "image" [B, D]; DenseCL also to "features" [B, h w, C] and "dense" [B, h w, D]."""
 
-    def __init__(self, name: str, dense: bool) -> None:
+    def __init__(self, name: str, dense: bool, hidden: int) -> None:
         from lightly.models.modules import DenseCLProjectionHead, MoCoProjectionHead
 
         super().__init__()
         self.backbone = build_backbone(name)
         self.stride, channels = list(self.backbone.channels.items())[-1]
         head: Any = DenseCLProjectionHead if dense else MoCoProjectionHead
-        self.head = head(channels, HIDDEN, DIM)
-        self.dense_head = head(channels, HIDDEN, DIM) if dense else None
+        self.head = head(channels, hidden, DIM)
+        self.dense_head = head(channels, hidden, DIM) if dense else None
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         grid = self.backbone(images)[self.stride]
