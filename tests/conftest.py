@@ -1,10 +1,11 @@
-"""Shared pieces: a folder of real JPEGs made from generated scenes, and a configuration that trains in seconds."""
+"""Shared pieces: a folder of real JPEGs of generated scenes, a configuration that trains in seconds, a browser."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from tests.tiny import TINY
 from plrc.config import Config
 from plrc.presets import preset
 from plrc.scenes import write_scenes
+
+CHROMIUM = "/usr/bin/chromium"
 
 torch.set_num_threads(1)  # the tensors are tiny: threads would only wait for each other
 
@@ -60,3 +63,39 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("PLRC_DATA does not name a folder with the real data sets")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    if not Path(CHROMIUM).exists():
+        pytest.skip(f"{CHROMIUM} is not there: install Debian's package chromium")
+    api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    with api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--headless", "--no-sandbox", "--disable-gpu"]
+        )
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """A page with a touch screen; `page.problems`: errors, and requests that leave the file."""
+    context = browser.new_context(viewport={"width": 1100, "height": 900}, has_touch=True)
+    opened = context.new_page()
+    opened.problems = []
+
+    def requested(request: Any) -> None:
+        if not request.url.startswith(("file:", "data:", "blob:")):
+            opened.problems.append(f"request: {request.url}")
+
+    def log(message: Any) -> None:
+        readback = message.text.startswith("Canvas2D")  # the tests read pixels back, the page does not
+        if message.type in ("error", "warning") and not readback:
+            opened.problems.append(message.text)
+
+    opened.on("request", requested)
+    opened.on("pageerror", lambda error: opened.problems.append(f"error: {error}"))
+    opened.on("console", log)
+    yield opened
+    context.close()

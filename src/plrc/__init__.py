@@ -3,7 +3,7 @@
 Combines image contrast, point-level region contrast and point affinity distillation. The names below are the public
 interface. Those that need PyTorch are imported when they are first used, so that `import plrc` is fast.
 
-Example:
+Examples:
     >>> import plrc
     >>> config = plrc.preset("small_r18").with_values({"data.source": "photos/", "run.out": "runs/first"})
     >>> run = plrc.pretrain(config)

@@ -37,7 +37,7 @@ def pretrain(config: Config, on_progress: OnProgress = ignore_progress) -> engin
     Raises:
         PlrcError: The settings, the images or the run folder cannot be used, or training had to end.
 
-    Example:
+    Examples:
         >>> import plrc
         >>> config = plrc.preset("small_r18").with_values({"data.source": "photos/", "run.out": "runs/first"})
         >>> run = plrc.pretrain(config)

@@ -69,7 +69,7 @@ def cell_centers(height: int, width: int, device: torch.device | str = "cpu") ->
     Returns:
         The centres [height * width, 2], row by row.
 
-    Example:
+    Examples:
         >>> cell_centers(1, 2)
         tensor([[0.2500, 0.5000],
                 [0.7500, 0.5000]])
@@ -91,7 +91,7 @@ def sample(features: Tensor, points: Tensor) -> Tensor:
     Returns:
         The features at the points [B, N, C], in float32, or in float64 if `features` is float64.
 
-    Example:
+    Examples:
         >>> features = torch.tensor([[[[0.0, 1.0]]]])  # one image, one channel, 1 x 2 cells
         >>> sample(features, torch.tensor([[[0.5, 0.5]]]))  # half-way between the centres of the cells
         tensor([[[0.5000]]])
@@ -112,7 +112,7 @@ def look_up(ids: Tensor, points: Tensor) -> Tensor:
     Returns:
         The ids [B, N], int64.
 
-    Example:
+    Examples:
         >>> look_up(torch.tensor([[[7, 9]]]), torch.tensor([[[0.2, 0.5], [0.8, 0.5]]]))
         tensor([[7, 9]])
     """

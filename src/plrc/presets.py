@@ -191,7 +191,7 @@ def preset(name: str, method: str = "plrc") -> Config:
     Raises:
         ConfigError: The name or the method is unknown.
 
-    Example:
+    Examples:
         >>> import plrc
         >>> config = plrc.preset("small_r18", method="points")
         >>> config.model.backbone, config.objectives.distill_weight

@@ -112,7 +112,7 @@ class Settings:
         Raises:
             ConfigError: A name is unknown, a value has the wrong type, or the result is not usable.
 
-        Example:
+        Examples:
             >>> import plrc
             >>> config = plrc.preset("small_r18").with_values({"optim.lr": 5e-4, "seed": 1})
             >>> config.optim.lr, config.seed

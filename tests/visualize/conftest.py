@@ -1,14 +1,12 @@
-"""A real browser for pages, pixels of figures, and real runs of a few seconds: a short run for the explorer; for the
+"""Pixels of figures, and real runs of a few seconds: a short run for the explorer; for the
 verdicts a healthy run, a ruined run, and a run that does not learn."""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +21,6 @@ from plrc.presets import preset
 from plrc.scenes import write_scenes
 from plrc.visualize.figures import default_style
 
-CHROMIUM = "/usr/bin/chromium"
 EVIL = ('<b>"x.jpg', "</script>.jpg", "{{ 7 * 7 }} & 'y'.jpg")  # the second lies in a folder named "<"
 
 
@@ -42,42 +39,6 @@ def tile_pixels(figure: Figure, index: int) -> NDArray[np.int64]:
     top = len(pixels) - round(box.y1)
     left = round(box.x0)
     return pixels[top : top + round(box.height), left : left + round(box.width)]
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    if not Path(CHROMIUM).exists():
-        pytest.skip(f"{CHROMIUM} is not there: install Debian's package chromium")
-    api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    with api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--headless", "--no-sandbox", "--disable-gpu"]
-        )
-        yield started
-        started.close()
-
-
-@pytest.fixture
-def page(browser: Any) -> Iterator[Any]:
-    """A page with a touch screen; `page.problems`: errors, and requests that leave the file."""
-    context = browser.new_context(viewport={"width": 1100, "height": 900}, has_touch=True)
-    opened = context.new_page()
-    opened.problems = []
-
-    def requested(request: Any) -> None:
-        if not request.url.startswith(("file:", "data:", "blob:")):
-            opened.problems.append(f"request: {request.url}")
-
-    def log(message: Any) -> None:
-        readback = message.text.startswith("Canvas2D")  # the tests read pixels back, the page does not
-        if message.type in ("error", "warning") and not readback:
-            opened.problems.append(message.text)
-
-    opened.on("request", requested)
-    opened.on("pageerror", lambda error: opened.problems.append(f"error: {error}"))
-    opened.on("console", log)
-    yield opened
-    context.close()
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class Config(Settings):
         method: Name of the method whose loss terms `plrc.preset` chose. The weights in `objectives` decide what is
             trained.
 
-    Example:
+    Examples:
         >>> import plrc
         >>> config = plrc.preset("small_r18").with_values({"data.source": "photos/", "optim.lr": 5e-4})
         >>> config.optim.lr

@@ -38,7 +38,7 @@ class _Cases:
 class ReadingReport:
     """What a user should know about a source that was read: sentences, and cases counted by outcome and reason.
 
-    Example:
+    Examples:
         >>> reading = ReadingReport()
         >>> reading.count("dropped", "boxes without width or height", "a.xml object 2")
         >>> reading.lines()

@@ -165,7 +165,7 @@ def load_backbone(
         ConfigError: `dtype`, `backbone` or `layer4_stride` cannot be used.
         WeightsError: There are no weights, or they cannot be read, or they do not fit the backbone.
 
-    Example:
+    Examples:
         >>> import plrc, torch
         >>> backbone = plrc.load_backbone("runs/first", normalize=True)  # doctest: +SKIP
         >>> levels = backbone(torch.rand(1, 3, 480, 640))  # doctest: +SKIP

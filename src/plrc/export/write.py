@@ -78,7 +78,7 @@ def export_backbone(
         WeightsError: There is no checkpoint, it cannot be read, or its weights are not finite.
         ExportError: The target has no such backbone, the file cannot be written, or the proof failed.
 
-    Example:
+    Examples:
         >>> import plrc
         >>> receipt = plrc.export_backbone("runs/first", "torchvision", "backbone.pt")  # doctest: +SKIP
         >>> print(receipt.line())  # doctest: +SKIP

@@ -62,7 +62,7 @@ def affinity_distillation(
     Raises:
         ValueError: If shapes do not match, the backend is unknown or a temperature is not above 0.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from plrc.objectives import affinity_distillation
         >>> teacher = torch.eye(4)[None]  # one image, four points, and a grid of four positions

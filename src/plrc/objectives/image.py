@@ -29,7 +29,7 @@ def image_contrast(query: Tensor, key: Tensor, queue: Tensor, temperature: float
     Raises:
         ValueError: If shapes do not match or the temperature is not above 0.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from plrc.objectives import image_contrast
         >>> query = torch.eye(2, 8)

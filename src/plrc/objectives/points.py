@@ -52,7 +52,7 @@ def point_region_contrast(
     Raises:
         ValueError: If shapes do not match, the backend is unknown or the temperature is not above 0.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from plrc.objectives import point_region_contrast
         >>> features = torch.eye(4, 8)  # four points with orthogonal features

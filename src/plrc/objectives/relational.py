@@ -52,7 +52,7 @@ def relational_distillation(
     Raises:
         ValueError: If shapes do not match or a temperature is not above 0.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from plrc.objectives import relational_distillation
         >>> teacher = torch.eye(4)[None]  # one image, four points, and a grid of four positions

@@ -60,7 +60,7 @@ def affinity_map(features: Tensor, point: Point) -> Tensor:
     Returns:
         Cosines [h, w].
 
-    Example:
+    Examples:
         >>> affinity_map(torch.ones(8, 4, 6), (0.5, 0.5)).shape
         torch.Size([4, 6])
     """
@@ -102,7 +102,7 @@ def affinity_figure(rows: Sequence[AffinityRow]) -> Figure:
     Each heat map runs from its own lowest to its own highest cosine, which are written below it: a map that looks sharp
     although it spans 0.98 to 1.00 shows features that hardly differ.
 
-    Example:
+    Examples:
         >>> image = np.zeros((64, 64, 3), np.uint8)
         >>> rows = affinity_rows(image, {"random": torch.rand(8, 16, 16)}, [(0.5, 0.5)])
         >>> save_figure(affinity_figure(rows), "affinity.png")
