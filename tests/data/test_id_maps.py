@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from plrc.config import Config, RegionConfig
 from plrc.data.id_maps import RegionError, load_regions, save_regions
+from plrc.data.orientation import turn
 from plrc.data.regions import Regions, grid_regions
 from plrc.data.sources import ImageList
 from plrc.errors import ConfigError
@@ -176,6 +177,45 @@ def test_maps_are_found_beside_their_images_names(tmp_path: Path) -> None:
         regions(3)
     with pytest.raises(RegionError, match="lies outside the source's folder"):
         regions(4)
+
+
+def maps_of(folder: Path) -> Regions:
+    return Regions(Config(regions=RegionConfig(source="maps", maps=str(folder), map_size=8)), listed(folder, "a.jpg"))
+
+
+def save_turned(path: Path, orientation: int) -> None:
+    """A photo of 120 x 90 stored pixels."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(np.zeros((90, 120, 3), dtype=np.uint8)).save(path, exif=exif)
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+@pytest.mark.parametrize("ending", [".png", ".npy"])
+def test_maps_of_the_stored_pixels_are_turned_with_the_image(tmp_path: Path, orientation: int, ending: str) -> None:
+    save_turned(tmp_path / "a.jpg", orientation)
+    stored = np.kron(np.array([[0, 7], [300, 9]]), np.ones((45, 60), dtype=int))
+    shown = turn(stored, orientation)
+    assert shown.shape == (120, 90)
+    results = []
+    for ids in (stored, shown):
+        if ending == ".png":
+            Image.fromarray(ids.astype(np.uint16)).save(tmp_path / "a.png")
+        else:
+            np.save(tmp_path / "a.npy", ids - 1)
+        results.append(maps_of(tmp_path)(0))
+    assert torch.equal(results[0], results[1])
+    assert len(results[0].unique()) == 4
+
+
+def test_a_square_map_fits_every_image_and_another_shape_is_refused(tmp_path: Path) -> None:
+    save_turned(tmp_path / "a.jpg", 6)
+    save_regions(tmp_path / "a.png", COMPACT)
+    assert torch.equal(maps_of(tmp_path)(0), COMPACT)
+    Image.fromarray(np.ones((60, 120), dtype=np.uint8)).save(tmp_path / "a.png")
+    sentence = "a.png has 120 x 60 pixels, the image has 90 x 120; write the map in the shape of the image, or as a sq"
+    with pytest.raises(RegionError, match=sentence):
+        maps_of(tmp_path)(0)
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 
 from plrc.config import DataConfig
 from plrc.data.scan import ScanReport, scan
+from plrc.data.sources import find_images
 from plrc.errors import DataError
 
 
@@ -73,6 +76,54 @@ def test_counts_reasons_and_statistics(mixed: Path) -> None:
         "folders named like an image, left out",
         "dangling links, left out",
     ]
+
+
+def save_jpeg(**options: object) -> bytes:
+    noise = np.random.default_rng(1).integers(0, 256, (160, 200, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("options", "damaged"),
+    [
+        ({}, ["ended.jpg", "lost.jpg"]),
+        ({"restart_marker_rows": 1}, ["ended.jpg"]),
+    ],  # the latter is read on at the next mark
+)
+def test_a_jpeg_with_missing_data_inside_is_damaged(
+    tmp_path: Path, options: dict[str, int], damaged: list[str]
+) -> None:
+    whole = save_jpeg(**options)
+    half = len(whole) // 2
+    (tmp_path / "whole.jpg").write_bytes(whole)
+    (tmp_path / "ended.jpg").write_bytes(whole[:half] + b"\xff\xd9")  # decoders take it for whole
+    (tmp_path / "lost.jpg").write_bytes(whole[:half] + whole[half + 2000 :])
+    (tmp_path / "behind.jpg").write_bytes(whole + bytes(3000))  # data behind the picture do no harm
+    report = scan(DataConfig(source=str(tmp_path)), 1)
+    reasons = dict(report.unusable)
+    assert sorted(reasons) == damaged
+    for reason in reasons.values():
+        share = re.fullmatch(r"damaged JPEG data: (\d+)% of the picture is missing", reason)
+        assert share is not None
+    assert 40 <= int(reasons["ended.jpg"].split()[3].rstrip("%")) <= 60
+    assert len(find_images(DataConfig(source=str(tmp_path)))) == 4 - len(damaged)  # the index leaves them out
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"optimize": True}, {"subsampling": 0}])
+def test_gray_pictures_are_not_taken_for_damaged(tmp_path: Path, mode: str, options: dict[str, int]) -> None:
+    half = np.full((64, 90, 3), 128, dtype=np.uint8)
+    half[:32] = np.random.default_rng(2).integers(0, 256, (32, 90, 3))
+    if mode == "L":
+        options = {key: value for key, value in options.items() if key != "subsampling"}
+    Image.fromarray(half).convert(mode).save(tmp_path / "half.jpg", **options)
+    Image.new(mode, (90, 64), {"RGB": (128, 128, 128), "L": 128, "CMYK": (0, 0, 0, 127)}[mode]).save(
+        tmp_path / "all.jpg", **options
+    )
+    report = scan(DataConfig(source=str(tmp_path)), 1)
+    assert (report.usable, report.unusable) == (2, ())
 
 
 def test_the_number_of_threads_changes_nothing_and_a_second_scan_looks_again(mixed: Path) -> None:

@@ -26,10 +26,11 @@ import torch
 from PIL import Image
 from tests.engine.runs import after_steps
 
-from plrc.config import Config, DataConfig
+from plrc.config import Config, DataConfig, RegionConfig
 from plrc.data import shards
 from plrc.data.image_errors import DecodeError
 from plrc.data.loader import ViewDataset, _substitute_step
+from plrc.data.regions import Regions
 from plrc.data.sampler import StepSampler, epoch_order
 from plrc.data.scan import scan
 from plrc.data.shard_writer import ShardReport, write_shards
@@ -168,6 +169,33 @@ def test_awkward_names_unreadable_files_and_id_maps(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ reading
+
+
+def test_id_maps_of_stored_pixels_are_turned_and_an_image_is_fetched_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("photos", "maps"):
+        (tmp_path / folder).mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = np.repeat(np.array([[1, 2]], dtype=np.uint8), 30, axis=0).repeat(30, axis=1)  # [30, 60]: left 1, right 2
+    Image.fromarray(stored * 100).convert("RGB").save(tmp_path / "photos" / "a.jpg", exif=exif)
+    Image.fromarray(stored).save(tmp_path / "maps" / "a.png")
+    shard(tmp_path / "photos", tmp_path / "out", str(tmp_path / "maps"))
+    images = listed(tmp_path / "out")
+    reads: list[str] = []
+    read_range = shards.Shards._read_range
+
+    def count(self: shards.Shards, name: str, offset: int, length: int) -> bytes:
+        reads.append(name)
+        return read_range(self, name, offset, length)
+
+    monkeypatch.setattr(shards.Shards, "_read_range", count)
+    regions = Regions(Config(regions=RegionConfig(source="shards", map_size=4)), images)
+    assert regions(0).tolist() == [[0] * 4, [0] * 4, [1] * 4, [1] * 4]
+    shown = images.decode(0, DataConfig())[0]
+    assert shown[:20].float().mean() < 120 < shown[40:].float().mean()
+    assert len(reads) == 2  # the id map, and the image
 
 
 def test_every_address_gives_the_same_images(packed: Path, served: str) -> None:

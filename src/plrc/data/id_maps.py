@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from plrc.data.image_errors import ImageError
+from plrc.data.image_errors import DecodeError, ImageError
+from plrc.data.image_header import Header
+from plrc.data.orientation import turn
 from plrc.data.pages import split_page
 from plrc.errors import DataError
 from plrc.files import write_atomic
@@ -91,8 +93,12 @@ def save_regions(path: Path, ids: Tensor) -> None:
     write_atomic(path, partial(Image.fromarray(pixels).save, format="PNG"))
 
 
-def load_regions(file: str | Path | BinaryIO, size: int, name: str = "") -> Tensor:
+def load_regions(
+    file: str | Path | BinaryIO, size: int, name: str = "", header: Callable[[], Header] | None = None
+) -> Tensor:
     """Read an id map and reduce it to size x size, nearest at the centers of the cells.
+
+    A map of the stored pixels of an image that EXIF turns is turned with it. A square map fits every image.
 
     Formats: gray PNG of 8 or 16 bits or palette indices, 0 unlabelled; RGB PNG, each color a region and black
     unlabelled; .npy and .npz (its first array) with whole numbers [H, W], negative ones unlabelled.
@@ -101,12 +107,13 @@ def load_regions(file: str | Path | BinaryIO, size: int, name: str = "") -> Tens
         file: A path, or an open PNG file.
         size: Side of the result.
         name: What error messages call an open file.
+        header: Reads the header of the image, with whose shape that of the map is compared; None: it is not compared.
 
     Returns:
         Region ids 0 .. k - 1, -1 unlabelled: int16 [size, size].
 
     Raises:
-        RegionError: The map cannot be read, or has too many regions.
+        RegionError: The map cannot be read, has too many regions, or has another shape than the image.
     """
     path = Path(file) if isinstance(file, (str, Path)) else None
     if path is not None:
@@ -115,12 +122,30 @@ def load_regions(file: str | Path | BinaryIO, size: int, name: str = "") -> Tens
             raise RegionError(f"{path} is not an id map: its ending must be one of {', '.join(MAP_EXTENSIONS)}")
     try:
         if path is not None and path.suffix.lower() != ".png":
-            ids = _read_array_ids(path, size)
+            ids, shape = _read_array_ids(path, size)
         else:
-            ids = _read_png_ids(file, size)
+            ids, shape = _read_png_ids(file, size)
     except _READ_ERRORS as error:
         raise RegionError(f"cannot read the id map {name}: {error}") from error
+    if header is not None and shape[0] != shape[1]:
+        ids = turn(ids, _orientation(shape, header, name))
     return renumber(ids, name)
+
+
+def _orientation(shape: tuple[int, ...], header: Callable[[], Header], name: str) -> int:
+    """How a map of this height and width is turned to lie on its image as shown."""
+    height, width = shape
+    try:
+        image = header()
+    except DecodeError:  # reported when the image is decoded
+        return 1
+    orientation = image.orientation_for(height, width)
+    if orientation is None:
+        raise RegionError(
+            f"the id map {name} has {width} x {height} pixels, the image has {image.width} x {image.height}; write the "
+            "map in the shape of the image, or as a square"
+        )
+    return orientation
 
 
 def resize_nearest(ids: NDArray[Any], size: int) -> NDArray[Any]:
@@ -159,8 +184,8 @@ def require_pixels(height: int, width: int) -> None:
         raise ValueError(f"{height} x {width} pixels; 1 to {MAX_PIXELS} can be used")
 
 
-def _read_png_ids(file: str | Path | BinaryIO, size: int) -> NDArray[np.int64]:
-    """Ids of a PNG at the centers of the cells, -1 for 0: [size, size]. Alpha is ignored."""
+def _read_png_ids(file: str | Path | BinaryIO, size: int) -> tuple[NDArray[np.int64], tuple[int, ...]]:
+    """Ids of a PNG at the centers of the cells, -1 for 0: [size, size]; and its height and width. Alpha is ignored."""
     with Image.open(file, formats=["PNG"]) as image:
         require_pixels(image.height, image.width)
         if image.mode == "RGBA":
@@ -171,21 +196,29 @@ def _read_png_ids(file: str | Path | BinaryIO, size: int) -> NDArray[np.int64]:
             pixels = np.asarray(image)
     if pixels.ndim == 3:
         small = resize_nearest(pixels.transpose(2, 0, 1), size).astype(np.int64)
-        return np.tensordot(_RGB_TO_NUMBER, small, 1).astype(np.int64) - 1
-    return resize_nearest(pixels, size).astype(np.int64) - 1
+        ids = np.tensordot(_RGB_TO_NUMBER, small, 1).astype(np.int64)
+    else:
+        ids = resize_nearest(pixels, size).astype(np.int64)
+    return ids - 1, pixels.shape[:2]
 
 
-def _read_array_ids(path: Path, size: int) -> NDArray[np.int64]:
-    """The first array of a NumPy file at the centers of the cells: [size, size]."""
+def _read_array_ids(path: Path, size: int) -> tuple[NDArray[np.int64], tuple[int, ...]]:
+    """The first array of a NumPy file at the centers of the cells: [size, size]; and its height and width."""
+    array = _read_array_file(path)
+    return resize_nearest(array, size).astype(np.int64), array.shape
+
+
+def _read_array_file(path: Path) -> NDArray[Any]:
+    """The first array of a NumPy file."""
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
             file.seek(0)
-            return resize_nearest(_read_array(file), size).astype(np.int64)
+            return _read_array(file)
         with zipfile.ZipFile(file) as archive:
             if not archive.namelist():
                 raise ValueError("it holds no array")
             with archive.open(archive.namelist()[0]) as member:
-                return resize_nearest(_read_array(member), size).astype(np.int64)
+                return _read_array(member)
 
 
 def _read_array(file: IO[bytes]) -> NDArray[Any]:

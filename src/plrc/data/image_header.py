@@ -59,6 +59,20 @@ class Header(NamedTuple):
         """Height and width of the pixels in the file, before they are turned."""
         return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
 
+    def orientation_for(self, height: int, width: int) -> int | None:
+        """Return how a mask or id map is turned to lie on the image as shown.
+
+        Args:
+            height: Of the mask; only its shape counts, because it may have been scaled.
+            width: Of the mask.
+
+        Returns:
+            1 for the shape of the image as shown, `orientation` for the shape as stored, None for any other.
+        """
+        if _same_shape((height, width), (self.height, self.width)):
+            return 1
+        return self.orientation if _same_shape((height, width), self.stored_size) else None
+
     def remarks(self, pages: str, channels: int) -> list[str]:
         """Return what should be known about how such images are read, as the subjects of counted sentences.
 
@@ -107,6 +121,11 @@ class OpenedImage(NamedTuple):
         if isinstance(self.pillow, TiffImageFile):
             return _tiff_channels(self.pillow) - len(self.pillow.getbands())
         return 0
+
+
+def _same_shape(first: tuple[int, int], second: tuple[int, int]) -> bool:
+    """Whether two (height, width) have the same shape up to rounding."""
+    return abs(first[0] * second[1] - first[1] * second[0]) <= max(*first, *second)
 
 
 def read_header(file: BinaryIO, channels: int = RGB_CHANNELS, page: int = 0) -> Header:

@@ -146,14 +146,12 @@ class CocoMasks:
             raise RegionError(f"{self.path} does not list image {name}; add it there, or leave it out of the images")
         height, width, annotations = parse_json(self.entries[name])
         header = self.images.read_header(self.positions[name], self.channels)
-        orientation = 1
-        if not _same_shape((height, width), (header.height, header.width)):
-            if not _same_shape((height, width), header.stored_size):
-                raise RegionError(
-                    f"{self.path} states {width} x {height} pixels for {name}, the image has "
-                    f"{header.width} x {header.height}"
-                )
-            orientation = header.orientation
+        orientation = header.orientation_for(height, width)
+        if orientation is None:
+            raise RegionError(
+                f"{self.path} states {width} x {height} pixels for {name}, the image has {header.width} x "
+                f"{header.height}"
+            )
         usable: list[tuple[dict[str, Any], bool]] = []
         for segmentation, is_crowd in annotations:
             run_lengths = encode_segment(segmentation, height, width)
@@ -167,11 +165,6 @@ class CocoMasks:
             mask = resize_nearest(decode_masks((run_lengths,), height, width)[0], size)
             objects[mask > 0] = -1 if is_crowd else i + 1
         return turn(objects, orientation)
-
-
-def _same_shape(stated: tuple[int, int], size: tuple[int, int]) -> bool:
-    """Whether two (height, width) have the same shape up to rounding: an image may have been scaled since."""
-    return abs(stated[0] * size[1] - stated[1] * size[0]) <= max(size[0], size[1], *stated)
 
 
 def read_coco_masks(path: str | Path, images: ImageList, channels: int = RGB_CHANNELS) -> CocoMasks:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,10 @@ def _object_reader(truth: str, images: ImageList, channels: int) -> Callable[[in
 
         def read_map(position: int) -> NDArray[Any] | None:
             file = find_map(truth, images.names[position])
-            return None if file is None else load_regions(file, SIDE).numpy() + 1
+            if file is None:
+                return None
+            header = partial(images.read_header, position, channels)
+            return load_regions(file, SIDE, header=header).numpy() + 1
 
         return read_map
     masks = read_coco_masks(truth, images, channels)

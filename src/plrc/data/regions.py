@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from plrc.data.id_maps import (
     require_own_maps,
     resize_nearest,
 )
+from plrc.data.image_header import Header
 from plrc.data.masks import read_coco_masks
 from plrc.data.region_noise import add_noise
 from plrc.data.sources import ImageList
@@ -96,7 +99,7 @@ class Regions:
         if config.source == "grid":
             ids = grid_regions(config.grid)
         elif config.source == "maps":
-            ids = self._read_map(config, name)
+            ids = self._read_map(config, name, position)
         elif config.source == "shards":
             ids = self._read_shard_map(config, name, position)
         else:
@@ -120,21 +123,24 @@ class Regions:
         resized = resize_nearest(ids.numpy(), config.map_size)
         return renumber(add_noise(resized, config, generators), name)
 
-    def _read_map(self, config: RegionConfig, name: str) -> Tensor:
+    def _read_map(self, config: RegionConfig, name: str, position: int) -> Tensor:
         path = find_map(config.maps, name)
         if path is None:
             wanted = map_path(config.maps, name)
             raise RegionError(
                 f"image {name} has no id map: write {wanted} (or .npz, .npy), or set another regions.source"
             )
-        return load_regions(path, config.map_size)
+        return load_regions(path, config.map_size, header=self._header_reader(position))
 
     def _read_shard_map(self, config: RegionConfig, name: str, position: int) -> Tensor:
         assert self.images.shards is not None  # checked by __init__
         content = self.images.shards.read_map(position)
         if content is None:
             raise RegionError(f"image {name} has no id map in its shard; write the shards with plrc shard --maps")
-        return load_regions(io.BytesIO(content), config.map_size, name)
+        return load_regions(io.BytesIO(content), config.map_size, name, self._header_reader(position))
+
+    def _header_reader(self, position: int) -> Callable[[], Header]:
+        return partial(self.images.read_header, position, self.config.data.channels)
 
     def _compute_ids(self, config: RegionConfig, name: str, position: int) -> NDArray[Any]:
         size = config.map_size

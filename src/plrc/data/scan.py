@@ -23,6 +23,7 @@ from plrc.data.image_errors import DecodeError
 from plrc.data.image_hash import find_similar, hash_image, unpack_hashes
 from plrc.data.image_header import read_header
 from plrc.data.index import Index, create_index_file, size_and_change, write_index
+from plrc.data.jpeg_damage import find_missing_pixels
 from plrc.data.layouts import Listing
 from plrc.data.sources import ImageList, detect_layout, find_images, index_settings, list_images, select_images
 from plrc.errors import DataError
@@ -215,6 +216,10 @@ def _scan_image(images: ImageList, i: int, config: DataConfig) -> ScannedFile:
         )
     except DecodeError as error:
         return ScannedFile(name, size, changed, error.reason, digest)
+    if header.format in ("JPEG", "MPO"):
+        damage = find_missing_pixels(data, image)
+        if damage:
+            return ScannedFile(name, size, changed, damage, digest)
     moments = channel_moments(image) if config.channels != RGB_CHANNELS else None
     return ScannedFile(
         name=name,

@@ -52,6 +52,7 @@ class Shards:
         self.broken: dict[int, tuple[float, str]] = {}
         # (id of the process, file system, path in it): a forked process cannot use it, and opens its own
         self._connection: tuple[int, Any, str] | None = None
+        self._last_read: tuple[int, bytes] = (-1, b"")  # an image's header may be read before its pixels
 
     @property
     def shard_numbers(self) -> NDArray[np.int64]:
@@ -71,7 +72,13 @@ class Shards:
                 for `max_megapixels`.
         """
         shard, offset, length = (int(value) for value in self.samples[i, :3])
-        return self._read(shard, offset, length, max_megapixels)
+        number, data = self._last_read
+        if number == i:
+            require_plausible_size(length, max_megapixels)
+            return data
+        data = self._read(shard, offset, length, max_megapixels)
+        self._last_read = (i, data)
+        return data
 
     def read_map(self, i: int) -> bytes | None:
         """Read the bytes of the id map of image i; None if it has none. Raises DecodeError as `read` does."""
