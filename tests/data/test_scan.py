@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 from pathlib import Path
 
 import numpy as np
@@ -104,10 +103,7 @@ def test_a_jpeg_with_missing_data_inside_is_damaged(
     report = scan(DataConfig(source=str(tmp_path)), 1)
     reasons = dict(report.unusable)
     assert sorted(reasons) == damaged
-    for reason in reasons.values():
-        share = re.fullmatch(r"damaged JPEG data: (\d+)% of the picture is missing", reason)
-        assert share is not None
-    assert 40 <= int(reasons["ended.jpg"].split()[3].rstrip("%")) <= 60
+    assert set(reasons.values()) == {"damaged JPEG data (pixels are missing)"}
     assert len(find_images(DataConfig(source=str(tmp_path)))) == 4 - len(damaged)  # the index leaves them out
 
 

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from plrc.config import Config
-from plrc.engine.checks import check_batch_norm, check_cache, check_missing_images, check_required, check_resumed
+from plrc.engine.checks import (
+    check_batch_norm,
+    check_cache,
+    check_missing_images,
+    check_required,
+    check_resumed,
+    describe_random_start,
+)
 from plrc.errors import ConfigError, DataError, RunError
 from plrc.presets import preset
 
@@ -64,3 +71,25 @@ def test_a_tenth_of_the_images_may_be_missing() -> None:
     check_missing_images(small(), sizes, "photos", OUT)
     with pytest.raises(DataError, match=r"^3 of the 20 images of runs/first/manifest\.json are missing from photos"):
         check_missing_images(small(), sizes | {"5": -1}, "photos", OUT)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "init", "remarks"),
+    [
+        ("timm:resnet18.a1_in1k", "", 1),
+        ("timm:hf-hub:timm/resnet18", "", 1),
+        ("timm:resnet18", "", 0),
+        ("timm:resnet18.a1_in1k", "pretrained", 0),
+        ("resnet18", "", 0),
+    ],
+)
+def test_a_name_of_trained_weights_that_starts_random_is_remarked(backbone: str, init: str, remarks: int) -> None:
+    lines = describe_random_start(
+        small(model__backbone=backbone, model__init=init, model__strides=(32,), model__layer4_stride=2)
+    )
+    assert len(lines) == remarks
+    for line in lines:
+        assert line == (
+            f"training starts from random weights, though model.backbone {backbone} names trained ones; write "
+            "--model.init pretrained to start from them"
+        )

@@ -357,3 +357,19 @@ def test_collapse_is_noticed_and_the_run_stops(tiny: Tiny) -> None:
     ruined = tiny(**rate, run__health_every_steps=2, run__out=str(healthy.path.with_name("ruined")))
     with pytest.raises(PlrcError, match="collapsed"):
         pretrain(ruined)
+
+
+def test_threads_are_those_of_before_the_run_and_fewer_steps_than_done_are_the_end(tiny: Tiny) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        pretrain(tiny(run__threads=1))
+        assert torch.get_num_threads() == 2
+        with pytest.raises(PlrcError):
+            pretrain(tiny(run__threads=1))  # the folder has a run
+        assert torch.get_num_threads() == 2
+        again = pretrain(tiny(run__threads=1, run__resume=True, run__allow_changes=True, optim__steps=3))
+        assert again.finished
+        assert again.step == 4
+    finally:
+        torch.set_num_threads(threads)

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from tests.transfer.sources import read, save
+from tests.transfer.sources import POLYGON, coco_source, read, save, thing
 
-from plrc.errors import PlrcError
+from plrc.errors import ConfigError, PlrcError
 from plrc.model.backbone import build_backbone
 from plrc.scenes import write_scenes
 from plrc.transfer.finetune import Result, learning_rate, transfer
@@ -230,3 +230,42 @@ def test_a_signal_to_the_whole_group_saves_and_the_run_goes_on(scenes: Path, tmp
         process.stdout.read()
     assert process.returncode == 75
     assert (tmp_path / "out" / "checkpoint.pt").exists() and not (tmp_path / "out" / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"data.fraction": 0.1, "seed": 0}, "data.fraction = 0.1 chooses 1 training images, and none of their labels"),
+        ({"data.shots": 1, "data.merge_classes": True}, ""),
+    ],
+)
+def test_chosen_labels_of_which_none_counts_are_refused(
+    changes: dict[str, object], sentence: str, tmp_path: Path
+) -> None:
+    """Nine of ten training images are background; shots choose images that have objects."""
+    things = [thing(1, image=4, segmentation=POLYGON)]
+    source = coco_source(tmp_path / "data", things)
+    table = json.loads((source / "annotations" / "instances_train2017.json").read_text())
+    for i in range(10, 16):
+        table["images"].append({"id": i, "file_name": f"{i}.jpg", "height": 20, "width": 30})
+        save(source / "train2017" / f"{i}.jpg", np.zeros((20, 30, 3)))
+    (source / "annotations" / "instances_train2017.json").write_text(json.dumps(table))
+    run = config("detection", source, tmp_path / "out", **{"data.val": "none", "optim.steps": 1}, **changes)
+    if not sentence:
+        result = transfer(run)
+        assert result is not None
+        assert result.train_images == 1
+        return
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        transfer(run)
+    assert not (tmp_path / "out").exists()
+
+
+def test_threads_are_those_of_before_the_run(scenes: Path, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        transfer(config("detection", scenes, tmp_path / "out", **{"optim.steps": 1}))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)

@@ -226,3 +226,30 @@ def test_a_source_that_is_not_there(tmp_path: Path) -> None:
     choices = "initial weights are random, pretrained, a run folder or a file of weights"
     with pytest.raises(WeightsError, match=f"imagenet does not exist; {choices}"):
         initial_backbone("imagenet", "resnet18")
+
+
+def test_a_name_of_trained_weights_that_starts_random_is_said() -> None:
+    pytest.importorskip("timm", reason="timm is not installed")
+    _, initial = initial_backbone("random", "timm:resnet18.a1_in1k")
+    (line,) = initial.lines()
+    assert line == (
+        "timm:resnet18.a1_in1k, random weights; its name stands for trained weights, which --init pretrained loads"
+    )
+
+
+def test_tensors_decide_and_not_a_wrong_name_in_the_file(state: State, tmp_path: Path) -> None:
+    file = tmp_path / "w.safetensors"
+    safetensors.torch.save_file(state, file, {"backbone": "resnet50"})
+    with pytest.raises(WeightsError, match=r"a resnet18, not of a resnet50; write --model\.backbone resnet18"):
+        initial_backbone(str(file))
+    _, initial = initial_backbone(str(file), "resnet18")  # what the sentence advises
+    assert initial.report is not None
+    assert len(initial.report.matched) == 120
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_torchscript_file_is_named_as_one(tmp_path: Path) -> None:
+    file = tmp_path / "script.pt"
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), file)
+    with pytest.raises(WeightsError, match=r"script\.pt is a TorchScript program; load it yourself and save its state"):
+        initial_backbone(str(file))

@@ -63,6 +63,10 @@ class ProbeOptions:
     give intervals."""
     channels: int = 3
     """Channels of an image, as data.channels of the pre-training. 3: RGB."""
+    rescale_percentiles: tuple[float, float] = (0.5, 99.5)
+    """How images of more than 8 bits per channel are rescaled, as data.rescale_percentiles of the pre-training."""
+    max_megapixels: float = 200.0
+    """Largest image that is read."""
     mean: tuple[float, ...] = ()
     """Mean of red, green and blue, on the scale 0 to 1, that pixels are normalized with. Empty: what the weights were
     trained with."""
@@ -146,6 +150,8 @@ def probe(arguments: Sequence[str]) -> int:
         group=options.group,
         fraction=options.fraction,
         channels=options.channels,
+        rescale_percentiles=options.rescale_percentiles,
+        max_megapixels=options.max_megapixels,
         mean=options.mean,
         std=options.std,
     )

@@ -29,10 +29,30 @@ from plrc.text import printable
 _UNCHANGED, _RGB = 0, 3  # read modes of torchvision's operators
 
 
-def decode(path: str | os.PathLike[str], channels: int = RGB_CHANNELS) -> Tensor:
-    """Read and decode an image file into pixels, uint8 [channels, H, W]. Raises DecodeError, which names the file."""
+def decode(
+    path: str | os.PathLike[str],
+    channels: int = RGB_CHANNELS,
+    percentiles: tuple[float, float] = RESCALE_PERCENTILES,
+    max_megapixels: float = MAX_MEGAPIXELS,
+) -> Tensor:
+    """Read and decode an image file.
+
+    Args:
+        path: The file.
+        channels: See `decode_bytes`, as for the others.
+        percentiles: How images of more than 8 bits per channel are rescaled.
+        max_megapixels: Larger images are refused.
+
+    Returns:
+        Pixels, uint8 [channels, H, W].
+
+    Raises:
+        DecodeError: The image cannot be decoded or is refused; names the file.
+    """
     with name_errors(path):
-        return decode_bytes(read_bytes(path), channels=channels)
+        return decode_bytes(
+            read_bytes(path, max_megapixels), percentiles=percentiles, max_megapixels=max_megapixels, channels=channels
+        )
 
 
 def decode_bytes(

@@ -83,9 +83,7 @@ def encode_segment(segment: Any, height: int, width: int) -> dict[str, Any] | No
                 run_lengths = functions.frPyObjects(run_lengths, height, width)
             functions.decode(run_lengths)  # raises if the run lengths do not fill the image
         else:
-            if segment and not isinstance(segment[0], list):
-                segment = [segment]
-            polygons = [p for p in segment if len(p) >= 6 and len(p) % 2 == 0 and all(map(math.isfinite, p))]
+            polygons = [part for part in _parts(segment) if _is_polygon(part)]
             run_lengths = functions.merge(functions.frPyObjects(polygons, height, width))
         return run_lengths if int(functions.area(run_lengths)) > 0 else None
     except (
@@ -97,6 +95,33 @@ def encode_segment(segment: Any, height: int, width: int) -> dict[str, Any] | No
         RuntimeError,
     ):  # what Python and the C++ raise on odd data
         return None
+
+
+def count_short_parts(segment: Any, location: str, reading: ReadingReport) -> None:
+    """Count an object of whose polygons `encode_segment` uses only some.
+
+    Args:
+        segment: A COCO `segmentation`.
+        location: Where the object is annotated.
+        reading: Counts it.
+    """
+    if isinstance(segment, dict):
+        return
+    try:
+        usable = [_is_polygon(part) for part in _parts(segment)]
+    except (TypeError, ValueError, IndexError, OverflowError):  # `encode_segment` refuses all of it
+        return
+    if any(usable) and not all(usable):
+        reading.count("dropped", "parts of masks that are no polygons of 3 points or more", location)
+
+
+def _parts(segment: Any) -> list[Any]:
+    """The polygons of a segmentation, which may be a single one."""
+    return [segment] if segment and not isinstance(segment[0], list) else list(segment)
+
+
+def _is_polygon(part: list[Any]) -> bool:
+    return len(part) >= 6 and len(part) % 2 == 0 and all(map(math.isfinite, part))
 
 
 def _whole(count: float) -> int:
@@ -196,6 +221,9 @@ def read_coco_masks(path: str | Path, images: ImageList, channels: int = RGB_CHA
         raise DataError(
             f"none of the {len(images)} images has objects in {path}, only crowds or nothing; name their masks"
         )
+    for image in matched.values():
+        for item in image.objects:
+            count_short_parts(item.segmentation, item.location, reading)
     for line in reading.lines():
         logger.info(f"{path}: {line}")
     positions = {name: i for i, name in enumerate(images.names) if name in matched}

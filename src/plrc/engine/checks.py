@@ -9,6 +9,7 @@ from plrc.config import Config, RegionConfig
 from plrc.engine.loggers import check_loggers
 from plrc.errors import ConfigError, DataError, RunError
 from plrc.model import feature_side
+from plrc.model.timm_networks import names_weights
 from plrc.pixels import RGB_CHANNELS
 from plrc.settings import require
 
@@ -33,6 +34,7 @@ def check_settings(config: Config, processes: int, device_type: str, sharded: bo
     check_loggers(config.run.loggers)
     check_precision(config, device_type)
     return [
+        *describe_random_start(config),
         *describe_colors(config),
         *check_regions(config),
         *check_cache(config, sharded),
@@ -52,6 +54,15 @@ def check_teacher(config: Config) -> None:
         config.data.channels == RGB_CHANNELS or config.teacher.pixels is None,
         f"teacher.mean and teacher.std are for RGB, but data.channels is {config.data.channels}; leave them out",
     )
+
+
+def describe_random_start(config: Config) -> list[str]:
+    """Return a remark if the name of the backbone names trained weights, and training starts from random ones."""
+    if config.model.init or not names_weights(config.model.backbone):
+        return []
+    name = config.model.backbone
+    remark = f"training starts from random weights, though model.backbone {name} names trained ones"
+    return [f"{remark}; write --model.init pretrained to start from them"]
 
 
 def describe_colors(config: Config) -> list[str]:

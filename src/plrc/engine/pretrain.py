@@ -77,6 +77,7 @@ def pretrain(
     hooks = Hooks(on_checkpoint, on_finish, on_progress)
     stop = StopRequest()
     lock = FolderLock()
+    threads = torch.get_num_threads()  # `prepare` sets those of the run
     started_by_caller = distributed.is_started()
     try:
         plan = prepare(config, lock)
@@ -94,6 +95,7 @@ def pretrain(
     finally:
         lock.release()
         stop.restore()
+        torch.set_num_threads(threads)
         if not started_by_caller:
             distributed.stop()
 
@@ -128,7 +130,7 @@ def _train(plan: Plan, lock: FolderLock, stop: StopRequest, hooks: Hooks) -> Run
             last_step = _loop(plan, state, log, checkpointer, stop, start_step)
         if distributed.is_main() and newest_checkpoint(plan.out) is not None:  # none if stopped before the first step
             _finish(plan.out, hooks.on_finish)
-    finished = last_step == plan.steps or state.budget.is_over
+    finished = last_step >= plan.steps or state.budget.is_over
     return Run(path=plan.out, step=last_step, finished=finished, health=tuple(state.history))
 
 

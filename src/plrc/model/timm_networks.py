@@ -49,6 +49,12 @@ class TimmNetwork:
     fixed: bool
 
 
+def names_weights(backbone: str) -> bool:
+    """Return whether the name of a backbone names trained weights: with a tag after a dot, or a place to load from."""
+    name = backbone.removeprefix(PREFIX)
+    return backbone.startswith(PREFIX) and ("." in name or ":" in name)
+
+
 def build_timm(name: str, pretrained: bool = False, in_channels: int = RGB_CHANNELS) -> TimmNetwork:
     """Build a network of timm.
 

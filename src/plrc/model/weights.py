@@ -357,6 +357,8 @@ def _read_torch(path: Path) -> Weights:
         reason = damage(path)  # torch.load does not compare the checksums
         if reason:
             raise WeightsError(f"{path} is damaged ({reason}); copy it again")
+        if _is_torchscript(path):
+            raise WeightsError(f"{path} is a TorchScript program; load it yourself and save its state_dict() alone")
     try:
         content = read_arrays(path) if path.suffix == ".pkl" else torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -377,6 +379,11 @@ def _read_torch(path: Path) -> Weights:
         if str(key).partition(".")[0] not in outer_names:  # the entry contains no tensors
             metadata[str(key)] = value
     return Weights(state, str(path), metadata)
+
+
+def _is_torchscript(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _flatten(content: Mapping[Any, Any], prefix: str) -> dict[str, Tensor]:

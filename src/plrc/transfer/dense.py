@@ -32,7 +32,7 @@ from plrc.transfer.labels.annotations import LabelledImage
 from plrc.transfer.labels.datasets import usual_pixels
 from plrc.transfer.labels.rasterize import rasterize, scaled_size
 from plrc.transfer.labels.reader import NoLabelsForTask
-from plrc.transfer.labels.splits import LabelledSet, Splits, labelled_subset, read_labelled
+from plrc.transfer.labels.splits import LabelledSet, Splits, labelled_subset, read_labelled, require_labels
 from plrc.transfer.probe import extract_features, extract_levels
 from plrc.transfer.protocols import LabelledConfig, Task
 
@@ -170,6 +170,7 @@ def probe_seeds(
     test: dict[int, LabelledSet] = {}
     for seed in seeds:
         subset = labelled_subset(splits.train, data.fraction, data.shots, seed, task)
+        require_labels(subset, data, task)
         train[seed] = _at_most(subset, images, seed)
         test[seed] = _at_most(splits.test, images, seed)
     fitted = _SeedLabels(train, size)

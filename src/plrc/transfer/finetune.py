@@ -29,7 +29,7 @@ from plrc.runtime import StopRequest, choose_device
 from plrc.transfer.data_checks import log_data_warnings
 from plrc.transfer.initial import InitialWeights, initial_backbone, verify_initial_weights
 from plrc.transfer.labels.datasets import usual_pixels
-from plrc.transfer.labels.splits import LabelledSet, Splits, labelled_subset, read_labelled
+from plrc.transfer.labels.splits import LabelledSet, Splits, labelled_subset, read_labelled, require_labels
 from plrc.transfer.protocols import OptimConfig, TransferConfig
 from plrc.transfer.tasks import TaskModel, build_task_model
 
@@ -109,8 +109,17 @@ def transfer(config: TransferConfig, on_progress: OnProgress = ignore_progress) 
     out = _check_folder(config)
     if (out / RESULT).exists():
         return Result.load(out / RESULT)
+    threads = torch.get_num_threads()
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
+    try:
+        return _transfer(config, out, on_progress)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _transfer(config: TransferConfig, out: Path, on_progress: OnProgress) -> Result | None:
+    """Build the network, fine-tune it and score it."""
     device = choose_device(config.run.device)
     layer4_stride = 1 if config.task == "semantic" else 2
     splits = read_labelled(config.data, config.task)
@@ -124,6 +133,7 @@ def transfer(config: TransferConfig, on_progress: OnProgress = ignore_progress) 
         usual_pixels(splits.train, config.data.pixels),
     )
     labelled = labelled_subset(splits.train, config.data.fraction, config.data.shots, config.seed, config.task)
+    require_labels(labelled, config.data, config.task)
     task_model = build_task_model(config, backbone, len(splits.train.classes), device)
     out.mkdir(parents=True, exist_ok=True)
     config.with_values({"run.resume": False}).save(out / "config.toml")

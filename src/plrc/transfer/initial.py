@@ -20,6 +20,7 @@ from plrc.model.naming import COUNTER_SUFFIX
 from plrc.model.start_pixels import refuse_other_channels, start_pixels
 from plrc.model.starts import PRETRAINED, pretrained_weights
 from plrc.model.stem import fitted, is_inflatable
+from plrc.model.timm_networks import names_weights
 from plrc.model.user_code import is_user_code
 from plrc.model.weights import LoadReport, Weights, find_prefix, load_into, read_weights, stored_function, stored_name
 from plrc.pixels import IMAGENET, PixelStatistics
@@ -54,7 +55,10 @@ class InitialWeights:
         if self.pixels != IMAGENET:
             statistics = [f"pixels are normalized with {self.pixels}"]
         if report is None:
-            return [f"{self.backbone}, random weights", *statistics]
+            line = f"{self.backbone}, random weights"
+            if names_weights(self.backbone):
+                line += "; its name stands for trained weights, which --init pretrained loads"
+            return [line, *statistics]
         counts = f"{len(report.matched)} tensors match, {len(report.ignored)} are ignored"
         return [
             f"{self.backbone} with the weights of {self.source}: {counts}",
@@ -116,7 +120,10 @@ def initial_backbone(
             )
         if not stored and not name:
             stored = _recognize_resnet(weights, usual.channels)
-        if stored and name and stored != name and not is_user_code(name):
+        other_name = stored and name and stored != name and not is_user_code(name)
+        if (
+            other_name and _recognize_resnet(weights, usual.channels) != name
+        ):  # tensors decide, not what they are called
             raise _wrong_backbone(weights.source, stored, name)
     chosen = name or stored or DEFAULT_BACKBONE
     with torch.random.fork_rng(devices=[]):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from plrc.config.inputs import MAX_CHANNELS
+from plrc.config.inputs import MAX_CHANNELS, DataConfig
 from plrc.pixels import PixelStatistics, given_statistics
 from plrc.settings import (
     Settings,
@@ -65,6 +65,11 @@ class LabelledConfig:
     """Also train on the objects that VOC marks as difficult. They are never scored."""
     channels: int = 3
     """Channels of an image, as `data.channels` of the pre-training. 3: RGB."""
+    rescale_percentiles: tuple[float, float] = (0.5, 99.5)
+    """Images of more than 8 bits per channel are rescaled as by `data.rescale_percentiles` of the pre-training, whose
+    value belongs here."""
+    max_megapixels: float = 200.0
+    """Largest image that is read."""
     mean: tuple[float, ...] = ()
     """Mean of red, green and blue (of each channel), on the scale 0 to 1, that pixels are normalized with. Empty: what
     the initial weights were trained with; for weights that say nothing about images of other channels than RGB,
@@ -83,7 +88,18 @@ class LabelledConfig:
         require_pattern("data.group", self.group)
         require(self.fraction == 1 or not self.shots, "data.fraction and data.shots are both set; set only one")
         require_between("data.channels", self.channels, 1, MAX_CHANNELS)
+        require_range("data.rescale_percentiles", self.rescale_percentiles, 0, 100)
+        require_positive("data.max_megapixels", self.max_megapixels)
         given_statistics(self.mean, self.std, channels=self.channels)
+
+    @property
+    def decoding(self) -> DataConfig:
+        """The settings with which images are decoded."""
+        return DataConfig(
+            channels=self.channels,
+            rescale_percentiles=self.rescale_percentiles,
+            max_megapixels=self.max_megapixels,
+        )
 
     @property
     def pixels(self) -> PixelStatistics | None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tests.transfer.sources import (
+    POLYGON,
     blank,
     coco_source,
     mask_folders,
@@ -20,12 +23,16 @@ from tests.transfer.sources import (
     thing,
 )
 
+from plrc.data.decode import decode
 from plrc.data.masks import decode_masks
 from plrc.errors import MissingPackageError, PlrcError
+from plrc.presets import preset
 from plrc.scenes import render_scene, scene_names, write_scenes
+from plrc.transfer.data_checks import rescaling_warnings
 from plrc.transfer.labels.datasets import DetectionImages, SemanticImages
+from plrc.transfer.labels.rasterize import rasterize
 from plrc.transfer.labels.splits import LabelledSet, Splits, labelled_subset
-from plrc.transfer.protocols import InputConfig, Task
+from plrc.transfer.protocols import InputConfig, LabelledConfig, Task
 
 
 @pytest.fixture(scope="module")
@@ -273,3 +280,62 @@ def test_real_street_scenes(real_data: Path) -> None:
     images = SemanticImages(splits.train, InputConfig(train_size=(0.4, 0.75), crop=(160.0, 224.0)), True, 0)
     image, labels = images[(0, 0)]
     assert image.shape == (3, 160, 224) and set(labels.unique().tolist()) <= {*range(11), 255}
+
+
+def deep_source(root: Path) -> Path:
+    """COCO with 16-bit images, of which a tenth is far brighter than the rest."""
+    source = coco_source(root, [thing(i, image=i) for i in (1, 2, 3, 4)])
+    values = np.linspace(0, 1000, 600).astype(np.uint16).reshape(20, 30)
+    values[:2] = np.linspace(50_000, 60_000, 60).reshape(2, 30)
+    for file in source.glob("*2017/*.jpg"):
+        file.write_bytes(b"")
+        Image.fromarray(values).save(file, "PNG")  # what a file is, its contents say
+    return source
+
+
+def test_deep_images_are_rescaled_as_the_settings_say(tmp_path: Path) -> None:
+    source = deep_source(tmp_path)
+    brightness = {}
+    for percentiles in ((0.5, 99.5), (5.0, 85.0)):
+        splits = read(source, rescale_percentiles=percentiles)
+        item = splits.train.images[0]
+        expected = decode(item.path, percentiles=percentiles)
+        image, _ = DetectionImages(splits.train, InputConfig(flip_prob=0), train=True, masks=False, seed=0)[0, 0]
+        assert torch.equal(image, expected)
+        drawn = rasterize(splits.train, 30).images[0, :, :20]
+        assert torch.equal(drawn, expected)
+        brightness[percentiles] = float(image.float().mean())
+    assert brightness[5.0, 85.0] > brightness[0.5, 99.5] + 50
+
+
+def test_images_above_the_limit_are_refused_by_the_setting_that_they_name(tmp_path: Path) -> None:
+    splits = read(deep_source(tmp_path), max_megapixels=0.0001)
+    images = DetectionImages(splits.train, InputConfig(), train=True, masks=False, seed=0)
+    with pytest.raises(PlrcError, match=r"is more than data\.max_megapixels = 0\.0001; fix or remove this file"):
+        images[0, 0]
+
+
+def test_a_run_whose_deep_images_were_rescaled_otherwise_is_named(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    preset("debug_cpu").with_values({"data.rescale_percentiles": (1.0, 99.0)}).save(run / "config.toml")
+    data = LabelledConfig(source="labels")
+    (warning,) = rescaling_warnings(data, ["random", str(run), str(run)])
+    assert warning == (
+        f"data.rescale_percentiles is 0.5 99.5, and {run} was pre-trained with 1 99: its images of more than 8 bits "
+        "were rescaled otherwise; write --data.rescale-percentiles 1 99 (plrc transfer probe: --rescale-percentiles)"
+    )
+    assert rescaling_warnings(replace(data, rescale_percentiles=(1.0, 99.0)), [str(run), "pretrained"]) == []
+
+
+def test_parts_of_masks_that_are_no_polygons_are_counted(tmp_path: Path) -> None:
+    whole = thing(1, segmentation=POLYGON)
+    parts = thing(2, image=2, segmentation=[*POLYGON, [1.0, 1.0, 2.0, 2.0], [3.0, 3.0]])
+    nothing = thing(3, image=3, segmentation=[[1.0, 1.0, 2.0, 2.0]])
+    source = coco_source(tmp_path, [whole, parts, nothing])
+    splits = read(source, "instances", val="none")
+    assert set(splits.reading.lines()) >= {
+        "parts of masks that are no polygons of 3 points or more, dropped: 1 (instances_train2017.json annotation 2)",
+        "objects without a usable mask, dropped: 1 (instances_train2017.json annotation 3)",
+    }
+    assert splits.train.images[0].segments == splits.train.images[1].segments

@@ -99,6 +99,7 @@ def test_lists_with_endings_and_folders_and_files_with_odd_numbers(tmp_path: Pat
     root = tmp_path / "VOC2007"
     for name in ("a", "b", "c", "d"):
         voc_image(root, name, ("dog", 1.5, 2.25, 9.5, 10))
+    voc_image(root, "d", ("dog", 1, 1, 9.5, 10))
     shutil.move(root / "JPEGImages" / "a.jpg", root / "JPEGImages" / "a.JPG")
     shutil.move(root / "Annotations" / "a.xml", root / "Annotations" / "a.XML")
     put_xml(root / "Annotations" / "b.xml", "<size><width>30.0</width><height>20.0</height></size>" + DOG)
@@ -135,3 +136,30 @@ def test_a_name_in_a_list_may_start_with_a_hash(tmp_path: Path) -> None:
     voc_list(root, "train", "# a comment", "#1", "a")
     voc_list(root, "test", "b")
     assert names(read(tmp_path, val="none").train) == ["#1", "a"]
+
+
+@pytest.mark.parametrize(
+    ("corners", "box"),
+    [((0, 2, 10, 12), [0, 2, 10, 12]), ((1, 2, 10, 12), [0, 1, 10, 12]), ((3, 2, 8, 9), [2, 1, 8, 9])],
+)
+def test_lists_with_corners_at_zero_count_from_zero(tmp_path: Path, corners: tuple[int, ...], box: list[int]) -> None:
+    for number, split in enumerate(("train", "val", "test")):
+        voc_image(tmp_path, f"{split}_0", ("cat", *corners))
+        voc_image(tmp_path, f"{split}_1", ("cat", *((3, 4, 9, 9) if number else corners)))
+        voc_list(tmp_path, split, f"{split}_0", f"{split}_1")
+    splits = read(tmp_path)
+    assert splits.train.images[0].boxes.tolist() == [box]
+    assert splits.test.images[0].boxes.tolist() == [box]
+    said = f"{tmp_path} has boxes with corners at 0: corners are read as edges counted from 0"
+    assert (said in splits.reading.lines()) == (corners[0] == 0)
+
+
+def test_a_single_corner_at_zero_among_many_at_one_is_an_error_of_its_own(tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        voc_image(tmp_path, f"{split}_0", ("cat", 1, 1, 10, 12), ("dog", 1, 5, 9, 9))
+        voc_list(tmp_path, split, f"{split}_0")
+    voc_image(tmp_path, "train_1", ("cat", 0, 2, 10, 12))
+    voc_list(tmp_path, "train", "train_0", "train_1")
+    splits = read(tmp_path)
+    assert [image.boxes.tolist()[0] for image in splits.train.images] == [[0, 0, 10, 12], [0, 1, 10, 12]]
+    assert "boxes partly outside of the image, clipped: 1 (train_1.xml object 1)" in splits.reading.lines()

@@ -15,7 +15,7 @@ from plrc.data.channels import ChannelsError
 from plrc.data.decode import decode
 from plrc.data.image_errors import DecodeError
 from plrc.data.image_header import Header, read_header
-from plrc.data.masks import decode_masks, encode_mask, encode_segment
+from plrc.data.masks import count_short_parts, decode_masks, encode_mask, encode_segment
 from plrc.data.orientation import turn, turn_box
 from plrc.data.reading import ReadingReport
 from plrc.pixels import RGB_CHANNELS
@@ -192,6 +192,7 @@ def check_annotation(
             if segment is None:
                 reading.count("dropped", "objects without a usable mask", item.location)
                 continue
+            count_short_parts(item.segmentation, item.location, reading)
             segments.append(segment)
         if np.abs(box - np.array(stated_box)).max() > _TOLERANCE:
             reading.count("clipped", "boxes partly outside of the image", item.location)

@@ -15,9 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from plrc import rng
-from plrc.config import DataConfig
 from plrc.data.channel_statistics import measure_pixels
-from plrc.data.decode import decode
 from plrc.data.image_errors import DecodeError
 from plrc.data.masks import decode_masks
 from plrc.data.sources import ImageList
@@ -56,7 +54,7 @@ class DetectionImages(Dataset[tuple[Tensor, dict[str, Any]]]):
         epoch, index = key if self.train else (0, key)
         item = self.labelled.images[index]
         kept = ~item.ignored if self.train else np.ones_like(item.ignored)
-        image = _read_pixels(item, self.labelled.channels)
+        image = _read_pixels(item, self.labelled)
         boxes = torch.from_numpy(item.boxes[kept])
         target: dict[str, Any] = {"labels": torch.from_numpy(item.classes[kept] + 1), "image": index}
         if self.masks:
@@ -105,7 +103,7 @@ class SemanticImages(Dataset[tuple[Tensor, Tensor]]):
         """Return uint8 [C, h, w] and uint8 labels: [h, w] to train on, [H, W] to score."""
         epoch, index = key if self.train else (0, key)
         item = self.labelled.images[index]
-        image = _read_pixels(item, self.labelled.channels)
+        image = _read_pixels(item, self.labelled)
         labels = torch.from_numpy(self.labelled.read_classes(item))
         if not self.train:
             return _scale(image, self.input.test_size), labels
@@ -138,12 +136,12 @@ def usual_pixels(labelled: LabelledSet, given: PixelStatistics | None) -> PixelS
     if given is not None or labelled.channels == RGB_CHANNELS:
         return given or IMAGENET
     names = tuple(os.path.abspath(item.path) for item in labelled.images)
-    return measure_pixels(ImageList("/", names, "list"), range(len(names)), DataConfig(channels=labelled.channels))[0]
+    return measure_pixels(ImageList("/", names, "list"), range(len(names)), labelled.decoding)[0]
 
 
-def _read_pixels(item: LabelledImage, channels: int) -> Tensor:
+def _read_pixels(item: LabelledImage, labelled: LabelledSet) -> Tensor:
     try:
-        image = decode(item.path, channels)
+        image = labelled.read_pixels(item)
     except DecodeError as error:
         raise DataError(f"{error}; fix or remove this file and start again") from error
     if tuple(image.shape[1:]) != (item.height, item.width):

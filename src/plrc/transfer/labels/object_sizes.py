@@ -50,19 +50,31 @@ def pretraining_size_warnings(images: Iterable[LabelledImage], inits: Iterable[s
     images = list(images)
     warnings: list[str] = []
     for init in dict.fromkeys(inits):
-        path = Path(init) / "config.toml"
-        if not path.is_file():
+        config = run_config(init)
+        if config is None:
             continue
-        try:
-            views = Config.load(path).views
-        except PlrcError:  # the run itself reports it
-            continue
+        views = config.views
         sides = _sides(images, [view_scale(views, image.height, image.width) for image in images])
         if _many_small(sides):
             where = f"in the views of {views.size} px of the pre-training {init}, if its images are as large as these"
             advice = f"pre-train with --views.tiles {native_tiles(views)} or with a larger views.size"
             warnings.append(_describe(sides, where, advice))
     return warnings
+
+
+def run_config(init: str) -> Config | None:
+    """Read the configuration of the pre-training run that a value of `TransferConfig.init` names; None if it is none.
+
+    Args:
+        init: "random", "pretrained", a run folder or a file.
+    """
+    path = Path(init) / "config.toml"
+    if not path.is_file():
+        return None
+    try:
+        return Config.load(path)
+    except PlrcError:  # the run itself reports it
+        return None
 
 
 def _detector_scale(image: LabelledImage, config: TransferConfig) -> float:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from plrc.data.decode import decode
 from plrc.data.masks import decode_masks
 from plrc.measures.segmentation import IGNORED
 from plrc.pixels import IMAGENET, RGB_CHANNELS
@@ -49,7 +48,7 @@ def rasterize(labelled: LabelledSet, side: int) -> PixelLabels:
     classes = torch.full((count, side, side), IGNORED, dtype=torch.uint8)
     objects = torch.full((count, side, side), -1, dtype=torch.int32)
     for i, item in enumerate(labelled.images):
-        pixels = decode(item.path, labelled.channels).float()
+        pixels = labelled.read_pixels(item).float()
         height, width = scaled_size(pixels.shape[1], pixels.shape[2], side)
         scaled = F.interpolate(pixels[None], (height, width), mode="bilinear", antialias=True, align_corners=False)[0]
         images[i, :, :height, :width] = scaled.round().clamp(0, 255).to(torch.uint8)

@@ -10,14 +10,16 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from plrc import rng
+from plrc.config import DataConfig
+from plrc.data.decode import decode
 from plrc.data.groups import draw_held_out, group_names, require_two_groups
 from plrc.data.image_files import read_bytes
 from plrc.data.reading import ReadingReport
 from plrc.errors import ConfigError, DataError
 from plrc.measures.segmentation import IGNORED
-from plrc.pixels import RGB_CHANNELS
 from plrc.transfer.labels.annotations import ImageAnnotation, LabelledImage, check_annotation
 from plrc.transfer.labels.class_table import ClassTable, describe_pixels
 from plrc.transfer.labels.label_maps import MapValues, count_values
@@ -37,13 +39,23 @@ class LabelledSet:
         images: In the order of their names.
         classes: Names of the classes, by number.
         table: Semantic: the classes of the values in label maps.
-        channels: Channels of the images.
+        decoding: The settings with which the images are decoded.
     """
 
     images: tuple[LabelledImage, ...]
     classes: tuple[str, ...]
     table: ClassTable | None = None
-    channels: int = RGB_CHANNELS
+    decoding: DataConfig = field(default_factory=DataConfig)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        return self.decoding.channels
+
+    def read_pixels(self, image: LabelledImage) -> Tensor:
+        """Read the pixels of an image, uint8 [channels, H, W]. Raises DecodeError."""
+        decoding = self.decoding
+        return decode(image.path, decoding.channels, decoding.rescale_percentiles, decoding.max_megapixels)
 
     def read_classes(self, image: LabelledImage) -> NDArray[np.uint8]:
         """Read the class of each pixel of an image, [H, W]; 255 is ignored."""
@@ -160,7 +172,7 @@ def read_labelled(config: LabelledConfig, task: Task) -> Splits:
     for role, content in settled.items():
         difficult = config.difficult and role == "train"
         images = [check_annotation(image, number_of, task == "instances", difficult, reading) for image in content]
-        sets[role] = LabelledSet(tuple(images), classes, table, config.channels)
+        sets[role] = LabelledSet(tuple(images), classes, table, config.decoding)
         count = f"{len(images)} images"
         if table is None:
             count += f", {sum(len(image.classes) for image in images)} objects"
@@ -204,6 +216,22 @@ def labelled_subset(labelled: LabelledSet, fraction: float, shots: int, seed: in
             if len(counts) == len(labelled.classes) and min(counts.values()) == shots:
                 break
     return replace(labelled, images=tuple(labelled.images[i] for i in sorted(chosen)))
+
+
+def require_labels(labelled: LabelledSet, config: LabelledConfig, task: Task) -> None:
+    """Raise ConfigError if no label of the chosen training images counts.
+
+    Args:
+        labelled: The images that `labelled_subset` chose.
+        config: With the share, or the number of images of each class.
+        task: What the labels are for.
+    """
+    if not _has_countable_label(labelled, task):
+        setting = f"data.fraction = {config.fraction:g}" if not config.shots else f"data.shots = {config.shots}"
+        raise ConfigError(
+            f"{setting} chooses {len(labelled.images)} training images, and none of their labels counts: all are "
+            "background, ignored or difficult; use more images, or another seed"
+        )
 
 
 def _choose_splits(config: LabelledConfig, reader: LabelReader, root: Path) -> dict[str, str]:

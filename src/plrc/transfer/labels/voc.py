@@ -28,7 +28,7 @@ from plrc.transfer.labels.reader import (
     pair_with_id_maps,
 )
 from plrc.transfer.labels.voc_files import VocFilesReader
-from plrc.transfer.labels.voc_xml import class_names, read_annotation
+from plrc.transfer.labels.voc_xml import class_names, first_pixel_of, read_annotation
 from plrc.transfer.protocols import LabelledConfig, Task
 
 _CLASSES = """background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person
@@ -85,6 +85,14 @@ class VocReader:
         self.years = _folders_by_year(root)
         self.splits = self._split_names()
         self.roles = {role: role for role in ROLES if self._lists_of(role)}
+        self.first_pixel = 1
+        if not self.semantic:
+            folders = [folder / "Annotations" for folder in self.years.values()]
+            self.first_pixel = first_pixel_of(
+                folder / name for folder in folders for name in files_below(folder, ".xml")
+            )
+        if self.first_pixel == 0:
+            reading.add(f"{root} has boxes with corners at 0: corners are read as edges counted from 0")
 
     def read(self, split: str) -> SplitAnnotations:
         lists = self._lists_of(split)
@@ -107,7 +115,9 @@ class VocReader:
                     file = files.get(key, folder / "JPEGImages" / f"{key}.jpg")
                     name = xml_files.get(key)
                     xml = None if name is None else folder / "Annotations" / name
-                    image = read_annotation(self.root, file, xml, name or "", self.leave_out, self.reading)
+                    image = read_annotation(
+                        self.root, file, xml, name or "", self.leave_out, self.reading, self.first_pixel
+                    )
                     if image is not None:
                         images.append(image)
         return SplitAnnotations(images, class_names(images))

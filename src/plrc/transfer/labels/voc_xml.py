@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import re
 import xml.etree.ElementTree as ET
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,6 +20,8 @@ from plrc.transfer.labels.annotations import (
     annotate_image,
     relative_name,
 )
+
+_CORNER_AT_EDGE = re.compile(rb"<[xy]min>\s*([01])(?:\.0*)?\s*</")
 
 
 def read_xml(path: Path) -> ET.Element:
@@ -70,6 +75,22 @@ def read_annotation(
         if item is not None:
             annotation.objects.append(item)
     return annotation
+
+
+def first_pixel_of(files: Iterable[Path]) -> int:
+    """Return from which number the corners of boxes are counted: see `read_annotation`.
+
+    Objects at the left and upper edges of images show it: their corners are 0 or 1. The more frequent number counts,
+    and 1, as Pascal VOC counts, if none is more frequent.
+
+    Args:
+        files: All annotation files of a source.
+    """
+    counts = Counter[bytes]()
+    for file in files:
+        with contextlib.suppress(OSError):  # reported when its turn comes
+            counts.update(_CORNER_AT_EDGE.findall(file.read_bytes()))
+    return 0 if counts[b"0"] > counts[b"1"] else 1
 
 
 def class_names(images: Iterable[ImageAnnotation]) -> tuple[str, ...]:
