@@ -59,6 +59,7 @@ TRANSFER = """
 --data.source --data.layout --data.train --data.val --data.test --data.fraction --data.shots --data.merge-classes
 --data.group --data.no-merge-classes --data.test-fraction --data.unlabelled --data.four-point-polygons
 --data.no-four-point-polygons --data.difficult --data.no-difficult --data.channels --data.mean --data.std
+--data.max-megapixels --data.rescale-percentiles
 --input.train-size --input.test-size --input.max-size --input.crop --input.flip-prob
 --model.backbone --model.neck --model.norm --model.head-norm --model.trainable-layers --model.width --model.min-stride
 --model.hidden --model.rois-per-image --model.anchors --model.dilation --model.layer4-dilation
@@ -226,6 +227,7 @@ def test_flags_of_transfer(task: str, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_flags_of_the_probe_and_of_compare(capsys: pytest.CaptureFixture[str]) -> None:
     probe = "--help --data --init --out --backbone --layout --size --images --seeds --channels --mean --std"
+    probe += " --max-megapixels --rescale-percentiles"
     splits = "--train --test --test-fraction --group --fraction"
     assert flags(["transfer", "probe"], capsys) == {*probe.split(), *splits.split()}
     grid = "--task --init --fractions --shots --seeds --lrs --processes"
