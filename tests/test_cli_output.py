@@ -122,8 +122,9 @@ def test_a_closed_pipe_ends_a_command_without_a_message(arguments: list[str], un
     finally:
         os.close(write_end)
     assert result.stderr == ""
-    # argparse itself ignores that its help cannot be written at once
-    assert result.returncode == (0 if unbuffered and arguments[0] == "scan" else 141)
+    # argparse itself ignores that its help cannot be written at once, since Python 3.11
+    ignored = unbuffered and arguments[0] == "scan" and sys.version_info >= (3, 11)
+    assert result.returncode == (0 if ignored else 141)
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

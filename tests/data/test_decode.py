@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -130,8 +131,12 @@ def test_cmyk(kind: str) -> None:
 
 
 def test_ycbcr_tiff() -> None:
-    image = Image.fromarray(coordinates())
-    assert difference(pixels(encoded(image.convert("YCbCr"), "TIFF")), coordinates()) <= 3
+    data = encoded(Image.fromarray(coordinates()).convert("YCbCr"), "TIFF")
+    if int(PIL.__version__.partition(".")[0]) >= 13:
+        assert difference(pixels(data), coordinates()) <= 3
+    else:  # Pillow 12, the newest for Python 3.10, takes such files for four channels
+        with pytest.raises(DecodeError, match="truncated"):
+            pixels(data)
 
 
 @pytest.mark.parametrize(("mode", "kind"), [("RGBA", "PNG"), ("RGBA", "WEBP"), ("RGBA", "TIFF"), ("LA", "PNG")])

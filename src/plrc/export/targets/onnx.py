@@ -7,6 +7,7 @@ step counters are absent. Needs the packages onnx, onnxruntime and onnxscript.
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +49,18 @@ def write(file: Path, backbone: str, student: State, metadata: dict[str, str]) -
     size = TRACED_SIZE if backbone in RESNETS else TEST_SIZE
     dynamic = torch.export.Dim.DYNAMIC
     try:
-        program: Any = torch.onnx.export(
-            network,
-            (torch.zeros(2, channels, *size),),
-            input_names=["images"],
-            output_names=[f"stride{stride}" for stride in network.channels],
-            dynamic_shapes={"images": {0: dynamic, 2: dynamic, 3: dynamic}},
-            dynamo=True,
-            optimize=False,
-            verbose=False,
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)  # PyTorch 2.11, in itself
+            program: Any = torch.onnx.export(
+                network,
+                (torch.zeros(2, channels, *size),),
+                input_names=["images"],
+                output_names=[f"stride{stride}" for stride in network.channels],
+                dynamic_shapes={"images": {0: dynamic, 2: dynamic, 3: dynamic}},
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+            )
     except Exception as error:  # a network may do anything that ONNX cannot
         raise ExportError(f"PyTorch cannot write {backbone} as ONNX: {describe_error(error)}") from error
     program.model.metadata_props.update(metadata)
