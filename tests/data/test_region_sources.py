@@ -218,7 +218,8 @@ def listed(*names: str) -> ImageList:
     return ImageList("/data/photos", names, "folder")
 
 
-def test_small_masks_lie_on_large_ones_and_all_on_crowds(tmp_path: Path) -> None:
+def test_small_masks_lie_on_large_ones_and_all_on_crowds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "plrc")
     run_lengths = {"size": [40, 80], "counts": [40 * 60, 40 * 20]}  # the columns from 60 on
     annotations = [
         {"segmentation": box(20, 0, 10, 20)},
@@ -237,6 +238,11 @@ def test_small_masks_lie_on_large_ones_and_all_on_crowds(tmp_path: Path) -> None
     config = Config(regions=RegionConfig(source="coco", maps=str(path), map_size=8))
     ids = Regions(config, images)(0)
     assert ids.tolist() == [[1, 1, 0, 1, -1, -1, -1, 2]] * 4 + [[1, 1, 1, 1, -1, -1, -1, 2]] * 4
+    lines = {record.getMessage().removeprefix(f"{path}: ") for record in caplog.records}
+    assert lines == {
+        "crowds, whose pixels belong to no region, left out: 1 (a.json annotation 2)",
+        "objects without a mask, dropped: 2 (a.json annotation 5, a.json annotation 6)",
+    }
 
 
 @pytest.mark.parametrize("orientation", [3, 6, 7])

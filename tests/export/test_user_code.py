@@ -216,3 +216,32 @@ def test_tied_tensors_are_written_under_each_of_their_names(tmp_path: Path) -> N
     write_tensors(tmp_path / "tied.safetensors", call_function(name).state_dict(), {})
     assert {"norm.weight", "again.weight"} <= read_tensors(tmp_path / "tied.safetensors").keys()
     assert default_target(name) == "safetensors"
+
+
+SHUFFLED = """class Shuffled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("order", torch.arange(16).flip(0), persistent=False)
+
+        def forward(self, x):
+            return x[:, self.order]
+
+    net = Stages()
+    net.stages[0].append(Shuffled())
+    return net"""
+
+
+def test_onnx_has_the_buffers_that_are_no_weights_apart(tmp_path: Path) -> None:
+    """Such as the indices of relative positions in a Swin transformer, which are not in its state dictionary."""
+    onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
+    pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    pytest.importorskip("onnxscript", reason="needs the extra onnx")
+    name = write(tmp_path, SHUFFLED)
+    network = build_backbone(name, layer4_stride=2)
+    run = saved_run(tmp_path / "run", names(network), backbone=name)
+    receipt = export_backbone(run, "onnx", backbone=name)
+    in_graph = {tensor.name for tensor in onnx.load(receipt.file).graph.initializer}
+    assert "net.stages.0.3.order" in in_graph
+    assert set(TARGETS["onnx"].read(Path(receipt.file))) == {
+        f"net.{key}" for key in network.net.state_dict() if not key.endswith("num_batches_tracked")
+    }

@@ -223,6 +223,10 @@ def read_coco_masks(path: str | Path, images: ImageList, channels: int = RGB_CHA
         )
     for image in matched.values():
         for item in image.objects:
+            if item.segmentation is None:
+                reading.count("dropped", "objects without a mask", item.location)
+            elif item.crowd:
+                reading.count("left out", "crowds, whose pixels belong to no region", item.location)
             count_short_parts(item.segmentation, item.location, reading)
     for line in reading.lines():
         logger.info(f"{path}: {line}")

@@ -12,7 +12,8 @@ from plrc.text import printable
 Outcome = Literal["read", "repaired", "clipped", "dropped", "left out"]
 """What happened to a case: read as it is, changed where the meaning is certain, cut, or not used.
 
-A label, or an image with labels, that is not used is "dropped"; any other file that is not used is "left out".
+A label that cannot be used, or an image with labels, is "dropped". A label that is not used because of its meaning (a
+crowd, a difficult object) is "left out", as is any other file.
 """
 
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)

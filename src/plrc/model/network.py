@@ -115,7 +115,8 @@ class Network(nn.Module):
             if stride not in self.backbone.channels:
                 strides = ", ".join(map(str, self.backbone.channels))
                 raise ConfigError(
-                    f"model.strides has {stride}; {config.backbone} has feature levels of strides {strides}"
+                    f"model.strides has {stride}; {config.backbone} has feature levels of strides {strides}; write "
+                    "--model.strides with one or several of them"
                 )
         self.heads = nn.ModuleDict()
         if contrast:

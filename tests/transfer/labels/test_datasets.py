@@ -339,3 +339,14 @@ def test_parts_of_masks_that_are_no_polygons_are_counted(tmp_path: Path) -> None
         "objects without a usable mask, dropped: 1 (instances_train2017.json annotation 3)",
     }
     assert splits.train.images[0].segments == splits.train.images[1].segments
+
+
+def test_a_single_training_image_is_refused_with_a_setting_that_works(tmp_path: Path) -> None:
+    source = coco_source(tmp_path, [thing(1)])
+    table = json.loads((source / "annotations" / "instances_train2017.json").read_text())
+    table["images"] = table["images"][:1]
+    (source / "annotations" / "instances_train2017.json").write_text(json.dumps(table))
+    with pytest.raises(PlrcError, match=r"train2017 has 1 image, too few to hold out any for val; .*data\.val none"):
+        read(source)
+    splits = read(source, val="none")
+    assert (len(splits.train.images), len(splits.val.images), len(splits.test.images)) == (1, 0, 1)

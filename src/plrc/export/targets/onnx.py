@@ -24,6 +24,7 @@ from plrc.pixels import MEAN_KEY, PixelStatistics
 TOLERANCE = 1e-4  # of the largest feature: the runtime joins convolutions with what follows them
 TRACED_SIZE = (64, 96)  # of the images that a ResNet is traced with
 RESNET_SIZES = ((96, 96), (65, 130))  # to compare on: B, H and W are free, so not the traced size
+_CONSTANTS = "plrc_constants"  # metadata: names of buffers that are no weights, such as indices of positions
 OTHER_SIZES = (TEST_SIZE, (192, 320))  # other networks may need sides that their coarsest stride divides
 
 
@@ -63,18 +64,25 @@ def write(file: Path, backbone: str, student: State, metadata: dict[str, str]) -
             )
     except Exception as error:  # a network may do anything that ONNX cannot
         raise ExportError(f"PyTorch cannot write {backbone} as ONNX: {describe_error(error)}") from error
-    program.model.metadata_props.update(metadata)
+    constants = [name for name, _ in network.named_buffers() if name not in network.state_dict()]
+    program.model.metadata_props.update(metadata | {_CONSTANTS: json.dumps(constants)})
     file.parent.mkdir(parents=True, exist_ok=True)
     program.save(file, external_data=False)
 
 
 def read(file: Path) -> State:
-    """The tensors that the graph holds."""
+    """The tensors that the graph holds, without those that the code of the network computes."""
     import onnx
     from onnx import numpy_helper
 
-    graph = onnx.load(file).graph
-    return {tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
+    model = onnx.load(file)
+    texts = {entry.key: entry.value for entry in model.metadata_props}
+    constants = set(json.loads(texts.get(_CONSTANTS, "[]")))
+    tensors: State = {}
+    for tensor in model.graph.initializer:
+        if tensor.name not in constants:
+            tensors[tensor.name] = torch.from_numpy(numpy_helper.to_array(tensor).copy())
+    return tensors
 
 
 def load(file: Path, backbone: str, tensors: State, channels: int) -> list[LoadedNetwork]:

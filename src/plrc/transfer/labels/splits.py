@@ -313,9 +313,8 @@ def _hold_out(
 ) -> tuple[list[ImageAnnotation], list[ImageAnnotation]]:
     """The images that are kept and those held out, by a draw that depends on their number and groups alone."""
     if len(images) < 2:
-        raise DataError(
-            f"the split {split} has 1 image, too few to hold out any for {role}; name a split with --data.{role}"
-        )
+        advice = "or write --data.val none" if role == "val" else "or name a split with --data.test"
+        raise DataError(f"the split {split} has 1 image, too few to hold out any for {role}; add images, {advice}")
     names = [image.name for image in images]
     groups = [group_of.get(name, name) for name in names]
     require_two_groups(groups, names, setting)
