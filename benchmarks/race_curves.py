@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator
 
 from plrc.compare.statistics import interval
 from plrc.errors import ConfigError
@@ -73,6 +74,9 @@ def draw_curves(rows: list[dict[str, Any]], score: str, file: Path) -> None:
             axes.plot(minutes, mean, label=method, markersize=4, **style.line())
             axes.fill_between(minutes, low, high, color=color, alpha=0.12, linewidth=0)
         axes.set_xscale("log")
+        times = sorted({row["cpu_minutes"] for row in of_score if row["method"] != RANDOM})
+        axes.set_xticks(times, labels=[f"{minutes:g}" for minutes in times])
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("CPU minutes")
         axes.set_ylabel(score)
 
