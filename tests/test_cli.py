@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from plrc.cli import COMMANDS, main
+from plrc.cli import main
+from plrc.cli.commands import COMMANDS
 from plrc.config import Config
 from plrc.engine.checkpoint import load_checkpoint, newest_checkpoint
 from plrc.export import load_backbone

@@ -11,8 +11,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "plrc"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 LAYERS = (
-    {"errors", "text", "progress", "files", "machine"},
-    {"settings", "pixels"},
+    {"errors", "text", "progress", "files", "machine", "interrupts"},
+    {"settings", "pixels", "notebook"},
     {"config", "geometry", "rng", "distributed"},
     {"runtime", "measures"},
     {"data"},

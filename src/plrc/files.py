@@ -18,6 +18,8 @@ from filelock import FileLock, Timeout
 
 LOCK = "lock"
 PARTIAL = re.compile(r"\..+\.\d+")  # names of the temporary files of `write_atomic`
+NO_LOCK_ERRORS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Error numbers of file systems that do not support locks."""
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -98,13 +100,17 @@ def parse_json(text: str | bytes) -> Any:
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Read the complete lines of a file of JSON objects; the list is empty if the file does not exist."""
+    return list(iterate_json_lines(path))
+
+
+def iterate_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Read the complete lines of a file of JSON objects one after another; there is none if the file does not exist."""
     if not path.exists():
-        return []
-    objects: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError):
-            objects.append(parse_json(line))
-    return objects
+        return
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                yield parse_json(line)
 
 
 def without_nan(value: Any) -> Any:

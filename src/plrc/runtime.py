@@ -12,6 +12,7 @@ import torch
 
 from plrc import distributed
 from plrc.errors import ConfigError
+from plrc.interrupts import interrupt
 from plrc.machine import cores
 
 MAX_WORKERS = 12  # per GPU
@@ -102,17 +103,20 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
 class StopRequest:
     """Turns SIGTERM and SIGINT into a request to save and stop after the current step.
 
-    A second SIGINT interrupts at once. A request inside another one (a run of a comparison) shares its state, so that
-    neither misses a signal. Outside the main thread, where signals cannot be handled, it does nothing.
+    A second SIGINT interrupts at once, and so does the first while there is nothing to save. A request inside another
+    one (a run of a comparison) shares its state, so that neither misses a signal. Outside the main thread, where
+    signals cannot be handled, it does nothing.
 
     Attributes:
         requested: Whether this process was asked to stop.
+        has_work: Whether there is anything to save. If not, SIGINT raises KeyboardInterrupt.
     """
 
     def __init__(self) -> None:
         outer = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
         self._outer: StopRequest | None = outer if isinstance(outer, StopRequest) else None
         self.requested: bool = self._outer is not None and self._outer.requested
+        self.has_work = True
         self._previous = {}
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -121,8 +125,9 @@ class StopRequest:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self._outer is not None:
             self._outer._ask(number, frame)
-        elif self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        elif number == signal.SIGINT and (self.requested or not self.has_work):
+            interrupt(number, frame)
+            return  # it will be raised after an import
         self.requested = True
 
     def agreed(self) -> bool:

@@ -136,9 +136,13 @@ def write_scenes(out: str | Path, splits: Mapping[str, int], seed: int = 0, size
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     first = 0
-    for split, count in splits.items():
-        _write_split(partial / split, range(first, first + count), seed, size)
-        first += count
+    try:
+        for split, count in splits.items():
+            _write_split(partial / split, range(first, first + count), seed, size)
+            first += count
+    except BaseException:  # KeyboardInterrupt, too
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     partial.rename(out)
 
 

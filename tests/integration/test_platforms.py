@@ -64,6 +64,36 @@ def test_a_script_without_the_main_guard_ends_in_one_sentence(scenes: Path, tmp_
     assert done.stderr.count("Traceback") == 1  # that of the script itself; its loader processes end silently
 
 
+CRASH = """
+import os
+import signal
+from torch.utils.data import Dataset
+from plrc.data.workers import load_batches, reading
+
+class Images(Dataset):
+    def __getitem__(self, name):
+        with reading(f"{name}.jpg"):
+            if name == "bad":
+                os.kill(os.getpid(), signal.SIGSEGV)
+        return name
+
+if __name__ == "__main__":
+    with load_batches(Images(), [["good"], ["bad"], ["other"]], list, workers=2) as batches:
+        print(list(batches))
+"""
+
+
+def test_a_spawned_process_that_crashes_names_the_image(tmp_path: Path) -> None:
+    script = tmp_path / "crash.py"
+    script.write_text(CRASH)
+    done = run_portable(str(script), cwd=tmp_path)
+    sentence = (
+        "plrc.errors.RunError: a loader process crashed (SIGSEGV) while it was reading bad.jpg: "
+        "remove or replace this file, then resume with --resume"
+    )
+    assert done.returncode == 1 and done.stderr.splitlines()[-1] == sentence, done.stderr
+
+
 @pytest.fixture
 def apple(monkeypatch: pytest.MonkeyPatch) -> None:
     """A computer with an Apple GPU and no other."""

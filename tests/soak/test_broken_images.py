@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -101,14 +102,26 @@ def test_what_is_no_file_does_not_hang_and_root_reads_the_forbidden(tmp_path: Pa
         assert caught.value.reason == reason
 
 
-@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
-def test_a_decoder_that_crashes_ends_the_run_with_one_sentence_and_a_checkpoint(
-    number: signal.Signals, tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("number", "sentence"),
+    [
+        (signal.SIGSEGV, "a loader process crashed (SIGSEGV) while it was reading 000005.jpg: remove or replace"),
+        (signal.SIGKILL, "usually because memory ran out; resume with --resume and fewer loader processes"),
+    ],
+)
+def test_a_decoder_that_crashes_names_the_image_and_the_run_can_be_resumed(
+    number: signal.Signals,
+    sentence: str,
+    tiny: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Native code that crashes takes its loader process along; the run ends, and goes on from its last checkpoint."""
-    config = tiny(run__workers=1, run__checkpoint_every_steps=1, optim__steps=12)
+    """Native code that crashes takes its loader process along; the run ends, and goes on once the image is removed."""
+    images = tmp_path / "images"
+    shutil.copytree(tiny().data.source, images)
+    config = tiny(data__source=str(images), run__workers=2, run__checkpoint_every_steps=1, optim__steps=12)
 
-    victim = (Path(config.data.source) / "000005.jpg").read_bytes()
+    victim = (images / "000005.jpg").read_bytes()
 
     def crash(data: bytes, **options: Any) -> Tensor:
         if data == victim:
@@ -117,6 +130,9 @@ def test_a_decoder_that_crashes_ends_the_run_with_one_sentence_and_a_checkpoint(
 
     with monkeypatch.context() as patch:
         patch.setattr("plrc.data.sources.decode_bytes", crash)
-        with pytest.raises(PlrcError, match="a loader process was killed, usually because memory ran out"):
+        with pytest.raises(PlrcError) as caught:
             pretrain(config)
+    assert sentence in str(caught.value)
+    assert "reading 000005.jpg" in str(caught.value)
+    (images / "000005.jpg").unlink()
     assert pretrain(config.with_values({"run.resume": True})).finished

@@ -183,6 +183,37 @@ def test_a_small_study_runs_and_refuses_other_scenes(
         run_study(Study.load(file), out)
 
 
+def test_changed_labels_are_not_silently_reused(file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "plrc.study")
+    file.write_text(FILE[: FILE.index("[[grid]]")] + '[[grid]]\nmethod = ["random", "plrc"]\n')
+    study, out = Study.load(file), tmp_path / "out"
+    first = run_study(study, out)
+    assert first is not None and first[0]["labels"] == first[1]["labels"] != ""
+
+    annotations = out / "scenes" / "test" / "annotations.json"
+    original = annotations.read_text(encoding="utf-8")
+    table = json.loads(original)
+    table["annotations"] = table["annotations"][::2]
+    annotations.write_text(json.dumps(table), encoding="utf-8")
+    second = run_study(study, out)
+    assert second is not None and "the labelled data has changed; 2 runs are measured again" in caplog.messages
+    assert second[0]["labels"] == second[1]["labels"] != first[0]["labels"]
+    assert [line["scores"] for line in second] != [line["scores"] for line in first]
+    assert [point["step"] for point in second[1]["curve"]] == [2, 4]
+    assert list(read_lines(study, out).values()) == second  # what the table shows
+    assert not list(read_lines(study, out, labels="others").values())
+
+    annotations.write_text(original, encoding="utf-8")
+    caplog.clear()
+    assert run_study(study, out) == first
+    assert len((out / LINES).read_text().splitlines()) == 4 and not caplog.messages  # nothing was repeated
+
+    lines = [json.loads(text) for text in (out / LINES).read_text().splitlines()]
+    without = [{key: value for key, value in line.items() if key != "labels"} for line in lines[:2]]
+    (out / LINES).write_text("".join(json.dumps(line) + "\n" for line in without))  # as earlier versions wrote them
+    assert run_study(study, out) == without
+
+
 def test_what_a_study_sets_is_not_adapted(file: Path, tmp_path: Path) -> None:
     head = FILE[: FILE.index("[[grid]]")].replace('preset = "debug_cpu"', 'preset = "debug_cpu"\nadapt = true')
     file.write_text(head + '[[grid]]\nmethod = "plrc"\n[[grid]]\n"optim.teacher_momentum" = 0.99\n')

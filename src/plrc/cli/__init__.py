@@ -1,135 +1,45 @@
 """The command line: thin commands over the library.
 
 An error the user can fix ends in one sentence on standard error and exit status 2. A run that was asked to stop
-(SIGTERM, Ctrl-C) saves and ends with status 75; the same command with --resume continues it. A command whose reader
-closes the pipe (`plrc ... | head -1`) ends without a message. PyTorch is imported by the
-command that needs it, after its options were checked.
+(SIGTERM, Ctrl-C) saves and ends with status 75; the same command with --resume continues it. Ctrl-C before there is
+anything to save ends with status 130. A command whose reader closes the pipe (`plrc ... | head -1`) ends without a
+message. Everything else is imported by `main`, so that a Ctrl-C during imports is handled, too.
 """
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import signal
 
-from plrc.cli import (
-    compare,
-    demo,
-    doctor,
-    export,
-    pretrain,
-    regions,
-    scan,
-    shard,
-    study,
-    transfer,
-    verify,
-    visualize,
-)
-from plrc.cli.options import about
-from plrc.cli.output import FIRST_FAILURE, INTERRUPTED, OUTPUT_CLOSED, USER_ERROR, screen
-from plrc.errors import ConfigError, PlrcError
-from plrc.machine import plrc_version
-from plrc.text import nearest, printable_lines
+from plrc.interrupts import interrupt
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "demo": demo.run,
-    "doctor": doctor.run,
-    "scan": scan.run,
-    "shard": shard.run,
-    "regions": regions.run,
-    "pretrain": pretrain.run,
-    "export": export.run,
-    "verify": verify.run,
-    "transfer": transfer.run,
-    "compare": compare.run,
-    "study": study.run,
-    "visualize": visualize.run,
-}
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command `plrc`.
 
     Args:
-        arguments: The command line without the program's name; by default that of the process.
+        arguments: The command line without the program's name; by default that of the process, which then ends.
 
     Returns:
         The exit status.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    # Threads that wait by spinning stall each other on a shared core, such as that of a loader process. Must be set
-    # before PyTorch starts its threads.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Operations that PyTorch lacks on an Apple GPU run on the CPU. It reads this when it is imported.
-    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+    previous = signal.getsignal(signal.SIGINT)
+    handled = previous is signal.default_int_handler  # otherwise it is ignored, or the caller handles it
+    if handled:
+        signal.signal(signal.SIGINT, interrupt)
     try:
-        status = _run(arguments)
-        sys.stdout.flush()
-    except SystemExit as end:  # --help of a command
-        return int(end.code or 0)
-    except BrokenPipeError:
-        _discard_output()
-        return OUTPUT_CLOSED
-    except PlrcError as error:
-        return _fail(USER_ERROR, str(error))
-    except OSError as error:
-        if not _can_flush_output():  # a full disk: Python would try again at its end, and exit with another status
-            _discard_output()
-        reason = f"cannot use {error.filename}: {error.strerror}" if error.filename else str(error)
-        return _fail(USER_ERROR, reason)
+        from plrc.cli.commands import run
+
+        return run(arguments)
     except KeyboardInterrupt:
-        return _fail(INTERRUPTED, "interrupted")
-    return status
+        if handled:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end is near
+        from plrc.cli.output import INTERRUPTED, fail
 
-
-def _can_flush_output() -> bool:
-    try:
-        sys.stdout.flush()
-    except OSError:
-        return False
-    return True
-
-
-def _run(arguments: list[str]) -> int:
-    name = arguments[0] if arguments else "--help"
-    if name in ("-h", "--help"):
-        _show_overview()
-        return 0
-    if name == "--version":
-        print(f"plrc {plrc_version()}")
-        return 0
-    if name not in COMMANDS:
-        raise ConfigError(f"there is no command {name!r}; did you mean plrc {nearest(name, COMMANDS)}?")
-    with screen():
-        try:
-            return COMMANDS[name](arguments[1:])
-        except SystemExit:
-            sys.stdout.flush()  # the help of a command, which Python would write after main()
-            raise
-
-
-def _discard_output() -> None:
-    """Send what is still buffered to the null device: Python would report the closed pipe again at its end."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
-    os.close(null)
-
-
-def _show_overview() -> None:
-    print("usage: plrc COMMAND ...\n\nSelf-supervised pre-training for object detectors.\n")
-    for name, command in COMMANDS.items():
-        print(f"  {name:<10}{about(command).splitlines()[0]}")
-    print("\nHelp for a command: plrc COMMAND --help")
-
-
-def _fail(status: int, sentence: str) -> int:
-    """Report an error; of the processes of one `--devices` run only the first that fails does."""
-    if FIRST_FAILURE in os.environ:
-        try:
-            Path(os.environ[FIRST_FAILURE]).touch(exist_ok=False)
-        except FileExistsError:
-            return status
-    print(f"plrc: {printable_lines(sentence)}", file=sys.stderr)
-    return status
+        return fail(INTERRUPTED, "interrupted")
+    finally:
+        if handled:
+            signal.signal(signal.SIGINT, signal.SIG_DFL if arguments is None else previous)

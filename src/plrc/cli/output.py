@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plrc.progress import OnProgress
@@ -90,3 +91,14 @@ def progress(unit: str) -> Iterator[OnProgress]:
             bar.update(task, completed=done, total=total, description=line or f"{done}/{total} {unit}")
 
         yield on_progress
+
+
+def fail(status: int, sentence: str) -> int:
+    """Report an error; of the processes of one `--devices` run only the first that fails does."""
+    if FIRST_FAILURE in os.environ:
+        try:
+            Path(os.environ[FIRST_FAILURE]).touch(exist_ok=False)
+        except FileExistsError:
+            return status
+    print(f"plrc: {printable_lines(sentence)}", file=sys.stderr)
+    return status

@@ -34,7 +34,7 @@ from plrc.data.sources import ImageList
 from plrc.data.teacher_cache import NO_FEATURES, TeacherCache, resize_whole
 from plrc.data.tiles import Tile, cut_regions, draw_tile
 from plrc.data.views import draw_views, render, shorter_side
-from plrc.data.workers import load_batches
+from plrc.data.workers import load_batches, reading
 from plrc.errors import DataError
 from plrc.text import printable
 
@@ -164,8 +164,9 @@ class ViewDataset(Dataset[Batch]):
         """
         position = self._position(index, attempt)
         try:
-            regions = self.regions(position)
-            image = self._load_image(position)
+            with reading(self.images.names[position]):
+                regions = self.regions(position)
+                image = self._load_image(position)
         except ImageError as error:
             return error.reason
         tile = draw_tile(image, self.config.views.tiles, self.config.seed, epoch, index)

@@ -17,7 +17,7 @@ from plrc.data.id_maps import RegionError, map_path, save_regions
 from plrc.data.image_errors import ImageError
 from plrc.data.regions import Regions
 from plrc.data.sources import ImageList
-from plrc.data.workers import load_batches
+from plrc.data.workers import load_batches, reading
 from plrc.errors import DataError
 from plrc.files import parse_json, write_json
 from plrc.progress import OnProgress, ignore_progress
@@ -113,7 +113,9 @@ class _MapWriter(Dataset[str]):
     def __getitem__(self, number: int) -> str:
         position, path = self.missing[number]
         try:
-            save_regions(path, self.regions(position))
+            with reading(self.regions.images.names[position]):
+                regions = self.regions(position)
+            save_regions(path, regions)
         except ImageError as error:
             return error.reason
         except OSError as error:

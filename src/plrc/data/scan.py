@@ -173,9 +173,14 @@ def scan(config: DataConfig, workers: int = 0, on_progress: OnProgress = ignore_
 
     select_images(config, layout, list_images(config, layout))  # an unusable source raises before anything is written
     index_path = create_index_file(config.source)  # changes the mtime of its folder, so the images are listed after it
-    listing = list_images(config, layout)
-    images = select_images(config, layout, listing)
-    files = _scan_images(images, config, workers, on_progress)
+    try:
+        listing = list_images(config, layout)
+        images = select_images(config, layout, listing)
+        files = _scan_images(images, config, workers, on_progress)
+    except BaseException:  # KeyboardInterrupt, too
+        if index_path is not None and index_path.stat().st_size == 0:
+            index_path.unlink()
+        raise
     hashes = {file.name: (file.size, file.changed, file.hash) for file in files if file.hash}
     store_hashes(images.root, hashes, read_stored_hashes(images.root))
     written_index = ""

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from plrc.errors import PlrcError, RunError
+from plrc.text import printable
 
 IMPORTS_SCRIPT = 76
 """Exit status of a process that started only to load images, and reached a call that trains."""
@@ -20,6 +23,12 @@ UNGUARDED = (
     "each loader process imports this script again, and reached its call of plrc as well; put the call below "
     '`if __name__ == "__main__":`, or set run.workers 0'
 )
+KILLED = (
+    "a loader process was killed, usually because memory ran out; "
+    "resume with --resume and fewer loader processes (run.workers)"
+)
+
+_NOTE_BYTES = 1024  # for the name of the file that a loader process reads
 
 SampleT = TypeVar("SampleT")
 BatchT = TypeVar("BatchT")
@@ -50,8 +59,9 @@ def load_batches(
 
     Raises:
         PlrcError: The iterator raises what the dataset raised in a loader process.
-        RunError: A loader process reached `end_if_importing_main`.
+        RunError: A loader process crashed, was killed, or reached `end_if_importing_main`.
     """
+    notes = _Notes(workers)
     loader: DataLoader[BatchT | PlrcError] = DataLoader(
         _BatchDataset(dataset, collate),
         batch_size=None,
@@ -61,7 +71,7 @@ def load_batches(
         generator=torch.Generator(),  # otherwise the loader draws a seed from the global generator
         pin_memory=pin_memory,
         prefetch_factor=3 if workers else None,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=partial(_start_worker, notes),
     )
     try:
         iterator = iter(loader)
@@ -69,16 +79,32 @@ def load_batches(
         raise RunError(UNGUARDED) from None
     try:
         yield _raise_errors(iterator)
-    except RuntimeError:
-        processes = getattr(iterator, "_workers", ())
-        if any(process.exitcode == IMPORTS_SCRIPT for process in processes):
-            raise RunError(UNGUARDED) from None
-        raise
     finally:
+        death = _describe_death(getattr(iterator, "_workers", ()), notes)
         # Left to the garbage collector, PyTorch's queues may close first, and workers that ignore SIGTERM would stay.
         shutdown = getattr(iterator, "_shutdown_workers", None)
         if shutdown is not None:
             shutdown()
+        if death:  # PyTorch's error, which names no image, may be raised anywhere in the `with` block
+            raise RunError(death) from None
+
+
+@contextlib.contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Note the file that a loader process reads, so that it can be named if its decoder crashes the process.
+
+    Args:
+        name: The file, as messages name it.
+    """
+    note = _ThisProcess.note
+    if note is None:
+        yield
+        return
+    note(name)
+    try:
+        yield
+    finally:
+        note("")
 
 
 def end_if_importing_main() -> None:
@@ -117,6 +143,53 @@ def _unchanged(batch: BatchT | PlrcError) -> BatchT | PlrcError:
     return batch
 
 
-def _ignore_signals(worker: int) -> None:
+class _Notes:
+    """The file that each loader process reads, in memory that outlives the processes."""
+
+    def __init__(self, workers: int) -> None:
+        self._memory = multiprocessing.RawArray("c", max(1, workers) * _NOTE_BYTES)
+
+    def write(self, worker: int, name: str) -> None:
+        """Set the file that a loader process reads; empty: none."""
+        text = os.fsencode(name)[:_NOTE_BYTES]
+        self._memory[worker * _NOTE_BYTES : (worker + 1) * _NOTE_BYTES] = text.ljust(_NOTE_BYTES, b"\0")
+
+    def read(self, worker: int) -> str:
+        """Return the file that a loader process reads, or was reading when it ended."""
+        text: bytes = self._memory[worker * _NOTE_BYTES : (worker + 1) * _NOTE_BYTES]
+        return os.fsdecode(text.rstrip(b"\0"))
+
+
+class _ThisProcess:
+    """The function that writes the note of this loader process; None in other processes."""
+
+    note: ClassVar[Callable[[str], None] | None] = None
+
+
+def _start_worker(notes: _Notes, worker: int) -> None:
+    _ThisProcess.note = partial(notes.write, worker)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _describe_death(processes: Sequence[Any], notes: _Notes) -> str:
+    """Describe how the first loader process that did not end as it should has ended; empty if there is none."""
+    for worker, process in enumerate(processes):
+        status = process.exitcode
+        if not status:
+            continue
+        name = notes.read(worker)
+        if status == IMPORTS_SCRIPT:
+            return UNGUARDED
+        cause = f"status {status}"
+        if status < 0:
+            cause = signal.Signals(-status).name
+        if not name:
+            return f"{KILLED} ({cause})"
+        if status == -signal.SIGKILL:
+            return f"{KILLED}; it was reading {printable(name)}"
+        return (
+            f"a loader process crashed ({cause}) while it was reading {printable(name)}: "
+            "remove or replace this file, then resume with --resume"
+        )
+    return ""

@@ -25,7 +25,7 @@ from plrc.data.manifest import read_manifest
 from plrc.data.sources import ImageList
 from plrc.data.teacher_cache import TeacherCache, record_type, resize_whole
 from plrc.data.tiles import draw_tile
-from plrc.data.workers import load_batches
+from plrc.data.workers import load_batches, reading
 from plrc.engine.runlog import RunLog
 from plrc.engine.setup import Plan
 from plrc.engine.teacher_weights import TEACHER_RECEIPT, check_receipt, load_teacher, weights_hash
@@ -174,7 +174,8 @@ class _WholeImages(Dataset[_Images]):
         size = self.config.teacher.size
         tiles = self.config.views.tiles
         try:
-            image = self.images.decode(int(position), self.config.data, 0 if tiles else size)
+            with reading(self.images.names[position]):
+                image = self.images.decode(int(position), self.config.data, 0 if tiles else size)
         except ImageError:  # training will meet it too, and reports it
             return _Images([], torch.empty(0, self.config.data.channels, size, size, dtype=torch.uint8))
         tile = draw_tile(image, tiles, self.config.seed, 0, int(position))

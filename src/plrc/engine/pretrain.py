@@ -30,11 +30,12 @@ from plrc.engine.setup import Plan, prepare
 from plrc.engine.state import TrainingState
 from plrc.errors import PlrcError, RunError
 from plrc.files import FolderLock
+from plrc.interrupts import raise_waiting
 from plrc.progress import OnProgress, ignore_progress
 from plrc.runtime import StopRequest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """The result of `pretrain`.
 
@@ -50,6 +51,13 @@ class Run:
     step: int
     finished: bool
     health: tuple[health.Health, ...]
+
+    def __repr__(self) -> str:
+        state = "finished" if self.finished else "stopped"
+        checks = f"{len(self.health)} health checks"
+        if self.health:
+            checks += f", the last with effective rank {self.health[-1].effective_rank:.1f}"
+        return f"Run({str(self.path)!r}, {state} at step {self.step}, {checks})"
 
 
 def pretrain(
@@ -74,13 +82,16 @@ def pretrain(
         PlrcError: If the run cannot start or continue.
     """
     end_if_importing_main()
+    raise_waiting()
     hooks = Hooks(on_checkpoint, on_finish, on_progress)
     stop = StopRequest()
     lock = FolderLock()
     threads = torch.get_num_threads()  # `prepare` sets those of the run
     started_by_caller = distributed.is_started()
     try:
+        stop.has_work = False
         plan = prepare(config, lock)
+        stop.has_work = True
         try:
             return _train_with_recovery(plan, lock, stop, hooks)
         except (RuntimeError, MemoryError, OSError) as error:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from plrc import distributed
+from plrc.data import workers
 from plrc.engine.checkpoint import checkpoints, load_checkpoint, newest_checkpoint, save_checkpoint
 from plrc.engine.setup import Plan
 from plrc.errors import RunError
@@ -31,13 +32,13 @@ def explain(error: BaseException) -> str:
     """Explain the failure of another process to the user; empty for all other errors.
 
     The death of a loader process is raised by a signal handler, wherever the main process is: inside `torch.save`, the
-    error that arrives is the one of the unfinished file, and the death is its context.
+    error that arrives is the one of the unfinished file, and the death is its context. `load_batches` explains it
+    better; only if two die at once, the second death may arrive here.
     """
     cause: BaseException | None = error
     while cause is not None:
         if str(cause).startswith(DEAD_WORKER):
-            reason = f"a loader process was killed, usually because memory ran out ({cause})"
-            return f"{reason}; resume with --resume and a lower --run.workers"
+            return f"{workers.KILLED} ({cause})"
         cause = cause.__cause__ or cause.__context__
     lost = distributed.describe_lost_processes(error)
     return f"{lost}: it exited or hung; check its log, then resume with --resume" if lost else ""

@@ -6,7 +6,6 @@ images differ from those at its start, unless `run.allow_changes` is set.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from plrc.engine.checkpoint import newest_checkpoint, rename_damaged
 from plrc.engine.checks import check_batch, check_missing_images, check_required, check_resumed, check_settings
 from plrc.engine.image_sizes import describe_view_scale
 from plrc.errors import DataError, RunError
-from plrc.files import LOCK, FolderLock, remove_partial
+from plrc.files import LOCK, NO_LOCK_ERRORS, FolderLock, remove_partial
 from plrc.model.start_pixels import refuse_other_channels, start_pixels
 from plrc.model.starts import PRETRAINED
 from plrc.model.weights import read_weights
@@ -39,9 +38,6 @@ from plrc.runtime import choose_device, choose_precision, choose_workers
 
 LISTING_SETTINGS = ("source", "layout", "split", "exclude", "pages", "held_out", "group")
 """Settings of the section `data` that decide which images a run has."""
-
-NO_LOCK_ERRORS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""Error numbers of file systems that do not support locks."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from plrc.data.manifest import read_manifest
 from plrc.engine.provenance import file_name, start_origin, teacher_origins
 from plrc.errors import PlrcError
 from plrc.export.receipt import Receipt
-from plrc.files import read_json_lines
+from plrc.files import iterate_json_lines
 from plrc.model.user_code import is_user_code
 from plrc.pixels import IMAGENET
 from plrc.presets import PRESETS, preset
@@ -175,10 +175,11 @@ def _changed_settings(config: Config, usual: Config) -> list[dict[str, str]]:
 
 def _last_losses(run: Path) -> dict[str, str]:
     """Losses of the last line of training in metrics.jsonl."""
-    lines = [line for line in read_json_lines(run / "metrics.jsonl") if line.get("kind") == "train"]
-    if not lines:
-        return {}
-    losses = {key: value for key, value in lines[-1].items() if key.endswith(("_loss", "_kl"))}
+    last: dict[str, Any] = {}
+    for line in iterate_json_lines(run / "metrics.jsonl"):
+        if line.get("kind") == "train":
+            last = line
+    losses = {key: value for key, value in last.items() if key.endswith(("_loss", "_kl"))}
     return {key: f"{value:.4f}" for key, value in losses.items() if isinstance(value, float)}
 
 

@@ -7,7 +7,8 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from plrc.export.receipt import Receipt
 from plrc.export.resnets import resnet_name
 from plrc.export.target import Target
 from plrc.export.targets import TARGETS
-from plrc.files import write_json, write_text
+from plrc.files import NO_LOCK_ERRORS, FolderLock, write_json, write_text
 from plrc.model.fingerprint import Fingerprint, fingerprint, to_text
 from plrc.model.starts import content_hash
 from plrc.model.timm_networks import PREFIX
@@ -33,6 +34,8 @@ from plrc.model.user_code import trusted_backbone
 from plrc.model.weights import refuse_non_finite
 
 BACKBONE_PREFIX = "backbone.net."  # before the library's tensor names, in a checkpoint's student
+LOCK_SECONDS = 600.0  # how long an export waits for another one to the same file
+POLL_SECONDS = 0.1
 UNVERIFIED = "names and shapes checked by rule, not verified in the target"
 
 
@@ -58,7 +61,7 @@ def export_backbone(
     The file is written into a temporary folder, and moved to its place only if every tensor is equal to the student's
     bit for bit. If the target's library is installed, the file is also loaded with it, and the features must be equal;
     if the library cannot be used, the receipt has a note. In the same folder, `NAME.receipt.json` records this check,
-    and `NAME.card.md` is the model card.
+    and `NAME.card.md` is the model card. An export to a file that another process is writing waits for its end.
 
     Args:
         run: Run folder (its newest checkpoint is exported) or checkpoint file.
@@ -103,38 +106,73 @@ def export_backbone(
         default_folder = default_folder / target
     file = _output_file(library, Path(out) if out is not None else None, default_folder)
     try:
-        metadata = _metadata(saved, name, config, student)
-        proof, sha256 = _write_proven(library, file, name, student, metadata, channels)
-        target_version = target
-        if proof.networks:  # the installed library loaded the file
-            target_version = f"{target} {library.version()}".strip()
-        note = ""
-        if proof.unverified:
-            note = f"{UNVERIFIED} ({proof.unverified})"
-        receipt = Receipt(
-            file=str(file),
-            sha256=sha256,
-            content_sha256=content_hash(student),
-            target=target_version,
-            networks=proof.networks,
-            note=note,
-            backbone=name,
-            tensors=proof.tensors,
-            absent=proof.absent,
-            largest_difference=proof.largest_difference,
-            tolerance=library.tolerance,
-            left_random=proof.left_random,
-            settings=library.settings(name, config.data.pixels),
-            step=saved["step"],
-            steps=_planned_steps(config, saved, folder / "manifest.json"),
-            plrc_version=saved["version"],
-            checkpoint=str(checkpoint),
-        )
-        write_json(file.with_name(f"{file.name}.receipt.json"), dataclasses.asdict(receipt))
-        write_text(card_path(file), model_card(receipt, saved, folder))
+        with _claim_file(file) as folder_of_proof:
+            metadata = _metadata(saved, name, config, student)
+            proof, sha256 = _write_proven(library, file, folder_of_proof, name, student, metadata, channels)
+            target_version = target
+            if proof.networks:  # the installed library loaded the file
+                target_version = f"{target} {library.version()}".strip()
+            note = ""
+            if proof.unverified:
+                note = f"{UNVERIFIED} ({proof.unverified})"
+            receipt = Receipt(
+                file=str(file),
+                sha256=sha256,
+                content_sha256=content_hash(student),
+                target=target_version,
+                networks=proof.networks,
+                note=note,
+                backbone=name,
+                tensors=proof.tensors,
+                absent=proof.absent,
+                largest_difference=proof.largest_difference,
+                tolerance=library.tolerance,
+                left_random=proof.left_random,
+                settings=library.settings(name, config.data.pixels),
+                step=saved["step"],
+                steps=_planned_steps(config, saved, folder / "manifest.json"),
+                plrc_version=saved["version"],
+                checkpoint=str(checkpoint),
+            )
+            write_json(file.with_name(f"{file.name}.receipt.json"), dataclasses.asdict(receipt))
+            write_text(card_path(file), model_card(receipt, saved, folder))
     except OSError as error:
         raise ExportError(f"cannot write {file}: {error.strerror}") from error
     return receipt
+
+
+@contextlib.contextmanager
+def _claim_file(file: Path) -> Iterator[Path]:
+    """Wait until no other process exports to a file; gives the folder in which it is written until it is proven.
+
+    Nothing is left of this folder afterwards, nor of one that a killed process left.
+    """
+    folder = file.with_name(f".unproven.{file.name}")
+    lock = FolderLock()
+    deadline = time.monotonic() + LOCK_SECONDS
+    try:
+        while not _take(lock, folder):
+            if time.monotonic() > deadline:
+                raise ExportError(
+                    f"another process has been writing {file} for {LOCK_SECONDS:.0f} s; repeat this later"
+                )
+            time.sleep(POLL_SECONDS)
+    except OSError as error:
+        if error.errno not in NO_LOCK_ERRORS:
+            raise
+    try:
+        yield folder
+    finally:
+        # It holds only its lock now, which is still held: a waiting process creates the folder again.
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
+
+
+def _take(lock: FolderLock, folder: Path) -> bool:
+    try:
+        return lock.take(folder)
+    except FileNotFoundError:  # its holder has just removed the folder
+        return False
 
 
 def _student_backbone(saved: dict[str, Any]) -> dict[str, Tensor]:
@@ -192,26 +230,27 @@ def _output_file(library: Target, out: Path | None, default_folder: Path) -> Pat
 def _write_proven(
     library: Target,
     file: Path,
+    folder: Path,
     backbone: str,
     student: dict[str, Tensor],
     metadata: dict[str, str],
     channels: int,
 ) -> tuple[Proof, str]:
-    """Write into a temporary folder, prove that file, then move it; returns the proof and the file's SHA-256.
+    """Write into a folder, prove that file, then move all files from there; returns the proof and the file's SHA-256.
 
     PyTorch's random state stays as it was: the caller may draw from it afterwards.
     """
-    folder = file.with_name(f".unproven.{file.name}")
-    unproven = folder / file.name
+    unproven_folder = folder / "files"
+    unproven = unproven_folder / file.name
     try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        shutil.rmtree(unproven_folder, ignore_errors=True)  # of a killed process
+        unproven_folder.mkdir(parents=True)
         with torch.random.fork_rng(devices=[]):
             library.write(unproven, backbone, student, metadata)
             proof = prove(library, unproven, backbone, student, channels)
         sha256 = hashlib.sha256(unproven.read_bytes()).hexdigest()
-        for written in sorted(folder.iterdir()):
+        for written in sorted(unproven_folder.iterdir()):
             written.replace(file.with_name(written.name))
         return proof, sha256
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(unproven_folder, ignore_errors=True)

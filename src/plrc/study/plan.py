@@ -236,13 +236,14 @@ class Study:
                 raise ConfigError(f"there is no setting probe.{key}; did you mean probe.{best}?")
         return TransferConfig().with_values(settings).data
 
-    def transfer_configs(self, run: StudyRun, init: str, out: Path) -> dict[str, TransferConfig]:
+    def transfer_configs(self, run: StudyRun, init: str, out: Path, labels: str = "") -> dict[str, TransferConfig]:
         """Return the settings of a run's fine-tunings, which write into folders in OUT/runs/WEIGHTS.
 
         Args:
             run: The run.
             init: Initial weights, see `TransferConfig.init`.
             out: Folder of the study.
+            labels: Digest of the labels; the names of the folders depend on it.
 
         Returns:
             Ending of the names of the scores -> settings: "_10" for a tenth of the labels, "" without `fractions`.
@@ -250,7 +251,8 @@ class Study:
         content = self._transfer_content(run)
         configs = self._transfer_configs(run, out)
         for ending, config in configs.items():
-            folder = out / "runs" / run.weights / f"transfer{ending}-{digest(content[ending])}"
+            name = f"transfer{ending}-{digest({**content[ending], 'labels of': labels})}"
+            folder = out / "runs" / run.weights / name
             values = {"init": init, "run.out": str(folder), "run.resume": True, "run.keep_model": False}
             configs[ending] = config.with_values(values)
         return configs

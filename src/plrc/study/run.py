@@ -1,13 +1,15 @@
 """Executes the runs of a study: each is pre-trained, measured, and appended to OUT/lines.jsonl as one line.
 
-A run is finished if it has a line; you may delete OUT/runs. A study can be stopped at any point and resumed, and any
-number of processes may work on the same folder.
+A run is finished if it has a line that was measured on the present labels; you may delete OUT/runs. A study can be
+stopped at any point and resumed, and any number of processes may work on the same folder.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -24,14 +26,18 @@ from plrc.progress import OnProgress
 from plrc.runtime import StopRequest
 from plrc.scenes import write_scenes
 from plrc.study.plan import RANDOM, SCENE_SETTINGS, START, Study, StudyRun, digest
-from plrc.transfer.dense import LEVELS, dense_probe, grouping_curve
+from plrc.transfer.dense import LEVELS, dense_probe, grouping_curve, read_most_detailed
 from plrc.transfer.finetune import transfer
+from plrc.transfer.labels.splits import read_labelled
+
+logger = logging.getLogger(__name__)
 
 LINES = "lines.jsonl"
 SCENES = "scenes"
 
 Line = dict[str, Any]
-"""A line of lines.jsonl: cell (name of the run), axes, scores, curve, steps, seconds, versions."""
+"""A line of lines.jsonl: cell (name of the run), axes, labels (their digest), scores, curve, steps, seconds,
+versions."""
 
 
 def run_study(study: Study, out: Path) -> list[Line] | None:
@@ -51,39 +57,67 @@ def run_study(study: Study, out: Path) -> list[Line] | None:
     stop = StopRequest()
     try:
         _render_scenes(study, out)
-        grid = _StudyGrid(study, out)
+        grid = _StudyGrid(study, out, labels_digest(study, out))
+        if grid.num_outdated:
+            logger.info("the labelled data has changed; %d runs are measured again", grid.num_outdated)
         start = log_start(grid, log_pattern=f"{out / 'runs'}/*/pretrain/log.txt")
         if not run_grid(grid, start, stop, PROGRESS_SECONDS):
             log_stopped(grid)
             return None
     finally:
         stop.restore()
-    return list(read_lines(study, out).values())
+    return list(read_lines(study, out, grid.labels).values())
 
 
-def read_lines(study: Study, out: Path) -> dict[str, Line]:
-    """Return name of a run -> its line, for the finished runs of a study, in the order of the study.
-
-    Several studies may share a folder. A run with the same name has the same results, so the line of another study is
-    used too; its axes are replaced by those of this study.
+def labels_digest(study: Study, out: Path) -> str:
+    """Return a hash of the labelled data that the runs of a study are measured on.
 
     Args:
         study: The study.
         out: Its folder.
+
+    Raises:
+        DataError: Labels that cannot be used.
     """
-    path = out / LINES
-    if not path.exists():
-        return {}
-    stored = {}
-    for text in path.read_text(encoding="utf-8").splitlines():
-        line = _parse_line(text)
-        if line is not None:
-            stored[line["cell"]] = line
+    labels: dict[str, str] = {}
+    if study.probe:
+        labels["probe"] = read_most_detailed(study.labelled_config(out))[0].digest()
+    for config in study.transfer_configs(study.runs[0], "", out).values():
+        labels["transfer"] = read_labelled(config.data, config.task).digest()
+        break  # the others differ only in the share of the labels
+    return digest(labels)
+
+
+def read_lines(study: Study, out: Path, labels: str = "") -> dict[str, Line]:
+    """Return name of a run -> its line, for the finished runs of a study, in the order of the study.
+
+    Several studies may share a folder. A run with the same name has the same results, so the line of another study is
+    used too; its axes are replaced by those of this study. Lines that were measured on other labels are left out.
+
+    Args:
+        study: The study.
+        out: Its folder.
+        labels: Digest of the labels. Empty: that of the newest line. Lines of versions that did not record it are used
+            in any case.
+    """
+    names = {run.name for run in study.runs}
+    stored = [line for line in _stored_lines(out) if line["cell"] in names]
+    if not labels:
+        labels = next((line["labels"] for line in reversed(stored) if "labels" in line), "")
+    usable = {line["cell"]: line for line in stored if line.get("labels", labels) == labels}
     lines = {}
     for run in study.runs:
-        if run.name in stored:
-            lines[run.name] = stored[run.name] | {"axes": run.axes}
+        if run.name in usable:
+            lines[run.name] = usable[run.name] | {"axes": run.axes}
     return lines
+
+
+def _stored_lines(out: Path) -> list[Line]:
+    path = out / LINES
+    if not path.exists():
+        return []
+    lines = [_parse_line(text) for text in path.read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if line is not None]
 
 
 def _parse_line(text: str) -> Line | None:
@@ -120,9 +154,10 @@ def append_line(path: Path, line: Line) -> None:
 class _StudyGrid:
     """The runs of a study as a grid."""
 
-    def __init__(self, study: Study, out: Path) -> None:
+    def __init__(self, study: Study, out: Path, labels: str) -> None:
         self.study = study
         self.out = out
+        self.labels = labels
 
     @property
     def num_runs(self) -> int:
@@ -130,25 +165,38 @@ class _StudyGrid:
 
     @property
     def num_done(self) -> int:
-        return len(read_lines(self.study, self.out))
+        return len(self._lines())
+
+    @property
+    def num_outdated(self) -> int:
+        """Number of runs that were measured only on other labels."""
+        measured = {line["cell"] for line in _stored_lines(self.out)}
+        return sum(run.name in measured for run in self.pending_runs())
 
     def pending_runs(self) -> list[StudyRun]:
-        lines = read_lines(self.study, self.out)
+        lines = self._lines()
         return [run for run in self.study.runs if run.name not in lines]
 
     def folder(self, run: StudyRun) -> Path:
         return self.out / "runs" / run.weights
 
     def is_finished(self, run: StudyRun) -> bool:
-        return run.name in read_lines(self.study, self.out)
+        return run.name in self._lines()
+
+    def _lines(self) -> dict[str, Line]:
+        return read_lines(self.study, self.out, self.labels)
 
     def execute(self, run: StudyRun, on_progress: OnProgress) -> str | None:
-        line = _pretrain_and_measure(self.study, run, self.out, on_progress)
+        pretrained = Path(self.study.pretrain_config(run, self.out).run.out)
+        was_measured = any(line["cell"] == run.name for line in _stored_lines(self.out))
+        if was_measured and self.study.probe.get("curve"):
+            shutil.rmtree(pretrained, ignore_errors=True)  # the curve needs the checkpoints that were deleted below
+        line = _pretrain_and_measure(self.study, run, self.out, self.labels, on_progress)
         if line is None:
             return None
         append_line(self.out / LINES, line)
         # The newest checkpoint is enough once the run is finished.
-        for old in checkpoints(Path(self.study.pretrain_config(run, self.out).run.out))[:-1]:
+        for old in checkpoints(pretrained)[:-1]:
             old.unlink()
         return "  ".join(f"{name} {value:.3f}" for name, value in line["scores"].items() if value is not None)
 
@@ -169,7 +217,7 @@ def _render_scenes(study: Study, out: Path) -> None:
         write_scenes(out / SCENES, splits, seed=study.scenes.get("seed", 0), size=study.scenes.get("size", 96))
 
 
-def _pretrain_and_measure(study: Study, run: StudyRun, out: Path, on_progress: OnProgress) -> Line | None:
+def _pretrain_and_measure(study: Study, run: StudyRun, out: Path, labels: str, on_progress: OnProgress) -> Line | None:
     """Return the line of a run, or None if it was asked to stop."""
     started = time.perf_counter()
     config = study.pretrain_config(run, out)
@@ -186,10 +234,10 @@ def _pretrain_and_measure(study: Study, run: StudyRun, out: Path, on_progress: O
     scores: dict[str, float] = {}
     curve: list[dict[str, float]] = []
     if study.probe:
-        probed = _probe_once(study, run, out, init, with_curve=bool(steps and study.probe.get("curve")))
+        probed = _probe_once(study, run, out, init, labels, with_curve=bool(steps and study.probe.get("curve")))
         scores = probed["scores"]
         curve = probed["curve"]
-    for ending, transfer_config in study.transfer_configs(run, init, out).items():
+    for ending, transfer_config in study.transfer_configs(run, init, out, labels).items():
         result = transfer(transfer_config, on_progress)
         if result is None:
             return None
@@ -198,6 +246,7 @@ def _pretrain_and_measure(study: Study, run: StudyRun, out: Path, on_progress: O
     return {
         "cell": run.name,
         "axes": run.axes,
+        "labels": labels,
         "scores": scores,
         "curve": curve,
         "steps": steps,
@@ -206,12 +255,12 @@ def _pretrain_and_measure(study: Study, run: StudyRun, out: Path, on_progress: O
     }
 
 
-def _probe_once(study: Study, run: StudyRun, out: Path, init: str, with_curve: bool) -> dict[str, Any]:
+def _probe_once(study: Study, run: StudyRun, out: Path, init: str, labels: str, with_curve: bool) -> dict[str, Any]:
     """Return the scores of the linear probe and the curve while training.
 
     They are kept in the run's folder, so that a run that is stopped later does not probe again.
     """
-    path = out / "runs" / run.weights / f"probe-{digest(study.probe)}.json"
+    path = out / "runs" / run.weights / f"probe-{digest({**study.probe, 'labels of': labels})}.json"
     if path.exists():
         kept: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
         return kept

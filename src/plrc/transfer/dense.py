@@ -141,7 +141,7 @@ def probe_seeds(
         raise ConfigError(f"size must be >= 64 and images >= 1, got {size} and {images}: write --size and --images")
     if not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(f"seeds must be different numbers, at least one, got {list(seeds)}: write --seeds 0 1 2")
-    splits, task = _read_most_detailed(data)
+    splits, task = read_most_detailed(data)
     warnings = log_data_warnings(splits, data, inits)
     usual = usual_pixels(splits.train, data.pixels)
 
@@ -299,7 +299,7 @@ def grouping_curve(data: LabelledConfig, config: Config, size: int, images: int,
         that of the regions which `config` gives to these images (the affinity of a point is 1 in its own region and 0
         in others), nan for region maps.
     """
-    splits, _ = _read_most_detailed(data)
+    splits, _ = read_most_detailed(data)
     test = _at_most(splits.test, images, seed)
     labels = rasterize(test, size)
     regions = _region_features(test, labels.objects, config)
@@ -338,7 +338,7 @@ def _region_features(labelled: LabelledSet, objects: Tensor, config: Config) -> 
     return F.one_hot(maps + 1)[..., 1:].permute(0, 3, 1, 2).float()
 
 
-def _read_most_detailed(data: LabelledConfig) -> tuple[Splits, Task]:
+def read_most_detailed(data: LabelledConfig) -> tuple[Splits, Task]:
     """Read masks of objects; boxes if the source has no masks; id maps if it has no boxes."""
     tasks: tuple[Task, ...] = ("instances", "detection", "semantic")
     problems: list[str] = []

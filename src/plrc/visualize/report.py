@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from functools import partial
@@ -20,12 +21,13 @@ from plrc.engine.budget import steps_of_run
 from plrc.engine.checkpoint import checkpoints
 from plrc.engine.health import COLLAPSED_RANK, COLLAPSED_STD
 from plrc.engine.provenance import RANDOM, start_origin, teacher_origins
-from plrc.files import read_json_lines, write_text
+from plrc.files import write_text
 from plrc.machine import plrc_version
 from plrc.objectives import TERMS
 from plrc.presets import PRESETS, preset
 from plrc.visualize import charts
 from plrc.visualize.page import render
+from plrc.visualize.records import read_records
 from plrc.visualize.verdict import Records, describe_progress, judge, last_step, of_kind
 
 LOG_LINES = 40
@@ -58,7 +60,7 @@ def run_section(run: str | Path) -> dict[str, Any]:
     run = Path(run)
     config = Config.load(run / "config.toml")
     manifest = read_manifest(run / "manifest.json")
-    records = read_json_lines(run / "metrics.jsonl")
+    records = read_records(run / "metrics.jsonl")
     steps = steps_of_run(config, len(manifest["train"]), *_time_used(records))
     queue_fill_steps = math.ceil(config.objectives.queue / config.optim.batch_size)
     verdict = judge(records, steps, queue_fill_steps)
@@ -253,7 +255,8 @@ def _last_log_lines(run: Path) -> list[str]:
     path = run / "log.txt"
     if not path.exists():
         return []
-    return path.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        return [line.rstrip("\n") for line in deque(lines, maxlen=LOG_LINES)]
 
 
 def _duration(seconds: float) -> str:

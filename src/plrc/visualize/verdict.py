@@ -19,7 +19,7 @@ LATE_SHARE = 0.2
 """Divergences are averaged over this share of the lines, the last ones."""
 
 Records = Sequence[Mapping[str, Any]]
-"""The lines of metrics.jsonl."""
+"""The lines of metrics.jsonl, thinned if there are very many (`read_records`)."""
 
 
 @dataclass(frozen=True)

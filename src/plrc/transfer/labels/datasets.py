@@ -19,6 +19,7 @@ from plrc.data.channel_statistics import measure_pixels
 from plrc.data.image_errors import DecodeError
 from plrc.data.masks import decode_masks
 from plrc.data.sources import ImageList
+from plrc.data.workers import reading
 from plrc.errors import DataError
 from plrc.measures.segmentation import IGNORED
 from plrc.pixels import IMAGENET, RGB_CHANNELS, PixelStatistics
@@ -141,7 +142,8 @@ def usual_pixels(labelled: LabelledSet, given: PixelStatistics | None) -> PixelS
 
 def _read_pixels(item: LabelledImage, labelled: LabelledSet) -> Tensor:
     try:
-        image = labelled.read_pixels(item)
+        with reading(item.path):
+            image = labelled.read_pixels(item)
     except DecodeError as error:
         raise DataError(f"{error}; fix or remove this file and start again") from error
     if tuple(image.shape[1:]) != (item.height, item.width):
