@@ -14,10 +14,10 @@ import torch
 
 import plrc
 from plrc import cli, objectives
+from plrc.cli.commands import COMMANDS
 from plrc.cli.export import ExportOptions
 from plrc.export import TARGETS
 from plrc.presets import PRESETS, preset
-from plrc.progress import ignore_progress
 from plrc.transfer.presets import PROTOCOLS, protocol
 
 FLAGS = """
@@ -128,6 +128,7 @@ PAPER = {  # METHOD section 4, and the objectives' settings of section 3
 
 def test_the_package() -> None:
     assert plrc.__all__ == [
+        "Comparison",
         "Config",
         "ConfigError",
         "DataError",
@@ -138,11 +139,13 @@ def test_the_package() -> None:
         "Run",
         "RunError",
         "WeightsError",
+        "compare_weights",
         "export_backbone",
         "load_backbone",
         "objectives",
         "preset",
         "pretrain",
+        "protocol",
     ]
     assert plrc.__version__ == version("plrc-pretrain")
     for name in plrc.__all__:
@@ -161,7 +164,17 @@ REQUIRED = inspect.Parameter.empty
 
 
 def test_functions() -> None:
-    assert parameters(plrc.pretrain) == {"config": REQUIRED, "on_progress": ignore_progress}
+    assert parameters(plrc.pretrain) == {"config": REQUIRED, "on_progress": None}
+    assert parameters(plrc.compare_weights) == {
+        "config": REQUIRED,
+        "inits": REQUIRED,
+        "fractions": (1.0,),
+        "shots": (),
+        "seeds": 5,
+        "lrs": (),
+        "processes": 1,
+    }
+    assert parameters(plrc.protocol) == {"name": REQUIRED, "task": REQUIRED}
     assert parameters(plrc.load_backbone) == {
         "path": REQUIRED,
         "layer4_stride": 2,
@@ -205,7 +218,7 @@ def test_objectives() -> None:
 
 
 def test_commands() -> None:
-    assert " ".join(cli.COMMANDS) == (
+    assert " ".join(COMMANDS) == (
         "demo doctor scan shard regions pretrain export verify transfer compare study visualize"
     )
 

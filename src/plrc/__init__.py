@@ -1,7 +1,7 @@
 """plrc: self-supervised pre-training for object detectors.
 
 Combines image contrast, point-level region contrast and point affinity distillation. The names below are the public
-interface. Those that need PyTorch are imported when they are first used, so that `import plrc` is fast.
+interface. They are imported when they are first used, so that `import plrc` is fast.
 
 Examples:
     >>> import plrc
@@ -12,31 +12,34 @@ Examples:
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-from plrc.config import Config
-from plrc.errors import (
-    ConfigError,
-    DataError,
-    ExportError,
-    LayoutError,
-    MissingPackageError,
-    PlrcError,
-    RunError,
-    WeightsError,
-)
-from plrc.presets import preset
-
+TYPE_CHECKING = False  # not imported from `typing`, which takes longer than the rest
 if TYPE_CHECKING:
+    from typing import Any
+
     from plrc import objectives
     from plrc.api import pretrain
+    from plrc.compare.result import Comparison
+    from plrc.compare.weights import compare_weights
+    from plrc.config import Config
     from plrc.engine.pretrain import Run
+    from plrc.errors import (
+        ConfigError,
+        DataError,
+        ExportError,
+        LayoutError,
+        MissingPackageError,
+        PlrcError,
+        RunError,
+        WeightsError,
+    )
     from plrc.export import export_backbone, load_backbone
+    from plrc.presets import preset
+    from plrc.transfer.presets import protocol
 
     __version__: str
 
 __all__ = [
+    "Comparison",
     "Config",
     "ConfigError",
     "DataError",
@@ -47,26 +50,36 @@ __all__ = [
     "Run",
     "RunError",
     "WeightsError",
+    "compare_weights",
     "export_backbone",
     "load_backbone",
     "objectives",
     "preset",
     "pretrain",
+    "protocol",
 ]
 
-_IMPORTED_ON_USE = {
-    "Run": "plrc.engine.pretrain",
-    "export_backbone": "plrc.export",
-    "load_backbone": "plrc.export",
-    "pretrain": "plrc.api",
+_MODULES = {
+    "plrc.api": ("pretrain",),
+    "plrc.compare.result": ("Comparison",),
+    "plrc.compare.weights": ("compare_weights",),
+    "plrc.config": ("Config",),
+    "plrc.engine.pretrain": ("Run",),
+    "plrc.errors": tuple(name for name in __all__ if name.endswith("Error")),
+    "plrc.export": ("export_backbone", "load_backbone"),
+    "plrc.presets": ("preset",),
+    "plrc.transfer.presets": ("protocol",),
 }
 
 
 def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
     if name == "objectives":
         return import_module("plrc.objectives")
     if name == "__version__":
         return import_module("plrc.machine").plrc_version()
-    if name in _IMPORTED_ON_USE:
-        return getattr(import_module(_IMPORTED_ON_USE[name]), name)
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(module), name)
     raise AttributeError(f"module 'plrc' has no attribute {name!r}")

@@ -10,13 +10,14 @@ from pathlib import Path
 import plrc.engine.pretrain as engine
 from plrc.config import Config
 from plrc.export import default_target, export_backbone
+from plrc.notebook import notebook_output
 from plrc.presets import PRESETS, preset
-from plrc.progress import OnProgress, ignore_progress
+from plrc.progress import OnProgress
 
 logger = logging.getLogger(__name__)
 
 
-def pretrain(config: Config, on_progress: OnProgress = ignore_progress) -> engine.Run:
+def pretrain(config: Config, on_progress: OnProgress | None = None) -> engine.Run:
     """Pre-train a backbone (METHOD sections 2 to 4).
 
     When training finishes, or is stopped by SIGTERM or Ctrl-C, the run folder holds the newest checkpoint and the
@@ -29,7 +30,9 @@ def pretrain(config: Config, on_progress: OnProgress = ignore_progress) -> engin
 
     Args:
         config: All settings. `data.source` and `run.out` are required.
-        on_progress: Called with the step, the number of steps and a line about the losses, now and then.
+        on_progress: Called with the step, the number of steps and a line about the losses, now and then. None: a
+            notebook shows the log and the progress in one output that is updated; elsewhere nothing is shown, but
+            `logging` gets it all.
 
     Returns:
         The run folder, the last step and the results of the health checks. `finished` is False if training was stopped.
@@ -48,16 +51,17 @@ def pretrain(config: Config, on_progress: OnProgress = ignore_progress) -> engin
     changed = [name for name, _, _ in config.differences(start)]
     config = replace(config, pinned=config.pinned.union(changed))
     report = LiveReport(config.run.report_every_minutes)
-    try:
-        return engine.pretrain(
-            config,
-            on_checkpoint=(report.update,),
-            on_finish=(export_run, report.write),
-            on_progress=on_progress,
-        )
-    except Exception:
-        report.write_after_failure()
-        raise
+    with notebook_output() as show_in_notebook:
+        try:
+            return engine.pretrain(
+                config,
+                on_checkpoint=(report.update,),
+                on_finish=(export_run, report.write),
+                on_progress=on_progress or show_in_notebook,
+            )
+        except Exception:
+            report.write_after_failure()
+            raise
 
 
 def export_run(run: Path) -> None:

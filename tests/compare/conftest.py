@@ -11,14 +11,14 @@ import pytest
 import safetensors.torch
 from tests.compare.simulation import simulated_comparison
 
-from plrc.compare.plan import Comparison
+from plrc.compare.plan import ComparisonPlan
 from plrc.model.backbone import build_backbone
 from plrc.scenes import write_scenes
 
 
 @pytest.fixture
-def build(tmp_path: Path) -> Callable[..., Comparison]:
-    """build(changes of Comparison) -> random, good and bad weights at two fractions with two seeds."""
+def build(tmp_path: Path) -> Callable[..., ComparisonPlan]:
+    """build(changes of ComparisonPlan) -> random, good and bad weights at two fractions with two seeds."""
     return partial(simulated_comparison, tmp_path)
 
 

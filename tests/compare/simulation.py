@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from plrc import rng
-from plrc.compare.plan import Comparison
+from plrc.compare.plan import ComparisonPlan
 from plrc.compare.run import run_comparison
 from plrc.files import write_json
 from plrc.progress import OnProgress
@@ -66,21 +66,21 @@ def until_stopped(config: TransferConfig, on_progress: OnProgress) -> bool | Non
     return None
 
 
-def simulated_comparison(folder: Path, **changes: Any) -> Comparison:
+def simulated_comparison(folder: Path, **changes: Any) -> ComparisonPlan:
     """Random, good and bad weights at two fractions with two seeds."""
     for name in ("good", "bad", "good0", "good1"):
         (folder / f"{name}.pt").write_bytes(name.encode())
     base = protocol("small_detection", "detection").with_values({"data.source": "labels", "evaluations": 2})
     inits = {"random": ("random",), "good": (f"{folder}/good.pt",), "bad": (f"{folder}/bad.pt",)}
-    plain = Comparison(base, inits, (1.0, 0.1), (), 2, (0.01, 0.02, 0.04), folder / "out")
+    plain = ComparisonPlan(base, inits, (1.0, 0.1), (), 2, (0.01, 0.02, 0.04), folder / "out")
     return replace(plain, **changes)
 
 
-def compared(comparison: Comparison, runner: Any = simulated) -> dict[str, Any]:
+def compared(comparison: ComparisonPlan, runner: Any = simulated) -> dict[str, Any]:
     """The content of comparison.json after all runs."""
-    content = run_comparison(comparison, runner)
-    assert content is not None
-    return content
+    result = run_comparison(comparison, runner)
+    assert result.finished
+    return dict(result.content)
 
 
 def ran(out: Path) -> list[str]:

@@ -10,14 +10,14 @@ import torch
 
 import plrc
 from plrc.compare.inits import build_comparison, fingerprint, weights_origin
-from plrc.compare.plan import Comparison
+from plrc.compare.plan import ComparisonPlan
 from plrc.errors import DataError, PlrcError, WeightsError
 from plrc.presets import preset
 from plrc.scenes import write_scenes
 from plrc.transfer.presets import protocol
 
 
-def asked(weights: Path, *inits: str, **settings: object) -> Comparison:
+def asked(weights: Path, *inits: str, **settings: object) -> ComparisonPlan:
     base = protocol("coco_fpn_1x", "detection")
     values = {"data.source": str(weights.with_name("labels")), "run.out": "out", "evaluations": 1, **settings}
     return build_comparison(base.with_values(values), inits, (1.0,), (), 3, (0.02, 0.01, 0.02), 1)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from plrc.compare.plan import Comparison
+from plrc.compare.plan import ComparisonPlan
 from plrc.compare.runs import ComparisonRuns
 from plrc.errors import ConfigError
 
@@ -28,7 +28,7 @@ from plrc.errors import ConfigError
     ],
 )
 def test_comparisons_that_cannot_be_made(
-    changes: dict[str, Any], message: str, build: Callable[..., Comparison]
+    changes: dict[str, Any], message: str, build: Callable[..., ComparisonPlan]
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         build(**changes)
@@ -42,12 +42,14 @@ def test_comparisons_that_cannot_be_made(
         ("evaluations", 0, "to choose learning rates on validation images, got 0"),
     ],
 )
-def test_bases_that_cannot_be_used(setting: str, value: Any, message: str, build: Callable[..., Comparison]) -> None:
+def test_bases_that_cannot_be_used(
+    setting: str, value: Any, message: str, build: Callable[..., ComparisonPlan]
+) -> None:
     with pytest.raises(ConfigError, match=message):
         build(base=build().base.with_values({setting: value}))
 
 
-def test_shots_take_the_place_of_fractions(build: Callable[..., Comparison]) -> None:
+def test_shots_take_the_place_of_fractions(build: Callable[..., ComparisonPlan]) -> None:
     comparison = build(shots=(10, 5))
     assert comparison.labels == {"5 images a class": {"data.shots": 5}, "10 images a class": {"data.shots": 10}}
     assert ComparisonRuns(comparison).run("good", "5 images a class", 0.02, 0).config.data.shots == 5

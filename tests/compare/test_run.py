@@ -17,7 +17,7 @@ from tests.compare.simulation import BEST_LR, OWN_LINE, compared, ran, simulated
 
 from plrc.compare import run as compare
 from plrc.compare.inits import build_comparison, fingerprint
-from plrc.compare.plan import Comparison
+from plrc.compare.plan import ComparisonPlan
 from plrc.compare.run import run_comparison
 from plrc.compare.runs import ComparisonRuns
 from plrc.compare.summary import table
@@ -28,7 +28,7 @@ from plrc.transfer.presets import protocol
 from plrc.transfer.protocols import TransferConfig
 
 
-def test_the_whole_content(build: Callable[..., Comparison], tmp_path: Path) -> None:
+def test_the_whole_content(build: Callable[..., ComparisonPlan], tmp_path: Path) -> None:
     content = compared(build(seeds=3))
     assert content == json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert (content["finished"], content["preliminary"], content["cells"], content["done"]) == (True, True, 30, 30)
@@ -52,7 +52,9 @@ def test_the_whole_content(build: Callable[..., Comparison], tmp_path: Path) -> 
     assert content["provenance"]["machine"]["cores"] >= 1
 
 
-def test_every_init_gets_its_own_rate_and_only_that_is_used_for_further_seeds(build: Callable[..., Comparison]) -> None:
+def test_every_init_gets_its_own_rate_and_only_that_is_used_for_further_seeds(
+    build: Callable[..., ComparisonPlan],
+) -> None:
     comparison = build(seeds=3)
     compared(comparison)
     rows = [line.split()[1:] for line in ran(comparison.out)]
@@ -64,7 +66,7 @@ def test_every_init_gets_its_own_rate_and_only_that_is_used_for_further_seeds(bu
             assert lrs == {"0": ["0.01", "0.02", "0.04"], "1": [str(BEST_LR[init])], "2": [str(BEST_LR[init])]}
 
 
-def test_a_second_start_runs_only_what_is_new(build: Callable[..., Comparison]) -> None:
+def test_a_second_start_runs_only_what_is_new(build: Callable[..., ComparisonPlan]) -> None:
     first = build()
     compared(first)
     before = ran(first.out)
@@ -77,7 +79,7 @@ def test_a_second_start_runs_only_what_is_new(build: Callable[..., Comparison]) 
     assert len(after) == len(set(after))
 
 
-def test_a_group_of_runs_is_taken_in_turn(build: Callable[..., Comparison], tmp_path: Path) -> None:
+def test_a_group_of_runs_is_taken_in_turn(build: Callable[..., ComparisonPlan], tmp_path: Path) -> None:
     runs = (f"{tmp_path}/good0.pt", f"{tmp_path}/good1.pt")
     comparison = build(inits={"random": ("random",), "mine": runs}, seeds=5, fractions=(1.0,), lrs=(0.02,))
     content = compared(comparison)
@@ -86,8 +88,8 @@ def test_a_group_of_runs_is_taken_in_turn(build: Callable[..., Comparison], tmp_
     assert of_seed == {"0": runs[0], "1": runs[1], "2": runs[0], "3": runs[1], "4": runs[0]}
 
 
-def test_runs_are_named_by_content(build: Callable[..., Comparison], tmp_path: Path) -> None:
-    def name(comparison: Comparison, init: str = "good", lr: float = 0.02, seed: int = 0) -> str:
+def test_runs_are_named_by_content(build: Callable[..., ComparisonPlan], tmp_path: Path) -> None:
+    def name(comparison: ComparisonPlan, init: str = "good", lr: float = 0.02, seed: int = 0) -> str:
         return ComparisonRuns(comparison).run(init, "100 % of the labels", lr, seed).folder.name
 
     plain = build()
@@ -109,7 +111,7 @@ def test_runs_are_named_by_content(build: Callable[..., Comparison], tmp_path: P
     assert name(plain) != name(copied)
 
 
-def test_weights_that_change_meanwhile_are_refused(build: Callable[..., Comparison], tmp_path: Path) -> None:
+def test_weights_that_change_meanwhile_are_refused(build: Callable[..., ComparisonPlan], tmp_path: Path) -> None:
     def spoiling(config: TransferConfig, on_progress: OnProgress) -> bool:
         (tmp_path / "bad.pt").write_bytes(b"trained further")
         return simulated(config, on_progress)
@@ -119,7 +121,7 @@ def test_weights_that_change_meanwhile_are_refused(build: Callable[..., Comparis
 
 
 def test_a_stop_between_runs_and_how_it_continues(
-    build: Callable[..., Comparison], log: pytest.LogCaptureFixture
+    build: Callable[..., ComparisonPlan], log: pytest.LogCaptureFixture
 ) -> None:
     comparison = build()
 
@@ -129,7 +131,8 @@ def test_a_stop_between_runs_and_how_it_continues(
             os.kill(os.getpid(), signal.SIGTERM)
         return True
 
-    assert run_comparison(comparison, interrupted) is None
+    stopped = run_comparison(comparison, interrupted)
+    assert not stopped.finished and repr(stopped).startswith("not finished: 5 of 24 runs are done\n")
     assert log.messages[0] == f"24 runs, 0 of them done; each is logged in {comparison.out}/cells/*/log.txt"
     assert log.messages[1].startswith("[1/24] random, 10 % of the labels, lr 0.01, seed 0: AP ")
     assert log.messages[-1] == "stopped: 5 of 24 runs are done; repeat the command to continue"
@@ -143,17 +146,26 @@ def test_a_stop_between_runs_and_how_it_continues(
     assert len(ran(comparison.out)) == len(set(ran(comparison.out))) == 24
 
 
-def test_a_run_that_was_stopped_stops_the_rest(build: Callable[..., Comparison]) -> None:
+def test_the_result_as_python_users_see_it(build: Callable[..., ComparisonPlan]) -> None:
+    result = run_comparison(build(), simulated)
+    stored = json.loads((result.path / "comparison.json").read_text())
+    assert repr(result) == table(stored) and result.recommendation == tuple(stored["recommendation"])
+    assert (result.metric, result.finished, list(result.scores)) == ("AP", True, ["random", "good", "bad"])
+    scores = result.scores["good"]["10 % of the labels"]
+    assert scores == tuple(stored["results"]["good"]["10 % of the labels"]["scores"]["AP"]) and len(scores) == 2
+
+
+def test_a_run_that_was_stopped_stops_the_rest(build: Callable[..., ComparisonPlan]) -> None:
     begun = []
 
     def stopped(config: TransferConfig, on_progress: OnProgress) -> None:
         begun.append(config.run.out)
 
-    assert run_comparison(build(), stopped) is None
+    assert not run_comparison(build(), stopped).finished
     assert len(begun) == 1
 
 
-def test_other_settings_are_refused_with_the_difference(build: Callable[..., Comparison]) -> None:
+def test_other_settings_are_refused_with_the_difference(build: Callable[..., ComparisonPlan]) -> None:
     plain = build()
     compared(plain)
     with pytest.raises(RunError, match=r"input\.flip_prob: stored 0\.5, now 0\.25"):
@@ -166,7 +178,7 @@ def test_other_settings_are_refused_with_the_difference(build: Callable[..., Com
         compared(plain)
 
 
-def test_folders_that_cannot_be_used(build: Callable[..., Comparison], tmp_path: Path) -> None:
+def test_folders_that_cannot_be_used(build: Callable[..., ComparisonPlan], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="is a file; --out must name a folder"):
         compared(build(out=tmp_path / "file"))
@@ -174,7 +186,7 @@ def test_folders_that_cannot_be_used(build: Callable[..., Comparison], tmp_path:
         compared(build(out=tmp_path))
 
 
-def test_results_that_cannot_be_used(build: Callable[..., Comparison]) -> None:
+def test_results_that_cannot_be_used(build: Callable[..., ComparisonPlan]) -> None:
     comparison = build()
     run = ComparisonRuns(comparison).run("good", "100 % of the labels", 0.02, 0)
     path = run.folder / "result.json"
@@ -187,7 +199,7 @@ def test_results_that_cannot_be_used(build: Callable[..., Comparison]) -> None:
         ComparisonRuns(comparison).result(run)
 
 
-def test_the_table(build: Callable[..., Comparison]) -> None:
+def test_the_table(build: Callable[..., ComparisonPlan]) -> None:
     content = compared(build(seeds=3))
     lines = table(content).splitlines()
     assert lines[2].split("  ")[-1].strip() == "100 % of the labels (100 images)"
@@ -226,7 +238,7 @@ def test_other_labels_are_other_runs(
         log.clear()
         before = names_of_finished_runs()
         comparison = build_comparison(base, [str(weights)], (1.0,), (), seeds, (0.01,), 1)
-        assert run_comparison(comparison, runner) is not None
+        assert run_comparison(comparison, runner).finished
         return names_of_finished_runs() - before
 
     def change_a_box() -> None:

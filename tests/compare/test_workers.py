@@ -16,7 +16,7 @@ from tests.compare.simulation import OWN_LINE, compared, ran
 from tests.compare.toy_grid import ToyGrid
 
 from plrc.compare.grid import log_start
-from plrc.compare.plan import Comparison
+from plrc.compare.plan import ComparisonPlan
 from plrc.compare.workers import run_grid_in_processes
 from plrc.errors import RunError
 from plrc.runtime import StopRequest
@@ -28,13 +28,13 @@ from plrc.compare.run import run_comparison
 from tests.compare.simulation import until_stopped
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    sys.exit(run_comparison(pickle.loads(Path(sys.argv[1]).read_bytes()), until_stopped) is not None)
+    sys.exit(run_comparison(pickle.loads(Path(sys.argv[1]).read_bytes()), until_stopped).finished)
 """
 
 
 @pytest.mark.slow
 def test_several_processes_find_what_one_finds(
-    build: Callable[..., Comparison], tmp_path: Path, log: pytest.LogCaptureFixture
+    build: Callable[..., ComparisonPlan], tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
     alone, shared = build(), build(out=tmp_path / "shared", processes=2)
     by_one = compared(alone)
@@ -59,7 +59,7 @@ def test_the_error_of_a_worker_is_raised(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_all_workers_and_each_saves(build: Callable[..., Comparison], tmp_path: Path) -> None:
+def test_ctrl_c_stops_all_workers_and_each_saves(build: Callable[..., ComparisonPlan], tmp_path: Path) -> None:
     (tmp_path / "comparison.pickle").write_bytes(pickle.dumps(build(processes=2)))
     (tmp_path / "main.py").write_text(MAIN)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

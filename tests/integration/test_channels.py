@@ -130,7 +130,7 @@ def test_a_run_of_five_channels_is_compared(run: Path, arrays: Path, tmp_path: P
         "run.out": str(tmp_path / "out"),
     }
     base = protocol("small_detection", "detection").with_values(values)
-    content = run_comparison(build_comparison(base, [str(run)], (1.0,), (), 1, (0.01,), 1))
+    content = run_comparison(build_comparison(base, [str(run)], (1.0,), (), 1, (0.01,), 1)).content
     assert content is not None
     assert content["finished"]
     assert set(content["inits"]) == {"random", "run"}

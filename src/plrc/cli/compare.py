@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from plrc.cli.options import CommandParser
 from plrc.cli.output import STOPPED
 from plrc.cli.transfer import StartOptions, starting_point, with_protocols
 from plrc.errors import ConfigError
-from plrc.files import write_text
 from plrc.settings import setting
 from plrc.transfer.protocols import Task, TransferConfig
 
@@ -58,22 +56,14 @@ def run(arguments: Sequence[str]) -> int:
     protocols:
     """
     grid, config = parse_comparison(arguments)
-    from plrc.compare.inits import build_comparison
-    from plrc.compare.run import run_comparison
-    from plrc.compare.summary import table
+    from plrc.compare.weights import compare_weights
 
-    lrs = grid.lrs or tuple(float(f"{config.optim.lr * factor:.6g}") for factor in (0.5, 1.0, 2.0))
     fractions = grid.fractions or (1.0,)
-    comparison = build_comparison(config, grid.init, fractions, grid.shots, grid.seeds, lrs, grid.processes)
-    result = run_comparison(comparison)
-    if result is None:
+    result = compare_weights(config, grid.init, fractions, grid.shots, grid.seeds, grid.lrs, grid.processes)
+    if not result.finished:
         return STOPPED
-    print(table(result))
-    from plrc.visualize.comparison import comparison_page
-
-    page = Path(config.run.out) / "comparison.html"
-    write_text(page, comparison_page(result))
-    print(f"the page is {page}")
+    print(result)
+    print(f"the page is {result.path / 'comparison.html'}")
     return 0
 
 
@@ -98,6 +88,5 @@ def parse_comparison(arguments: Sequence[str]) -> tuple[GridOptions, TransferCon
 
 
 def _shared_settings(values: dict[str, object]) -> TransferConfig:
-    """The settings below the options: those of a single run, with a curve and without stored models."""
-    base = starting_point(str(values.get("task", "detection")), values)
-    return base.with_values({"evaluations": max(base.evaluations, 4), "run.keep_model": False}, pin=False)
+    """The settings below the options."""
+    return starting_point(str(values.get("task", "detection")), values).for_comparison()

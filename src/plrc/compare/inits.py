@@ -13,7 +13,7 @@ from typing import Literal
 
 from safetensors import SafetensorError, safe_open
 
-from plrc.compare.plan import Comparison
+from plrc.compare.plan import ComparisonPlan
 from plrc.data.manifest import read_manifest
 from plrc.engine.checkpoint import newest_checkpoint
 from plrc.errors import ConfigError, DataError, WeightsError
@@ -39,7 +39,7 @@ def build_comparison(
     seeds: int,
     lrs: tuple[float, ...],
     processes: int,
-) -> Comparison:
+) -> ComparisonPlan:
     """Build a comparison from the options of the command line.
 
     Each weights file is loaded into the backbone once, so that a file that does not fit is refused before anything
@@ -48,8 +48,8 @@ def build_comparison(
     Args:
         base: Settings that all runs share; `base.run.out` is the folder of the comparison.
         inits: Initial weights, each random, pretrained, RUN, FILE or NAME=RUN,RUN,... Random is always compared.
-        fractions: See `Comparison`.
-        shots: See `Comparison`.
+        fractions: See `ComparisonPlan`.
+        shots: See `ComparisonPlan`.
         seeds: Number of seeds.
         lrs: Learning rates to choose from, in any order.
         processes: Number of runs at the same time.
@@ -62,7 +62,7 @@ def build_comparison(
     if base.data.val == "none":  # learning rates are chosen on validation images
         base = base.with_values({"data.val": ""})
     rates = tuple(sorted(set(lrs)))
-    comparison = Comparison(base, groups, fractions, shots, seeds, rates, Path(base.run.out), processes)
+    comparison = ComparisonPlan(base, groups, fractions, shots, seeds, rates, Path(base.run.out), processes)
     splits = read_labelled(base.data, base.task)
     usual = usual_pixels(splits.train, base.data.pixels)
     backbone = _common_backbone(set(itertools.chain(*groups.values())), base, usual)
@@ -115,7 +115,7 @@ def _common_backbone(inits: set[str], base: TransferConfig, usual: PixelStatisti
     return backbone
 
 
-def _check_test_images_unseen(comparison: Comparison, test: LabelledSet) -> None:
+def _check_test_images_unseen(comparison: ComparisonPlan, test: LabelledSet) -> None:
     """Refuse pre-training runs whose manifest lists test images, by file name and size."""
     sizes = {(os.path.basename(image.path), os.stat(image.path).st_size) for image in test.images}
     for init in itertools.chain(*comparison.inits.values()):

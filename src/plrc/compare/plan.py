@@ -12,7 +12,7 @@ from plrc.transfer.tasks import MAIN_METRIC
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparisonPlan:
     """Initial weights that are compared with the same detector, schedule and order of the data.
 
     Attributes:

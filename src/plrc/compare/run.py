@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from plrc.compare.grid import PROGRESS_SECONDS, log_start, log_stopped, run_grid
-from plrc.compare.plan import Comparison
+from plrc.compare.plan import ComparisonPlan
+from plrc.compare.result import Comparison
 from plrc.compare.runs import RUNS_FOLDER, ComparisonRun, ComparisonRuns
 from plrc.compare.summary import summarize
 from plrc.compare.workers import run_grid_in_processes
@@ -37,37 +38,36 @@ class Runner(Protocol):
     def __call__(self, config: TransferConfig, on_progress: OnProgress) -> object: ...
 
 
-def run_comparison(comparison: Comparison, runner: Runner = transfer) -> dict[str, Any] | None:
+def run_comparison(plan: ComparisonPlan, runner: Runner = transfer) -> Comparison:
     """Execute the runs of a comparison that have no result yet.
 
     Writes OUT/comparison.json after each run. Any number of processes may work in the same folder.
 
     Args:
-        comparison: What is compared.
+        plan: What is compared.
         runner: Executes one run.
 
     Returns:
-        The content of comparison.json, or None if the process was asked to stop; all runs are then saved.
+        The result; it is not `finished` if the process was asked to stop. All runs are then saved.
 
     Raises:
         PlrcError: The folder belongs to another comparison, or a run cannot be executed.
     """
-    commands = _check_folder_and_list_commands(comparison)
-    grid = _ComparisonGrid(ComparisonRuns(comparison), runner, commands)
-    start = log_start(grid, log_pattern=f"{comparison.out / RUNS_FOLDER}/*/log.txt")
+    commands = _check_folder_and_list_commands(plan)
+    grid = _ComparisonGrid(ComparisonRuns(plan), runner, commands)
+    start = log_start(grid, log_pattern=f"{plan.out / RUNS_FOLDER}/*/log.txt")
     grid.write_summary()
     stop = StopRequest()
     try:
-        if comparison.processes > 1:
-            run_grid_in_processes(grid, start, stop, comparison.processes)
+        if plan.processes > 1:
+            run_grid_in_processes(grid, start, stop, plan.processes)
         else:
             run_grid(grid, start, stop, PROGRESS_SECONDS)
     finally:
         stop.restore()
     if grid.pending_runs():
         log_stopped(grid)
-        return None
-    return grid.write_summary()
+    return Comparison.from_content(plan.out, grid.write_summary())
 
 
 @dataclass
@@ -111,7 +111,7 @@ class _ComparisonGrid:
         return content
 
 
-def _check_folder_and_list_commands(comparison: Comparison) -> list[str]:
+def _check_folder_and_list_commands(comparison: ComparisonPlan) -> list[str]:
     """Check that the folder is new or belongs to this comparison.
 
     Returns:

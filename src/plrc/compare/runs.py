@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from plrc.compare.inits import fingerprint
-from plrc.compare.plan import Comparison
+from plrc.compare.plan import ComparisonPlan
 from plrc.errors import DataError, RunError, WeightsError
 from plrc.files import parse_json
 from plrc.machine import cores
@@ -50,7 +50,7 @@ class ComparisonRuns:
         fingerprints: Value of `TransferConfig.init` -> SHA-256 of the weights when the comparison was started.
     """
 
-    def __init__(self, comparison: Comparison) -> None:
+    def __init__(self, comparison: ComparisonPlan) -> None:
         self.comparison = comparison
         self.fingerprints = {init: fingerprint(init) for init in itertools.chain(*comparison.inits.values())}
         self._runs: dict[tuple[str, str, float, int], ComparisonRun] = {}
@@ -60,8 +60,8 @@ class ComparisonRuns:
         """Return a run of the grid.
 
         Args:
-            init: Name of the initial weights, a key of `Comparison.inits`.
-            labels: Name of a number of labels, a key of `Comparison.labels`.
+            init: Name of the initial weights, a key of `ComparisonPlan.inits`.
+            labels: Name of a number of labels, a key of `ComparisonPlan.labels`.
             lr: Learning rate.
             seed: Seed of the run.
         """

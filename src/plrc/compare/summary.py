@@ -20,7 +20,7 @@ from plrc.machine import cores, processor
 from plrc.text import columns
 
 Results = dict[str, dict[str, dict[str, Any]]]
-"""Name of the initial weights -> key of `Comparison.labels` -> result over the seeds."""
+"""Name of the initial weights -> key of `ComparisonPlan.labels` -> result over the seeds."""
 
 
 def summarize(runs: ComparisonRuns, commands: Sequence[str]) -> dict[str, Any]:

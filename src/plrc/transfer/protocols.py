@@ -298,6 +298,12 @@ class TransferConfig(Settings):
         require(bool(self.data.source), "no labelled images named: write --data FOLDER")
         require(bool(self.run.out), "no folder for the result named: write --out FOLDER")
 
+    def for_comparison(self) -> TransferConfig:
+        """Return the settings of the runs of a comparison: unless the user set them, a curve and no stored models."""
+        defaults = {"evaluations": max(self.evaluations, 4), "run.keep_model": False}
+        derived = {name: value for name, value in defaults.items() if name not in self.pinned}
+        return self.with_values(derived, pin=False)
+
     def _check_semantic(self) -> None:
         largest = max(self.input.train_size[1], self.input.test_size)
         require(largest <= 8, f"input.train_size and test_size are scales for the task semantic; {largest:g} is > 8")
