@@ -223,7 +223,7 @@ def test_the_torch_home_of_the_environment_counts(tmp_path: Path, monkeypatch: p
 
 
 def test_a_source_that_is_not_there(tmp_path: Path) -> None:
-    choices = "initial weights are random, pretrained, a run folder or a file of weights"
+    choices = "initial weights are random, pretrained, a run folder, a detector's folder or a file of weights"
     with pytest.raises(WeightsError, match=f"imagenet does not exist; {choices}"):
         initial_backbone("imagenet", "resnet18")
 

@@ -25,8 +25,8 @@ class GridOptions:
     task: Task
     """What the detector does."""
     init: tuple[str, ...] = setting((), metavar="INIT")
-    """Initial weights: random (always compared), pretrained, a run folder, a file, or NAME=RUN,RUN,... (seed s takes
-    run number s of the list)."""
+    """Initial weights: random (always compared), pretrained, a run folder, a file, the folder of a detector of
+    transformers, or NAME=RUN,RUN,... (seed s takes run number s of the list)."""
     fractions: tuple[float, ...] = ()
     """Shares of the training images whose labels are used. Empty: all of them."""
     shots: tuple[int, ...] = ()

@@ -18,9 +18,10 @@ from plrc.data.manifest import read_manifest
 from plrc.engine.checkpoint import newest_checkpoint
 from plrc.errors import ConfigError, DataError, WeightsError
 from plrc.files import file_sha256
+from plrc.model.transformers_networks import WEIGHTS_FILE, is_detector_folder
 from plrc.pixels import PixelStatistics
 from plrc.transfer.data_checks import log_data_warnings
-from plrc.transfer.initial import initial_backbone
+from plrc.transfer.initial import initial_backbone, with_own_backbone
 from plrc.transfer.labels.datasets import usual_pixels
 from plrc.transfer.labels.splits import LabelledSet, read_labelled
 from plrc.transfer.protocols import TransferConfig
@@ -65,6 +66,7 @@ def build_comparison(
     comparison = ComparisonPlan(base, groups, fractions, shots, seeds, rates, Path(base.run.out), processes)
     splits = read_labelled(base.data, base.task)
     usual = usual_pixels(splits.train, base.data.pixels)
+    base = with_own_backbone(base, itertools.chain(*groups.values()))
     backbone = _common_backbone(set(itertools.chain(*groups.values())), base, usual)
     _check_test_images_unseen(comparison, splits.test)
     log_data_warnings(splits, base.data, list(itertools.chain(*groups.values())), base)
@@ -134,7 +136,7 @@ def _check_test_images_unseen(comparison: ComparisonPlan, test: LabelledSet) -> 
 
 
 def fingerprint(init: str) -> str:
-    """Return the SHA-256 of a weights file, or of the newest checkpoint of a run folder; else `init` itself.
+    """Return the SHA-256 of a weights file, of a detector's, or of a run's newest checkpoint; else `init` itself.
 
     Raises:
         WeightsError: A path without weights.
@@ -142,10 +144,15 @@ def fingerprint(init: str) -> str:
     if init in WITHOUT_PATH:
         return init
     file: Path | None = Path(init)
-    if Path(init).is_dir():
+    if is_detector_folder(Path(init)):
+        file = Path(init) / WEIGHTS_FILE
+    elif Path(init).is_dir():
         file = newest_checkpoint(Path(init))
     if file is None or not file.is_file():
-        raise WeightsError(f"{init} is neither a weights file nor a run folder with a checkpoint; name one of these")
+        raise WeightsError(
+            f"{init} is neither a weights file nor a run folder with a checkpoint, and no detector's folder; name one "
+            "of these"
+        )
     status = file.stat()
     return _sha256(file, status.st_size, status.st_mtime_ns)
 
@@ -160,9 +167,13 @@ def weights_origin(init: str) -> Origin:
     """Return where weights come from: random, torchvision, plrc (a run folder or an export of one), or file."""
     if init in WITHOUT_PATH:
         return WITHOUT_PATH[init]
-    if Path(init).is_dir():
+    path = Path(init)
+    if is_detector_folder(path):
+        path = path / WEIGHTS_FILE
+    if path.is_dir():
         return "plrc"
-    with contextlib.suppress(SafetensorError), safe_open(init, framework="pt") as file:
-        if (file.metadata() or {}).get("format") == "plrc":
+    with contextlib.suppress(SafetensorError), safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        if metadata.get("format") == "plrc" or "plrc_version" in metadata:
             return "plrc"
     return "file"

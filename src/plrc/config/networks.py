@@ -14,8 +14,9 @@ class ModelConfig:
     """Backbone and projection heads."""
 
     backbone: str = "resnet50"
-    """A torchvision ResNet (resnet18, resnet50, ...), timm:NAME (needs timm), or your own function that returns a
-    network: package.module:function or path/to/file.py:function (docs/HANDOVER.md)."""
+    """A torchvision ResNet (resnet18, resnet50, ...), timm:NAME (needs timm), transformers:FOLDER (the backbone of a
+    detector that save_pretrained wrote; needs transformers), or your own function that returns a network:
+    package.module:function or path/to/file.py:function (docs/HANDOVER.md)."""
     strides: tuple[int, ...] = (32,)
     """The feature levels to train, one or several, each named by its stride in the unchanged network (layer4 is 32,
     even if `layer4_stride` is 1). Each loss term is the mean over the queries of all levels. Layers after the largest
@@ -25,7 +26,8 @@ class ModelConfig:
     weight tensors keep their shapes."""
     init: str = ""
     """Initial weights of the backbone: a plrc run, an export, a state-dict file, or pretrained: the weights that
-    torchvision or timm has for it, downloaded if they are not on this disk. Empty: random."""
+    torchvision or timm has for it, downloaded if they are not on this disk, or those in the folder of
+    transformers:FOLDER. Empty: random."""
     trainable_stages: int = -1
     """How much of the backbone is trained: -1: all of it; n: the last n stages and all normalization layers; 0: the
     normalization layers only. A stage is the layers from one feature level to the next; in a plain vision transformer,

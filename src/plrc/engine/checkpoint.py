@@ -14,6 +14,7 @@ import torch
 
 from plrc.errors import RunError, WeightsError
 from plrc.files import damage, write_atomic, write_text
+from plrc.model.transformers_networks import WEIGHTS_FILE, is_detector_folder
 
 FORMAT = 4
 KEYS = (
@@ -77,11 +78,13 @@ def newest_checkpoint(run: Path) -> Path | None:
 
 
 def checkpoint_of(path: Path) -> Path:
-    """Return the newest checkpoint of a run folder, or a file as it is.
+    """Return the newest checkpoint of a run folder, the weights file of a detector's folder, or a file as it is.
 
     Raises:
         WeightsError: If a folder holds no checkpoint.
     """
+    if is_detector_folder(path):
+        return path / WEIGHTS_FILE
     newest = newest_checkpoint(path) if path.is_dir() else path
     if newest is None:
         raise WeightsError(f"{path} holds no checkpoint; name the folder of a run that has saved one, or a file")

@@ -32,6 +32,7 @@ from plrc.errors import DataError, RunError
 from plrc.files import LOCK, NO_LOCK_ERRORS, FolderLock, remove_partial
 from plrc.model.start_pixels import refuse_other_channels, start_pixels
 from plrc.model.starts import PRETRAINED
+from plrc.model.transformers_networks import is_detector_folder
 from plrc.model.weights import read_weights
 from plrc.pixels import IMAGENET, RGB_CHANNELS, PixelStatistics
 from plrc.runtime import choose_device, choose_precision, choose_workers
@@ -245,7 +246,8 @@ def _choose_pixels(
 def _start_metadata(init: str) -> dict[str, Any]:
     """What the file of the start weights holds besides tensors; empty if there is none, which is an error later."""
     path = Path(init)
-    file = newest_checkpoint(path) if path.is_dir() else path
+    is_run = path.is_dir() and not is_detector_folder(path)
+    file = newest_checkpoint(path) if is_run else path
     if init == PRETRAINED or file is None or not file.exists():
         return {}
     return read_weights(file).metadata

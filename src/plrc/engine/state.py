@@ -13,11 +13,10 @@ from torch import Tensor
 from plrc import distributed
 from plrc.config import Config
 from plrc.engine.budget import TimeBudget
-from plrc.engine.checkpoint import FORMAT, load_checkpoint, newest_checkpoint
+from plrc.engine.checkpoint import FORMAT, checkpoint_of, load_checkpoint
 from plrc.engine.health import Health
 from plrc.engine.learner import Learner, StepOutput
 from plrc.engine.optim import BufferGuard, build_optimizer, finite_gradient, guarded_step, restore_optimizer
-from plrc.errors import WeightsError
 from plrc.files import write_atomic, write_json
 from plrc.machine import plrc_version
 from plrc.model import FrozenTeacher, update_teacher
@@ -179,15 +178,8 @@ class TrainingState:
     def _warm_start(self, init: str) -> dict[str, Any]:
         """Load the given weights into student and teacher; returns the receipt."""
         backbone = self.learner.student.backbone
-        if init == PRETRAINED:
-            weights = pretrained_weights(backbone.name)
-        else:
-            file = newest_checkpoint(Path(init)) if Path(init).is_dir() else Path(init)
-            if file is None:
-                raise WeightsError(
-                    f"model.init names the folder {init}, which holds no checkpoint; name a run or a file"
-                )
-            weights = read_weights(file)
+        is_own = init == PRETRAINED
+        weights = pretrained_weights(backbone.name) if is_own else read_weights(checkpoint_of(Path(init)))
         report = load_into(backbone, weights)
         if report.inflated:
             self.remarks.append(

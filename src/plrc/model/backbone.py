@@ -1,7 +1,7 @@
 """Backbones: an image in, a dictionary {stride: feature map} out.
 
-`Backbone.net` carries the tensor names of the library it came from (torchvision, timm, or the user's own code), so that
-weights move between plrc and that library without renaming.
+`Backbone.net` carries the tensor names of the library it came from (torchvision, timm, transformers, or the user's own
+code), so that weights move between plrc and that library without renaming.
 
 Shapes: B images, H x W pixels, C channels, s a stride. Images are [B, 3, H, W]; with `data.channels` N, [B, N, H, W].
 """
@@ -17,6 +17,8 @@ from torchvision.models import ResNet
 from plrc.errors import ConfigError
 from plrc.model.stem import inflate_stem
 from plrc.model.timm_networks import PREFIX, Reading, build_timm, read_features
+from plrc.model.transformers_networks import PREFIX as DETECTOR_PREFIX
+from plrc.model.transformers_networks import build_library_backbone, read_maps
 from plrc.model.user_code import backbone_from_function, features_by_stride, is_user_code
 from plrc.pixels import IMAGENET, RGB_CHANNELS
 
@@ -98,6 +100,9 @@ class Backbone(nn.Module):
         if self.reading is not None:
             features = read_features(self.net, self.reading, self.channels, images)
             return {stride: features[stride] for stride in wanted}
+        if self.name.startswith(DETECTOR_PREFIX):
+            features = read_maps(self.net, self.channels, images)
+            return {stride: features[stride] for stride in wanted}
         if is_user_code(self.name):
             features = features_by_stride(self.net, self.net(images))
             return {stride: features[stride] for stride in wanted}
@@ -124,8 +129,9 @@ def build_backbone(name: str, layer4_stride: int = 2, in_channels: int = RGB_CHA
     """Build a backbone with random weights.
 
     Args:
-        name: A torchvision ResNet, `timm:NAME` (a model with features_only, or a vision transformer), or a function of
-            the user's own (FILE.py:FUNCTION or package.module:function), which is imported and called.
+        name: A torchvision ResNet, `timm:NAME` (a model with features_only, or a vision transformer),
+            `transformers:FOLDER` (the backbone of the detector in a folder of save_pretrained), or a function of the
+            user's own (FILE.py:FUNCTION or package.module:function), which is imported and called.
         layer4_stride: Stride of layer4 of a torchvision ResNet: 2 as usual, or 1.
         in_channels: Channels of the images. With another number than three, timm builds the first convolution for it;
             that of other networks is inflated from three channels (`stem.inflate`).
@@ -135,7 +141,7 @@ def build_backbone(name: str, layer4_stride: int = 2, in_channels: int = RGB_CHA
 
     Raises:
         ConfigError: There is no such backbone, or it does not give one feature map per stride.
-        MissingPackageError: timm is needed and not installed.
+        MissingPackageError: timm or transformers is needed and not installed.
     """
     if is_user_code(name):
         user_net, user_channels = backbone_from_function(name, in_channels)
@@ -143,10 +149,13 @@ def build_backbone(name: str, layer4_stride: int = 2, in_channels: int = RGB_CHA
     if name.startswith(PREFIX):
         timm = build_timm(name, in_channels=in_channels)
         return Backbone(name, timm.net, timm.channels, timm.multiple, timm.fixed, timm.reading, in_channels)
+    if name.startswith(DETECTOR_PREFIX):
+        library = build_library_backbone(name, in_channels)
+        return Backbone(name, library.net, library.channels, library.multiple, in_channels=in_channels)
     if name not in RESNETS:
         raise ConfigError(
             f"model.backbone is {name!r}; write one of {', '.join(RESNETS)}, timm:NAME for a model of timm, "
-            "or FILE.py:FUNCTION for a network of your own"
+            "transformers:FOLDER for that of a detector of transformers, or FILE.py:FUNCTION for a network of your own"
         )
     build: Callable[..., ResNet] = torchvision.models.get_model_builder(name)
     net = ResNetLevels(build(weights=None))

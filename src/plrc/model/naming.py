@@ -74,8 +74,8 @@ def torchvision_names(names: Iterable[str]) -> dict[str, str]:
     """
     renamed = {name: name for name in names}
     for naming in (detectron2, transformers):
-        _, norm = naming(Place(1, 0, 1))
-        sign = f"{norm}.weight"  # every ResNet of the library has it
+        _, norm = naming(Place(0, 0, 1))
+        sign = f"{norm}.weight"  # every ResNet of the library has it; ResNet-vd has three convolutions in its place
         if any(name == sign or name.endswith(f".{sign}") for name in renamed.values()):
             modules = _modules(naming)
             for name, current in renamed.items():

@@ -10,6 +10,8 @@ from typing import Any
 from plrc.errors import WeightsError
 from plrc.files import file_sha256
 from plrc.model.timm_networks import PREFIX
+from plrc.model.transformers_networks import PREFIX as DETECTOR_PREFIX
+from plrc.model.transformers_networks import detector_pixels
 from plrc.pixels import IMAGENET, MEAN_KEY, RGB_CHANNELS, STD_KEY, PixelStatistics, statistics_problem
 
 _CAFFE_AUTHORS = ("Detectron2 Model Zoo", "Caffe2", "MSRA")  # as Detectron2's files name where they are from
@@ -19,10 +21,11 @@ def start_pixels(backbone: str, metadata: Mapping[str, Any], source: str = "") -
     """Find the pixel statistics of weights that a backbone starts from.
 
     A file that says its statistics is right; a run or an export of plrc without them was trained with ImageNet's. Other
-    weights of a timm network have those of timm's configuration, and all others ImageNet's.
+    weights of a timm network have those of timm's configuration, those of a detector of transformers those of its image
+    processor, and all others ImageNet's.
 
     Args:
-        backbone: Name of the backbone, such as "resnet50" or "timm:NAME".
+        backbone: Name of the backbone, such as "resnet50", "timm:NAME" or "transformers:FOLDER".
         metadata: What the weights file holds besides tensors; empty for a library's own weights.
         source: Path of the weights file, for errors.
 
@@ -42,6 +45,9 @@ def start_pixels(backbone: str, metadata: Mapping[str, Any], source: str = "") -
         configured = _timm_pixels(name)
         if configured is not None:
             return configured, f"timm's configuration of {name}"
+    if backbone.startswith(DETECTOR_PREFIX):
+        folder = Path(backbone.removeprefix(DETECTOR_PREFIX))
+        return detector_pixels(folder), f"the image processor of the detector in {folder}"
     return IMAGENET, "ImageNet"
 
 

@@ -17,6 +17,8 @@ from plrc.files import file_sha256, parse_json
 from plrc.model.backbone import RESNETS, Backbone
 from plrc.model.naming import COUNTER_SUFFIX
 from plrc.model.timm_networks import PREFIX, build_timm
+from plrc.model.transformers_networks import PREFIX as DETECTOR_PREFIX
+from plrc.model.transformers_networks import folder_of
 from plrc.model.user_code import describe_error
 from plrc.model.weights import LoadReport, Weights, read_weights
 
@@ -28,7 +30,7 @@ def pretrained_weights(backbone: str) -> Weights:
     """Load the weights that the library of a backbone has for it, from its cache on this disk or else from the web.
 
     Args:
-        backbone: A torchvision ResNet or timm:NAME.
+        backbone: A torchvision ResNet, timm:NAME, or transformers:FOLDER, whose weights are those of the folder.
 
     Returns:
         The weights, with the name of the backbone in their metadata; never random ones.
@@ -42,6 +44,8 @@ def pretrained_weights(backbone: str) -> Weights:
         return replace(read_weights(_torchvision_file(backbone)), metadata={"backbone": backbone})
     if backbone.startswith(PREFIX):
         return _timm_weights(backbone)
+    if backbone.startswith(DETECTOR_PREFIX):
+        return read_weights(folder_of(backbone))
     raise ConfigError(f"there are no pretrained weights for {backbone}; name a file of weights")
 
 

@@ -39,7 +39,7 @@ TEST_SIZE = (128, 192)  # height and width in pixels; not square, so that swappe
 
 def is_user_code(name: str) -> bool:
     """Whether the name of a backbone names code of the user's own."""
-    return ":" in name and not name.startswith("timm:")
+    return ":" in name and not name.startswith(("timm:", "transformers:"))
 
 
 def trusted_backbone(stored: str, named: str, how: str) -> str:
@@ -47,7 +47,7 @@ def trusted_backbone(stored: str, named: str, how: str) -> str:
 
     A run folder may come from somebody else, so code that it names is imported only if the user names it in this call,
     too. What the user names may differ from it, such as a file that has moved: the tensors decide whether it is the
-    same network.
+    same network. The same holds for transformers:FOLDER, whose stored name is used where the user names none.
 
     Args:
         stored: The name in the run or file.
@@ -61,7 +61,8 @@ def trusted_backbone(stored: str, named: str, how: str) -> str:
         ConfigError: The stored name is code, and the user did not name code in this call.
     """
     if not is_user_code(stored):
-        return stored
+        is_folder = stored.startswith("transformers:")
+        return named if is_folder and named.startswith("transformers:") else stored
     if not named:
         raise ConfigError(
             f"this backbone is a network of user code ({stored}), which is imported only if you name it; if you trust "

@@ -31,6 +31,8 @@ from plrc.model.pickles import read_arrays
 from plrc.model.start_pixels import foreign_conventions
 from plrc.model.stem import fitted, is_inflatable
 from plrc.model.timm_networks import plain_names
+from plrc.model.transformers_networks import PREFIX as DETECTOR_PREFIX
+from plrc.model.transformers_networks import WEIGHTS_FILE, detector_type, read_tensors
 from plrc.model.user_code import is_user_code
 from plrc.text import some
 
@@ -109,7 +111,7 @@ def read_weights(path: str | Path) -> Weights:
     """Read a safetensors or torch file, or a .pkl of numpy arrays, without running any code in it.
 
     Args:
-        path: The file.
+        path: The file, or the folder of a detector of transformers, which the library itself reads.
 
     Returns:
         Its tensors and metadata. A ResNet of detectron2 or transformers gets torchvision's names.
@@ -118,6 +120,8 @@ def read_weights(path: str | Path) -> Weights:
         WeightsError: The file is missing, damaged, of another kind, holds no tensors, or holds code.
     """
     path = Path(path)
+    if detector_type(path):
+        return Weights(*read_tensors(path.parent if path.name == WEIGHTS_FILE else path))
     if path.is_dir():
         raise WeightsError(f"{path} is a folder; name a weights file in it")
     try:
@@ -263,13 +267,13 @@ def _prefix_counts(names: Iterable[str], backbone_names: Iterable[str]) -> Count
 
 
 def stored_name(metadata: dict[str, Any]) -> str:
-    """The backbone's name in the metadata of an export or checkpoint; empty if it is not of torchvision or timm."""
+    """The backbone's name in the metadata of an export or checkpoint; empty if it is user code."""
     name = _backbone_name(metadata)
-    return name if name in RESNETS or name.startswith("timm:") else ""
+    return name if name in RESNETS or name.startswith(("timm:", DETECTOR_PREFIX)) else ""
 
 
 def stored_function(metadata: dict[str, Any]) -> str:
-    """The name of the user's function that built the backbone; empty if the backbone is from torchvision or timm.
+    """The name of the user's function that built the backbone; empty if the backbone is from a library.
 
     The name is only for messages: the function is imported only if the user names it in the command or call.
     """

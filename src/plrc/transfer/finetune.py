@@ -27,7 +27,13 @@ from plrc.model.backbone import Backbone
 from plrc.progress import OnProgress, ignore_progress
 from plrc.runtime import StopRequest, choose_device
 from plrc.transfer.data_checks import log_data_warnings
-from plrc.transfer.initial import InitialWeights, initial_backbone, verify_initial_weights
+from plrc.transfer.initial import (
+    InitialWeights,
+    initial_backbone,
+    verify_initial_weights,
+    with_detector,
+    with_own_backbone,
+)
 from plrc.transfer.labels.datasets import usual_pixels
 from plrc.transfer.labels.splits import LabelledSet, Splits, labelled_subset, read_labelled, require_labels
 from plrc.transfer.protocols import OptimConfig, TransferConfig
@@ -106,6 +112,7 @@ def transfer(config: TransferConfig, on_progress: OnProgress = ignore_progress) 
         PlrcError: Settings, labels, weights or a folder that cannot be used.
     """
     end_if_importing_main()
+    config = with_own_backbone(config, [config.init])
     out = _check_folder(config)
     if (out / RESULT).exists():
         return Result.load(out / RESULT)
@@ -135,6 +142,7 @@ def _transfer(config: TransferConfig, out: Path, on_progress: OnProgress) -> Res
     labelled = labelled_subset(splits.train, config.data.fraction, config.data.shots, config.seed, config.task)
     require_labels(labelled, config.data, config.task)
     task_model = build_task_model(config, backbone, len(splits.train.classes), device)
+    initial = with_detector(task_model.model, initial, config, splits.train.classes)
     out.mkdir(parents=True, exist_ok=True)
     config.with_values({"run.resume": False}).save(out / "config.toml")
     stop = StopRequest()

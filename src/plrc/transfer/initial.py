@@ -5,8 +5,8 @@ Nothing is downloaded, except a library's own weights if the user names them (`p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,10 +21,14 @@ from plrc.model.start_pixels import refuse_other_channels, start_pixels
 from plrc.model.starts import PRETRAINED, pretrained_weights
 from plrc.model.stem import fitted, is_inflatable
 from plrc.model.timm_networks import names_weights
+from plrc.model.transformers_networks import PREFIX as DETECTOR_PREFIX
+from plrc.model.transformers_networks import is_detector_folder
 from plrc.model.user_code import is_user_code
 from plrc.model.weights import LoadReport, Weights, find_prefix, load_into, read_weights, stored_function, stored_name
 from plrc.pixels import IMAGENET, PixelStatistics
 from plrc.text import note, some
+from plrc.transfer.detectors.whole import DetectorWeights, differing_tensors, take_detector, whole_detector_of
+from plrc.transfer.protocols import TransferConfig
 
 DEFAULT_BACKBONE = "resnet50"
 OWN_WEIGHTS = (PRETRAINED, "torchvision")  # two names of the same
@@ -40,6 +44,7 @@ class InitialWeights:
         weights: Content of the file; None for random weights.
         report: What was loaded; None for random weights.
         pixels: The statistics that images are normalized with.
+        detector: What was taken of the rest of a whole detector; None for weights of a backbone.
     """
 
     source: str
@@ -47,6 +52,7 @@ class InitialWeights:
     weights: Weights | None = None
     report: LoadReport | None = None
     pixels: PixelStatistics = IMAGENET
+    detector: DetectorWeights | None = None
 
     def lines(self) -> list[str]:
         """Summarize for the user: counts, and the names of what does not fit."""
@@ -59,23 +65,37 @@ class InitialWeights:
             if names_weights(self.backbone):
                 line += "; its name stands for trained weights, which --init pretrained loads"
             return [line, *statistics]
-        counts = f"{len(report.matched)} tensors match, {len(report.ignored)} are ignored"
+        counts = f"{len(report.matched)} tensors match"
+        if self.detector is not None:
+            counts += f"; {self.detector.line()}"
+        else:
+            counts += f", {len(report.ignored)} are ignored"
         return [
             f"{self.backbone} with the weights of {self.source}: {counts}",
             *note("tensors that the file lacks", report.missing),
             *note("tensors of another shape", report.shape_mismatch),
             *note(f"tensors inflated from three channels to {self.pixels.channels}", report.inflated),
             *note("tensors that the backbone lacks", report.unexpected),
+            *self._whole_detector_lines(),
             *statistics,
             *report.warnings,
         ]
 
+    def _whole_detector_lines(self) -> list[str]:
+        kind = whole_detector_of(self.weights)
+        if not kind or self.detector is not None:
+            return []
+        return [f"these are the weights of a whole {kind}: only --detector {kind} takes more than its backbone"]
+
     def table(self) -> str:
         """Format what happened to every tensor."""
         table = self.lines()[0]
-        if self.report is not None:
-            table += f"\n{self.report.table()}"
-        return table
+        if self.report is None:
+            return table
+        if self.detector is None:
+            return f"{table}\n{self.report.table()}"
+        backbone = replace(self.report, ignored=()).table()
+        return f"{table}\n{backbone}\nrenewed: {', '.join(self.detector.renewed) or 'none'}"
 
 
 def initial_backbone(
@@ -120,7 +140,8 @@ def initial_backbone(
             )
         if not stored and not name:
             stored = _recognize_resnet(weights, usual.channels)
-        other_name = stored and name and stored != name and not is_user_code(name)
+        of_detectors = stored.startswith(DETECTOR_PREFIX) and name.startswith(DETECTOR_PREFIX)
+        other_name = stored and name and stored != name and not is_user_code(name) and not of_detectors
         if (
             other_name and _recognize_resnet(weights, usual.channels) != name
         ):  # tensors decide, not what they are called
@@ -147,6 +168,43 @@ def initial_backbone(
         )
     backbone.pixels = pixels or (trained if trained.channels == usual.channels else usual)
     return backbone, InitialWeights(weights.source, chosen, weights, report, backbone.pixels)
+
+
+def with_own_backbone(config: TransferConfig, inits: Iterable[str]) -> TransferConfig:
+    """Let the folder of a detector that the initial weights name decide the backbone, unless the user chose one.
+
+    Args:
+        config: The settings; the backbone of a protocol is not the user's.
+        inits: Initial weights; the first folder of a detector counts.
+    """
+    if "model.backbone" not in config.pinned:
+        for init in inits:
+            if is_detector_folder(Path(init)):
+                return config.with_values({"model.backbone": f"{DETECTOR_PREFIX}{init}"}, pin=False)
+    return config
+
+
+def with_detector(
+    model: nn.Module, initial: InitialWeights, config: TransferConfig, classes: Sequence[str]
+) -> InitialWeights:
+    """Load the rest of a whole detector into a network that was built around its backbone, in place.
+
+    Args:
+        model: The network.
+        initial: The initial weights. Those that are not a whole detector of the same kind are left as they are.
+        config: The settings.
+        classes: Names of the classes.
+
+    Returns:
+        The initial weights with what was taken.
+
+    Raises:
+        WeightsError: The detector does not fit.
+    """
+    weights = initial.weights
+    if weights is None or whole_detector_of(weights) != config.model.detector:
+        return initial
+    return replace(initial, detector=take_detector(model, weights, classes))
 
 
 def verify_initial_weights(model: nn.Module, initial: InitialWeights) -> str:
@@ -177,12 +235,18 @@ def verify_initial_weights(model: nn.Module, initial: InitialWeights) -> str:
             if not torch.equal(tensor.cpu(), stored.to(tensor.dtype)):
                 wrong.append(path)
     wrong += [f"{name} (absent)" for name in expected if name not in present]
+    if initial.detector is not None:
+        wrong += differing_tensors(model, initial.detector, weights.state)
     if wrong:
         raise WeightsError(
             f"the detector does not have the weights of {weights.source}, which is a bug of plrc: see {some(wrong)}"
         )
     total = len(expected) + len(report.missing) + len(report.shape_mismatch)
-    return f"{len(expected)} of {total} backbone tensors in the detector equal {weights.source}"
+    inside = f"{len(expected)} of {total} backbone tensors in the detector equal {weights.source}"
+    if initial.detector is not None:
+        taken = len(initial.detector.taken)
+        inside += f", and so do {taken} of its other {taken + len(initial.detector.renewed)} tensors"
+    return inside
 
 
 def _backbone_tensors(model: nn.Module, expected: Iterable[str]) -> Iterator[tuple[str, str, Tensor]]:
@@ -242,6 +306,7 @@ def _read(init: str, name: str) -> Weights:
     path = Path(init)
     if not path.exists():
         raise WeightsError(
-            f"{init} does not exist; initial weights are random, pretrained, a run folder or a file of weights"
+            f"{init} does not exist; initial weights are random, pretrained, a run folder, a detector's folder or a "
+            "file of weights"
         )
     return read_weights(checkpoint_of(path))

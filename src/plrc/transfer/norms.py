@@ -15,6 +15,7 @@ from torch import nn
 from plrc import distributed
 from plrc.errors import ConfigError
 from plrc.model.backbone import Backbone, ResNetLevels
+from plrc.model.transformers_networks import PREFIX as DETECTOR_PREFIX
 
 GROUPS = 32  # of GroupNorm
 STAGES = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
@@ -51,13 +52,16 @@ def prepare_backbone(backbone: Backbone, norm: str, trainable_layers: int) -> No
         trainable_layers: How many of `STAGES` are trained, counted from the top.
 
     Raises:
-        ConfigError: The backbone is not a torchvision ResNet, and not all of it is trained with the norm "bn".
+        ConfigError: The backbone is not a torchvision ResNet, and not all of it is trained with the norm "bn"; that of
+            a detector of transformers may have any norm.
     """
     if norm == "bn" and trainable_layers == len(STAGES):
         return
-    net = require_resnet(
-        backbone, "model.norm or model.trainable_layers", "write --model.norm bn --model.trainable-layers 5"
-    )
+    net = backbone.net
+    if trainable_layers < len(STAGES) or not backbone.name.startswith(DETECTOR_PREFIX):
+        net = require_resnet(
+            backbone, "model.norm or model.trainable_layers", "write --model.norm bn --model.trainable-layers 5"
+        )
     frozen_names: list[str] = []
     for names in STAGES[: len(STAGES) - trainable_layers]:
         frozen_names += names

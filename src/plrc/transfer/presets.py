@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import get_args
 
 from plrc.errors import ConfigError
@@ -238,4 +239,4 @@ def protocol(name: str, task: str) -> TransferConfig:
     if (config.task == "semantic") != is_semantic:
         fitting = [other for other, build in PROTOCOLS.items() if (build().task == "semantic") == is_semantic]
         raise ConfigError(f"{name} is a protocol for {config.task}, not {task}; choose one of {', '.join(fitting)}")
-    return config.with_values({"preset": name, "task": task}, pin=False)
+    return replace(config.with_values({"preset": name, "task": task}, pin=False), pinned=frozenset())

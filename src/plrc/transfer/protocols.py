@@ -134,7 +134,8 @@ class DetectorConfig:
     """The network that is fine-tuned."""
 
     backbone: str = ""
-    """torchvision ResNet (resnet50, ...). Empty: that of the initial weights, else resnet50."""
+    """torchvision ResNet (resnet50, ...), timm:NAME, or transformers:FOLDER (that of the detector in a folder, which is
+    then built as the folder says). Empty: that of the initial weights, else resnet50."""
     detector: Detector = setting("faster_rcnn", alias="detector")
     """Detection: faster_rcnn (torchvision; Mask R-CNN for masks), or rt_detr_v2, d_fine, rf_detr (transformers). The
     settings below are for faster_rcnn, except norm, trainable_layers, width, hidden, queries and decoder_layers."""
@@ -270,7 +271,8 @@ class TransferConfig(Settings):
     }
 
     init: str = setting("random", metavar="random|pretrained|RUN|FILE")
-    """Initial weights of the backbone: random, pretrained (those of its library), a run folder, or a file."""
+    """Initial weights of the backbone: random, pretrained (those of its library), a run folder, or a file. The folder
+    of a detector of transformers (save_pretrained): the whole detector, if it is of the kind of `model.detector`."""
     partial: bool = False
     """Accept a file that lacks some of the backbone's tensors."""
     data: LabelledConfig = field(default_factory=LabelledConfig)

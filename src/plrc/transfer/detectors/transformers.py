@@ -1,7 +1,8 @@
 """RT-DETR v2, D-FINE and RF-DETR from transformers, an optional package, around our backbones.
 
 The networks, their losses (Hungarian matching) and the choice of the best predictions are the library's. Images are
-resized to squares, as its image processors do.
+resized to squares, as its image processors do. Around the backbone of a detector of the same kind (transformers:FOLDER)
+its folder decides how the network is built, not the settings.
 
 Shapes: B images, H x W an image, S side of the square, Q queries, K classes, n objects of an image, C channels.
 """
@@ -16,13 +17,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plrc import rng
-from plrc.errors import ConfigError, MissingPackageError
+from plrc.errors import ConfigError
 from plrc.model.backbone import Backbone
+from plrc.model.transformers_networks import (
+    PREFIX,
+    detector_type,
+    folder_of,
+    import_transformers,
+    place_of_backbone,
+    read_settings,
+)
 from plrc.transfer.norms import prepare_backbone
 from plrc.transfer.protocols import DetectorConfig, InputConfig
 
 STRIDES = (8, 16, 32)  # of the levels that RT-DETR and D-FINE read
 SIZE_STEP = 32  # pixels between the sides that training draws from
+BODY = "body"  # name of our backbone in the module that takes the place of the library's
 PREDICTIONS = 100  # per image, as COCO's score counts them
 HEAD_WIDTH = 32  # features of an attention head
 CLASSES = {
@@ -39,22 +49,41 @@ def build_detector(
     """Build a detector of transformers; see `plrc.transfer.detectors.build_detector`."""
     if masks:
         raise ConfigError(f"{config.detector} predicts boxes alone; write --model.detector faster_rcnn for masks")
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingPackageError(f"the detector {config.detector}", "transformers", "scipy") from error
-    library: Any = transformers
+    library = import_transformers(f"the detector {config.detector}")
     prepare_backbone(backbone, config.norm, config.trainable_layers)
     settings_class, network_class = CLASSES[config.detector]
-    settings = _settings(backbone, config, classes)
+    from_folder = is_built_from_folder(backbone.name, config.detector)
+    if from_folder:
+        settings = read_settings(folder_of(backbone.name))
+        settings.num_labels = classes
+    else:
+        settings = getattr(library, settings_class)(**_settings(backbone, config, classes))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.torch_seed(seed, "heads"))
-        network = getattr(library, network_class)(getattr(library, settings_class)(**settings))
-    if config.detector == "rf_detr":
+        network = getattr(library, network_class)(settings)
+    if from_folder:
+        network.set_submodule(place_of_backbone(network), LibraryBody(backbone))
+    elif config.detector == "rf_detr":
         network.model.backbone.backbone = TokenMap(backbone)
     else:
         network.model.backbone = Levels(backbone)
     return SquareDetector(network, size, backbone)
+
+
+def is_built_from_folder(backbone: str, detector: str) -> bool:
+    """Return whether a detector is built as the folder in the name of its backbone says: if it is of the same kind."""
+    return backbone.startswith(PREFIX) and detector_type(folder_of(backbone)) == detector
+
+
+class LibraryBody(nn.Module):
+    """The backbone of a detector's folder in its own place: images [B, 3, S, S] -> the library's output."""
+
+    def __init__(self, body: Backbone) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, images: Tensor) -> Any:
+        return self.body.net(images)
 
 
 class Levels(nn.Module):
@@ -120,12 +149,14 @@ class SquareDetector(nn.Module):
     def _check_queries(self, side: int, backbone: Backbone) -> None:
         """Raise ConfigError if the smallest square has fewer feature positions than there are queries."""
         settings: Any = self.network.config
-        strides = backbone.channels if settings.model_type == "rf_detr" else STRIDES
+        reads_all = settings.model_type == "rf_detr" or is_built_from_folder(backbone.name, settings.model_type)
+        strides = backbone.channels if reads_all else STRIDES
         positions = sum((-(-side // stride)) ** 2 for stride in strides)
         if positions < settings.num_queries:
             raise ConfigError(
                 f"squares of {side} px have {positions} feature positions, fewer than model.queries "
-                f"{settings.num_queries}; write --model.queries {positions} or larger input.train_size and test_size"
+                f"{settings.num_queries}; write --model.queries {positions} (a detector's folder has its own number) "
+                "or larger input.train_size and test_size"
             )
 
     def forward(self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None) -> Any:
