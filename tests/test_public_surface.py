@@ -184,7 +184,8 @@ def test_functions() -> None:
         "device": "cpu",
         "channels_last": False,
     }
-    assert parameters(plrc.export_backbone) == {"run": REQUIRED, "target": "torchvision", "out": None, "backbone": ""}
+    export = {"run": REQUIRED, "target": "torchvision", "out": None, "backbone": "", "into": None}
+    assert parameters(plrc.export_backbone) == export
     assert parameters(plrc.preset) == {"name": REQUIRED, "method": "plrc"}
     assert list(get_type_hints(plrc.Run)) == ["path", "step", "finished", "health"]
 
@@ -288,7 +289,7 @@ def test_flags_of_the_other_commands(capsys: pytest.CaptureFixture[str]) -> None
         "demo": "--out --steps",
         "doctor": "",
         "scan": "--layout --split --exclude --channels --workers --pages --max-megapixels",
-        "export": "--to --out --backbone",
+        "export": "--to --out --backbone --into",
         "verify": "--out",
         "study": "--out --show --no-show --plot --metric",
         "visualize": "--images --out --with --stride --size --width --steps --limit --samples --megabytes --png "

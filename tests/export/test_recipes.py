@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.checkpoints import save_detector
 from tests.export.runs import names, saved_run
 
 from plrc.cli import main
@@ -92,6 +93,30 @@ def test_transformers(runs: Callable[[str, str], Path], capsys: pytest.CaptureFi
     assert torch.isfinite(found.loss) and found.logits.shape[2] == 21
 
 
+@pytest.mark.parametrize(
+    ("recipe", "kind", "folder"), [("dfine", "d_fine", "my-d-fine"), ("rtdetr", "rt_detr_v2", "my-rt-detr")]
+)
+def test_detectors_of_transformers(
+    recipe: str,
+    kind: str,
+    folder: str,
+    scenes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("transformers", reason="needs the extra transformers")
+    monkeypatch.chdir(tmp_path)
+    Path("photos").symlink_to(scenes)
+    save_detector(kind, Path(folder))
+    file = follow(recipe, FEWER.replace("--views.size 32", "--views.size 64"))
+    assert re.search(r"(\d+) of \1 tensors", capsys.readouterr().out)
+    detector = runpy.run_path(str(file))["build"]()
+    target = {"class_labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.3]])}
+    output = detector(torch.rand(1, 3, 96, 96), labels=[target])
+    assert torch.isfinite(output.loss)
+
+
 def test_timm(runs: Callable[[str, str], Path], capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("timm", reason="needs the extra timm")
     runs("timm", "timm:resnet10t")
@@ -162,4 +187,14 @@ def test_mmdetections_configuration_is_that_of_the_export(runs: Callable[[str, s
 
 def test_every_recipe_on_the_page_is_one_of_these() -> None:
     found = re.findall(r"<!-- recipe: (\w+) -->", PAGE)
-    assert found == ["torchvision", "transformers", "timm", "detectron2", "mmdetection", "own", "python"]
+    assert found == [
+        "torchvision",
+        "transformers",
+        "dfine",
+        "rtdetr",
+        "timm",
+        "detectron2",
+        "mmdetection",
+        "own",
+        "python",
+    ]

@@ -22,7 +22,11 @@ class ExportOptions:
     """File to write: .safetensors or .pt; .pth for mmdetection, .pth or .pkl for detectron2, .onnx; for transformers a
     folder. By default below exported/ in the run folder."""
     backbone: str = ""
-    """A run with a backbone of your own: its function once more, as package.module:function or file.py:function."""
+    """A run with a backbone of your own: its function once more, as package.module:function or file.py:function. A run
+    of transformers:FOLDER whose folder has moved: transformers:FOLDER."""
+    into: Path | None = None
+    """For transformers: the folder of a detector (save_pretrained). A copy of it with the run's backbone is written.
+    By default that of a run of the backbone transformers:FOLDER."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -32,6 +36,7 @@ def run(arguments: Sequence[str]) -> int:
       plrc export runs/first --to torchvision
       plrc export runs/first --to torchvision --out backbone.pt
       plrc export runs/first --to transformers --out my-resnet/
+      plrc export runs/own --to transformers --into my-d-fine/ --out my-d-fine-plrc/
       plrc export runs/first --to detectron2
       plrc export runs/own --to safetensors --backbone my_net.py:build
     """
@@ -40,7 +45,7 @@ def run(arguments: Sequence[str]) -> int:
     options = ExportOptions(**parser.parse(arguments))
     from plrc.export import export_backbone
 
-    receipt = export_backbone(options.run, options.to, options.out, options.backbone)
+    receipt = export_backbone(options.run, options.to, options.out, options.backbone, options.into)
     print(receipt.line())
     print(receipt.advice())
     return 0

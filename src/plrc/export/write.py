@@ -26,10 +26,13 @@ from plrc.export.receipt import Receipt
 from plrc.export.resnets import resnet_name
 from plrc.export.target import Target
 from plrc.export.targets import TARGETS
+from plrc.export.targets.detectors import target_into
 from plrc.files import NO_LOCK_ERRORS, FolderLock, write_json, write_text
 from plrc.model.fingerprint import Fingerprint, fingerprint, to_text
 from plrc.model.starts import content_hash
 from plrc.model.timm_networks import PREFIX
+from plrc.model.transformers_networks import PREFIX as DETECTOR_PREFIX
+from plrc.model.transformers_networks import folder_of
 from plrc.model.user_code import trusted_backbone
 from plrc.model.weights import refuse_non_finite
 
@@ -54,7 +57,11 @@ def default_target(backbone: str) -> str:
 
 
 def export_backbone(
-    run: str | Path, target: str = "torchvision", out: str | Path | None = None, backbone: str = ""
+    run: str | Path,
+    target: str = "torchvision",
+    out: str | Path | None = None,
+    backbone: str = "",
+    into: str | Path | None = None,
 ) -> Receipt:
     """Write the student's backbone for a library or format, and prove the file.
 
@@ -72,6 +79,8 @@ def export_backbone(
         backbone: The function that builds a backbone of your own (package.module:function or file.py:function). It is
             imported only if you give it here, even if the run stores its name: a run folder from somebody else could
             name code that you do not trust.
+        into: For transformers: the folder of a detector (save_pretrained), of which a copy with the run's backbone is
+            written. Default, for a run of the backbone transformers:FOLDER: that folder.
 
     Returns:
         The receipt: what was written and what was checked.
@@ -89,7 +98,10 @@ def export_backbone(
     """
     if target not in TARGETS:
         raise ConfigError(f"cannot export to {target!r}; write one of {', '.join(TARGETS)}")
-    library = TARGETS[target]
+    if into and target != "transformers":
+        raise ConfigError(
+            f"--into names a detector of transformers, but the export is for {target}; write transformers"
+        )
     checkpoint = checkpoint_of(Path(run))
     folder = _run_folder(checkpoint)
     saved = load_checkpoint(checkpoint)
@@ -97,6 +109,14 @@ def export_backbone(
     name = trusted_backbone(config.model.backbone, backbone, how="--backbone {}")
     if backbone and backbone != name:
         raise ConfigError(f"{run} holds a {name}, not a {backbone}; leave --backbone out")
+    library = TARGETS[target]
+    if target == "transformers" and (into or name.startswith(DETECTOR_PREFIX)):
+        detector = Path(into) if into else folder_of(name)
+        if out is not None and Path(out).resolve() == detector.resolve():
+            raise ConfigError(f"--out is the folder of the detector itself, {detector}; name another, for the copy")
+        library = target_into(detector)
+        if name.startswith(DETECTOR_PREFIX):
+            name = f"{DETECTOR_PREFIX}{detector}"  # the run's own folder may have moved
     student = _student_backbone(saved)
     refuse_non_finite(student, f"the student of {checkpoint}")
     channels = config.data.channels

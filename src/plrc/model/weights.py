@@ -31,7 +31,6 @@ from plrc.model.pickles import read_arrays
 from plrc.model.start_pixels import foreign_conventions
 from plrc.model.stem import fitted, is_inflatable
 from plrc.model.timm_networks import plain_names
-from plrc.model.transformers_networks import PREFIX as DETECTOR_PREFIX
 from plrc.model.transformers_networks import WEIGHTS_FILE, detector_type, read_tensors
 from plrc.model.user_code import is_user_code
 from plrc.text import some
@@ -269,7 +268,7 @@ def _prefix_counts(names: Iterable[str], backbone_names: Iterable[str]) -> Count
 def stored_name(metadata: dict[str, Any]) -> str:
     """The backbone's name in the metadata of an export or checkpoint; empty if it is user code."""
     name = _backbone_name(metadata)
-    return name if name in RESNETS or name.startswith(("timm:", DETECTOR_PREFIX)) else ""
+    return name if name in RESNETS or name.startswith(("timm:", "transformers:")) else ""
 
 
 def stored_function(metadata: dict[str, Any]) -> str:
