@@ -16,8 +16,10 @@ import torch
 
 from plrc.cli import main
 from plrc.cli.commands import COMMANDS
+from plrc.cli.pretrain import parse_config
 from plrc.config import Config
 from plrc.engine.checkpoint import load_checkpoint, newest_checkpoint
+from plrc.errors import ConfigError
 from plrc.export import load_backbone
 from plrc.presets import PRESETS
 
@@ -379,3 +381,14 @@ def test_the_papers_recipe_takes_a_step_on_real_photos(real_data: Path, tmp_path
     assert last["skipped_steps"] == 0
     assert all(0 < last[f"{term}_loss"] < 20 for term in ("image", "point", "distill"))
     assert load_backbone(out).channels == {4: 256, 8: 512, 16: 1024, 32: 2048}
+
+
+def test_a_second_source_is_refused_and_a_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = ["--preset", "debug_cpu", "--out=~/runs/first"]
+    with pytest.raises(ConfigError, match=r"^--data names photos and more; name a single source; see: plrc pretrain"):
+        parse_config([*start, "--data", "photos", "--data", "more"])
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setenv("USERPROFILE", "/home/somebody")
+    config = parse_config([*start, "--data=~/photos"])
+    assert Path(config.run.out) == Path("/home/somebody/runs/first")
+    assert Path(config.data.source) == Path("/home/somebody/photos")

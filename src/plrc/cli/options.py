@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
@@ -25,6 +27,24 @@ def positional(metavar: str) -> Any:
         metavar: The placeholder that the help prints, such as "SOURCE".
     """
     return dataclasses.field(metadata={"positional": True, "metavar": metavar})
+
+
+_SOURCE = "--data"
+
+
+class _Once(argparse.Action):
+    """Stores the value of an option, and refuses a second value."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if hasattr(namespace, self.dest):
+            parser.error(f"{option_string} names {getattr(namespace, self.dest)} and {values}; name a single source")
+        setattr(namespace, self.dest, values)
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -105,7 +125,7 @@ class CommandParser(argparse.ArgumentParser):
         namespace, unknown = self.parse_known_args([_with_hyphens(token) for token in arguments])
         values: dict[str, Any] = {}
         for name, value in vars(namespace).items():
-            values[name] = tuple(value) if isinstance(value, list) else value
+            values[name] = tuple(map(_with_home, value)) if isinstance(value, list) else _with_home(value)
         if unknown:
             self._fail_unknown(unknown)
         if values.pop("help", False):
@@ -167,6 +187,8 @@ class CommandParser(argparse.ArgumentParser):
             flags = []
             for flag in positive_flags:
                 flags += [flag, _negative(flag)]
+        if flags[0] == _SOURCE:
+            argparse_options["action"] = _Once
         if field.default is dataclasses.MISSING:
             self.required[name] = f"{flags[0]} {argparse_options.get('metavar', '')}".strip()
             description += " (required)"
@@ -316,3 +338,10 @@ def _default_text(value: Any) -> str:
 def _escaped(text: str) -> str:
     """Text for argparse, which formats its help with %."""
     return text.replace("%", "%%")
+
+
+def _with_home(value: Any) -> Any:
+    """A value; of a path that starts with ~/, which the shell leaves alone in --out=~/runs, with the home folder."""
+    if str(value).startswith(("~/", "~\\")) and isinstance(value, (str, Path)):
+        return type(value)(os.path.expanduser(value))
+    return value
