@@ -102,9 +102,7 @@ def run(
     if not data or not labelled:
         raise ConfigError("a race needs --data IMAGES to pre-train on, and --labelled FOLDER to score")
     scoring = Scoring(
-        labelled,
-        train,
-        test,
+        LabelledConfig(source=labelled, train=train, val="none", test=test),
         probe_seeds,
         probe_size,
         probe_images,
@@ -138,9 +136,7 @@ def run(
 class Scoring:
     """How weights are scored; the attributes are described at `run`."""
 
-    labelled: str
-    train: str
-    test: str
+    labelled: LabelledConfig
     probe_seeds: tuple[int, ...]
     probe_size: int
     probe_images: int
@@ -167,7 +163,7 @@ class Entry:
     @cached_property
     def name(self) -> str:
         """Name of the run's folder: two entries with the same weights have the same name."""
-        settings = {name: value for name, value, _ in self.config.differences(Config())}
+        settings = {"method": self.method, **self.config.result_settings()}
         return f"{self.method}-seed{self.seed}-{self.cpu_minutes:g}min-{digest(settings)[:8]}"
 
     def key(self, scoring: Scoring) -> str:
@@ -293,25 +289,17 @@ def score(entry: Entry, weights: Path, scoring: Scoring, folder: Path) -> dict[s
     None if the process was asked to stop.
     """
     backbone = entry.config.model.backbone
-    labelled = LabelledConfig(source=scoring.labelled, train=scoring.train, val="none", test=scoring.test)
     probes = probe_seeds(
-        labelled,
-        [str(weights)],
-        backbone,
-        scoring.probe_size,
-        scoring.probe_images,
-        scoring.probe_seeds,
+        scoring.labelled, [str(weights)], backbone, scoring.probe_size, scoring.probe_images, scoring.probe_seeds
     )
     scores = {f"miou_{stride}": [probe.miou[stride] for probe in probes] for stride in probes[0].miou}
     if scoring.detection_steps:
+        labelled = {f"data.{name}": value for name, value in asdict(scoring.labelled).items()}
         config = protocol("small_detection", "detection").with_values(
-            {
+            labelled
+            | {
                 "init": str(weights),
                 "seed": entry.seed,
-                "data.source": labelled.source,
-                "data.train": labelled.train,
-                "data.val": labelled.val,
-                "data.test": labelled.test,
                 "data.fraction": scoring.detection_fraction,
                 "model.backbone": backbone,
                 "optim.steps": scoring.detection_steps,

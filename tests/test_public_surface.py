@@ -18,6 +18,7 @@ from plrc.cli.commands import COMMANDS
 from plrc.cli.export import ExportOptions
 from plrc.export import TARGETS
 from plrc.presets import PRESETS, preset
+from plrc.progress import ignore_progress
 from plrc.transfer.presets import PROTOCOLS, protocol
 
 FLAGS = """
@@ -141,8 +142,11 @@ def test_the_package() -> None:
         "WeightsError",
         "compare_weights",
         "export_backbone",
+        "export_detector",
         "load_backbone",
+        "load_detector",
         "objectives",
+        "predict",
         "preset",
         "pretrain",
         "protocol",
@@ -186,6 +190,18 @@ def test_functions() -> None:
     }
     export = {"run": REQUIRED, "target": "torchvision", "out": None, "backbone": "", "into": None}
     assert parameters(plrc.export_backbone) == export
+    assert parameters(plrc.export_detector) == {"run": REQUIRED, "out": None, "backbone": ""}
+    assert parameters(plrc.load_detector) == {"run": REQUIRED, "device": "auto", "backbone": ""}
+    assert parameters(plrc.predict) == {
+        "run": REQUIRED,
+        "images": REQUIRED,
+        "out": REQUIRED,
+        "png": None,
+        "score_threshold": None,
+        "device": "auto",
+        "backbone": "",
+        "on_progress": ignore_progress,
+    }
     assert parameters(plrc.preset) == {"name": REQUIRED, "method": "plrc"}
     assert list(get_type_hints(plrc.Run)) == ["path", "step", "finished", "health"]
 
@@ -220,7 +236,7 @@ def test_objectives() -> None:
 
 def test_commands() -> None:
     assert " ".join(COMMANDS) == (
-        "demo doctor scan shard regions pretrain export verify transfer compare study visualize"
+        "demo doctor scan shard regions pretrain export verify transfer predict compare study visualize"
     )
 
 
@@ -291,6 +307,7 @@ def test_flags_of_the_other_commands(capsys: pytest.CaptureFixture[str]) -> None
         "scan": "--layout --split --exclude --channels --workers --pages --max-megapixels",
         "export": "--to --out --backbone --into",
         "verify": "--out",
+        "predict": "--images --out --png --score-threshold --backbone --device",
         "study": "--out --show --no-show --plot --metric",
         "visualize": "--images --out --with --stride --size --width --steps --limit --samples --megabytes --png "
         "--points --backbone --device",

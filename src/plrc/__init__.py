@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     )
     from plrc.export import export_backbone, load_backbone
     from plrc.presets import preset
+    from plrc.transfer.detector_file import load_detector
+    from plrc.transfer.onnx_detector import export_detector
+    from plrc.transfer.predict import predict
     from plrc.transfer.presets import protocol
 
     __version__: str
@@ -52,8 +55,11 @@ __all__ = [
     "WeightsError",
     "compare_weights",
     "export_backbone",
+    "export_detector",
     "load_backbone",
+    "load_detector",
     "objectives",
+    "predict",
     "preset",
     "pretrain",
     "protocol",
@@ -68,6 +74,9 @@ _MODULES = {
     "plrc.errors": tuple(name for name in __all__ if name.endswith("Error")),
     "plrc.export": ("export_backbone", "load_backbone"),
     "plrc.presets": ("preset",),
+    "plrc.transfer.detector_file": ("load_detector",),
+    "plrc.transfer.onnx_detector": ("export_detector",),
+    "plrc.transfer.predict": ("predict",),
     "plrc.transfer.presets": ("protocol",),
 }
 

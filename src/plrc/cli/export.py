@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from plrc.cli.options import CommandParser, about, positional
+from plrc.errors import ConfigError
 
 CHECK_IN = "--check-in is now a command of its own: plrc verify RUN detector.py:build"
 
@@ -15,7 +16,7 @@ CHECK_IN = "--check-in is now a command of its own: plrc verify RUN detector.py:
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
     run: Path = positional("RUN")
-    """Run folder (its newest checkpoint) or checkpoint file."""
+    """Run folder (its newest checkpoint) or checkpoint file. With --to onnx also the folder of a transfer run."""
     to: Literal["torchvision", "timm", "transformers", "detectron2", "mmdetection", "safetensors", "onnx"]
     """The library or format that the weights are for."""
     out: Path | None = None
@@ -32,6 +33,8 @@ class ExportOptions:
 def run(arguments: Sequence[str]) -> int:
     """Export the pre-trained backbone for a library, and prove that the library loads it.
 
+    The folder of a transfer run is exported as ONNX: the whole fine-tuned detector, for any number of images at once.
+
     examples:
       plrc export runs/first --to torchvision
       plrc export runs/first --to torchvision --out backbone.pt
@@ -39,13 +42,32 @@ def run(arguments: Sequence[str]) -> int:
       plrc export runs/own --to transformers --into my-d-fine/ --out my-d-fine-plrc/
       plrc export runs/first --to detectron2
       plrc export runs/own --to safetensors --backbone my_net.py:build
+      plrc export transfer/first --to onnx --out detector.onnx
     """
     parser = CommandParser("export", about(run), refused={"check_in": CHECK_IN})
     parser.add_fields(ExportOptions)
     options = ExportOptions(**parser.parse(arguments))
+    from plrc.transfer.detector_file import is_transfer_run
+
+    if is_transfer_run(options.run):
+        return _export_detector(options)
     from plrc.export import export_backbone
 
     receipt = export_backbone(options.run, options.to, options.out, options.backbone, options.into)
+    print(receipt.line())
+    print(receipt.advice())
+    return 0
+
+
+def _export_detector(options: ExportOptions) -> int:
+    from plrc.transfer.onnx_detector import export_detector
+
+    if options.to != "onnx":
+        raise ConfigError(
+            f"{options.run} is a run of plrc transfer, whose fine-tuned detector is exported as ONNX only; write --to "
+            f"onnx, or name a run of plrc pretrain for --to {options.to}"
+        )
+    receipt = export_detector(options.run, options.out, options.backbone)
     print(receipt.line())
     print(receipt.advice())
     return 0

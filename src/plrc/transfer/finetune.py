@@ -27,6 +27,7 @@ from plrc.model.backbone import Backbone
 from plrc.progress import OnProgress, ignore_progress
 from plrc.runtime import StopRequest, choose_device
 from plrc.transfer.data_checks import log_data_warnings
+from plrc.transfer.detector_file import WEIGHTS, model_metadata
 from plrc.transfer.initial import (
     InitialWeights,
     initial_backbone,
@@ -42,7 +43,6 @@ from plrc.transfer.tasks import TaskModel, build_task_model
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 CHECKPOINT = "checkpoint.pt"
 RESULT = "result.json"
-WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,8 @@ def _fine_tune(
         tensors = {
             name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in model.state_dict().items()
         }
-        write_atomic(out / WEIGHTS, lambda file: file.write(safetensors.torch.save(tensors)))
+        metadata = model_metadata(config, splits.train.classes, initial.backbone, initial.pixels)
+        write_atomic(out / WEIGHTS, lambda file: file.write(safetensors.torch.save(tensors, metadata)))
     write_json(out / RESULT, dataclasses.asdict(result))
     (out / CHECKPOINT).unlink(missing_ok=True)
     return result

@@ -64,7 +64,7 @@ class DetectionModel:
         """Return scores in percent; the model stays in evaluation mode."""
         self.model.eval()
         images = DetectionImages(labelled, self.config.input, train=False, masks=False, seed=0)
-        predictions = [self._predict(images[i][0]) for i in range(len(labelled.images))]
+        predictions = [self.predict(images[i][0]) for i in range(len(labelled.images))]
         scores = coco_metrics(labelled, predictions, "bbox")
         if self.masks:
             for name, value in coco_metrics(labelled, predictions, "segm").items():
@@ -83,7 +83,9 @@ class DetectionModel:
             scores |= {f"{name}_{label}": 0.0 for name in names}
         return scores
 
-    def _predict(self, image: Tensor) -> Prediction:
+    @torch.no_grad()
+    def predict(self, image: Tensor) -> Prediction:
+        """Return the predictions for an image, uint8 [C, H, W]; the model must be in evaluation mode."""
         output = self.model([image.to(self.device).float() / 255])[0]
         output = {name: tensor.cpu() for name, tensor in output.items()}
         masks = []

@@ -163,11 +163,14 @@ class SquareDetector(nn.Module):
         """Return the loss of a batch if there are targets, else the predictions of each image."""
         if targets is None:
             output = self.network(pixel_values=self._squares(images, self.test_side))
-            sizes = [image.shape[1:] for image in images]
-            return [
-                _predictions(logits, boxes, height, width)
-                for logits, boxes, (height, width) in zip(output.logits, output.pred_boxes, sizes, strict=True)
-            ]
+            predictions = []
+            for image, corners, scores, classes in zip(
+                images, *best_predictions(output.logits, output.pred_boxes), strict=True
+            ):
+                height, width = image.shape[1:]
+                scale = corners.new_tensor([width, height, width, height])
+                predictions.append({"boxes": corners * scale, "labels": classes + 1, "scores": scores})
+            return predictions
         side = self.train_sides[int(torch.randint(len(self.train_sides), (1,)))]
         labels = []
         for image, target in zip(images, targets, strict=True):
@@ -190,15 +193,23 @@ def _shares(boxes: Tensor, image: Tensor) -> Tensor:
     return torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], dim=1)
 
 
-def _predictions(logits: Tensor, boxes: Tensor, height: int, width: int) -> dict[str, Tensor]:
-    """The most confident pairs of query and class: logits [Q, K], boxes [Q, 4] as shares -> at most PREDICTIONS."""
-    probabilities = logits.float().sigmoid().flatten()
-    scores, chosen = probabilities.topk(min(PREDICTIONS, len(probabilities)))
-    classes = logits.shape[1]
-    centers, sides = boxes.float()[chosen // classes].split(2, dim=1)
-    corners = torch.cat([centers - sides / 2, centers + sides / 2], dim=1).clamp(0, 1)
-    scale = corners.new_tensor([width, height, width, height])
-    return {"boxes": corners * scale, "labels": chosen % classes + 1, "scores": scores}
+def best_predictions(logits: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose the most confident pairs of query and class, at most PREDICTIONS.
+
+    Args:
+        logits: [B, Q, K].
+        boxes: Center x, center y, width and height as shares of the image's sides, [B, Q, 4].
+
+    Returns:
+        Corners x0 y0 x1 y1 as shares [B, N, 4], scores [B, N] and classes from 0 [B, N].
+    """
+    probabilities = logits.float().sigmoid().flatten(1)
+    classes = logits.shape[2]
+    scores, chosen = probabilities.topk(min(PREDICTIONS, logits.shape[1] * classes))
+    queries = (chosen // classes)[:, :, None].expand(-1, -1, 4)
+    centers, sides = boxes.float().gather(1, queries).split(2, dim=2)
+    corners = torch.cat([centers - sides / 2, centers + sides / 2], dim=2).clamp(0, 1)
+    return corners, scores, chosen % classes
 
 
 def _settings(backbone: Backbone, config: DetectorConfig, classes: int) -> dict[str, Any]:
