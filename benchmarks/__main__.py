@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import epoch, listing, loader, objectives, race, scaling, step, teacher
+from benchmarks import detectors, epoch, listing, loader, objectives, race, scaling, step, teacher
 from benchmarks.report import Bench
 from plrc.errors import PlrcError
 
@@ -22,6 +22,7 @@ KINDS: dict[str, Callable[..., Bench]] = {
     "scaling": scaling.run,
     "listing": listing.run,
     "race": race.run,
+    "detectors": detectors.run,
 }
 
 
