@@ -15,7 +15,7 @@ import torch
 from benchmarks.report import Bench, interquartile_range, median, peak_bytes, ratios, time_interleaved
 from plrc.model import build_backbone
 from plrc.runtime import choose_device
-from plrc.transfer.finetune import _build_optimizer
+from plrc.transfer.finetune import build_optimizer
 from plrc.transfer.presets import protocol
 from plrc.transfer.tasks import build_task_model
 
@@ -72,7 +72,7 @@ def _training_step(name: str, size: int, batch: int, device: torch.device) -> Ca
     torch.manual_seed(0)
     task_model = build_task_model(config, build_backbone(config.model.backbone), CLASSES, device)
     model = task_model.model.train()
-    optimizer = _build_optimizer(model, config.optim)
+    optimizer = build_optimizer(model, config.optim)
     items = [_item(size) for _ in range(batch)]
 
     def step() -> None:

@@ -160,7 +160,7 @@ def test_parts_of_a_batch_have_the_gradient_of_the_whole_and_the_backbone_its_ra
 
     model = torch.nn.Sequential(Backbone("own", torch.nn.Conv2d(3, 4, 1), {8: 4}), torch.nn.BatchNorm2d(4))
     config = OptimConfig(optimizer="adamw", backbone_lr_factor=0.1)
-    optimizer = finetune._build_optimizer(model, config)
+    optimizer = finetune.build_optimizer(model, config)
     assert isinstance(optimizer, torch.optim.AdamW)
     rows_of_groups = [(group["lr_factor"], group["weight_decay"]) for group in optimizer.param_groups]
     assert rows_of_groups == [(1.0, config.norm_decay), (0.1, config.weight_decay)]

@@ -164,7 +164,7 @@ def _fine_tune(
 ) -> Result | None:
     steps = config.optim.total_steps
     model = task_model.model
-    optimizer = _build_optimizer(model, config.optim)
+    optimizer = build_optimizer(model, config.optim)
     inside = verify_initial_weights(model, initial)
     start_step, seconds_before, curve = _restore(out / CHECKPOINT, model, optimizer)
     started = time.perf_counter() - seconds_before
@@ -314,7 +314,7 @@ def _backward(task_model: TaskModel, batch: list[Any], config: OptimConfig) -> t
     return total
 
 
-def _build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """Normalization layers have a weight decay of their own, and the backbone a learning rate."""
     norm_ids = set()
     backbone_ids = set()
