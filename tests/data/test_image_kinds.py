@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image
 
 from plrc.config import Config, DataConfig, RegionConfig
@@ -19,6 +20,7 @@ from plrc.data.decode import decode, decode_bytes
 from plrc.data.id_maps import map_path
 from plrc.data.image_errors import DecodeError
 from plrc.data.image_header import read_header
+from plrc.data.image_kinds import START_BYTES, format_of_start
 from plrc.data.manifest import build_manifest
 from plrc.data.regions import Regions
 from plrc.data.scan import ScanReport, scan
@@ -172,6 +174,43 @@ def test_damaged_files_of_the_new_kinds_are_refused(start: bytes) -> None:
         decode_bytes(start + noise)
 
 
+@pytest.mark.parametrize("major", [b"avif", b"mif1"])
+def test_an_avif_that_begins_with_a_shared_brand_is_no_heic(
+    major: bytes, picture: Image.Image, without_heic: None
+) -> None:
+    file = io.BytesIO()
+    picture.save(file, "AVIF")
+    data = file.getvalue()
+    assert b"avif" in data[16 : int.from_bytes(data[:4], "big")]
+    data = data[:8] + major + data[12:]
+    assert format_of_start(data[:START_BYTES]) == "AVIF"
+    assert tuple(decode_bytes(data).shape) == (3, picture.height, picture.width)
+
+
+@pytest.mark.parametrize(
+    ("brands", "kind"), [(b"mif1heic", "HEIF"), (b"mif1avif", "AVIF"), (b"miafavis", "AVIF"), (b"miaf", "HEIF")]
+)
+def test_the_brands_of_a_file_end_with_their_box(brands: bytes, kind: str) -> None:
+    size = (16 + len(brands)).to_bytes(4, "big")
+    for major in (b"mif1", b"msf1"):
+        assert format_of_start(size + b"ftyp" + major + bytes(4) + brands + b"avif") == kind
+
+
+# --------------------------------------------------------------------------------------------------------------- scans
+
+
+def test_only_the_scans_of_the_image_count(picture: Image.Image) -> None:
+    file = io.BytesIO()
+    picture.save(file, "JPEG", progressive=True, comment=b"\xff\xda" * 300)  # as thumbnails in the header
+    data = file.getvalue()
+    assert data.count(b"\xff\xda") > 300
+    pixels = decode_bytes(data)
+    assert torch.equal(decode_bytes(data + b"\xff\xda" * 300), pixels)  # the video of a motion photo
+    start = data.rindex(b"\xff\xda")
+    with pytest.raises(DecodeError, match=r"a JPEG of 3\d\d scans, made to take minutes; at most 200 are read"):
+        decode_bytes(data[:-2] + data[start:-2] * 300 + data[-2:])
+
+
 # --------------------------------------------------------------------------------------------------------------- pages
 
 
@@ -201,6 +240,14 @@ def test_every_page_is_an_image(tmp_path: Path, picture: Image.Image) -> None:
     assert find(tmp_path, pages="all", exclude=exclude).names == ("x.jpg",)
     with pytest.raises(ConfigError, match="shards hold whole files, not pages"):
         write_shards(images, tmp_path / "shards", "", 1.0)
+
+
+def test_pages_are_copies_of_the_same_page_only(tmp_path: Path) -> None:
+    stack(tmp_path / "x.tif")
+    config = DataConfig(source=str(tmp_path), pages="all")
+    assert scan(config, 1).duplicates == ()
+    (tmp_path / "y.tif").write_bytes((tmp_path / "x.tif").read_bytes())
+    assert scan(config, 1).duplicates == (("x.tif", "y.tif"), ("x.tif#2", "y.tif#2"), ("x.tif#3", "y.tif#3"))
 
 
 def test_pages_of_one_file_change_nothing_in_a_list(tmp_path: Path) -> None:

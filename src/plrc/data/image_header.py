@@ -16,7 +16,8 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLESPERPIXEL, TiffImageFile
 
 from plrc.data.channels import read_npy_header, starts_as_npy
 from plrc.data.image_errors import DecodeError
-from plrc.data.image_kinds import HEIC_PACKAGE, format_of_start, readable_formats
+from plrc.data.image_kinds import HEIC_PACKAGE, START_BYTES, format_of_start, readable_formats
+from plrc.data.jpeg_markers import START_OF_SCAN, walk_markers
 from plrc.data.tiff import TiffPage, full_pages, read_tiff_header
 from plrc.errors import MissingPackageError
 from plrc.pixels import RGB_CHANNELS
@@ -178,7 +179,7 @@ def open_image(file: BinaryIO, page: int = 0) -> OpenedImage:
     Raises:
         DecodeError: The header is damaged, or belongs to no known format.
     """
-    start = file.read(32)
+    start = file.read(START_BYTES)
     if not start:
         raise DecodeError("the file is empty")
     if start.startswith(b"\xff\xd8"):
@@ -203,7 +204,9 @@ def open_image(file: BinaryIO, page: int = 0) -> OpenedImage:
 
 def check_pixels(opened: OpenedImage, data: bytes, max_megapixels: float) -> None:
     """Raise DecodeError for an image that has no pixels, too many, or too many passes over them."""
-    scans = data.count(b"\xff\xda") if opened.format in ("JPEG", "MPO") else 0
+    scans = 0
+    if opened.format in ("JPEG", "MPO"):
+        scans = sum(code == START_OF_SCAN for _, code in walk_markers(data))
     if scans > _MAX_SCANS:
         raise DecodeError(f"a JPEG of {scans} scans, made to take minutes; at most {_MAX_SCANS} are read")
     check_megapixels(opened.height, opened.width, max_megapixels)

@@ -51,7 +51,8 @@ NO_IMAGE_EXTENSIONS = (
 """Files that are certainly no images."""
 NO_IMAGE_NAMES = ("license", "readme", "makefile", "dockerfile", "copying", "notice", "md5sums", "sha256sums")
 
-_START = 32  # bytes of a file that tell its format
+START_BYTES = 64
+"""Bytes of a file that tell its format."""
 _SIGNATURES = (
     (0, b"\xff\xd8\xff", "JPEG"),
     (0, b"\x89PNG", "PNG"),
@@ -65,14 +66,14 @@ _SIGNATURES = (
     (4, b"ftypavi", "AVIF"),
     (4, b"ftyphei", "HEIF"),
     (4, b"ftyphev", "HEIF"),
-    (4, b"ftypmif1", "HEIF"),
-    (4, b"ftypmsf1", "HEIF"),
     (0, b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000"),
     (0, b"\xff\x4f\xff\x51", "JPEG2000"),
     (0, b"qoif", "QOI"),
     (0, b"8BPS", "PSD"),
     *((0, b"P" + digit + space, "PPM") for digit in (b"1", b"2", b"3", b"4", b"5", b"6") for space in (b"\n", b" ")),
 )
+_SHARED_BRANDS = (b"mif1", b"msf1")  # AVIF and HEIC files can begin with them; the brands that follow decide
+_AVIF_BRANDS = (b"avif", b"avis")
 
 
 @cache
@@ -96,6 +97,10 @@ def format_of_start(start: bytes) -> str:
     for offset, signature, name in _SIGNATURES:
         if start[offset : offset + len(signature)] == signature:
             return name
+    if start[4:8] == b"ftyp" and start[8:12] in _SHARED_BRANDS:
+        end = min(int.from_bytes(start[:4], "big"), len(start))
+        has_avif = any(start[offset : offset + 4] in _AVIF_BRANDS for offset in range(16, end, 4))
+        return "AVIF" if has_avif else "HEIF"
     return ""
 
 
@@ -103,6 +108,6 @@ def format_of_file(path: str) -> str:
     """Return the format that the first bytes of a file tell; empty if they tell none or cannot be read."""
     try:
         with open(path, "rb") as file:
-            return format_of_start(file.read(_START))
+            return format_of_start(file.read(START_BYTES))
     except OSError:
         return ""

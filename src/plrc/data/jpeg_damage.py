@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import io
-import re
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from plrc.data.image_header import quiet_pillow
+from plrc.data.jpeg_markers import RESTARTS, START_OF_SCAN, walk_markers
 
 _TOLERATED = 0.005  # share of a picture that may be missing: some encoders leave out the last bits
-_END_OF_PIXELS = re.compile(rb"\xff[\xc0-\xef\xfe]")  # 0xff00 and 0xffff are part of the pixels
-_START_OF_PIXELS = 0xDA
-_END_OF_IMAGE = 0xD9
-_RESTARTS = range(0xD0, 0xD8)
 _FILLER = b"\x5a\xa5" * 2048
 _BLOCK = 8  # pixels per side of what is coded together
 _GRAY = 128  # value in all channels where data are missing
@@ -61,21 +57,11 @@ def _with_filler(data: bytes) -> bytes:
     """The file with further data before each marker that ends a stretch of pixel data."""
     pieces: list[bytes] = []
     copied = 0
-    offset = 2
     in_pixels = False
-    while True:
-        marker = _END_OF_PIXELS.search(data, offset)
-        if marker is None:
-            break
-        code = data[marker.start() + 1]
+    for offset, code in walk_markers(data):
         if in_pixels:
-            pieces += [data[copied : marker.start()], _FILLER]
-            copied = marker.start()
-        if code == _END_OF_IMAGE:
-            break
-        offset = marker.end()
-        if code in _RESTARTS:
-            continue
-        offset += int.from_bytes(data[offset : offset + 2], "big")
-        in_pixels = code == _START_OF_PIXELS
+            pieces += [data[copied:offset], _FILLER]
+            copied = offset
+        if code not in RESTARTS:
+            in_pixels = code == START_OF_SCAN
     return b"".join([*pieces, data[copied:]])

@@ -48,7 +48,7 @@ class ScannedFile(NamedTuple):
         size: Bytes.
         changed: Time of the last change of contents or permissions, in ns.
         reason: Why it cannot be used; empty if it can.
-        digest: Hash of its contents; empty if they could not be read.
+        digest: Hash of its contents and of the number of its page; empty if they could not be read.
         height: Pixels after EXIF rotation.
         width: Pixels after EXIF rotation.
         mode: Pixel format in Pillow's terms, such as "RGB".
@@ -208,7 +208,7 @@ def _scan_image(images: ImageList, i: int, config: DataConfig) -> ScannedFile:
     digest = ""
     try:
         data = images.read(i, config.max_megapixels)
-        digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+        digest = f"{hashlib.blake2b(data, digest_size=16).hexdigest()} {images.page(i)}"
         header = read_header(io.BytesIO(data), config.channels, images.page(i))
         remarks = header.remarks(config.pages, config.channels)
         image = decode_bytes(
