@@ -207,6 +207,21 @@ def read_lines(path: str, is_name: Callable[[str], bool] = _is_no_name) -> list[
     return [line for line in stripped if line and (not line.startswith("#") or is_name(line))]
 
 
+def read_numbered_lines(path: str) -> list[str]:
+    """Read the lines of a text file whose numbers have a meaning: all but empty ones at its end, `#` or not.
+
+    Raises:
+        DataError: The file cannot be read, or has an empty line before its last.
+    """
+    lines = [line.strip() for line in _read_text(path).rstrip().splitlines()]
+    if "" in lines:
+        raise DataError(
+            f"{path}: line {lines.index('') + 1} is empty, and the number of a line is that of its class; remove the "
+            "line, or write a name"
+        )
+    return lines
+
+
 def relative_name(root: str, path: str) -> str:
     """Return the name of a file or relative path: relative to the root if it lies below it, otherwise absolute."""
     inside = root.replace(os.sep, "/").rstrip("/") + "/"

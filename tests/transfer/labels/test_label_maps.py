@@ -97,6 +97,15 @@ def test_bits_next_to_gray_maps_of_small_ids_are_ones(tmp_path: Path) -> None:
     assert classes_of(splits) == [0, 1, 1, 1]
 
 
+def test_the_line_of_a_name_is_its_id(tmp_path: Path) -> None:
+    root = source(tmp_path, gray([[0, 1, 1, 255]]))
+    (root / "classes.txt").write_text("#1 sky\nroad\n\n")
+    assert read(root, "semantic").train.classes == ("#1 sky", "road")
+    (root / "classes.txt").write_text("sky\n\nroad\n")
+    with pytest.raises(DataError, match=r"classes.txt: line 2 is empty"):
+        read(root, "semantic")
+
+
 def test_the_pixels_of_each_class_and_the_ignored_ones_are_counted(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("sky\nroad\nrare\n")
     notes = read(source(tmp_path, gray([[0, 1, 1, 255]])), "semantic").reading.lines()

@@ -159,6 +159,7 @@ def test_broken_voc_annotations_are_counted_by_reason(tmp_path: Path) -> None:
         "images without an annotation file, left out: 1 (JPEGImages/bare.jpg)",
         "image files that are missing, dropped: 1 (JPEGImages/gone.jpg)",
         "image files that cannot be read, dropped: 1 (JPEGImages/07_4.jpg)",
+        "objects of images that cannot be used, dropped: 3 (07_1.xml object 1, 07_4.xml object 1, 07_4.xml object 2)",
     }
 
 
@@ -199,7 +200,10 @@ def test_boxes_lie_on_the_object_of_a_turned_image(tmp_path: Path, ending: str, 
     lines = splits.reading.lines()[3:]
     if stated == "neither":
         assert "07_0" not in names(splits.train)
-        assert lines == (f"images of another size than their annotation says, dropped: 1 (JPEGImages/07_0.{ending})",)
+        assert lines == (
+            f"images of another size than their annotation says, dropped: 1 (JPEGImages/07_0.{ending})",
+            "objects of images that cannot be used, dropped: 1 (07_0.xml object 1)",
+        )
         return
     item = next(image for image in splits.train.images if image.name.endswith(f"07_0.{ending}"))
     assert item.boxes.tolist() == [[20, top, 40, top + 30]]

@@ -163,3 +163,15 @@ def test_a_single_corner_at_zero_among_many_at_one_is_an_error_of_its_own(tmp_pa
     splits = read(tmp_path)
     assert [image.boxes.tolist()[0] for image in splits.train.images] == [[0, 0, 10, 12], [0, 1, 10, 12]]
     assert "boxes partly outside of the image, clipped: 1 (train_1.xml object 1)" in splits.reading.lines()
+
+
+def test_an_image_has_one_annotation_file(tmp_path: Path) -> None:
+    cat = DOG.replace("dog", "cat")
+    for split in ("train", "test"):
+        pairs(tmp_path / split, "images/{}.jpg", "annotations/{}.xml", 2)
+        put_xml(tmp_path / split / "xmls" / "0.xml", cat)
+        put_xml(tmp_path / split / "annotations" / "00 old.xml", "<filename>1.jpg</filename>" + cat)
+    splits = read(tmp_path, val="none")
+    assert splits.train.classes == ("dog",) and names(splits.train) == ["0", "1"]
+    further = "test/annotations/00 old.xml, test/xmls/0.xml, train/annotations/00 old.xml, ..."
+    assert f"further annotation files of an image, left out: 4 ({further})" in splits.reading.lines()

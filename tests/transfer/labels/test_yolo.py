@@ -289,3 +289,25 @@ def test_a_folder_labels_of_other_data_is_not_taken(tmp_path: Path) -> None:
     put(tmp_path / "labels" / "other" / "0.txt", "")
     train = read(root, test_fraction=0.4, val="none").train
     assert [len(image.boxes) for image in train.images] == [1, 1]
+
+
+@pytest.mark.parametrize("stated", ["", "names: classes.txt\n"])
+def test_the_line_of_a_class_is_its_number(tmp_path: Path, stated: str) -> None:
+    yaml = "train: images/train\nval: images/val\n" + stated
+    root = yolo_source(tmp_path, "0 0.5 0.5 0.2 0.4", "2 0.5 0.5 0.2 0.4", yaml=yaml)
+    put(root / "classes.txt", "#1 bolt\n nut \nscrew\n\n \n")
+    train = read(root, val="none").train
+    assert train.classes == ("#1 bolt", "nut", "screw") and train.images[0].classes.tolist() == [0, 2]
+    put(root / "classes.txt", "#1 bolt\n\nscrew\n")
+    with pytest.raises(DataError, match=r"classes.txt: line 2 is empty, .*; remove the line, or write a name"):
+        read(root)
+
+
+def test_objects_of_an_image_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
+    root = yolo_source(tmp_path, BOX, "0 0.5 0.5 0.2 0.2", "0 300 0.5 0.2 0.2")
+    (root / "images" / "train" / "a0.jpg").write_bytes(b"no image")
+    place = "labels/train/a0.txt line"
+    assert {line for line in all_lines(root) if "dropped" in line} == {
+        "image files that cannot be read, dropped: 1 (images/train/a0.jpg)",
+        f"objects of images that cannot be used, dropped: 3 ({place} 1, {place} 2, {place} 3)",
+    }

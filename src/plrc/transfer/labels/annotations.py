@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -147,6 +147,17 @@ def annotate_image(
             return None
         turn_objects = header.orientation
     return ImageAnnotation(name, str(path), header.height, header.width, turn_objects=turn_objects)
+
+
+def drop_objects(locations: Iterable[str], reading: ReadingReport) -> None:
+    """Count the objects of an image that cannot be used, which are lost with it.
+
+    Args:
+        locations: Where they are annotated.
+        reading: Counts them.
+    """
+    for location in locations:
+        reading.count("dropped", "objects of images that cannot be used", location)
 
 
 def check_annotation(

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from plrc.data.layouts import read_lines
+from plrc.data.layouts import read_lines, read_numbered_lines
 from plrc.errors import DataError
 from plrc.transfer.labels.label_maps import MAX_ID
 
@@ -68,6 +68,11 @@ def read_class_list(root: Path) -> ClassList | None:
         lines = lines[1:]  # the header name,r,g,b
     colors = [_read_color(line, path) for line in lines]
     ids = [_read_id(line, path) for line in lines]
+    if path.name == "classes.txt" and not any(colors) and not any(ids):
+        lines = read_numbered_lines(str(path))
+        if lines:
+            numbered = tuple((name, number) for number, name in enumerate(lines))
+            return ClassList(path, numbered, in_color=False, numbered=True)
     if not lines:
         raise DataError(f"{path} names no class; write one in each line")
     entries: list[tuple[str, int]] = []
@@ -76,11 +81,12 @@ def read_class_list(root: Path) -> ClassList | None:
             raise DataError(
                 f"{path}: the line {line!r} has no color; write it like the others, such as road:128,64,128"
             )
-        if color is None and pair is None and any(ids):
+        entry = color or pair
+        if entry is None:
             raise DataError(f"{path}: the line {line!r} has no id; write it like the others, such as road:7")
-        entries.append(color or pair or (line, len(entries)))
+        entries.append(entry)
     _check_unique(entries, path, any(colors))
-    return ClassList(path, tuple(entries), any(colors), not any(colors) and not any(ids))
+    return ClassList(path, tuple(entries), any(colors), numbered=False)
 
 
 def color_text(color: int) -> str:

@@ -21,7 +21,7 @@ from plrc.data.coco_values import box_of_polygons
 from plrc.data.reading import ReadingReport
 from plrc.errors import ConfigError, DataError, LayoutError
 from plrc.measures.segmentation import IGNORED
-from plrc.transfer.labels.annotations import NO_BOX, ImageAnnotation, ObjectAnnotation, annotate_image
+from plrc.transfer.labels.annotations import NO_BOX, ImageAnnotation, ObjectAnnotation, annotate_image, drop_objects
 from plrc.transfer.labels.class_table import ClassTable, fixed_classes, used_ids
 from plrc.transfer.labels.label_maps import MapValues
 from plrc.transfer.labels.pairs import pair_folders
@@ -172,8 +172,7 @@ class CocoReader:
         """The image with its objects; None if it cannot be used."""
         annotation = annotate_image(self.root, path, self.reading, (image.height, image.width), self.channels)
         if annotation is None:
-            for item in image.objects:
-                self.reading.count("dropped", "objects of images that cannot be used", item.location)
+            drop_objects((item.location for item in image.objects), self.reading)
             return None
         if not image.objects:
             self.reading.count("read", "images without an annotation, as background", annotation.name)

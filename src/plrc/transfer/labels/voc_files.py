@@ -92,14 +92,16 @@ def _pair(
         images[os.path.splitext(_key(name))[0]].append(name)
     xml_of_image: dict[str, str] = {}
     pairs: defaultdict[str, list[_Pair]] = defaultdict(list)
-    for name in xml_names:
+    for name in sorted(xml_names, key=lambda name: os.path.splitext(_key(name))[0] not in images):  # equal paths first
         path = _key(name)
         names = images.get(os.path.splitext(path)[0]) or _named_by_xml(root / name, path, images)
         if not names:
             pairs[_split_of(path)].append(_Pair(None, root / name))
         if len(names) > 1:
             reading.count("read", "annotation files that several images share", name)
-        xml_of_image.update((image, name) for image in names if image not in xml_of_image)
+        for image in names:
+            if xml_of_image.setdefault(image, name) != name:
+                reading.count("left out", "further annotation files of an image", name)
     for names in images.values():
         for image in names:
             xml = xml_of_image.get(image)

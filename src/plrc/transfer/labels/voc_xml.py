@@ -18,6 +18,7 @@ from plrc.transfer.labels.annotations import (
     ImageAnnotation,
     ObjectAnnotation,
     annotate_image,
+    drop_objects,
     relative_name,
 )
 
@@ -68,10 +69,12 @@ def read_annotation(
         return annotation
     tree = read_xml(xml)
     annotation = annotate_image(root, image, reading, _stated_size(tree))
+    elements = {f"{location} object {number}": item for number, item in enumerate(tree.findall("object"), start=1)}
     if annotation is None:
+        drop_objects(elements, reading)
         return None
-    for number, element in enumerate(tree.findall("object"), start=1):
-        item = _read_object(element, f"{location} object {number}", first_pixel, reading)
+    for place, element in elements.items():
+        item = _read_object(element, place, first_pixel, reading)
         if item is not None:
             annotation.objects.append(item)
     return annotation

@@ -15,7 +15,13 @@ from plrc.data.image_kinds import IMAGE_EXTENSIONS
 from plrc.data.layouts import list_folder, read_lines
 from plrc.data.reading import ReadingReport
 from plrc.errors import ConfigError, DataError
-from plrc.transfer.labels.annotations import ImageAnnotation, ObjectAnnotation, annotate_image, relative_name
+from plrc.transfer.labels.annotations import (
+    ImageAnnotation,
+    ObjectAnnotation,
+    annotate_image,
+    drop_objects,
+    relative_name,
+)
 from plrc.transfer.labels.class_table import ClassTable, fixed_classes
 from plrc.transfer.labels.contents import files_below, folder_named
 from plrc.transfer.labels.label_maps import MapValues
@@ -165,6 +171,7 @@ class YoloReader:
             return None
         annotation = annotate_image(self.root, file.image, self.reading)
         if annotation is None:
+            drop_objects((line.location for line in file.lines or []), self.reading)
             return None
         if file.lines is None:
             self.reading.count("read", "images without a label file, as background", name)

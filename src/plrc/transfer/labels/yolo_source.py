@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from plrc.data.layouts import read_lines
+from plrc.data.layouts import read_numbered_lines
 from plrc.data.reading import ReadingReport
 from plrc.errors import DataError, LayoutError
 from plrc.transfer.labels.contents import folder_named, read_start, survey
@@ -194,7 +194,7 @@ def _names_of_yaml(
         file = locator.locate(_as_path(stated))
         if file is None or not file.is_file():
             raise DataError(f"{path}: names is {stated}, neither a list of names nor a file with names; correct it")
-        return _checked(dict(enumerate(read_lines(str(file)))), file), file
+        return _checked(dict(enumerate(read_numbered_lines(str(file)))), file), file
     if isinstance(stated, list):
         stated = dict(enumerate(stated))
     try:
@@ -211,7 +211,7 @@ def _names_of_file(root: Path) -> tuple[dict[int, str] | None, Path]:
     for name in _NAME_FILES:
         path = root / name
         if path.is_file():
-            return _checked(dict(enumerate(read_lines(str(path)))), path), path
+            return _checked(dict(enumerate(read_numbered_lines(str(path)))), path), path
     return None, root
 
 
