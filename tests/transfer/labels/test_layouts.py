@@ -503,3 +503,41 @@ def test_a_split_that_does_not_exist_is_a_setting_that_cannot_be_used(tmp_path: 
     for root, task in ((voc_years(tmp_path / "voc"), "detection"), (mask_folders(tmp_path / "maps", "a"), "semantic")):
         with pytest.raises(ConfigError, match="write one of: "):
             read(root, task, train="nothing", test="nothing")
+
+
+@pytest.mark.parametrize(
+    ("boxes", "turned"),
+    [
+        ([(100, 300, 300, 480)] * 8, True),  # inside both
+        ([(100, 300, 300, 483)] + [(100, 300, 300, 480)] * 7, True),  # a careless box
+        ([(100, 300, 300, 560)] + [(100, 300, 300, 480)] * 7, True),  # a wrong box
+        ([(100, 300, 300, 483)] * 8, True),  # all by a few pixels
+        ([(400, 300, 640, 480)] * 4 + [(100, 300, 300, 560)] * 4, True),  # no majority
+        ([(100, 300, 300, 640)] * 2 + [(100, 300, 300, 480)] * 6, False),
+        ([(100, 300, 300, 640)] * 7 + [(100, 300, 600, 480)], False),  # a wrong box
+        ([(100, 300, 490, 640)] * 8, False),  # all by a few pixels to the right
+    ],
+)
+def test_most_boxes_decide_whether_the_boxes_of_a_source_are_turned(
+    tmp_path: Path, boxes: list[tuple[int, int, int, int]], turned: bool
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for i in range(8):
+        blank(tmp_path / f"{i}.jpg")
+        Image.new("RGB", (640, 480)).save(tmp_path / f"{i}.jpg", exif=exif)
+    images = [{"id": i, "file_name": f"{i}.jpg", "width": 640, "height": 480} for i in range(8)]
+    corners = dict(enumerate(boxes))
+    things = [
+        {**thing(i, image=i), "bbox": [x0, y0, x1 - x0, y1 - y0], "area": None}
+        for i, (x0, y0, x1, y1) in corners.items()
+    ]
+    coco_file(tmp_path / "annotations" / "train.json", images, things, ("cat",))
+    splits = read(tmp_path, test_fraction=0.2, val="none")
+    read_boxes = {image.name: image.boxes.tolist() for part in (splits.train, splits.test) for image in part.images}
+    for i, (x0, y0, x1, y1) in corners.items():
+        expected = [480 - y1, x0, 480 - y0, x1] if turned else [x0, y0, x1, y1]
+        clipped = [min(max(side, 0), limit) for side, limit in zip(expected, (480, 640) * 2, strict=True)]
+        assert read_boxes[f"{i}.jpg"] == [clipped]
+    reason = "objects annotated before the turn" if turned else "images whose annotation states the size before"
+    assert any(line.startswith(reason) and "repaired: 8 " in line for line in splits.reading.lines())

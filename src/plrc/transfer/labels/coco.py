@@ -1,8 +1,8 @@
 """COCO, as exporters write it.
 
 One file for each split in the folder `annotations` (instances_SPLIT.json), in the folder of the split
-(SPLIT/_annotations.coco.json, SPLIT/annotations.json, ...) or in the source itself (train.json, labels.json, ...). The
-images lie next to the file, in the source, or in a folder `images`, `data` or SPLIT of either.
+(SPLIT/_annotations.coco.json, SPLIT/annotations.json, ...) or in the source itself (train.json, labels.json, ...); see
+`coco_files`. The images lie next to the file, in the source, or in a folder `images`, `data` or SPLIT of either.
 
 Semantic segmentation: semantic/SPLIT/*.png, where 0 is unlabelled, as in COCO's own maps; or, next to
 SPLIT/annotations.json, SPLIT/semantic/*.png, where 0 is the class "background".
@@ -10,9 +10,7 @@ SPLIT/annotations.json, SPLIT/semantic/*.png, where 0 is the class "background".
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from plrc.data.coco_file import CocoImage, read_categories, read_coco_table, read_images, read_objects, without_groups
@@ -23,6 +21,7 @@ from plrc.errors import ConfigError, DataError, LayoutError
 from plrc.measures.segmentation import IGNORED
 from plrc.transfer.labels.annotations import NO_BOX, ImageAnnotation, ObjectAnnotation, annotate_image, drop_objects
 from plrc.transfer.labels.class_table import ClassTable, fixed_classes, used_ids
+from plrc.transfer.labels.coco_files import find_coco_files
 from plrc.transfer.labels.label_maps import MapValues
 from plrc.transfer.labels.pairs import pair_folders
 from plrc.transfer.labels.reader import (
@@ -31,12 +30,6 @@ from plrc.transfer.labels.reader import (
     split_for_each_role,
 )
 from plrc.transfer.protocols import LabelledConfig, Task
-
-_CENTRAL = (("annotations/instances_*.json",), ("annotations/*.json",))
-_IN_SPLITS = ("*/_annotations.coco.json", "*/annotations.json", "*/*.json")
-_IN_SOURCE = ("instances_*.json", "*.json")
-_KEYS = re.compile(rb'"(images|annotations|categories)"\s*:')
-_SAMPLE = 4096  # bytes at both ends of a file in which its keys are looked for
 
 STUFF_IDS = {
     92: "banner",
@@ -109,7 +102,9 @@ class CocoReader:
         self.root = root
         self.task = task
         self.reading = reading
-        self.central, self.files = _find_files(root)
+        files = find_coco_files(root, reading)
+        self.central = files.central
+        self.files = files.by_split
         if not self.files:
             raise LayoutError(f"{root} has no COCO annotations (looked for annotations/*.json, */*.json and *.json)")
         self.splits = list(self.files)
@@ -201,33 +196,3 @@ class CocoReader:
 
 def _has_masks(image: CocoImage) -> bool:
     return any(item.segmentation is not None for item in image.objects)
-
-
-def _find_files(root: Path) -> tuple[bool, dict[str, Path]]:
-    """Whether the files lie in the folder `annotations`, and split -> file."""
-    for patterns in _CENTRAL:
-        files = _matches(root, patterns)
-        if files:
-            return True, {path.stem.removeprefix("instances_"): path for path in files}
-    files = [path for path in _matches(root, _IN_SPLITS) if _is_coco(path)]
-    if files:
-        by_split = {path.parent.name: path for path in reversed(files)}  # the patterns of exporters come first
-        return False, dict(sorted(by_split.items()))
-    files = [path for path in _matches(root, _IN_SOURCE) if _is_coco(path)]
-    return False, {path.stem.removeprefix("instances_").strip("_").removesuffix(".coco"): path for path in files}
-
-
-def _is_coco(path: Path) -> bool:
-    """Whether the keys of a COCO file are at the beginning or the end of a file."""
-    with open(path, "rb") as file:
-        head = file.read(_SAMPLE)
-        file.seek(max(0, file.seek(0, os.SEEK_END) - _SAMPLE))
-        return bool(_KEYS.search(head) or _KEYS.search(file.read()))
-
-
-def _matches(root: Path, patterns: Sequence[str]) -> list[Path]:
-    """The files that match any of the patterns, in the order of the patterns; hidden files are left out."""
-    files: list[Path] = []
-    for pattern in patterns:
-        files += [path for path in sorted(root.glob(pattern)) if path.is_file() and not path.name.startswith(".")]
-    return list(dict.fromkeys(files))

@@ -13,7 +13,10 @@ from dataclasses import replace
 from plrc.data.reading import ReadingReport
 from plrc.transfer.labels.annotations import ImageAnnotation
 
-_TOLERANCE = 2.0  # pixels that a box may lie outside, by rounding or by an origin of 1
+_TOLERANCE = 0.03  # of a side, by which a box may lie outside of its image by careless drawing
+_FEWEST = 2  # images that must speak for boxes on the image as shown, if there are as many
+_SMALLEST_SHARE = 0.05  # of the images, that must speak for it
+_MAJORITY = 3  # more than so many times as many images must speak for it as against it
 
 
 def settle_turned(
@@ -21,7 +24,8 @@ def settle_turned(
 ) -> dict[str, list[ImageAnnotation]]:
     """Decide whether objects of images that EXIF turns are turned with them, and count these images.
 
-    They are turned, unless boxes lie outside of the stored pixels and all boxes inside the image as shown.
+    They are turned, unless clearly more images have boxes that lie outside of the stored pixels than boxes that lie
+    outside of the image as shown. A few careless boxes decide nothing.
 
     Args:
         images_of_role: All images of a source that are used, by what they are for (train, val, test).
@@ -32,9 +36,10 @@ def settle_turned(
     """
     images = itertools.chain.from_iterable(images_of_role.values())
     turned = [image for image in images if image.turn_objects != 1]
-    outside_stored = any(not _fit(image, stored=True) for image in turned)
-    inside_shown = all(_fit(image, stored=False) for image in turned)
-    keep = outside_stored and inside_shown
+    outside_stored = sum(not _fit(image, stored=True) for image in turned)
+    outside_shown = sum(not _fit(image, stored=False) for image in turned)
+    needed = max(min(_FEWEST, len(turned)), _SMALLEST_SHARE * len(turned))
+    keep = outside_stored > _MAJORITY * outside_shown and outside_stored >= needed
     reason = "objects annotated before the turn of their image by EXIF, turned with it"
     if keep:
         reason = "images whose annotation states the size before their turn by EXIF, and boxes after it"
@@ -51,4 +56,6 @@ def _fit(image: ImageAnnotation, stored: bool) -> bool:
     height, width = image.height, image.width
     if stored and image.turn_objects >= 5:
         height, width = width, height
-    return all(item.box[2] <= width + _TOLERANCE and item.box[3] <= height + _TOLERANCE for item in image.objects)
+    right = width * (1 + _TOLERANCE)
+    bottom = height * (1 + _TOLERANCE)
+    return all(item.box[2] <= right and item.box[3] <= bottom for item in image.objects)
