@@ -17,7 +17,7 @@ from plrc.model import build_backbone
 from plrc.runtime import choose_device
 from plrc.transfer.finetune import build_optimizer
 from plrc.transfer.presets import protocol
-from plrc.transfer.tasks import build_task_model
+from plrc.transfer.tasks import DetectionModel
 
 BASELINE = "faster_rcnn"
 PROTOCOLS = {
@@ -70,7 +70,7 @@ def _training_step(name: str, size: int, batch: int, device: torch.device) -> Ca
     sides = {"input.train_size": (float(size), float(size)), "input.test_size": float(size), "input.max_size": size}
     config = protocol(PROTOCOLS[name], "detection").with_values(sides)
     torch.manual_seed(0)
-    task_model = build_task_model(config, build_backbone(config.model.backbone), CLASSES, device)
+    task_model = DetectionModel(config, build_backbone(config.model.backbone), CLASSES, device)
     model = task_model.model.train()
     optimizer = build_optimizer(model, config.optim)
     items = [_item(size) for _ in range(batch)]

@@ -37,6 +37,10 @@ def test_names_of_groups() -> None:
     whole_match, _ = groups_of(["scene4_r0_c1.png", "scene4_r1_c0.png", "scene5_r0_c1.png"], r"^scene\d+")
     assert whole_match == ["scene4", "scene4", "scene5"]
     assert groups_of(FRAMES, "") == (FRAMES, ())
+    assert groups_of(FRAMES, "jpg$")[1] == ("data.group = jpg$: 1 groups of 5 images",)
+    assert groups_of(FRAMES, r"\w+-?\d?\.jpg")[1] == (
+        r"data.group = \w+-?\d?\.jpg: 5 groups of 5 images, so no images belong together",
+    )
 
 
 def test_a_group_that_divides_nothing_is_refused() -> None:

@@ -308,7 +308,14 @@ def test_a_verdict_lasts_no_longer_than_its_settings(tmp_path: Path, picture: Im
     picture.resize((200, 200)).save(tmp_path / "large.jpg")
     assert dict(scanned(tmp_path, max_megapixels=0.01).unusable).keys() == {"large.jpg"}
     assert find(tmp_path, max_megapixels=0.01).names == ("a.jpg",)
-    assert find(tmp_path, max_megapixels=1).names == ("a.jpg", "large.jpg")
+    others = find(tmp_path, max_megapixels=1)
+    assert others.names == ("a.jpg", "large.jpg")
+    sentence = (
+        "the 1 images that plrc scan could not read are not left out, because it was run with another max_megapixels; "
+        "run it again with the settings of this run"
+    )
+    assert sentence in others.notes
+    assert sentence not in find(tmp_path, max_megapixels=0.01).notes
     (tmp_path / "large.jpg").write_bytes(b"")
     scanned(tmp_path)
     assert find(tmp_path).names == ("a.jpg",)

@@ -185,3 +185,4 @@ def test_small_objects_are_announced_with_the_tiles_that_would_show_them(
     with caplog.at_level(logging.INFO):
         plrc.pretrain(tiny(**settings, views__tiles=41, run__out=str(tmp_path / "tiles")))
     assert "of their size" not in caplog.text
+    assert "views are cut from tiles of 41 x 41 px; 0 of 12 images that were looked at are not larger" in caplog.text

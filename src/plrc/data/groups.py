@@ -43,7 +43,8 @@ def group_names(names: Sequence[str], group: str, reading: ReadingReport) -> lis
         groups, unmatched = _match(names, group)
         if unmatched and len(unmatched) == len(names):
             raise ConfigError(f"data.group = {group} matches none of the {len(names)} images, such as {names[0]}")
-    reading.add(f"data.group = {group}: {len(set(groups))} groups of {len(names)} images")
+    joins_none = ", so no images belong together" if len(set(groups)) == len(names) else ""
+    reading.add(f"data.group = {group}: {len(set(groups))} groups of {len(names)} images{joins_none}")
     for name in unmatched:
         reading.count("read", "images that data.group does not match, each a group of its own", name)
     return groups

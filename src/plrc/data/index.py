@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,15 +146,35 @@ def mtimes_settled(folders: dict[str, int], now: int) -> bool:
 
 def read_index(source: str, layout: str, settings: dict[str, Any]) -> Index | None:
     """Return the newest index of a source that is readable and has this layout and these settings, or None."""
+    for index in _indexes(source, layout):
+        if index.settings == settings:
+            return index
+    return None
+
+
+def describe_unused_index(source: str, layout: str, settings: dict[str, Any]) -> str:
+    """Return a remark if the newest index of a source knows unreadable images, but was made with other settings."""
+    for index in _indexes(source, layout):
+        if index.settings == settings or not index.bad:
+            return ""
+        changed = [name for name in settings if index.settings.get(name) != settings[name]]
+        return (
+            f"the {len(index.bad)} images that plrc scan could not read are not left out, because it was run with "
+            f"another {', '.join(changed)}; run it again with the settings of this run"
+        )
+    return ""
+
+
+def _indexes(source: str, layout: str) -> Iterator[Index]:
+    """The readable indexes of a source that have this layout, the newest first."""
     newest_first = sorted(index_paths(source), key=lambda path: mtime(str(path)), reverse=True)
     for path in newest_first:
         try:
             index = _parse(parse_json(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             continue
-        if (index.version, index.layout, index.settings) == (VERSION, layout, settings):
-            return index
-    return None
+        if (index.version, index.layout) == (VERSION, layout):
+            yield index
 
 
 def _format(index: Index) -> str:

@@ -25,7 +25,7 @@ from plrc.data.image_errors import DecodeError
 from plrc.data.image_files import MAX_MEGAPIXELS, read_bytes, read_file_header
 from plrc.data.image_header import Header, read_header
 from plrc.data.image_kinds import file_extension
-from plrc.data.index import Index, cache_index, mtimes_settled, read_index, size_and_mtime
+from plrc.data.index import Index, cache_index, describe_unused_index, mtimes_settled, read_index, size_and_mtime
 from plrc.data.layouts import Listing
 from plrc.data.left_out import describe_no_images
 from plrc.data.pages import all_pages, split_page
@@ -143,12 +143,16 @@ def find_images(config: DataConfig) -> ImageList:
         return select_images(config, layout, listing, index)
     started = time.time_ns()
     listing = list_images(config, layout)
+    unused = describe_unused_index(config.source, layout, settings) if index is None else ""
     is_large = layout == "folder" and len(listing.names) >= LARGE_LISTING
     if is_large and mtimes_settled(listing.folders, started):
         bad = index.bad if index is not None else {}  # `select_images` checks whether these images have changed
         index = Index(layout, listing.folders, listing.names, listing.reading, bad, settings)
         cache_index(config.source, index)
-    return select_images(config, layout, listing, index)
+    images = select_images(config, layout, listing, index)
+    if unused:
+        images.reading.add(unused)
+    return images
 
 
 def detect_layout(config: DataConfig) -> str:

@@ -36,7 +36,7 @@ def native_tiles(views: ViewConfig) -> int:
 
 
 def describe_view_scale(config: Config, images: ImageList) -> list[str]:
-    """Return a remark if the views show typical images much smaller than they are.
+    """Return a remark on `views.tiles`, and one if the views show typical images much smaller than they are.
 
     Args:
         config: The settings of a run.
@@ -45,9 +45,17 @@ def describe_view_scale(config: Config, images: ImageList) -> list[str]:
     sizes = [(header.height, header.width) for header in sample_headers(images, config.data.channels)]
     if not sizes:
         return []
+    remarks: list[str] = []
+    tiles = config.views.tiles
+    if tiles:
+        whole = sum(height <= tiles and width <= tiles for height, width in sizes)
+        remarks.append(
+            f"views are cut from tiles of {tiles} x {tiles} px; {whole} of {len(sizes)} images that were looked at are "
+            "not larger and are used whole"
+        )
     scale = float(np.median([view_scale(config.views, height, width) for height, width in sizes]))
     if scale > _REMARKED_SCALE:
-        return []
+        return remarks
     height, width = np.median(sizes, axis=0).astype(int)
     sentence = (
         f"views of {config.views.size} px show the images ({width} x {height} px, the median of {len(sizes)}) at "
@@ -55,4 +63,4 @@ def describe_view_scale(config: Config, images: ImageList) -> list[str]:
         f"a view; for smaller objects, set views.tiles ({native_tiles(config.views)} shows objects at their own size) "
         "or raise views.size"
     )
-    return [sentence]
+    return [*remarks, sentence]

@@ -79,7 +79,8 @@ class Monitor:
             raise DataError(
                 f"{count} of {images} images cannot be read, more than data.max_unreadable_fraction ({limit:.0%}), "
                 f"such as {printable(name)}: {self.unreadable[name]}; "
-                "log.txt names those met so far, plrc scan DIR looks at every image"
+                "log.txt names those met so far; plrc scan DIR looks at every image, and later runs leave out what it "
+                "could not read; or raise --data.max-unreadable-fraction"
             )
 
     def report_skipped(self, step: int, skipped: float) -> None:
