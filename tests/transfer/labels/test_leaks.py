@@ -78,7 +78,10 @@ def test_frames_of_one_video_are_warned_of_and_kept_together_by_a_group(
     groups = {role: {image.name.split("_")[0] for image in getattr(splits, role).images} for role in ("train", "val")}
     assert len(splits.val.images) == 12 and len(groups["val"]) == 2 and not groups["train"] & groups["val"]
     assert f"data.group = {PATTERN}: 15 groups of 65 images" in splits.reading.lines()
-    assert any(line.startswith("val: whole groups, about a fifth") for line in splits.reading.lines())
+    assert any(
+        line.startswith("val: whole groups, 12 of the 60 images of train, left out of train")
+        for line in splits.reading.lines()
+    )
 
 
 def test_a_test_split_that_is_drawn_parts_no_group(tmp_path: Path) -> None:

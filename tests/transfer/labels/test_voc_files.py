@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.transfer.sources import blank, names, read, voc_image, voc_list
@@ -72,7 +73,74 @@ def test_the_drawn_test_images_keep_groups_together(tmp_path: Path) -> None:
         pairs(tmp_path / "images" / folder, "{}.png", "{}.xml", 3)
     splits = read(tmp_path, train="a+b+c+d", test_fraction=0.25, group="folder", val="none")
     assert len({Path(image.name).parent for image in splits.test.images}) == 1 and len(splits.test.images) == 3
-    assert "test: whole groups, about 0.25 of a+b+c+d, left out of train" in splits.reading.lines()[-1]
+    assert "test: whole groups, 3 of the 12 images of a+b+c+d, left out of train" in splits.reading.lines()[-1]
+
+
+def test_groups_that_are_too_few_for_val_need_an_answer(tmp_path: Path) -> None:
+    for folder in ("p", "q"):
+        pairs(tmp_path / "images" / folder, "{}.png", "{}.xml", 6)
+    config: dict[str, Any] = {"train": "p+q", "test_fraction": 0.1, "group": "folder"}
+    with pytest.raises(DataError, match=r"the 6 images of the split p\+q that are left .*, or write --data.val none"):
+        read(tmp_path, **config)
+    lines = read(tmp_path, val="none", **config).reading.lines()
+    assert any(line.startswith("test: whole groups, 6 of the 12 images of p+q, left out of train") for line in lines)
+
+
+@pytest.mark.parametrize("form", ["{}/NAME.END", "{}/images/NAME.END"])
+def test_the_names_of_splits_may_be_in_upper_case(tmp_path: Path, form: str) -> None:
+    for split in ("Train", "VAL", "Test"):
+        image = form.format(split).replace("NAME", f"{split}{{}}")
+        pairs(tmp_path, image.replace("END", "jpg"), image.replace("END", "xml"), 1)
+    splits = read(tmp_path)
+    assert [names(part) for part in (splits.train, splits.val, splits.test)] == [["Train0"], ["VAL0"], ["Test0"]]
+
+
+def test_a_file_without_an_image_is_no_split(tmp_path: Path) -> None:
+    pairs(tmp_path, "photos/{}.jpg", "photos/{}.xml")
+    (tmp_path / "project.xml").write_text("<project/>")
+    put_xml(tmp_path / "old" / "gone.xml")
+    splits = read(tmp_path, test_fraction=0.4, val="none")
+    assert (len(splits.train.images), len(splits.test.images)) == (3, 2)
+    lost = "annotation files without an image, left out: 2 (old/gone.xml, project.xml)"
+    assert lost in splits.reading.lines()
+
+
+@pytest.mark.parametrize(
+    ("corners", "first_pixel"),
+    [
+        ([(1, 1, 30, 20), (3, 4, 9, 9)], 1),
+        ([(1, 4, 30, 9), (3, 1, 9, 20), (0, 4, 9, 9)], 1),
+        ([(1, 1, 29, 19), (3, 4, 9, 9)], 0),
+        ([(1, 1, 30, 20), (0, 0, 9, 9)], 0),
+        ([(3, 4, 9, 9)], 0),
+    ],
+)
+def test_whole_sides_without_lists_show_from_where_corners_count(
+    tmp_path: Path, corners: list[tuple[int, int, int, int]], first_pixel: int
+) -> None:
+    for name in ("a", "b"):
+        voc_image(tmp_path, name, *[("dog", *box) for box in corners])
+    splits = read(tmp_path, test_fraction=0.5, val="none")
+    x0, y0, x1, y1 = corners[0]
+    assert splits.train.images[0].boxes.tolist()[0] == [x0 - first_pixel, y0 - first_pixel, x1, y1]
+    meaning = ("edges counted from 0", "pixels counted from 1")[first_pixel]
+    line = f"{tmp_path} has no lists in ImageSets/Main: corners of boxes are read as {meaning}"
+    assert splits.reading.lines()[0] == line
+
+
+@pytest.mark.parametrize("source", ["", "VOCdevkit"])
+@pytest.mark.parametrize("others", [[], ["VOC2007"]])
+def test_a_folder_of_any_name_in_vocdevkit(tmp_path: Path, source: str, others: list[str]) -> None:
+    for folder in ("mydata", *others):
+        for split in ("train", "val", "test", "unused"):
+            voc_image(tmp_path / "VOCdevkit" / folder, f"{split}_{folder}", ("dog", 1, 1, 10, 10))
+            if split != "unused":
+                voc_list(tmp_path / "VOCdevkit" / folder, split, f"{split}_{folder}")
+    splits = read(tmp_path / source, train="train+val" if others else "", val="none")
+    expected = [f"{split}_{folder}" for split in ("train", "val") for folder in (*others, "mydata")]
+    assert sorted(names(splits.train)) == sorted(expected if others else ["train_mydata"])
+    assert sorted(names(splits.test)) == sorted(f"test_{folder}" for folder in ("mydata", *others))
+    assert splits.train.images[0].boxes.tolist() == [[0, 0, 10, 10]]
 
 
 def test_losses_without_lists_are_counted(tmp_path: Path) -> None:

@@ -139,6 +139,26 @@ def test_a_test_folder_that_data_yaml_does_not_name_is_read(tmp_path: Path) -> N
     assert "data.yaml names no split test: test/images is read as test" in splits.reading.lines()
 
 
+@pytest.mark.parametrize(
+    ("form", "place", "image"),
+    [("images/{}", "images/test", "images/test/c"), ("pool/{}/images", "test.txt", "pool/more/images/c")],
+)
+def test_a_test_split_without_labels_that_data_yaml_does_not_name_is_left_out(
+    tmp_path: Path, form: str, place: str, image: str
+) -> None:
+    yaml = f"train: {form.format('train')}\nval: {form.format('val')}\n"
+    root = yolo_source(tmp_path, yaml=yaml + NAMES, form=form)
+    blank(root / f"{image}.jpg")
+    if place == "test.txt":
+        put(root / place, f"{image}.jpg\n")
+    splits = read(root, val="none")
+    assert names(splits.test) == ["b0", "b1"]
+    line = f"data.yaml names no split test, and {place} has no label files: it is left out"
+    assert line in splits.reading.lines()
+    put(root / f"{image.replace('images', 'labels')}.txt", BOX)
+    assert names(read(root, val="none").test) == ["c"]
+
+
 def test_the_yaml_file_itself_may_be_named(tmp_path: Path) -> None:
     yolo_source(tmp_path)
     for name in ("birds.yaml", "small.yaml"):

@@ -68,10 +68,10 @@ class LabelReader(Protocol):
 
 
 def split_for_each_role(splits: Sequence[str]) -> dict[str, str]:
-    """Choose splits by name: train2017 is for training, and so on; the first in alphabetical order."""
+    """Choose splits by name, in any case: Train or train2017 is for training; the first in alphabetical order."""
     roles = {}
     for role in ROLES:
-        candidates = sorted(split for split in splits if split.startswith(role))
+        candidates = sorted(split for split in splits if split.lower().startswith(role))
         if candidates:
             roles[role] = candidates[0]
     return roles

@@ -142,7 +142,9 @@ def read_labelled(config: LabelledConfig, task: Task) -> Splits:
     drawn: list[str] = []
     if not names["test"]:
         train, test = _hold_out(train, names["train"], "test", config.test_fraction, groups, config.group)
-        origins["test"] = _describe_drawn(f"{config.test_fraction:.3g}", names["train"], config.group)
+        origins["test"] = _describe_drawn(
+            f"{config.test_fraction:.3g}", names["train"], config.group, len(test), len(train)
+        )
         drawn.append("test")
     _require_disjoint(train, test, names["train"], names["test"])
     if config.val not in ("", "none"):
@@ -153,7 +155,7 @@ def read_labelled(config: LabelledConfig, task: Task) -> Splits:
         origins["val"] = "none"
     elif not config.val and (not val or _shared_names(val, train + test)):
         train, val = _hold_out(train, names["train"], "val", _VAL_FRACTION, groups, config.group)
-        origins["val"] = _describe_drawn("a fifth", names["train"], config.group)
+        origins["val"] = _describe_drawn("a fifth", names["train"], config.group, len(val), len(train))
         drawn.append("val")
 
     classes = train_split.classes
@@ -312,27 +314,27 @@ def _hold_out(
     images: list[ImageAnnotation], split: str, role: str, fraction: float, group_of: Mapping[str, str], setting: str
 ) -> tuple[list[ImageAnnotation], list[ImageAnnotation]]:
     """The images that are kept and those held out, by a draw that depends on their number and groups alone."""
+    advice = "or write --data.val none" if role == "val" else "or name a split with --data.test"
     if len(images) < 2:
-        advice = "or write --data.val none" if role == "val" else "or name a split with --data.test"
         raise DataError(f"the split {split} has 1 image, too few to hold out any for {role}; add images, {advice}")
     names = [image.name for image in images]
     groups = [group_of.get(name, name) for name in names]
+    if len(set(groups)) == 1 and len(set(group_of.values())) > 1:
+        raise DataError(
+            f"the {len(images)} images of the split {split} that are left for train are one group of data.group = "
+            f"{setting}, so none can be held out for {role}; add images of another group, {advice}"
+        )
     require_two_groups(groups, names, setting)
     wanted = max(1, int(len(images) * fraction))
-    drawn = draw_held_out(groups, wanted, max(wanted, len(images) // 2), seed=0)
-    if not drawn.size and role == "test":
-        raise DataError(
-            f"no group of data.group = {setting} in the split {split} has at most {wanted} images to test on; write a "
-            "larger data.test_fraction, or name a split with --data.test"
-        )
-    held_out = set(drawn.tolist())
+    held_out = set(draw_held_out(groups, wanted, max(wanted, len(images) // 2), seed=0).tolist())
     rest = [image for i, image in enumerate(images) if i not in held_out]
     return rest, [image for i, image in enumerate(images) if i in held_out]
 
 
-def _describe_drawn(share: str, split: str, group: str) -> str:
-    drawn = f"whole groups, about {share}" if group else share
-    return f"{drawn} of {split}, left out of train, the same for every seed"
+def _describe_drawn(share: str, split: str, group: str, drawn: int, rest: int) -> str:
+    """What was drawn: the wanted share, or with groups the one that whole groups allow."""
+    origin = f"whole groups, {drawn} of the {drawn + rest} images of {split}" if group else f"{share} of {split}"
+    return f"{origin}, left out of train, the same for every seed"
 
 
 def _has_countable_label(labelled: LabelledSet, task: Task) -> bool:

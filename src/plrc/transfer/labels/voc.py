@@ -1,6 +1,7 @@
 """Pascal VOC: JPEGImages, Annotations/NAME.xml, SegmentationClass/NAME.png, and lists of splits in ImageSets.
 
-Years lie next to each other (VOC2007, VOC2012) in the source or in its folder VOCdevkit, or the source is one of them.
+Years lie next to each other (VOC2007, VOC2012) in the source or in its folder VOCdevkit, which may hold folders of
+other names with lists as well, or the source is one of them.
 "trainval07+12" joins the lists `trainval` of two years.
 """
 
@@ -33,6 +34,7 @@ from plrc.transfer.protocols import LabelledConfig, Task
 
 _CLASSES = """background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person
 pottedplant sheep sofa train tvmonitor"""
+_YEAR = re.compile(r"VOC20(\d\d)")
 CLASS_IDS = dict(enumerate(_CLASSES.split()))
 
 
@@ -84,12 +86,12 @@ class VocReader:
         self.list_folder = _list_folder(task)
         self.years = _folders_by_year(root)
         self.splits = self._split_names()
-        self.roles = {role: role for role in ROLES if self._lists_of(role)}
+        self.roles = {split.lower(): split for split in self.splits if split.lower() in ROLES}
         self.first_pixel = 1
         if not self.semantic:
             folders = [folder / "Annotations" for folder in self.years.values()]
             self.first_pixel = first_pixel_of(
-                folder / name for folder in folders for name in files_below(folder, ".xml")
+                (folder / name for folder in folders for name in files_below(folder, ".xml")), default=1
             )
         if self.first_pixel == 0:
             reading.add(f"{root} has boxes with corners at 0: corners are read as edges counted from 0")
@@ -123,7 +125,8 @@ class VocReader:
         return SplitAnnotations(images, class_names(images))
 
     def class_table(self, maps: Mapping[str, MapValues]) -> ClassTable:
-        known = None if "" in self.years else CLASS_IDS  # a folder of another name has classes of its own
+        others = any(_YEAR.fullmatch(folder.resolve().name) is None for folder in self.years.values())
+        known = None if others else CLASS_IDS  # a folder of another name has classes of its own
         return classes_of_source(self.root, maps, self.reading, known)
 
     def _lists_of(self, split: str) -> list[tuple[Path, Path]]:
@@ -145,12 +148,18 @@ class VocReader:
 
 
 def _folders_by_year(root: Path) -> dict[str, Path]:
-    """Year ("07") -> folder; the year is empty if the source is a folder of another name."""
+    """Year ("07") -> folder; in VOCdevkit, folders of other names with lists too, by name.
+
+    The year is empty if the source is a folder of another name.
+    """
     base = root / "VOCdevkit" if (root / "VOCdevkit").is_dir() else root
     years = {path.name[5:]: path for path in sorted(base.glob("VOC20[0-9][0-9]"))}
+    if base.resolve().name == "VOCdevkit":
+        others = sorted(path.parent for path in base.glob("*/ImageSets"))
+        years |= {path.name: path for path in others if not _YEAR.fullmatch(path.name)}
     if years:
         return years
-    year = re.fullmatch(r"VOC20(\d\d)", root.resolve().name)
+    year = _YEAR.fullmatch(root.resolve().name)
     return {year[1] if year else "": root}
 
 

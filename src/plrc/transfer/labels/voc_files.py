@@ -1,7 +1,8 @@
 """Pascal VOC's .xml files without its lists of splits: next to their images, or in a folder of their own.
 
 Roboflow writes SPLIT/NAME.jpg and SPLIT/NAME.xml, LabelImg a single folder, others images/ and annotations/. Corners of
-these boxes are edges, counted from 0; in Pascal VOC's own layout they are pixels, counted from 1.
+these boxes are edges, counted from 0, unless they show that they are pixels, counted from 1 as in Pascal VOC's own
+layout.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from plrc.transfer.labels.class_table import ClassTable, fixed_classes
 from plrc.transfer.labels.contents import files_below
 from plrc.transfer.labels.label_maps import MapValues
 from plrc.transfer.labels.reader import WHOLE, SplitAnnotations, split_for_each_role
-from plrc.transfer.labels.voc_xml import class_names, read_annotation, read_xml
+from plrc.transfer.labels.voc_xml import class_names, first_pixel_of, read_annotation, read_xml
 
+_NO_IMAGE = "annotation files without an image"
 _FOLDERS = "images image imgs img jpegimages annotations annotation annots xmls xml labels".split()
 
 
@@ -53,7 +55,9 @@ class VocFilesReader:
         self.pairs = _pair(root, listing.names, xml_files, reading)
         self.splits = sorted(self.pairs)
         self.roles = split_for_each_role(self.splits)
-        reading.add(f"{root} has no lists in ImageSets/Main: corners of boxes are read as edges counted from 0")
+        self.first_pixel = first_pixel_of((root / name for name in xml_files), default=0)
+        meaning = "pixels counted from 1" if self.first_pixel == 1 else "edges counted from 0"
+        reading.add(f"{root} has no lists in ImageSets/Main: corners of boxes are read as {meaning}")
 
     def read(self, split: str) -> SplitAnnotations:
         if split not in self.pairs:
@@ -71,12 +75,14 @@ class VocFilesReader:
     def _read(self, pair: _Pair) -> ImageAnnotation | None:
         if pair.image is None:
             name = "" if pair.xml is None else relative_name(self.root, pair.xml)
-            self.reading.count("left out", "annotation files without an image", name)
+            self.reading.count("left out", _NO_IMAGE, name)
             return None
         if pair.xml is None:
             return read_annotation(self.root, pair.image, None, "", self.leave_out, self.reading)
         location = relative_name(self.root, pair.xml)
-        return read_annotation(self.root, pair.image, pair.xml, location, self.leave_out, self.reading, first_pixel=0)
+        return read_annotation(
+            self.root, pair.image, pair.xml, location, self.leave_out, self.reading, self.first_pixel
+        )
 
 
 def _pair(
@@ -84,8 +90,8 @@ def _pair(
 ) -> dict[str, list[_Pair]]:
     """Split -> images with their annotations: those of equal paths, apart from the folders `images` and `annotations`.
 
-    An annotation without such an image belongs to the image that its <filename> names. A folder without annotations is
-    no split.
+    An annotation without such an image belongs to the image that its <filename> names. A folder without an annotated
+    image is no split, unless there is no annotated image at all.
     """
     images: defaultdict[str, list[str]] = defaultdict(list)  # path without ending -> images
     for name in sorted(image_names):
@@ -107,16 +113,21 @@ def _pair(
             xml = xml_of_image.get(image)
             split = _split_of(_key(image))
             pairs[split].append(_Pair(root / image, None if xml is None else root / xml))
-    splits = {}
+    splits = {split: content for split, content in pairs.items() if any(pair.image and pair.xml for pair in content)}
     for split, content in pairs.items():
-        if any(pair.xml is not None for pair in content):
-            splits[split] = content
-        else:
-            for pair in content:
-                if pair.image is not None:
-                    name = relative_name(root, pair.image)
-                    reading.count("left out", "images in folders without annotation files", name)
-    return splits
+        for pair in content:
+            if splits and split not in splits:
+                _count_left_out(root, pair, reading)
+    return splits or pairs
+
+
+def _count_left_out(root: Path, pair: _Pair, reading: ReadingReport) -> None:
+    """Count what lies in a folder that is no split."""
+    if pair.image is not None:
+        name = relative_name(root, pair.image)
+        reading.count("left out", "images in folders without annotation files", name)
+    elif pair.xml is not None:
+        reading.count("left out", _NO_IMAGE, relative_name(root, pair.xml))
 
 
 def _named_by_xml(xml: Path, path: str, images: Mapping[str, Sequence[str]]) -> Sequence[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Iterable
@@ -21,8 +20,6 @@ from plrc.transfer.labels.annotations import (
     drop_objects,
     relative_name,
 )
-
-_CORNER_AT_EDGE = re.compile(rb"<[xy]min>\s*([01])(?:\.0*)?\s*</")
 
 
 def read_xml(path: Path) -> ET.Element:
@@ -80,20 +77,29 @@ def read_annotation(
     return annotation
 
 
-def first_pixel_of(files: Iterable[Path]) -> int:
+def first_pixel_of(files: Iterable[Path], default: int) -> int:
     """Return from which number the corners of boxes are counted: see `read_annotation`.
 
-    Objects at the left and upper edges of images show it: their corners are 0 or 1. The more frequent number counts,
-    and 1, as Pascal VOC counts, if none is more frequent.
+    Objects at the edges of images show it: a corner at 0 is counted from 0. A corner at 1 is counted from 1, unless
+    the default is 0: labelling tools that count from 0 write 1 for 0, so there the whole side, from 1 to the width or
+    height of the image, is needed.
 
     Args:
         files: All annotation files of a source.
+        default: 0 or 1, which the other number replaces if it is the more frequent one.
     """
-    counts = Counter[bytes]()
+    counts = Counter[int]()
     for file in files:
-        with contextlib.suppress(OSError):  # reported when its turn comes
-            counts.update(_CORNER_AT_EDGE.findall(file.read_bytes()))
-    return 0 if counts[b"0"] > counts[b"1"] else 1
+        with contextlib.suppress(DataError):  # reported when its turn comes
+            tree = read_xml(file)
+            size = _stated_size(tree) or (0, 0)
+            for box in tree.iter("bndbox"):
+                for axis, side in (("y", size[0]), ("x", size[1])):
+                    first, last = _number(box, f"{axis}min"), _number(box, f"{axis}max")
+                    if first == 0 or (first == 1 and (default == 1 or last == side)):
+                        counts[int(first)] += 1
+    other = 1 - default
+    return other if counts[other] > counts[default] else default
 
 
 def class_names(images: Iterable[ImageAnnotation]) -> tuple[str, ...]:
@@ -108,14 +114,19 @@ def _stated_size(tree: ET.Element) -> tuple[int, int] | None:
     """(height, width); None if the file does not state both."""
     sides = []
     for side in ("height", "width"):
-        try:
-            number = float(tree.findtext(f"size/{side}", ""))
-        except ValueError:
-            return None
+        number = _number(tree, f"size/{side}")
         if not math.isfinite(number) or number < 0:
             return None
         sides.append(round(number))
     return sides[0], sides[1]
+
+
+def _number(element: ET.Element, path: str) -> float:
+    """The number in an element below this one; nan if it has none."""
+    try:
+        return float(element.findtext(path, ""))
+    except ValueError:
+        return math.nan
 
 
 def _read_object(

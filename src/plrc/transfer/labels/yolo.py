@@ -23,14 +23,13 @@ from plrc.transfer.labels.annotations import (
     relative_name,
 )
 from plrc.transfer.labels.class_table import ClassTable, fixed_classes
-from plrc.transfer.labels.contents import files_below, folder_named
+from plrc.transfer.labels.contents import files_below
 from plrc.transfer.labels.label_maps import MapValues
 from plrc.transfer.labels.reader import NoLabelsForTask, SplitAnnotations, split_for_each_role
 from plrc.transfer.labels.yolo_lines import FAR_OUTSIDE, LabelLine, read_label_lines
+from plrc.transfer.labels.yolo_paths import label_folder, may_hold_labels
 from plrc.transfer.labels.yolo_source import find_yolo_source
 from plrc.transfer.protocols import LabelledConfig, Task
-
-_NO_LABELS = ("classes.txt", "train.txt", "val.txt", "valid.txt", "validation.txt", "test.txt")
 
 
 @dataclass(frozen=True)
@@ -90,11 +89,11 @@ class YoloReader:
     def _images_of_folder(self, folder: Path) -> list[Path]:
         listing = list_folder(str(folder))
         self.reading.extend(listing.reading)
-        label_folder = _label_folder(folder)
+        labels = label_folder(folder)
         stems = {os.path.splitext(name)[0] for name in listing.names}
-        for name in files_below(label_folder, ".txt"):
-            if os.path.splitext(name)[0] not in stems and _may_hold_labels(name):
-                self.reading.count("left out", "label files without an image", self._name(label_folder / name))
+        for name in files_below(labels, ".txt"):
+            if os.path.splitext(name)[0] not in stems and may_hold_labels(name):
+                self.reading.count("left out", "label files without an image", self._name(labels / name))
         return [folder / name for name in sorted(listing.names)]
 
     def _images_of_list(self, path: Path) -> list[Path]:
@@ -115,9 +114,9 @@ class YoloReader:
     def _read_lines(self, image: Path) -> list[LabelLine] | None:
         """The labels of an image; several images may share a label file."""
         if image.parent not in self._label_files:
-            folder = _label_folder(image.parent)
+            folder = label_folder(image.parent)
             names = os.listdir(folder) if folder.is_dir() else []
-            texts = [name for name in sorted(names) if name.lower().endswith(".txt") and _may_hold_labels(name)]
+            texts = [name for name in sorted(names) if name.lower().endswith(".txt") and may_hold_labels(name)]
             self._label_files[image.parent] = {os.path.splitext(name)[0]: folder / name for name in texts}
             self._compare(image.parent, self._label_files[image.parent])
         path = self._label_files[image.parent].get(image.stem)
@@ -200,21 +199,6 @@ class YoloReader:
 
     def _name(self, path: Path) -> str:
         return relative_name(self.root, path)
-
-
-def _label_folder(images: Path) -> Path:
-    """The path with `labels` in place of its last folder `images`; if that is no folder, the folder of the images."""
-    for folder in (images, *images.parents):
-        if folder.name.lower() == "images":
-            labels = folder_named(folder.parent, "labels")
-            if labels is not None and (labels / images.relative_to(folder)).is_dir():
-                return labels / images.relative_to(folder)
-    return images
-
-
-def _may_hold_labels(name: str) -> bool:
-    base = name.rpartition("/")[2].lower()
-    return base not in _NO_LABELS and not base.startswith("readme")
 
 
 def _numbered(names: Mapping[int, str]) -> str:

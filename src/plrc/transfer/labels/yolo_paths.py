@@ -1,4 +1,4 @@
-"""The paths that data.yaml and lists of images name: relative to several folders, or those of another machine."""
+"""Where images and label files lie: the paths that data.yaml and lists name, which may be of another machine."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from plrc.transfer.labels.contents import folder_named
+
+_NO_LABELS = ("classes.txt", "train.txt", "val.txt", "valid.txt", "validation.txt", "test.txt")
 _SHOWN = 3  # replaced paths that are reported
 
 
@@ -60,3 +63,19 @@ class Locator:
         folder = os.path.realpath(place)
         root = os.path.realpath(self.root)
         return folder == root or os.path.commonpath([root, folder]) != folder
+
+
+def label_folder(images: Path) -> Path:
+    """Return the path with `labels` in place of its last folder `images`; if that is no folder, the images' own."""
+    for folder in (images, *images.parents):
+        if folder.name.lower() == "images":
+            labels = folder_named(folder.parent, "labels")
+            if labels is not None and (labels / images.relative_to(folder)).is_dir():
+                return labels / images.relative_to(folder)
+    return images
+
+
+def may_hold_labels(name: str) -> bool:
+    """Return whether a .txt file may be one of labels, by its name."""
+    base = name.rpartition("/")[2].lower()
+    return base not in _NO_LABELS and not base.startswith("readme")

@@ -10,12 +10,12 @@ from typing import Any
 
 import yaml
 
-from plrc.data.layouts import read_numbered_lines
+from plrc.data.layouts import read_lines, read_numbered_lines
 from plrc.data.reading import ReadingReport
 from plrc.errors import DataError, LayoutError
-from plrc.transfer.labels.contents import folder_named, read_start, survey
+from plrc.transfer.labels.contents import files_below, folder_named, read_start, survey
 from plrc.transfer.labels.reader import WHOLE
-from plrc.transfer.labels.yolo_paths import Locator
+from plrc.transfer.labels.yolo_paths import Locator, label_folder, may_hold_labels
 
 YAML_ENDINGS = (".yaml", ".yml")
 
@@ -150,9 +150,13 @@ def _splits_of_yaml(
     reading.add(*(f"{path.name} names {entry}: {place} is read" for entry, place in locator.replaced.items()))
     roles = {split[:3] for split in _SPLITS if table.get(split)}
     for split, places in _splits_by_name(locator.root).items():
-        if splits and split in _SPLITS and split[:3] not in roles:
-            reading.add(f"{path.name} names no split {split}: {places[0].relative_to(locator.root)} is read as {split}")
-            splits[split] = places
+        if splits and split.lower() in _SPLITS and split.lower()[:3] not in roles:
+            place = places[0].relative_to(locator.root)
+            if _has_labels(places[0], locator):
+                reading.add(f"{path.name} names no split {split}: {place} is read as {split}")
+                splits[split] = places
+            else:
+                reading.add(f"{path.name} names no split {split}, and {place} has no label files: it is left out")
     return splits or _splits_by_name(locator.root)
 
 
@@ -177,6 +181,19 @@ def _splits_by_name(root: Path) -> dict[str, list[Path]]:
             if "/" not in folder and contents.images(folder) and contents.named(folder, ".txt"):
                 splits[folder or WHOLE] = [root / folder]
     return splits
+
+
+def _has_labels(place: Path, locator: Locator) -> bool:
+    """Whether an image of a folder, or of a list, has a label file."""
+    if place.is_dir():
+        return any(map(may_hold_labels, files_below(label_folder(place), ".txt")))
+    for line in read_lines(str(place), lambda _: True):
+        image = locator.locate(_as_path(line), place.parent)
+        if image is not None:
+            stem = label_folder(image.parent) / image.stem
+            if any(Path(f"{stem}{ending}").is_file() for ending in (".txt", ".TXT")):
+                return True
+    return False
 
 
 def _holds_images(folder: Path) -> bool:
