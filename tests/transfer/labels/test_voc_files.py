@@ -241,5 +241,14 @@ def test_an_image_has_one_annotation_file(tmp_path: Path) -> None:
         put_xml(tmp_path / split / "annotations" / "00 old.xml", "<filename>1.jpg</filename>" + cat)
     splits = read(tmp_path, val="none")
     assert splits.train.classes == ("dog",) and names(splits.train) == ["0", "1"]
+    lists = tmp_path / "VOC2007"
+    for name in ("a", "b"):
+        voc_image(lists, name, ("dog", 1, 1, 9, 9))
+    put_xml(lists / "Annotations" / "a.XML", cat)
+    voc_list(lists, "train", "a")
+    voc_list(lists, "test", "b")
+    listed = read(lists, val="none")
+    assert listed.train.classes == ("dog",)
+    assert "further annotation files of an image, left out: 1 (a.XML)" in listed.reading.lines()
     further = "test/annotations/00 old.xml, test/xmls/0.xml, train/annotations/00 old.xml, ..."
     assert f"further annotation files of an image, left out: 4 ({further})" in splits.reading.lines()

@@ -331,3 +331,11 @@ def test_objects_of_an_image_that_cannot_be_used_are_counted(tmp_path: Path) -> 
         "image files that cannot be read, dropped: 1 (images/train/a0.jpg)",
         f"objects of images that cannot be used, dropped: 3 ({place} 1, {place} 2, {place} 3)",
     }
+
+
+def test_an_image_has_one_label_file(tmp_path: Path) -> None:
+    root = yolo_source(tmp_path, BOX)
+    put(root / "labels" / "train" / "a0.TXT", f"0 0.1 0.1 0.1 0.1\n{BOX}\n")
+    splits = read(root, val="none")
+    assert len(splits.train.images[0].classes) == 1
+    assert "further annotation files of an image, left out: 1 (a0.TXT)" in splits.reading.lines()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +17,7 @@ from plrc.transfer.labels.class_table import ClassTable
 from plrc.transfer.labels.label_maps import MODES, MapValues, check_map_format
 
 ROLES = ("train", "val", "test")
+FURTHER_FILES = "further annotation files of an image"
 WHOLE = "all"
 """Name of the only split of a source without splits."""
 
@@ -75,6 +76,20 @@ def split_for_each_role(splits: Sequence[str]) -> dict[str, str]:
         if candidates:
             roles[role] = candidates[0]
     return roles
+
+
+def label_files_by_stem(names: Iterable[str], reading: ReadingReport) -> dict[str, str]:
+    """Return names of label files by their name without its ending: of a.TXT and a.txt, the latter.
+
+    Args:
+        names: The names.
+        reading: Counts the files that are left out.
+    """
+    files: dict[str, str] = {}
+    for name in sorted(names, reverse=True):
+        if files.setdefault(os.path.splitext(name)[0], name) != name:
+            reading.count("left out", FURTHER_FILES, name)
+    return files
 
 
 def files_by_stem(folder: Path, reading: ReadingReport) -> dict[str, Path]:

@@ -26,6 +26,7 @@ from plrc.transfer.labels.reader import (
     NoLabelsForTask,
     SplitAnnotations,
     files_by_stem,
+    label_files_by_stem,
     pair_with_id_maps,
 )
 from plrc.transfer.labels.voc_files import VocFilesReader
@@ -112,7 +113,7 @@ class VocReader:
                 id_maps = {key: maps / f"{key}.png" for key in keys}
                 images += pair_with_id_maps(self.root, listed, id_maps, self.reading)
             else:
-                xml_files = {os.path.splitext(name)[0]: name for name in files_below(folder / "Annotations", ".xml")}
+                xml_files = label_files_by_stem(files_below(folder / "Annotations", ".xml"), self.reading)
                 for key in keys:
                     file = files.get(key, folder / "JPEGImages" / f"{key}.jpg")
                     name = xml_files.get(key)

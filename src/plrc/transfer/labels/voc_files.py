@@ -20,7 +20,7 @@ from plrc.transfer.labels.annotations import ImageAnnotation, relative_name
 from plrc.transfer.labels.class_table import ClassTable, fixed_classes
 from plrc.transfer.labels.contents import files_below
 from plrc.transfer.labels.label_maps import MapValues
-from plrc.transfer.labels.reader import WHOLE, SplitAnnotations, split_for_each_role
+from plrc.transfer.labels.reader import FURTHER_FILES, WHOLE, SplitAnnotations, split_for_each_role
 from plrc.transfer.labels.voc_xml import class_names, first_pixel_of, read_annotation, read_xml
 
 _NO_IMAGE = "annotation files without an image"
@@ -107,7 +107,7 @@ def _pair(
             reading.count("read", "annotation files that several images share", name)
         for image in names:
             if xml_of_image.setdefault(image, name) != name:
-                reading.count("left out", "further annotation files of an image", name)
+                reading.count("left out", FURTHER_FILES, name)
     for names in images.values():
         for image in names:
             xml = xml_of_image.get(image)

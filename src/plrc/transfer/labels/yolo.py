@@ -25,7 +25,7 @@ from plrc.transfer.labels.annotations import (
 from plrc.transfer.labels.class_table import ClassTable, fixed_classes
 from plrc.transfer.labels.contents import files_below
 from plrc.transfer.labels.label_maps import MapValues
-from plrc.transfer.labels.reader import NoLabelsForTask, SplitAnnotations, split_for_each_role
+from plrc.transfer.labels.reader import NoLabelsForTask, SplitAnnotations, label_files_by_stem, split_for_each_role
 from plrc.transfer.labels.yolo_lines import FAR_OUTSIDE, LabelLine, read_label_lines
 from plrc.transfer.labels.yolo_paths import label_folder, may_hold_labels
 from plrc.transfer.labels.yolo_source import find_yolo_source
@@ -116,8 +116,9 @@ class YoloReader:
         if image.parent not in self._label_files:
             folder = label_folder(image.parent)
             names = os.listdir(folder) if folder.is_dir() else []
-            texts = [name for name in sorted(names) if name.lower().endswith(".txt") and may_hold_labels(name)]
-            self._label_files[image.parent] = {os.path.splitext(name)[0]: folder / name for name in texts}
+            texts = [name for name in names if name.lower().endswith(".txt") and may_hold_labels(name)]
+            by_stem = label_files_by_stem(texts, self.reading)
+            self._label_files[image.parent] = {stem: folder / name for stem, name in by_stem.items()}
             self._compare(image.parent, self._label_files[image.parent])
         path = self._label_files[image.parent].get(image.stem)
         if path is None:
