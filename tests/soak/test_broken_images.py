@@ -106,7 +106,10 @@ def test_what_is_no_file_does_not_hang_and_root_reads_the_forbidden(tmp_path: Pa
     ("number", "sentence"),
     [
         (signal.SIGSEGV, "a loader process crashed (SIGSEGV) while it was reading 000005.jpg: remove or replace"),
-        (signal.SIGKILL, "usually because memory ran out; resume with --resume and fewer loader processes"),
+        (
+            signal.SIGKILL,
+            "killed while it was reading 000005.jpg, usually because memory ran out (SIGKILL); resume with --resume",
+        ),
     ],
 )
 def test_a_decoder_that_crashes_names_the_image_and_the_run_can_be_resumed(

@@ -23,10 +23,6 @@ UNGUARDED = (
     "each loader process imports this script again, and reached its call of plrc as well; put the call below "
     '`if __name__ == "__main__":`, or set run.workers 0'
 )
-KILLED = (
-    "a loader process was killed, usually because memory ran out; "
-    "resume with --resume and fewer loader processes (run.workers)"
-)
 
 _NOTE_BYTES = 1024  # for the name of the file that a loader process reads
 
@@ -107,6 +103,20 @@ def reading(name: str) -> Iterator[None]:
         note("")
 
 
+def describe_killed(cause: str, name: str = "") -> str:
+    """Describe the end of a loader process that was killed.
+
+    Args:
+        cause: How it ended, such as SIGKILL.
+        name: The file that it was reading; may be empty.
+    """
+    where = f" while it was reading {printable(name)}" if name else ""
+    return (
+        f"a loader process was killed{where}, usually because memory ran out ({cause}); "
+        "resume with --resume and a lower --run.workers"
+    )
+
+
 def end_if_importing_main() -> None:
     """End this process if it was just started by another one and still imports the user's script.
 
@@ -184,10 +194,8 @@ def _describe_death(processes: Sequence[Any], notes: _Notes) -> str:
         cause = f"status {status}"
         if status < 0:
             cause = signal.Signals(-status).name
-        if not name:
-            return f"{KILLED} ({cause})"
-        if status == -signal.SIGKILL:
-            return f"{KILLED}; it was reading {printable(name)}"
+        if not name or status == -signal.SIGKILL:
+            return describe_killed(cause, name)
         return (
             f"a loader process crashed ({cause}) while it was reading {printable(name)}: "
             "remove or replace this file, then resume with --resume"
