@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from plrc.data.coco_names import plain_name
+from plrc.data.coco_names import find_images, image_folders, plain_name, split_of_file
 from plrc.data.coco_values import (
     Box,
     Ids,
@@ -102,36 +103,45 @@ def read_categories(path: str | Path, table: Mapping[str, Any], reading: Reading
     if not names:
         raise DataError(f'{path} is not a COCO file of instances: it has no "categories" with id and name')
     ids: Ids[str] = Ids()
+    known: set[str] = set()
     for key in sorted(names, key=lambda key: (isinstance(key, str), key)):
-        if names[key] in ids.values():
+        if names[key] in known:
             reading.count("repaired", "categories of the same name, read as one", f"{names[key]} (id {key})")
+        known.add(names[key])
         ids[key] = names[key]
     return ids
 
 
-def without_groups(categories: Ids[str], table: Mapping[str, Any], reading: ReadingReport) -> Ids[str]:
+def without_groups(
+    path: str | Path, categories: Ids[str], table: Mapping[str, Any], reading: ReadingReport
+) -> Ids[str]:
     """Return the categories without those that no object has and that only stand for a group or the background.
 
     Some exporters write such a category with the id 0.
 
     Args:
+        path: The file, for messages.
         categories: All categories.
         table: Content of the file.
         reading: Counts what is left out.
+
+    Raises:
+        DataError: There is no list of annotations.
     """
     used: set[str] = set()
-    for _, entry in _entries("", table, "annotations"):
+    for _, entry in _entries(path, table, "annotations"):
         used.add(str(read_id(entry.get("category_id"))))
     group_of: dict[int | str, str] = {}
-    for _, entry in _entries("", table, "categories"):
+    for _, entry in _entries(path, table, "categories"):
         key = read_id(entry.get("id"))
         if key is not None:
             group_of[key] = str(entry.get("supercategory") or "")
+    members = Counter(group_of.values())
+    has_groups = len(members) > ("none" in members)
     kept: Ids[str] = Ids()
     for key in categories:
         name = categories[key]
-        other_groups = {group for other, group in group_of.items() if other != key}
-        is_group = name in other_groups or (group_of[key] == "none" and other_groups - {"none"})
+        is_group = members[name] > (group_of[key] == name) or (group_of[key] == "none" and has_groups)
         if str(key) not in used and (is_group or name.strip("_").lower() == "background"):
             reading.count("left out", "categories of a group or the background that no object has", name)
         else:
@@ -139,39 +149,47 @@ def without_groups(categories: Ids[str], table: Mapping[str, Any], reading: Read
     return kept if kept.values() else categories
 
 
-def read_images(path: str | Path, table: Mapping[str, Any], reading: ReadingReport) -> Ids[CocoImage]:
+def read_images(
+    path: str | Path, table: Mapping[str, Any], reading: ReadingReport, folders: Sequence[str] = ()
+) -> Ids[CocoImage]:
     """Read the images, without objects. A file that is listed twice is one image under two ids.
 
     Args:
-        path: The file, for messages.
+        path: The file.
         table: Its content.
         reading: Counts what is repaired and dropped.
+        folders: Where its images may lie, to tell two spellings of a name from two files; empty: the usual places.
 
     Raises:
         DataError: There is no list of images, or different images have one id.
     """
     images: Ids[CocoImage] = Ids()
-    by_name: dict[str, CocoImage] = {}
+    by_file: dict[str, CocoImage] = {}
     shared: dict[int | str, set[str]] = defaultdict(set)
+    named: list[tuple[int | str, str, dict[str, Any]]] = []
     for location, entry in _entries(path, table, "images"):
         key = read_id(entry.get("id"))
         name = entry.get("file_name")
         if key is None or not isinstance(name, str) or not name:
             reading.count("dropped", "images without an id and a file name", location)
+        else:
+            named.append((key, name, entry))
+    file_of = _files_of_names(
+        {name for _, name, _ in named}, folders or image_folders(str(path), split_of_file(str(path)))
+    )
+    for key, name, entry in named:
+        file = file_of[name]
+        if key in images and file_of[images[key].file_name] != file:
+            shared[key] |= {images[key].file_name, name}
             continue
-        plain = plain_name(name)
-        known = images[key] if key in images else None  # noqa: SIM401
-        if known is not None and plain_name(known.file_name) != plain:
-            shared[key] |= {known.file_name, name}
-            continue
-        if known is not None:
+        if key in images:
             reading.count("dropped", "images that are listed twice", name)
             continue
-        if plain in by_name:
+        if file in by_file:
             reading.count("repaired", "images that are listed under several ids, their objects joined", name)
         else:
-            by_name[plain] = CocoImage(name, read_side(entry.get("height")), read_side(entry.get("width")))
-        images[key] = by_name[plain]
+            by_file[file] = CocoImage(name, read_side(entry.get("height")), read_side(entry.get("width")))
+        images[key] = by_file[file]
     if shared:
         names = sorted(next(iter(shared.values())))
         raise DataError(
@@ -235,12 +253,21 @@ def read_objects(
             continue
         same.append(segmentation)
         area = read_number(entry.get("area"))
-        if area is not None and area < 0:
+        if area is not None and area <= 0:
             area = None
+            reading.count("repaired", "objects with an area of 0 or less, which their box gives", location)
         image.objects.append(CocoObject(category, box, area, crowd, segmentation, location))
         number += 1
     _require_pixels(path, images.values())
     return number
+
+
+def _files_of_names(names: Collection[str], folders: Sequence[str]) -> dict[str, str]:
+    """`file_name` -> its plain name, or its path if two names have the same plain name, which may be two files."""
+    plain_names = {name: plain_name(name) for name in names}
+    if len(set(plain_names.values())) == len(plain_names):
+        return plain_names
+    return {name: os.path.normpath(path) for name, path in find_images(sorted(names), folders).paths.items()}
 
 
 def _entries(path: str | Path, table: Mapping[str, Any], key: str) -> Iterator[tuple[str, dict[str, Any]]]:

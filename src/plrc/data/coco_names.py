@@ -13,6 +13,7 @@ from plrc.data.reading import ReadingReport
 
 _SAMPLE = 200  # names that are looked for in each candidate folder
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # a drive such as C:/ has a single letter
+_DRIVE = re.compile(r"[A-Za-z]:|//")  # C: or //host/share
 _LOCAL_FILES = "/data/local-files/?d="  # Label Studio's address of a file of its own storage
 _FOLDERS = ("", "images", "data")
 
@@ -50,7 +51,8 @@ def plain_name(file_name: str) -> str:
     elif _URL.match(name):
         name = _url_path(name)
     name = unquote(name).replace("\\", "/")
-    name = ntpath.splitdrive(name)[1]
+    if _DRIVE.match(name):
+        name = ntpath.splitdrive(name)[1]
     parts = [part for part in name.split("/") if part not in ("", ".")]
     return "/" + "/".join(parts) if name.startswith("/") else "/".join(parts)
 

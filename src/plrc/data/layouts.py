@@ -128,14 +128,14 @@ def list_coco(source: str) -> Listing:
         LayoutError: The file is not a COCO file.
         DataError: None of its images exists.
     """
-    images, annotations = _read_coco(source)
+    reading = ReadingReport()
+    images, annotations = _read_coco(source, reading)
     entries = [str(image["file_name"]) for image in images]
     places = find_images(entries, image_folders(source, split_of_file(source)))
     missing = set(places.missing())
     present = [places.paths[entry] for entry in entries if entry not in missing]
     if not present:
         raise DataError(places.describe_failure(source))
-    reading = ReadingReport()
     count_spellings(places, reading)
     for entry in missing:
         reading.count("left out", "images of the annotations that do not exist", entry)
@@ -147,8 +147,11 @@ def list_coco(source: str) -> Listing:
 
 
 def read_coco_names(source: str) -> list[str]:
-    """Read the `file_name` entries of a COCO file. Raises LayoutError if it is not one."""
-    images, _ = _read_coco(source)
+    """Read the `file_name` entries of a COCO file. Raises LayoutError if it is not one, or an image has no name."""
+    reading = ReadingReport()
+    images, _ = _read_coco(source, reading)
+    if reading.total("dropped"):
+        raise LayoutError(f"{source} does not name all of its images: {'; '.join(reading.lines())}; remove these")
     return [str(image["file_name"]) for image in images]
 
 
@@ -298,15 +301,22 @@ class _Walk:
             self.mtimes[folder] = NEVER_FRESH  # its target may appear without a trace in this folder
 
 
-def _read_coco(source: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The images and the annotations of a COCO file; raises LayoutError if its images have no names."""
+def _read_coco(source: str, reading: ReadingReport) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The images that have a name, and the annotations of a COCO file; raises LayoutError if no image has a name."""
     try:
         table = parse_json(_read_text(source))
-        images = [dict(image) for image in table["images"]]
-        if not all("file_name" in image for image in images):
-            raise KeyError("file_name")
-    except (ValueError, KeyError, TypeError) as error:
-        raise LayoutError(f'{source} is not a COCO file: it has no list "images" with "file_name" entries') from error
+    except ValueError as error:
+        raise LayoutError(f"{source} is not a COCO file: it is not readable JSON ({error})") from error
+    entries = table.get("images") if isinstance(table, dict) else None
+    images: list[dict[str, Any]] = []
+    for number, entry in enumerate(entries if isinstance(entries, list) else []):
+        name = entry.get("file_name") if isinstance(entry, dict) else None
+        if isinstance(name, str) and name:
+            images.append(entry)
+        else:
+            reading.count("dropped", "images without a file name", f"{os.path.basename(source)} images {number}")
+    if not images:
+        raise LayoutError(f'{source} is not a COCO file: it has no list "images" with "file_name" entries')
     annotations = table.get("annotations")
     if not isinstance(annotations, list):
         annotations = []

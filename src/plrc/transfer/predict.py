@@ -171,12 +171,14 @@ def _check_places(out: Path, png: str | Path | None, threshold: float | None) ->
 
 def _image_ids_of(table: Mapping[str, Any], source: str, names: Collection[str]) -> dict[str, int | str]:
     """Name of an image -> its id in a COCO file. Raises DataError if an image has none."""
-    entries = table["images"]
+    entries = [
+        entry for entry in table["images"] if isinstance(entry, dict) and isinstance(entry.get("file_name"), str)
+    ]
     folders = image_folders(source, split_of_file(source))
-    places = find_coco_images([str(entry["file_name"]) for entry in entries], folders)
+    places = find_coco_images([entry["file_name"] for entry in entries], folders)
     ids: dict[str, int | str] = {}
     for entry in entries:
-        name = relative_name(places.root, places.paths[str(entry["file_name"])])
+        name = relative_name(places.root, places.paths[entry["file_name"]])
         key = read_id(entry.get("id"))
         if key is not None:
             ids.setdefault(name, key)

@@ -187,6 +187,12 @@ def two_ids(content: Table) -> None:
         thing["image_id"] = 99 if thing["id"] == 1 else thing["image_id"]
 
 
+def no_areas(content: Table) -> None:
+    content["annotations"][0]["area"] = 0
+    content["annotations"][1]["area"] = -4.5
+    content["annotations"][2]["area"] = "0.0"
+
+
 def boxes_from_polygons(content: Table) -> None:
     del content["annotations"][0]["bbox"]
     content["annotations"][0]["segmentation"] = POLYGON
@@ -197,6 +203,13 @@ def boxes_from_polygons(content: Table) -> None:
     [
         (odd_numbers, ["objects with numbers written as text, repaired: 12 ("]),
         (twice, ["images that are listed twice, dropped: 6 (", "objects that are annotated twice, dropped: 12 ("]),
+        (
+            no_areas,
+            [
+                "objects with an area of 0 or less, which their box gives, repaired: 3 (",
+                "objects with numbers written as text, repaired: 1 (",
+            ],
+        ),
         (two_ids, ["images that are listed under several ids, their objects joined, repaired: 1 (./train_0.png)"]),
         (boxes_from_polygons, ["objects without a box, which their polygons give, repaired: 1 (instances_train.json"]),
     ],
@@ -207,6 +220,7 @@ def test_what_is_certain_is_repaired_and_counted(
     plain = changed(tmp_path / "plain", lambda _: None)
     splits = changed(tmp_path / "other", change)
     assert content(splits) == content(plain)
+    assert [i.areas.tolist() for i in splits.train.images] == [i.areas.tolist() for i in plain.train.images]
     assert not any(image.ignored.any() for image in splits.train.images)
     assert len(splits.reading.lines()) == 3 + len(lines)
     for line, start in zip(splits.reading.lines()[3:], lines, strict=True):

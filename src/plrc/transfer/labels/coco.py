@@ -148,14 +148,15 @@ class CocoReader:
     def _read_objects(self, split: str) -> SplitAnnotations:
         path = self.files[split]
         table = read_coco_table(path)
-        categories = without_groups(read_categories(path, table, self.reading), table, self.reading)
-        images_by_id = read_images(path, table, self.reading)
+        categories = without_groups(path, read_categories(path, table, self.reading), table, self.reading)
+        folders = image_folders(str(path), split, str(self.root))
+        images_by_id = read_images(path, table, self.reading, folders)
         label = path.name if self.central else path.relative_to(self.root).as_posix()
         count = read_objects(path, table, images_by_id, categories, self.reading, label)
         images = list({id(image): image for image in images_by_id.values()}.values())
         if self.task == "instances" and count and not any(_has_masks(image) for image in images):
             raise NoLabelsForTask(f"{path} has boxes without masks", "detection")
-        places = find_images([image.file_name for image in images], image_folders(str(path), split, str(self.root)))
+        places = find_images([image.file_name for image in images], folders)
         if len(places.missing()) == len(places.paths):
             raise DataError(places.describe_failure(str(path)))
         count_spellings(places, self.reading)
