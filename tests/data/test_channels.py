@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from PIL import Image
 from plrc.config import DataConfig, ViewConfig
 from plrc.data import image_files
 from plrc.data.channel_statistics import measure_pixels
-from plrc.data.channels import shown_pixels
+from plrc.data.channels import ChannelsError, shown_pixels
 from plrc.data.decode import decode, decode_bytes
 from plrc.data.image_errors import DecodeError
+from plrc.data.image_header import Header, read_header
 from plrc.data.photometric import augment, color_draws, normalize
 from plrc.data.regions import felzenszwalb_regions, slic_regions
 from plrc.data.scan import scan
@@ -52,6 +54,59 @@ def test_an_array_is_read_with_its_channels_last_or_first(five: np.ndarray) -> N
     gray = decode_bytes(npy(five[:, :, 0]), channels=1)
     assert torch.equal(gray[0], torch.from_numpy(five[:, :, 0]))
     assert decode_bytes(npy(five[:, :, :3])).shape == (3, 20, 30)
+
+
+KINDS = {
+    "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
+    "JPEG": ("L", "RGB", "CMYK"),
+    "TIFF": ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"),
+    "WEBP": ("RGB", "RGBA"),
+    "GIF": ("L", "P"),
+    "BMP": ("1", "L", "P", "RGB"),
+    "TGA": ("L", "LA", "RGBA"),
+    "JPEG2000": ("L", "LA", "RGB", "RGBA"),
+    "AVIF": ("RGB", "RGBA"),
+    "PPM": ("1", "L", "RGB", "I;16"),
+}
+
+
+def files_of_many_kinds() -> list[bytes]:
+    files: list[bytes] = []
+    ramp = Image.fromarray(np.arange(20 * 30, dtype=np.uint16).reshape(20, 30))
+    for file_format, modes in KINDS.items():
+        for mode in modes:
+            file = io.BytesIO()
+            image = ramp if mode == "I;16" else Image.linear_gradient("L").resize((30, 20)).convert(mode)
+            image.save(file, file_format)
+            files.append(file.getvalue())
+    for channels in (2, 4, 5):
+        for dtype in (np.uint8, np.uint16):
+            for colors in ("minisblack", "rgb") if channels > 2 else ("minisblack",):
+                file = io.BytesIO()
+                values = np.arange(20 * 30 * channels, dtype=dtype).reshape(20, 30, channels)
+                tifffile.imwrite(file, values, photometric=colors, planarconfig="contig")
+                files.append(file.getvalue())
+    return files
+
+
+def refusal(header: Header, channels: int) -> str:
+    try:
+        header.require_channels(channels)
+    except ChannelsError as error:
+        return error.reason
+    return ""
+
+
+def test_the_header_states_whether_an_image_can_be_decoded_with_so_many_channels() -> None:
+    for data in files_of_many_kinds():
+        header = read_header(io.BytesIO(data))
+        for channels in range(1, 6):
+            reason = refusal(header, channels)
+            if reason:
+                with pytest.raises(ChannelsError, match=re.escape(reason)):
+                    decode_bytes(data, channels=channels)
+            else:
+                assert decode_bytes(data, channels=channels).shape == (channels, 20, 30)
 
 
 def test_deep_channels_are_rescaled_one_by_one() -> None:

@@ -108,8 +108,21 @@ def test_a_file_is_hashed_again_when_it_changes(tmp_path: Path, monkeypatch: pyt
     assert again[0] == [2, 0] and (again[1] == hashes[[2, 0]]).all() and len(hashed) == 3
     scene(7, side=100).save(root / "1.png")
     assert differing(hash_files(images, [1], 3)[1][0], hashes[1]) > SIMILAR_BITS and len(hashed) == 4
-    cache_file("hashes", str(root)).write_text('{"0.png": [1, 2, "zz"]}')
+    cache_file("hashes-3", str(root)).write_text('{"0.png": [1, 2, "zz"]}')
     assert len(hash_files(images, [0], 3)[0]) == 1 and len(hashed) == 5
+
+
+def test_a_file_has_a_hash_for_each_number_of_channels(tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    root.mkdir()
+    bands = np.concatenate([np.asarray(scene(0)), np.asarray(scene(1))[:, :, :1]], axis=2)
+    Image.fromarray(bands).save(root / "0.png")  # RGB blends with white by the fourth channel
+    images = ImageList(str(root), ("0.png",), "list")
+    for channels in (3, 4, 3):
+        expected = hash_image(decode_bytes((root / "0.png").read_bytes(), channels=channels))
+        assert differing(hash_files(images, [0], channels)[1][0], expected) == 0
+    four, three = (hash_files(images, [0], channels)[1][0] for channels in (4, 3))
+    assert differing(four, three) > 0
 
 
 def test_scan_counts_images_that_look_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageMode
 from torch import Tensor
 
 from plrc.data.image_errors import DecodeError
@@ -86,12 +86,14 @@ def read_npy(data: bytes, channels: int) -> NDArray[np.generic]:
 
 def read_bands(image: Image.Image) -> NDArray[np.generic]:
     """The bands of an image that Pillow opened, as they are stored: [H, W, C]. Palettes and CMYK become RGB."""
-    if image.mode == "1":
-        image = image.convert("L")
-    elif image.mode not in _STORED_MODES and not image.mode.startswith("I;"):
-        image = image.convert("RGB")
-    values = np.asarray(image)
+    mode = _stored_mode(image.mode)
+    values = np.asarray(image if mode == image.mode else image.convert(mode))
     return values[:, :, None] if values.ndim == 2 else values
+
+
+def count_bands(image: Image.Image) -> int:
+    """The number of bands that `read_bands` returns, without decoding the image."""
+    return len(ImageMode.getmode(_stored_mode(image.mode)).bands)
 
 
 def require_channels(actual: int, channels: int) -> None:
@@ -99,6 +101,15 @@ def require_channels(actual: int, channels: int) -> None:
     if actual != channels:
         plural = "s" if actual != 1 else ""
         raise ChannelsError(f"the image has {actual} channel{plural}, but data.channels is {channels}")
+
+
+def require_rgb(unmarked: str) -> None:
+    """Raise DecodeError if an image cannot become RGB; for `unmarked` see `tiff.TiffPage`."""
+    if unmarked:
+        raise ChannelsError(
+            f"a TIFF of {unmarked} that are not marked as red, green and blue; set data.channels to the number of "
+            "channels to train on all of them"
+        )
 
 
 def shown_pixels(image: Tensor) -> NDArray[np.uint8]:
@@ -112,6 +123,13 @@ def shown_pixels(image: Tensor) -> NDArray[np.uint8]:
     """
     chosen = image[:RGB_CHANNELS] if len(image) >= RGB_CHANNELS else image[:1].expand(RGB_CHANNELS, -1, -1)
     return np.ascontiguousarray(chosen.permute(1, 2, 0).numpy())
+
+
+def _stored_mode(mode: str) -> str:
+    """The mode of Pillow in which the bands of an image of a mode are read."""
+    if mode == "1":
+        return "L"
+    return mode if mode in _STORED_MODES or mode.startswith("I;") else "RGB"
 
 
 def _channel_axis(shape: tuple[int, ...], channels: int) -> int:

@@ -16,7 +16,7 @@ import torchvision  # noqa: F401 - registers torch.ops.image
 from PIL import Image
 from torch import Tensor
 
-from plrc.data.channels import NPY_START, read_bands, read_npy, read_npy_header, require_channels
+from plrc.data.channels import NPY_START, read_bands, read_npy, read_npy_header, require_channels, require_rgb
 from plrc.data.image_errors import DecodeError
 from plrc.data.image_files import MAX_MEGAPIXELS, name_errors, read_bytes
 from plrc.data.image_header import CUT_MODES, OpenedImage, check_megapixels, check_pixels, open_image, quiet_pillow
@@ -168,17 +168,12 @@ def _decode_tiff(
     header: TiffPage, data: bytes, page: int, percentiles: tuple[float, float], remarks: list[str] | None
 ) -> np.ndarray:
     """Decode a TIFF that Pillow does not know, as shown: [H, W, 3]."""
-    is_gray = header.channels - (header.alpha >= 0) == 1
-    if not (is_gray or header.is_color):
-        raise DecodeError(
-            f"a TIFF of {header.description} that are not marked as red, green and blue; set data.channels to the "
-            "number of channels to train on all of them"
-        )
+    require_rgb(header.unmarked)
     values = read_tiff_page(data, page)
     alpha = None
     if header.alpha >= 0:
         alpha = values[:, :, header.alpha : header.alpha + 1]
-    colors = values[:, :, : 1 if is_gray else 3]
+    colors = values[:, :, : 3 if header.is_color else 1]
     return _scale_and_blend(colors, alpha, percentiles, header.no_data, remarks)
 
 

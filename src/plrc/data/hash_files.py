@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from plrc.config import DataConfig
 from plrc.data.image_errors import DecodeError
@@ -30,7 +31,7 @@ def hash_files(images: ImageList, positions: Sequence[int], channels: int) -> tu
     Returns:
         The positions of the images that can be read, and their hashes.
     """
-    stored = read_stored_hashes(images.root)
+    stored = read_stored_hashes(images.root, channels)
     settings = DataConfig(channels=channels)
 
     def stored_or_new(i: int) -> StoredHash | None:
@@ -47,14 +48,18 @@ def hash_files(images: ImageList, positions: Sequence[int], channels: int) -> tu
     with ThreadPoolExecutor(cores()) as pool:
         entries = dict(zip(positions, pool.map(stored_or_new, positions), strict=True))
     readable = {i: entry for i, entry in entries.items() if entry is not None}
-    store_hashes(images.root, {images.names[i]: entry for i, entry in readable.items()}, stored)
+    store_hashes(images.root, channels, {images.names[i]: entry for i, entry in readable.items()}, stored)
     return list(readable), unpack_hashes(digits for _, _, digits in readable.values())
 
 
-def read_stored_hashes(root: str) -> dict[str, StoredHash]:
-    """Read what is stored of the images below a folder: relative name -> hash. A damaged file counts as empty."""
+def read_stored_hashes(root: str, channels: int) -> dict[str, StoredHash]:
+    """Read what is stored of the images below a folder, read with so many channels. A damaged file counts as empty.
+
+    Returns:
+        Relative name -> hash.
+    """
     try:
-        table = parse_json(cache_file("hashes", root).read_text(encoding="utf-8"))
+        table = parse_json(_hash_file(root, channels).read_text(encoding="utf-8"))
         stored: dict[str, StoredHash] = {}
         for name, (size, changed, digits) in table.items():
             if len(bytes.fromhex(digits)) == HASH_BYTES:
@@ -64,15 +69,20 @@ def read_stored_hashes(root: str) -> dict[str, StoredHash]:
         return {}
 
 
-def store_hashes(root: str, hashes: Mapping[str, StoredHash], stored: Mapping[str, StoredHash]) -> None:
+def store_hashes(root: str, channels: int, hashes: Mapping[str, StoredHash], stored: Mapping[str, StoredHash]) -> None:
     """Store hashes of the images below a folder, if any of them is new. If that fails, they are computed again.
 
     Args:
         root: The folder.
+        channels: Channels with which the images were read.
         hashes: Relative name -> hash.
         stored: What is stored so far.
     """
     together = {**stored, **hashes}
     if together != stored:
         with contextlib.suppress(OSError):
-            write_text(cache_file("hashes", root), json.dumps(together))
+            write_text(_hash_file(root, channels), json.dumps(together))
+
+
+def _hash_file(root: str, channels: int) -> Path:
+    return cache_file(f"hashes-{channels}", root)

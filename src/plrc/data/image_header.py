@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLESPERPIXEL, TiffImageFile
 
-from plrc.data.channels import read_npy_header, starts_as_npy
+from plrc.data.channels import count_bands, read_npy_header, require_channels, require_rgb, starts_as_npy
 from plrc.data.image_errors import DecodeError
 from plrc.data.image_kinds import HEIC_PACKAGE, START_BYTES, format_of_start, readable_formats
 from plrc.data.jpeg_markers import START_OF_SCAN, walk_markers
@@ -44,6 +44,8 @@ class Header(NamedTuple):
         pages: Number of pages of a TIFF or frames of an animation.
         is_deep: Whether it has more than 8 bits per channel.
         unused_channels: Number of channels that are neither gray, color nor transparency.
+        channels: Number of channels as they are stored.
+        unmarked: The channels of an image that cannot become RGB; see `tiff.TiffPage`.
     """
 
     height: int
@@ -54,6 +56,8 @@ class Header(NamedTuple):
     pages: int = 1
     is_deep: bool = False
     unused_channels: int = 0
+    channels: int = RGB_CHANNELS
+    unmarked: str = ""
 
     @property
     def stored_size(self) -> tuple[int, int]:
@@ -73,6 +77,17 @@ class Header(NamedTuple):
         if _same_shape((height, width), (self.height, self.width)):
             return 1
         return self.orientation if _same_shape((height, width), self.stored_size) else None
+
+    def require_channels(self, channels: int) -> None:
+        """Raise DecodeError if `decode` would refuse the image because of its channels.
+
+        Args:
+            channels: The setting `data.channels`.
+        """
+        if channels == RGB_CHANNELS:
+            require_rgb(self.unmarked)
+        else:
+            require_channels(self.channels, channels)
 
     def remarks(self, pages: str, channels: int) -> list[str]:
         """Return what should be known about how such images are read, as the subjects of counted sentences.
@@ -123,6 +138,14 @@ class OpenedImage(NamedTuple):
             return _tiff_channels(self.pillow) - len(self.pillow.getbands())
         return 0
 
+    @property
+    def channels(self) -> int:
+        """Number of channels as they are stored."""
+        if self.tiff is not None:
+            return self.tiff.channels
+        assert self.pillow is not None
+        return _tiff_channels(self.pillow) if self.unused_channels else count_bands(self.pillow)
+
 
 def _same_shape(first: tuple[int, int], second: tuple[int, int]) -> bool:
     """Whether two (height, width) have the same shape up to rounding."""
@@ -142,7 +165,8 @@ def read_header(file: BinaryIO, channels: int = RGB_CHANNELS, page: int = 0) -> 
     """
     if starts_as_npy(file):
         height, width, dtype = read_npy_header(file, channels)
-        return Header(height, width, f"{channels} channels of {dtype}", "NPY", is_deep=dtype.itemsize > 1)
+        mode = f"{channels} channels of {dtype}"
+        return Header(height, width, mode, "NPY", is_deep=dtype.itemsize > 1, channels=channels)
     with quiet_pillow():
         opened = open_image(file, page)
         if opened.pillow is not None:
@@ -166,6 +190,8 @@ def read_header(file: BinaryIO, channels: int = RGB_CHANNELS, page: int = 0) -> 
             pages,
             opened.is_deep,
             opened.unused_channels,
+            opened.channels,
+            opened.tiff.unmarked if opened.tiff is not None else "",
         )
 
 

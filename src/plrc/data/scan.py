@@ -182,7 +182,7 @@ def scan(config: DataConfig, workers: int = 0, on_progress: OnProgress = ignore_
             index_path.unlink()
         raise
     hashes = {file.name: (file.size, file.changed, file.hash) for file in files if file.hash}
-    store_hashes(images.root, hashes, read_stored_hashes(images.root))
+    store_hashes(images.root, config.channels, hashes, read_stored_hashes(images.root, config.channels))
     written_index = ""
     if index_path is not None and write_index(index_path, _build_index(config, layout, listing, files)):
         written_index = str(index_path)

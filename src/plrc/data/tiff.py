@@ -61,6 +61,12 @@ class TiffPage(NamedTuple):
         return self.photometric == RGB and self.channels >= 3
 
     @property
+    def unmarked(self) -> str:
+        """The description of channels that are neither gray nor marked as colors; empty if the image can become RGB."""
+        is_gray = self.channels - (self.alpha >= 0) == 1
+        return "" if is_gray or self.is_color else self.description
+
+    @property
     def unused_channels(self) -> int:
         """Number of channels that are neither color nor transparency, if the image has colors."""
         return self.channels - 3 - (self.alpha >= 0) if self.is_color else 0

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from tests.transfer.sources import (
     POLYGON,
     blank,
+    coco_file,
     coco_source,
     mask_folders,
     names,
@@ -339,6 +341,33 @@ def test_parts_of_masks_that_are_no_polygons_are_counted(tmp_path: Path) -> None
         "objects without a usable mask, dropped: 1 (instances_train2017.json annotation 3)",
     }
     assert splits.train.images[0].segments == splits.train.images[1].segments
+
+
+def test_images_of_other_channels_are_counted_when_labels_are_read(tmp_path: Path) -> None:
+    files: list[str] = []
+    for i in range(6):
+        np.save(tmp_path / f"{i}.npy", np.full((20, 30, 5), i, np.uint8))
+        files.append(f"{i}.npy")
+        blank(tmp_path / f"rgb{i}.png")
+        files.append(f"rgb{i}.png")
+    for i in range(2):
+        values = np.full((20, 30, 5), i, np.uint8)
+        tifffile.imwrite(tmp_path / f"five{i}.tif", values, photometric="minisblack", planarconfig="contig")
+        files.append(f"five{i}.tif")
+    images = [{"id": i, "file_name": name, "height": 20, "width": 30} for i, name in enumerate(files)]
+    coco_file(tmp_path / "train.json", images, [thing(i + 1, i) for i in range(len(files))], ("cat",))
+    five = read(tmp_path, channels=5, test_fraction=0.3, val="none")
+    for part in (five.train, five.test):
+        for image in part.images:
+            assert part.read_pixels(image).shape == (5, 20, 30)
+    assert len(five.train.images) + len(five.test.images) == 8
+    reason = "the image has 3 channels, but data.channels is 5"
+    assert f"image files of other channels ({reason}), dropped: 6" in str(five.reading.lines())
+    three = read(tmp_path, test_fraction=0.3, val="none")
+    lines = str(three.reading.lines())
+    assert len(three.train.images) + len(three.test.images) == 6
+    assert "image files of other channels (an array of shape 20 x 30 x 5, but data.channels is 3), dropped: 6" in lines
+    assert "image files of other channels (a TIFF of 5 channels of uint8 that are not marked as red, green" in lines
 
 
 def test_a_single_training_image_is_refused_with_a_setting_that_works(tmp_path: Path) -> None:

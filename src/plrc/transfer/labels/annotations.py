@@ -124,7 +124,7 @@ def annotate_image(
         path: The image file.
         reading: Counts images that cannot be used.
         stated_size: Height and width according to the source; 0 is unknown.
-        channels: Channels of the images, for arrays (.npy).
+        channels: Channels that the images must have (`data.channels`).
 
     Returns:
         An annotation without objects; None if the image cannot be read or has another size than stated.
@@ -250,6 +250,7 @@ def _header_of_whole_image(path: Path, channels: int) -> Header:
     try:
         with open(path, "rb") as file:
             header = read_header(file, channels)
+            header.require_channels(channels)
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
             tail = file.read()
     except (OSError, ValueError) as error:  # ValueError: a zero byte or half of a character in the name
