@@ -18,7 +18,7 @@ from plrc.errors import DataError
 from plrc.measures.segmentation import IGNORED
 from plrc.text import some
 from plrc.transfer.labels.class_list import ClassList, color_text, read_class_list
-from plrc.transfer.labels.label_maps import MapEncoding, MapValues
+from plrc.transfer.labels.label_maps import MAX_ID, MapEncoding, MapValues
 
 BINARY = ("background", "foreground")
 """Names of the classes of maps with nothing but 0 and 255, if no file names them."""
@@ -43,15 +43,18 @@ class ClassTable:
 
     @cached_property
     def _class_of_id(self) -> NDArray[np.uint8]:
-        """Id -> class; the last entry stands for all larger ids."""
-        table = np.full(max(self.class_of_value, default=0) + 2, IGNORED, dtype=np.uint8)
+        """Id -> class, for all ids at least; the last entry stands for all larger values."""
+        table = np.full(max(MAX_ID, *self.class_of_value) + 2, IGNORED, dtype=np.uint8)
         table[list(self.class_of_value)] = list(self.class_of_value.values())
         return table
 
     def read(self, path: str) -> NDArray[np.uint8]:
         """Read the class of each pixel of a label map, [H, W]; 255 is ignored. Raises DataError."""
         values = self.encoding.read(path)
-        return self._class_of_id[np.minimum(values, len(self._class_of_id) - 1)]
+        if values.dtype.itemsize > 2:  # other values than ids are possible
+            values = np.minimum(values, len(self._class_of_id) - 1)
+        classes: NDArray[np.uint8] = self._class_of_id.take(values)
+        return classes
 
     def count(self, contents: Iterable[MapValues]) -> tuple[NDArray[np.int64], dict[int, int]]:
         """Count pixels.

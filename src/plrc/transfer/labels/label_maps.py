@@ -69,8 +69,8 @@ class MapEncoding:
             pixels[color] = pixels.get(color, 0) + count
         return pixels
 
-    def read(self, path: str) -> NDArray[np.int64]:
-        """Read the value of each pixel, [H, W].
+    def read(self, path: str) -> NDArray[Any]:
+        """Read the value of each pixel, [H, W], in the type of the file or a larger one.
 
         Raises:
             DataError: The file cannot be read.
@@ -82,8 +82,8 @@ class MapEncoding:
                 red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), dtype=np.int64), 2, 0)
                 return np.asarray(red * 65536 + green * 256 + blue)
             if image.mode == "1":
-                return np.asarray(image, dtype=np.int64) * self.bit
-            return _first_channel(image).astype(np.int64)
+                return np.asarray(image, dtype=np.uint8) * np.uint8(self.bit)
+            return _first_channel(image)
 
 
 def check_map_format(path: Any, file_format: str, mode: str, modes: tuple[str, ...] = MODES) -> None:
@@ -131,6 +131,8 @@ def _count_file(path: str) -> MapValues:
             return MapValues("palette", pixels, {index: colors.get(index, 0) for index in pixels})
         if image.mode in ("RGB", "RGBA"):
             return _count_colors(path, image.convert("RGB"))
+        if image.mode in ("L", "LA"):
+            return MapValues("gray", _occurring(enumerate(image.histogram()[:256])))  # of the first channel
         values, counts = np.unique(_first_channel(image), return_counts=True)
         if values[0] < 0 or values[-1] > MAX_ID or len(values) > MAX_VALUES:
             raise DataError(

@@ -49,6 +49,7 @@ class YoloReader:
     """
 
     def __init__(self, config: LabelledConfig, task: Task, reading: ReadingReport) -> None:
+        self.channels = config.channels
         source = Path(config.source)
         self.root = source if source.is_dir() else source.parent
         self.task = task
@@ -169,7 +170,7 @@ class YoloReader:
         if file.lines is None and self.leave_out:
             self.reading.count("left out", "images without a label file", name)
             return None
-        annotation = annotate_image(self.root, file.image, self.reading)
+        annotation = annotate_image(self.root, file.image, self.reading, channels=self.channels)
         if annotation is None:
             drop_objects((line.location for line in file.lines or []), self.reading)
             return None
