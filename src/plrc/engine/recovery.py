@@ -38,7 +38,7 @@ def explain(error: BaseException) -> str:
     cause: BaseException | None = error
     while cause is not None:
         if str(cause).startswith(DEAD_WORKER):
-            return workers.describe_killed(cause)
+            return workers.describe_killed(str(cause))
         cause = cause.__cause__ or cause.__context__
     lost = distributed.describe_lost_processes(error)
     return f"{lost}: it exited or hung; check its log, then resume with --resume" if lost else ""

@@ -7,6 +7,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from tests.transfer.sources import (
     blank,
@@ -25,11 +26,12 @@ from tests.transfer.sources import (
 
 from plrc.data.decode import decode
 from plrc.data.masks import decode_masks, encode_mask
+from plrc.data.reading import ReadingReport
 from plrc.errors import ConfigError, DataError, LayoutError, PlrcError
 from plrc.scenes import encode_rle
 from plrc.transfer.labels.datasets import DetectionImages, SemanticImages
-from plrc.transfer.labels.layouts import LAYOUTS
-from plrc.transfer.protocols import InputConfig, Layout, Task
+from plrc.transfer.labels.layouts import LAYOUTS, open_labels
+from plrc.transfer.protocols import InputConfig, LabelledConfig, Layout, Task
 
 # Pascal VOC
 
@@ -541,3 +543,40 @@ def test_most_boxes_decide_whether_the_boxes_of_a_source_are_turned(
         assert read_boxes[f"{i}.jpg"] == [clipped]
     reason = "objects annotated before the turn" if turned else "images whose annotation states the size before"
     assert any(line.startswith(reason) and "repaired: 8 " in line for line in splits.reading.lines())
+
+
+def five_channels(path: Path, height: int, width: int) -> None:
+    """Put a TIFF of five channels in the place of an image."""
+    path.unlink()
+    values = np.zeros((height, width, 5), np.uint8)
+    tifffile.imwrite(path.with_suffix(".tif"), values, photometric="minisblack", planarconfig="contig")
+
+
+def test_every_reader_counts_images_of_other_channels(tmp_path: Path) -> None:
+    voc_years(tmp_path / "voc")
+    five_channels(tmp_path / "voc" / "VOC2007" / "JPEGImages" / "07_0.jpg", 20, 30)
+    for i in range(3):
+        voc_image(tmp_path / "files", f"{i}", ("dog", 1, 1, 10, 10))
+    five_channels(tmp_path / "files" / "JPEGImages" / "0.jpg", 20, 30)
+    mask_folders(tmp_path / "masks", "train")
+    five_channels(tmp_path / "masks" / "images" / "train" / "train0.jpg", 1, 4)
+    cityscapes(tmp_path / "cityscapes")
+    stem = "aachen/aachen_000000_000019_leftImg8bit.png"
+    five_channels(tmp_path / "cityscapes" / "leftImg8bit" / "train" / stem, 3, 4)
+    cases: list[tuple[str, Task, str, int]] = [
+        ("voc/VOC2007", "detection", "trainval", 2),
+        ("files", "detection", "", 2),
+        ("masks", "semantic", "train", 4),
+        ("cityscapes", "semantic", "train", 4),
+        ("cityscapes", "detection", "train", 4),
+    ]
+    for folder, task, split, others in cases:
+        reading = ReadingReport()
+        config = LabelledConfig(source=str(tmp_path / folder), channels=5)
+        reader = open_labels(config, task, reading)
+        images = reader.read(split or reader.splits[0]).images
+        assert [Path(image.path).suffix for image in images] == [".tif"]
+        sentence = (
+            f"image files of other channels (the image has 3 channels, but data.channels is 5), dropped: {others}"
+        )
+        assert sentence in str(reading.lines())

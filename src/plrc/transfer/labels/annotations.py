@@ -18,7 +18,6 @@ from plrc.data.image_header import Header, read_header
 from plrc.data.masks import count_short_parts, decode_masks, encode_mask, encode_segment
 from plrc.data.orientation import turn, turn_box
 from plrc.data.reading import ReadingReport
-from plrc.pixels import RGB_CHANNELS
 
 NO_BOX = "objects without a box of four numbers"
 EMPTY_BOX = "boxes without width or height"
@@ -112,8 +111,8 @@ def annotate_image(
     root: Path,
     path: Path,
     reading: ReadingReport,
+    channels: int,
     stated_size: tuple[int, int] | None = None,
-    channels: int | None = None,
 ) -> ImageAnnotation | None:
     """Start the annotation of an image file, its size taken from its header.
 
@@ -123,8 +122,8 @@ def annotate_image(
         root: The source; the image is named relative to it.
         path: The image file.
         reading: Counts images that cannot be used.
+        channels: Channels that the images must have (`data.channels`).
         stated_size: Height and width according to the source; 0 is unknown.
-        channels: Channels that the images must have (`data.channels`); None: only arrays (.npy) are checked, for RGB.
 
     Returns:
         An annotation without objects; None if the image cannot be read or has another size than stated.
@@ -245,13 +244,12 @@ def _encode_as_shown(segmentation: Any, annotation: ImageAnnotation) -> dict[str
     return encode_mask(turn(decode_masks((segment,), height, width)[0], orientation).astype(bool))
 
 
-def _header_of_whole_image(path: Path, channels: int | None) -> Header:
+def _header_of_whole_image(path: Path, channels: int) -> Header:
     """The header of an image; a JPEG or PNG whose last bytes are unusual is decoded. Raises DecodeError."""
     try:
         with open(path, "rb") as file:
-            header = read_header(file, channels or RGB_CHANNELS)
-            if channels is not None:
-                header.require_channels(channels)
+            header = read_header(file, channels)
+            header.require_channels(channels)
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
             tail = file.read()
     except (OSError, ValueError) as error:  # ValueError: a zero byte or half of a character in the name

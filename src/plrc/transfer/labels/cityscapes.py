@@ -59,6 +59,7 @@ class CityscapesReader:
         self.root = root
         self.task = task
         self.reading = reading
+        self.channels = config.channels
         self.splits = sorted(path.name for path in (root / "leftImg8bit").glob("*") if path.is_dir())
         self.roles = split_for_each_role([split for split in self.splits if split in ("train", "val")])
 
@@ -69,10 +70,11 @@ class CityscapesReader:
         maps = files_by_stem(self.root / "gtFine" / split, self.reading)
         if self.task == "semantic":
             id_maps = _with_ending(maps, "_gtFine_labelIds")
-            return SplitAnnotations(pair_with_id_maps(self.root, images, id_maps, self.reading))
+            return SplitAnnotations(pair_with_id_maps(self.root, images, id_maps, self.reading, self.channels))
         id_maps = _with_ending(maps, "_gtFine_instanceIds")
         annotations = []
-        for image in pair_with_id_maps(self.root, images, id_maps, self.reading, ("I;16", "I;16B", "I")):
+        modes = ("I;16", "I;16B", "I")
+        for image in pair_with_id_maps(self.root, images, id_maps, self.reading, self.channels, modes):
             objects = _read_objects(image.id_map, masks=self.task == "instances")
             annotations.append(replace(image, objects=objects, id_map=""))
         return SplitAnnotations(annotations, tuple(INSTANCE_IDS.values()))

@@ -143,7 +143,7 @@ class CocoReader:
             if folder.is_dir():
                 images = folder
                 break
-        return SplitAnnotations(pair_folders(root, images, self._id_map_folder(split), self.reading))
+        return SplitAnnotations(pair_folders(root, images, self._id_map_folder(split), self.reading, self.channels))
 
     def _read_objects(self, split: str) -> SplitAnnotations:
         path = self.files[split]
@@ -166,7 +166,7 @@ class CocoReader:
 
     def _annotate(self, image: CocoImage, path: Path) -> ImageAnnotation | None:
         """The image with its objects; None if it cannot be used."""
-        annotation = annotate_image(self.root, path, self.reading, (image.height, image.width), self.channels)
+        annotation = annotate_image(self.root, path, self.reading, self.channels, (image.height, image.width))
         if annotation is None:
             drop_objects((item.location for item in image.objects), self.reading)
             return None

@@ -43,6 +43,7 @@ class FolderReader:
             raise NoLabelsForTask(f"{root} has images and id maps, but no boxes", "semantic")
         self.root = root
         self.reading = reading
+        self.channels = config.channels
         self.splits = sorted(path.name for path in (root / "images").glob("*") if path.is_dir())
         self.roles = split_for_each_role(self.splits)
 
@@ -50,7 +51,8 @@ class FolderReader:
         if split not in self.splits:
             raise ConfigError(f"{self.root}/images has no folder {split}; write one of: {', '.join(self.splits)}")
         images = self.root / "images" / split
-        return SplitAnnotations(pair_folders(self.root, images, self.root / "labels" / split, self.reading))
+        maps = self.root / "labels" / split
+        return SplitAnnotations(pair_folders(self.root, images, maps, self.reading, self.channels))
 
     def class_table(self, maps: Mapping[str, MapValues]) -> ClassTable:
         camvid = all(_CAMVID_FILE.match(Path(path).name) for path in maps)

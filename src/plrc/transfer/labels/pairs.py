@@ -18,7 +18,7 @@ from plrc.transfer.labels.reader import pair_with_id_maps
 _TAIL = re.compile(r"[_\-. ][^/]*[A-Za-z][^/]*$")  # what may follow the common part of two names: _mask, -sat, .label
 
 
-def pair_folders(root: Path, images: Path, maps: Path, reading: ReadingReport) -> list[ImageAnnotation]:
+def pair_folders(root: Path, images: Path, maps: Path, reading: ReadingReport, channels: int) -> list[ImageAnnotation]:
     """Pair the images below a folder with the label maps below another.
 
     The map of a/x.jpg is a/x.png or a/x.jpg.png. If no map is named so, all maps may have a common ending, and all
@@ -29,6 +29,7 @@ def pair_folders(root: Path, images: Path, maps: Path, reading: ReadingReport) -
         images: The folder of images.
         maps: The folder of label maps.
         reading: Counts what has no partner and is dropped, and receives endings.
+        channels: Channels that the images must have (`data.channels`).
 
     Raises:
         DataError: A folder without images, or names that fit several partners.
@@ -43,7 +44,7 @@ def pair_folders(root: Path, images: Path, maps: Path, reading: ReadingReport) -
         if key in map_of_key:
             raise DataError(f"{map_of_key[key]} and {maps / name} are both label maps of {key}; remove one of them")
         map_of_key[key] = maps / name
-    return pair_with_id_maps(root, image_of_key, map_of_key, reading)
+    return pair_with_id_maps(root, image_of_key, map_of_key, reading, channels)
 
 
 def _keys_of_maps(images: Iterable[str], maps: list[str], folder: Path, reading: ReadingReport) -> dict[str, str]:

@@ -115,6 +115,7 @@ def pair_with_id_maps(
     images: Mapping[str, Path | None],
     id_maps: Mapping[str, Path],
     reading: ReadingReport,
+    channels: int,
     modes: tuple[str, ...] = MODES,
 ) -> list[ImageAnnotation]:
     """Pair images with their id maps by common key; drop what has no partner or a partner of another size.
@@ -124,6 +125,7 @@ def pair_with_id_maps(
         images: Image files by key.
         id_maps: Files of id maps by key.
         reading: Counts what is dropped.
+        channels: Channels that the images must have (`data.channels`).
         modes: Pillow's modes that an id map may have.
 
     Raises:
@@ -139,7 +141,7 @@ def pair_with_id_maps(
         if id_map is None or not id_map.is_file():
             reading.count("dropped", "images without a label map", key)
             continue
-        annotation = annotate_image(root, image, reading)
+        annotation = annotate_image(root, image, reading, channels)
         if annotation is None:
             continue
         header = read_file_header(id_map)

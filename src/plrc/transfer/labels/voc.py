@@ -53,7 +53,7 @@ def open_voc(config: LabelledConfig, task: Task, reading: ReadingReport) -> Labe
     root = Path(config.source)
     years = _folders_by_year(root).values()
     if not any((folder / "ImageSets" / kind).is_dir() for folder in years for kind in ("Main", "Segmentation")):
-        files = VocFilesReader(root, config.unlabelled != "background", reading)
+        files = VocFilesReader(root, config.unlabelled != "background", config.channels, reading)
         if task != "detection":
             raise NoLabelsForTask(
                 f"{root} has .xml files of Pascal VOC: boxes without masks or label maps", "detection"
@@ -83,6 +83,7 @@ class VocReader:
         self.root = root
         self.reading = reading
         self.leave_out = config.unlabelled != "background"
+        self.channels = config.channels
         self.semantic = task == "semantic"
         self.list_folder = _list_folder(task)
         self.years = _folders_by_year(root)
@@ -111,7 +112,7 @@ class VocReader:
                 maps = folder / ("SegmentationClassAug" if path.stem.endswith("_aug") else "SegmentationClass")
                 listed = {key: files.get(key) for key in keys}
                 id_maps = {key: maps / f"{key}.png" for key in keys}
-                images += pair_with_id_maps(self.root, listed, id_maps, self.reading)
+                images += pair_with_id_maps(self.root, listed, id_maps, self.reading, self.channels)
             else:
                 xml_files = label_files_by_stem(files_below(folder / "Annotations", ".xml"), self.reading)
                 for key in keys:
@@ -119,7 +120,7 @@ class VocReader:
                     name = xml_files.get(key)
                     xml = None if name is None else folder / "Annotations" / name
                     image = read_annotation(
-                        self.root, file, xml, name or "", self.leave_out, self.reading, self.first_pixel
+                        self.root, file, xml, name or "", self.leave_out, self.reading, self.channels, self.first_pixel
                     )
                     if image is not None:
                         images.append(image)

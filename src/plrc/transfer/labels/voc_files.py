@@ -43,9 +43,10 @@ class VocFilesReader:
         DataError: There are no images.
     """
 
-    def __init__(self, root: Path, leave_out: bool, reading: ReadingReport) -> None:
+    def __init__(self, root: Path, leave_out: bool, channels: int, reading: ReadingReport) -> None:
         self.root = root
         self.leave_out = leave_out
+        self.channels = channels
         self.reading = reading
         xml_files = files_below(root, ".xml")
         if not xml_files:
@@ -78,10 +79,10 @@ class VocFilesReader:
             self.reading.count("left out", _NO_IMAGE, name)
             return None
         if pair.xml is None:
-            return read_annotation(self.root, pair.image, None, "", self.leave_out, self.reading)
+            return read_annotation(self.root, pair.image, None, "", self.leave_out, self.reading, self.channels)
         location = relative_name(self.root, pair.xml)
         return read_annotation(
-            self.root, pair.image, pair.xml, location, self.leave_out, self.reading, self.first_pixel
+            self.root, pair.image, pair.xml, location, self.leave_out, self.reading, self.channels, self.first_pixel
         )
 
 

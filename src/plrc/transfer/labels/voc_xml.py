@@ -37,6 +37,7 @@ def read_annotation(
     location: str,
     leave_out: bool,
     reading: ReadingReport,
+    channels: int,
     first_pixel: int = 1,
 ) -> ImageAnnotation | None:
     """Read the annotation of an image.
@@ -48,6 +49,7 @@ def read_annotation(
         location: Name of the annotation file in messages.
         leave_out: Whether an image without an annotation file is left out; otherwise it is background.
         reading: Counts what is dropped.
+        channels: Channels that the images must have (`data.channels`).
         first_pixel: 1: corners are pixels, counted from 1 and both inside the box. 0: they are edges, counted from 0.
 
     Returns:
@@ -60,12 +62,12 @@ def read_annotation(
         if leave_out:
             reading.count("left out", "images without an annotation file", relative_name(root, image))
             return None
-        annotation = annotate_image(root, image, reading)
+        annotation = annotate_image(root, image, reading, channels)
         if annotation is not None:
             reading.count("read", "images without an annotation file, as background", annotation.name)
         return annotation
     tree = read_xml(xml)
-    annotation = annotate_image(root, image, reading, _stated_size(tree))
+    annotation = annotate_image(root, image, reading, channels, _stated_size(tree))
     elements = {f"{location} object {number}": item for number, item in enumerate(tree.findall("object"), start=1)}
     if annotation is None:
         drop_objects(elements, reading)

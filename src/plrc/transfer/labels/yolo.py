@@ -170,7 +170,7 @@ class YoloReader:
         if file.lines is None and self.leave_out:
             self.reading.count("left out", "images without a label file", name)
             return None
-        annotation = annotate_image(self.root, file.image, self.reading, channels=self.channels)
+        annotation = annotate_image(self.root, file.image, self.reading, self.channels)
         if annotation is None:
             drop_objects((line.location for line in file.lines or []), self.reading)
             return None
