@@ -1,19 +1,17 @@
-# plrc in a container. DEVICE is cpu, or cuda for NVIDIA GPUs (the host needs NVIDIA's container toolkit).
+# plrc in a container. The image works on a CPU and, with NVIDIA's container toolkit on the host, on NVIDIA GPUs.
 #
 #     docker build -t plrc .
 #     docker run --rm --ipc host -v "$PWD:/work" plrc pretrain --preset small_r18 --data photos/ --out runs/first
-#     docker build -t plrc-cuda --build-arg DEVICE=cuda .
-#     docker run --rm --ipc host --gpus all -v "$PWD:/work" plrc-cuda pretrain --preset small_r18 --data photos/ --out runs/first
+#     docker run --rm --ipc host --gpus all -v "$PWD:/work" plrc pretrain --preset small_r18 --data photos/ --out runs/first
 #
 # Loader processes pass images through shared memory, so give the container the host's (--ipc host), or --shm-size.
+# PyTorch's wheels on the public registry need NVIDIA's libraries (several GB). For an image that only uses the CPU, name the
+# index of CPU wheels that PyTorch's own installation page shows: docker build -t plrc --build-arg TORCH_INDEX=ADDRESS .
 ARG PYTHON=3.13
 FROM python:${PYTHON}-slim
-ARG DEVICE=cpu
+ARG TORCH_INDEX=
 
-# PyTorch's wheels on the public registry need NVIDIA's libraries (several GB); those of the cpu index do not.
-RUN if [ "$DEVICE" = cpu ]; then \
-        pip install --no-cache-dir "torch>=2.11" torchvision --index-url https://download.pytorch.org/whl/cpu; \
-    fi
+RUN pip install --no-cache-dir "torch>=2.11" torchvision ${TORCH_INDEX:+--index-url "$TORCH_INDEX"}
 WORKDIR /plrc
 COPY pyproject.toml README.md LICENSE ./
 COPY src src

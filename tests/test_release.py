@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from plrc import cli
+from plrc.cli.commands import COMMANDS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -46,7 +46,7 @@ def test_the_container_does_what_the_readme_says(project: dict[str, Any]) -> Non
         assert f"#     {command}\n" in DOCKERFILE
     assert "pip install ." in README and re.search(r"^RUN pip install .* \.$", DOCKERFILE, re.M)
     (command,) = re.findall(r"^RUN plrc (\w+)$", DOCKERFILE, re.M)
-    assert command in cli.COMMANDS and f"`plrc {command}`" in README
+    assert command in COMMANDS and f"`plrc {command}`" in README
     (entry,) = re.findall(r'^ENTRYPOINT \["(\w+)"\]$', DOCKERFILE, re.M)
     assert entry in project["project"]["scripts"]
     (torch,) = (name.partition(" ")[0] for name in project["project"]["dependencies"] if name.startswith("torch>"))

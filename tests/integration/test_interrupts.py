@@ -43,6 +43,14 @@ def pretrain_arguments(scenes: Path, out: Path) -> list[str]:
     return arguments
 
 
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """The handler with which Python starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("module", ["plrc.cli.commands", "plrc.config", "numpy", "torch.nn", "plrc.engine.setup"])
 def test_ctrl_c_while_importing(module: str, scenes: Path, tmp_path: Path) -> None:
     arguments = pretrain_arguments(scenes, tmp_path / "run")
@@ -58,6 +66,7 @@ def test_ctrl_c_while_importing(module: str, scenes: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("interrupts")  # a background shell leaves the signal ignored
 def test_ctrl_c_in_the_first_half_second(scenes: Path, tmp_path: Path) -> None:
     """At any time; before code of plrc runs, the interpreter ends by the signal or with a traceback of its own."""
     arguments = pretrain_arguments(scenes, tmp_path / "run")
@@ -70,14 +79,6 @@ def test_ctrl_c_in_the_first_half_second(scenes: Path, tmp_path: Path) -> None:
         assert not ours, errors
         assert process.returncode in (130, -signal.SIGINT)
         assert not (tmp_path / "run").exists()
-
-
-@pytest.fixture
-def interrupts() -> Iterator[None]:
-    """The handler with which Python starts."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, place: str, call: int = 1) -> None:
