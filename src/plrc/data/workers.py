@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from multiprocessing import connection
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -24,6 +25,7 @@ UNGUARDED = (
     '`if __name__ == "__main__":`, or set run.workers 0'
 )
 
+_DEATH_SECONDS = 30.0  # a process that crashes may close its pipe long before it ends
 _NOTE_BYTES = 1024  # for the name of the file that a loader process reads
 
 SampleT = TypeVar("SampleT")
@@ -75,12 +77,21 @@ def load_batches(
         raise RunError(UNGUARDED) from None
     try:
         yield _raise_errors(iterator)
+    except (EOFError, OSError, RuntimeError):  # what reading from a process that has just died raises
+        processes = {process.sentinel: process for process in getattr(iterator, "_workers", ())}
+        for sentinel in connection.wait(list(processes), timeout=_DEATH_SECONDS):
+            processes[sentinel].join(_DEATH_SECONDS)  # it has closed its files, and gets its exit status a little later
+        raise
     finally:
         death = _describe_death(getattr(iterator, "_workers", ()), notes)
         # Left to the garbage collector, PyTorch's queues may close first, and workers that ignore SIGTERM would stay.
         shutdown = getattr(iterator, "_shutdown_workers", None)
         if shutdown is not None:
-            shutdown()
+            try:
+                shutdown()
+            except RuntimeError:  # another process has died meanwhile; the first death is what counts
+                if not death:
+                    raise
         if death:  # PyTorch's error, which names no image, may be raised anywhere in the `with` block
             raise RunError(death) from None
 
