@@ -12,7 +12,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 LAYERS = (
     {"errors", "text", "progress", "files", "machine", "interrupts"},
-    {"settings", "pixels", "notebook"},
+    {"settings", "pixels", "notebook", "unproven"},
     {"config", "geometry", "rng", "distributed"},
     {"runtime", "measures"},
     {"data"},

@@ -71,7 +71,7 @@ def test_the_file_is_one_of_the_two_whole_exports(runs: list[Path], tmp_path: Pa
 
 
 def test_an_export_that_never_ends_is_named(runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("plrc.export.write.LOCK_SECONDS", 0.3)
+    monkeypatch.setattr("plrc.unproven.LOCK_SECONDS", 0.3)
     out = tmp_path / "busy.safetensors"
     lock = FolderLock()
     assert lock.take(tmp_path / ".unproven.busy.safetensors")

@@ -18,6 +18,7 @@ import plrc
 from plrc.cli import main
 from plrc.data.decode import decode
 from plrc.errors import ExportError, PlrcError
+from plrc.files import FolderLock
 from plrc.model.backbone import build_backbone
 from plrc.pixels import IMAGENET
 from plrc.scenes import render_scene, scene_names, write_scenes
@@ -318,5 +319,11 @@ def test_a_file_that_predicts_something_else_is_not_written(
     with pytest.raises(ExportError, match="3 of 100 predictions differ between PyTorch and ONNX Runtime"):
         plrc.export_detector(run, tmp_path / "d.onnx")
     assert not list(tmp_path.iterdir())
+    monkeypatch.setattr("plrc.unproven.LOCK_SECONDS", 0.3)
+    lock = FolderLock()
+    assert lock.take(tmp_path / ".unproven.d.onnx")
+    with pytest.raises(ExportError, match=r"another process has been writing .*d\.onnx for 0 s"):
+        plrc.export_detector(run, tmp_path / "d.onnx")
+    lock.release()
     with pytest.raises(PlrcError, match=r"--out is .*d.pt; name a file that ends in .onnx"):
         plrc.export_detector(run, tmp_path / "d.pt")

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
-import shutil
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +24,7 @@ from plrc.export.resnets import resnet_name
 from plrc.export.target import Target
 from plrc.export.targets import TARGETS
 from plrc.export.targets.detectors import target_into
-from plrc.files import NO_LOCK_ERRORS, FolderLock, write_json, write_text
+from plrc.files import file_sha256, write_json, write_text
 from plrc.model.fingerprint import Fingerprint, fingerprint, to_text
 from plrc.model.starts import content_hash
 from plrc.model.timm_networks import PREFIX
@@ -35,10 +32,9 @@ from plrc.model.transformers_networks import PREFIX as DETECTOR_PREFIX
 from plrc.model.transformers_networks import folder_of
 from plrc.model.user_code import trusted_backbone
 from plrc.model.weights import refuse_non_finite
+from plrc.unproven import unproven_folder
 
 BACKBONE_PREFIX = "backbone.net."  # before the library's tensor names, in a checkpoint's student
-LOCK_SECONDS = 600.0  # how long an export waits for another one to the same file
-POLL_SECONDS = 0.1
 UNVERIFIED = "names and shapes checked by rule, not verified in the target"
 
 
@@ -126,7 +122,7 @@ def export_backbone(
         default_folder = default_folder / target
     file = _output_file(library, Path(out) if out is not None else None, default_folder)
     try:
-        with _claim_file(file) as folder_of_proof:
+        with unproven_folder(file) as folder_of_proof:
             metadata = _metadata(saved, name, config, student)
             proof, sha256 = _write_proven(library, file, folder_of_proof, name, student, metadata, channels)
             target_version = target
@@ -159,40 +155,6 @@ def export_backbone(
     except OSError as error:
         raise ExportError(f"cannot write {file}: {error.strerror}") from error
     return receipt
-
-
-@contextlib.contextmanager
-def _claim_file(file: Path) -> Iterator[Path]:
-    """Wait until no other process exports to a file; gives the folder in which it is written until it is proven.
-
-    Nothing is left of this folder afterwards, nor of one that a killed process left.
-    """
-    folder = file.with_name(f".unproven.{file.name}")
-    lock = FolderLock()
-    deadline = time.monotonic() + LOCK_SECONDS
-    try:
-        while not _take(lock, folder):
-            if time.monotonic() > deadline:
-                raise ExportError(
-                    f"another process has been writing {file} for {LOCK_SECONDS:.0f} s; repeat this later"
-                )
-            time.sleep(POLL_SECONDS)
-    except OSError as error:
-        if error.errno not in NO_LOCK_ERRORS:
-            raise
-    try:
-        yield folder
-    finally:
-        # It holds only its lock now, which is still held: a waiting process creates the folder again.
-        shutil.rmtree(folder, ignore_errors=True)
-        lock.release()
-
-
-def _take(lock: FolderLock, folder: Path) -> bool:
-    try:
-        return lock.take(folder)
-    except FileNotFoundError:  # its holder has just removed the folder
-        return False
 
 
 def _student_backbone(saved: dict[str, Any]) -> dict[str, Tensor]:
@@ -256,21 +218,15 @@ def _write_proven(
     metadata: dict[str, str],
     channels: int,
 ) -> tuple[Proof, str]:
-    """Write into a folder, prove that file, then move all files from there; returns the proof and the file's SHA-256.
+    """Write into an empty folder, prove that file, then move all files; returns the proof and the file's SHA-256.
 
     PyTorch's random state stays as it was: the caller may draw from it afterwards.
     """
-    unproven_folder = folder / "files"
-    unproven = unproven_folder / file.name
-    try:
-        shutil.rmtree(unproven_folder, ignore_errors=True)  # of a killed process
-        unproven_folder.mkdir(parents=True)
-        with torch.random.fork_rng(devices=[]):
-            library.write(unproven, backbone, student, metadata)
-            proof = prove(library, unproven, backbone, student, channels)
-        sha256 = hashlib.sha256(unproven.read_bytes()).hexdigest()
-        for written in sorted(unproven_folder.iterdir()):
-            written.replace(file.with_name(written.name))
-        return proof, sha256
-    finally:
-        shutil.rmtree(unproven_folder, ignore_errors=True)
+    unproven = folder / file.name
+    with torch.random.fork_rng(devices=[]):
+        library.write(unproven, backbone, student, metadata)
+        proof = prove(library, unproven, backbone, student, channels)
+    sha256 = file_sha256(unproven)
+    for written in sorted(folder.iterdir()):
+        written.replace(file.with_name(written.name))
+    return proof, sha256

@@ -20,7 +20,7 @@ from plrc.compare.grid import PROGRESS_SECONDS, log_start, log_stopped, run_grid
 from plrc.engine.checkpoint import checkpoints
 from plrc.engine.pretrain import pretrain
 from plrc.errors import RunError
-from plrc.files import claim, parse_json, without_nan, write_json
+from plrc.files import claim, parse_json, read_json_lines, without_nan, write_json
 from plrc.machine import commit, versions
 from plrc.progress import OnProgress
 from plrc.runtime import StopRequest
@@ -113,22 +113,9 @@ def read_lines(study: Study, out: Path, labels: str = "") -> dict[str, Line]:
 
 
 def _stored_lines(out: Path) -> list[Line]:
-    path = out / LINES
-    if not path.exists():
-        return []
-    lines = [_parse_line(text) for text in path.read_text(encoding="utf-8").splitlines()]
-    return [line for line in lines if line is not None]
-
-
-def _parse_line(text: str) -> Line | None:
-    """Return a line, or None if a power failure cut it short; that run is repeated."""
-    try:
-        line = parse_json(text)
-    except ValueError:
-        return None
-    if isinstance(line, dict) and {"cell", "axes", "scores"} <= line.keys():
-        return line
-    return None
+    """All lines of a folder but those that a power failure cut short; their runs are repeated."""
+    lines = read_json_lines(out / LINES)
+    return [line for line in lines if isinstance(line, dict) and {"cell", "axes", "scores"} <= line.keys()]
 
 
 def append_line(path: Path, line: Line) -> None:

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +32,7 @@ from plrc.transfer.detector_file import Detector, load_detector
 from plrc.transfer.detectors.batched import SIDE_MULTIPLE, batched_detector
 from plrc.transfer.detectors.onnx_operators import translations
 from plrc.transfer.detectors.transformers import SquareDetector
+from plrc.unproven import unproven_folder
 
 OPSET = 18
 BATCHES = (1, 3, 7)  # numbers of images that the file is checked with
@@ -130,41 +130,37 @@ def export_detector(run: str | Path, out: str | Path | None = None, backbone: st
         raise ConfigError(f"--out is {file}; name a file that ends in .onnx")
     model = detector.model.model
     images, origin = _images_to_compare(detector, max(BATCHES))
-    unproven = file.with_name(f".unproven.{file.name}")
     try:
-        shutil.rmtree(unproven, ignore_errors=True)
-        unproven.mkdir(parents=True)
-        written = unproven / file.name
-        _write(detector, prepare_batch(model, images[:2]), written)
-        comparison = compare(written, detector, images)
-        if comparison.unmatched > MAX_UNMATCHED * comparison.predictions:
-            raise ExportError(
-                f"{comparison.unmatched} of {comparison.predictions} predictions differ between PyTorch and ONNX "
-                f"Runtime, so {file} was not written; the detector may be untrained, with many equal scores"
+        with unproven_folder(file) as folder_of_proof:
+            written = folder_of_proof / file.name
+            _write(detector, prepare_batch(model, images[:2]), written)
+            comparison = compare(written, detector, images)
+            if comparison.unmatched > MAX_UNMATCHED * comparison.predictions:
+                raise ExportError(
+                    f"{comparison.unmatched} of {comparison.predictions} predictions differ between PyTorch and ONNX "
+                    f"Runtime, so {file} was not written; the detector may be untrained, with many equal scores"
+                )
+            receipt = DetectorReceipt(
+                file=str(file),
+                sha256=file_sha256(written),
+                model=str(detector.source),
+                detector=detector.config.model.detector,
+                task=detector.config.task,
+                classes=detector.classes,
+                inputs=describe_inputs(detector),
+                outputs=_describe_outputs(detector),
+                batches=BATCHES,
+                images=origin,
+                predictions=comparison.predictions,
+                unmatched=comparison.unmatched,
+                largest_score_difference=comparison.largest_score_difference,
+                largest_box_difference=comparison.largest_box_difference,
+                versions=versions() | {name: version(name) for name in ("onnx", "onnxruntime")},
             )
-        receipt = DetectorReceipt(
-            file=str(file),
-            sha256=file_sha256(written),
-            model=str(detector.source),
-            detector=detector.config.model.detector,
-            task=detector.config.task,
-            classes=detector.classes,
-            inputs=describe_inputs(detector),
-            outputs=_describe_outputs(detector),
-            batches=BATCHES,
-            images=origin,
-            predictions=comparison.predictions,
-            unmatched=comparison.unmatched,
-            largest_score_difference=comparison.largest_score_difference,
-            largest_box_difference=comparison.largest_box_difference,
-            versions=versions() | {name: version(name) for name in ("onnx", "onnxruntime")},
-        )
-        written.replace(file)
-        write_json(file.with_name(f"{file.name}.receipt.json"), dataclasses.asdict(receipt))
+            written.replace(file)
+            write_json(file.with_name(f"{file.name}.receipt.json"), dataclasses.asdict(receipt))
     except OSError as error:
         raise ExportError(f"cannot write {file}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(unproven, ignore_errors=True)
     return receipt
 
 
