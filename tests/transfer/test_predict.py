@@ -16,9 +16,10 @@ from torch import Tensor
 
 import plrc
 from plrc.cli import main
+from plrc.data import coco_file, layouts
 from plrc.data.decode import decode
 from plrc.errors import ExportError, PlrcError
-from plrc.files import FolderLock
+from plrc.files import FolderLock, parse_json
 from plrc.model.backbone import build_backbone
 from plrc.pixels import IMAGENET
 from plrc.scenes import render_scene, scene_names, write_scenes
@@ -120,7 +121,9 @@ def test_the_files_hold_what_the_detector_predicts(run: Path, scenes: Path, tmp_
     assert number == len(rows) > 0
 
 
-def test_a_coco_file_gives_the_ids(run: Path, scenes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_coco_file_is_read_once_and_gives_the_ids(
+    run: Path, scenes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(scenes / "test" / "images", tmp_path / "images")
     table = json.loads((scenes / "test" / "annotations.json").read_text())
     for image in table["images"]:
@@ -128,7 +131,11 @@ def test_a_coco_file_gives_the_ids(run: Path, scenes: Path, tmp_path: Path, capl
     table["categories"] = [{"id": 50 - i, "name": name} for i, name in enumerate(scene_names())]
     table["annotations"] = []
     (tmp_path / "coco.json").write_text(json.dumps(table))
+    texts: list[str] = []
+    for module in (layouts, coco_file):
+        monkeypatch.setattr(module, "parse_json", lambda text: texts.append(text) or parse_json(text))
     plrc.predict(run, tmp_path / "coco.json", tmp_path / "out.json")
+    assert texts == [(tmp_path / "coco.json").read_text()]
     written = json.loads((tmp_path / "out.images.json").read_text())
     assert {image["id"] for image in written["images"]} == {image["id"] for image in table["images"]}
     assert written["categories"] == [{"id": 50 - i, "name": name} for i, name in enumerate(scene_names())]

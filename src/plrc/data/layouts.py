@@ -118,18 +118,22 @@ def list_text_file(source: str) -> Listing:
     return _existing(source, root, lines, "entries of the list")
 
 
-def list_coco(source: str) -> Listing:
+def list_coco(source: str, table: Any = None) -> Listing:
     """List the images of a COCO file; its boxes are ignored.
 
     The images are searched next to the file and in its parent folder, also in their folders `images`, `data` and SPLIT
     (`train2017` for instances_train2017.json); for the spellings of names see `coco_names.find_images`.
+
+    Args:
+        source: The file.
+        table: Its content. None: it is read.
 
     Raises:
         LayoutError: The file is not a COCO file.
         DataError: None of its images exists.
     """
     reading = ReadingReport()
-    images, annotations = _read_coco(source, reading)
+    images, annotations = _coco_lists(source, read_coco_json(source) if table is None else table, reading)
     entries = [str(image["file_name"]) for image in images]
     places = find_images(entries, image_folders(source, split_of_file(source)))
     missing = set(places.missing())
@@ -146,10 +150,18 @@ def list_coco(source: str) -> Listing:
     return Listing(places.root, [relative_name(places.root, path) for path in present], reading)
 
 
+def read_coco_json(source: str) -> Any:
+    """Return the content of a COCO file, which may be anything. Raises LayoutError if it is not JSON."""
+    try:
+        return parse_json(_read_text(source))
+    except ValueError as error:
+        raise LayoutError(f"{source} is not a COCO file: it is not readable JSON ({error})") from error
+
+
 def read_coco_names(source: str) -> list[str]:
     """Read the `file_name` entries of a COCO file. Raises LayoutError if it is not one, or an image has no name."""
     reading = ReadingReport()
-    images, _ = _read_coco(source, reading)
+    images, _ = _coco_lists(source, read_coco_json(source), reading)
     if reading.total("dropped"):
         raise LayoutError(f"{source} does not name all of its images: {'; '.join(reading.lines())}; remove these")
     return [str(image["file_name"]) for image in images]
@@ -301,12 +313,8 @@ class _Walk:
             self.mtimes[folder] = NEVER_FRESH  # its target may appear without a trace in this folder
 
 
-def _read_coco(source: str, reading: ReadingReport) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _coco_lists(source: str, table: Any, reading: ReadingReport) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The images that have a name, and the annotations of a COCO file; raises LayoutError if no image has a name."""
-    try:
-        table = parse_json(_read_text(source))
-    except ValueError as error:
-        raise LayoutError(f"{source} is not a COCO file: it is not readable JSON ({error})") from error
     entries = table.get("images") if isinstance(table, dict) else None
     images: list[dict[str, Any]] = []
     for number, entry in enumerate(entries if isinstance(entries, list) else []):

@@ -114,7 +114,7 @@ class ImageList:
         return [i * len(self) // count for i in range(count)]
 
 
-def find_images(config: DataConfig) -> ImageList:
+def find_images(config: DataConfig, coco_table: Any = None) -> ImageList:
     """List the images of `config.source` without those that `config.exclude` names.
 
     A folder is not searched again if its index is current. `plrc scan` writes the index, and so does this function for
@@ -122,6 +122,7 @@ def find_images(config: DataConfig) -> ImageList:
 
     Args:
         config: Settings of the source.
+        coco_table: Content of the source, a COCO file, for a caller that has read it. None: it is read.
 
     Raises:
         DataError: The source does not exist, cannot be read, or has no images.
@@ -142,7 +143,7 @@ def find_images(config: DataConfig) -> ImageList:
         listing = Listing(root, index.names, index.reading, index.folders)
         return select_images(config, layout, listing, index)
     started = time.time_ns()
-    listing = list_images(config, layout)
+    listing = list_images(config, layout, coco_table)
     unused = describe_unused_index(config.source, layout, settings) if index is None else ""
     is_large = layout == "folder" and len(listing.names) >= LARGE_LISTING
     if is_large and mtimes_settled(listing.folders, started):
@@ -166,7 +167,7 @@ def detect_layout(config: DataConfig) -> str:
     return layout
 
 
-def list_images(config: DataConfig, layout: str) -> Listing:
+def list_images(config: DataConfig, layout: str, coco_table: Any = None) -> Listing:
     """List all images of a source that is not shards, before exclusions and without an index."""
     source = config.source
     arrays = config.channels != RGB_CHANNELS
@@ -177,7 +178,7 @@ def list_images(config: DataConfig, layout: str) -> Listing:
     elif layout == "list":
         listing = layouts.list_text_file(source)
     elif layout == "coco":
-        listing = layouts.list_coco(source)
+        listing = layouts.list_coco(source, coco_table)
     else:
         listing = layouts.list_voc(source, config.split)
     listing.reading.add(*describe_no_images(listing.no_images))

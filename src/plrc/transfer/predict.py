@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from plrc.data.coco_file import read_categories, read_coco_table
+from plrc.data.coco_file import read_categories
 from plrc.data.coco_names import find_images as find_coco_images
 from plrc.data.coco_names import image_folders, split_of_file
 from plrc.data.coco_values import read_id
 from plrc.data.image_errors import DecodeError
-from plrc.data.layouts import relative_name
+from plrc.data.layouts import read_coco_json, relative_name
 from plrc.data.reading import ReadingReport
-from plrc.data.sources import find_images
+from plrc.data.sources import detect_layout, find_images
 from plrc.errors import ConfigError, DataError
 from plrc.files import write_atomic, write_json, write_text
 from plrc.machine import plrc_version
@@ -102,13 +102,13 @@ def predict(
     _check_places(out, png, score_threshold)
     detector = load_detector(run, device, backbone)
     data = replace(detector.config.data.decoding, source=str(images))
-    listed = find_images(data)
+    table = read_coco_json(data.source) if detect_layout(data) == "coco" else None
+    listed = find_images(data, table)
     for line in listed.notes:
         logger.info(line)
     image_ids: dict[str, int | str] = {name: number for number, name in enumerate(listed.names, start=1)}
     category_ids: list[int | str] = list(range(1, len(detector.classes) + 1))
-    if listed.layout == "coco":
-        table = read_coco_table(data.source)
+    if table is not None:
         image_ids |= _image_ids_of(table, data.source, set(listed.names))
         category_ids = _category_ids_of(table, data.source, detector.classes) or category_ids
     rows: list[dict[str, Any]] = []
