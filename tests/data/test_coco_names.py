@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from plrc.config import DataConfig
-from plrc.data.coco_file import read_categories, read_images, without_groups
+from plrc.data.coco_categories import read_categories, without_unused_groups
+from plrc.data.coco_file import read_images
 from plrc.data.coco_names import find_images, names_by_ending, plain_name
 from plrc.data.coco_values import Ids
 from plrc.data.masks import read_coco_masks
@@ -150,7 +151,7 @@ def test_many_categories_are_read_in_linear_time() -> None:
     table = {"categories": [*categories, {"id": number, "name": "s3", "supercategory": "none"}], "annotations": []}
     reading = ReadingReport()
     start = time.process_time()
-    kept = without_groups("labels.json", read_categories("labels.json", table, reading), table, reading)
+    kept = without_unused_groups("labels.json", read_categories("labels.json", table, reading), table, reading)
     assert time.process_time() - start < 5
     assert kept.values() == [category["name"] for category in categories]
     assert reading.lines() == ("categories of a group or the background that no object has, left out: 1 (s3)",)
@@ -158,4 +159,4 @@ def test_many_categories_are_read_in_linear_time() -> None:
 
 def test_a_file_without_annotations_is_named() -> None:
     with pytest.raises(DataError, match=r'a/labels.json is not a COCO file of instances: it has no list "annotations"'):
-        without_groups("a/labels.json", Ids(), {"categories": []}, ReadingReport())
+        without_unused_groups("a/labels.json", Ids(), {"categories": []}, ReadingReport())

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import plrc
 from plrc.cli import main
-from plrc.data import coco_file, layouts
+from plrc.data import coco_table, layouts
 from plrc.data.decode import decode
 from plrc.errors import ExportError, PlrcError
 from plrc.files import FolderLock, parse_json
@@ -132,7 +132,7 @@ def test_a_coco_file_is_read_once_and_gives_the_ids(
     table["annotations"] = []
     (tmp_path / "coco.json").write_text(json.dumps(table))
     texts: list[str] = []
-    for module in (layouts, coco_file):
+    for module in (layouts, coco_table):
         monkeypatch.setattr(module, "parse_json", lambda text: texts.append(text) or parse_json(text))
     plrc.predict(run, tmp_path / "coco.json", tmp_path / "out.json")
     assert texts == [(tmp_path / "coco.json").read_text()]

@@ -1,15 +1,16 @@
-"""The content of a COCO file, as exporters write it: images, categories and objects under ids of any kind."""
+"""The images and objects of a COCO file, as exporters write them, under ids of any kind."""
 
 from __future__ import annotations
 
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from plrc.data.coco_names import find_images, image_folders, plain_name, split_of_file
+from plrc.data.coco_table import read_entries
 from plrc.data.coco_values import (
     Box,
     Ids,
@@ -22,7 +23,6 @@ from plrc.data.coco_values import (
 )
 from plrc.data.reading import ReadingReport
 from plrc.errors import DataError
-from plrc.files import parse_json
 from plrc.text import some
 
 
@@ -35,12 +35,14 @@ class CocoImage:
         height: In pixels; 0 if it is not stated.
         width: In pixels; 0 if it is not stated.
         objects: Its objects.
+        dropped: Number of its objects that could not be read.
     """
 
     file_name: str
     height: int
     width: int
     objects: list[CocoObject] = field(default_factory=list)
+    dropped: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,91 +66,6 @@ class CocoObject:
     location: str
 
 
-def read_coco_table(path: str | Path) -> dict[str, Any]:
-    """Read the JSON object of a COCO file. Raises DataError if it is not one."""
-    try:
-        table = parse_json(Path(path).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); name a COCO file") from error
-    except ValueError as error:
-        raise DataError(f"{path} is not readable JSON ({error}); fix or remove it") from error
-    if not isinstance(table, dict):
-        raise DataError(f"{path} is not a COCO file of instances: it holds a {type(table).__name__}, not an object")
-    return table
-
-
-def read_categories(path: str | Path, table: Mapping[str, Any], reading: ReadingReport) -> Ids[str]:
-    """Read the names of the categories, in the order of the ids.
-
-    Args:
-        path: The file, for messages.
-        table: Its content.
-        reading: Counts what is repaired and dropped.
-
-    Raises:
-        DataError: There are none, or two of one id.
-    """
-    names: dict[int | str, str] = {}
-    for location, entry in _entries(path, table, "categories"):
-        key = read_id(entry.get("id"))
-        name = entry.get("name")
-        if key is None or not isinstance(name, (str, int, float)):
-            reading.count("dropped", "categories without an id and a name", location)
-            continue
-        if names.setdefault(key, str(name)) != str(name):
-            raise DataError(
-                f"{path}: two categories, {names[key]} and {name}, have the id {key}, so the class of an object is not "
-                "certain; give each category its own id"
-            )
-    if not names:
-        raise DataError(f'{path} is not a COCO file of instances: it has no "categories" with id and name')
-    ids: Ids[str] = Ids()
-    known: set[str] = set()
-    for key in sorted(names, key=lambda key: (isinstance(key, str), key)):
-        if names[key] in known:
-            reading.count("repaired", "categories of the same name, read as one", f"{names[key]} (id {key})")
-        known.add(names[key])
-        ids[key] = names[key]
-    return ids
-
-
-def without_groups(
-    path: str | Path, categories: Ids[str], table: Mapping[str, Any], reading: ReadingReport
-) -> Ids[str]:
-    """Return the categories without those that no object has and that only stand for a group or the background.
-
-    Some exporters write such a category with the id 0.
-
-    Args:
-        path: The file, for messages.
-        categories: All categories.
-        table: Content of the file.
-        reading: Counts what is left out.
-
-    Raises:
-        DataError: There is no list of annotations.
-    """
-    used: set[str] = set()
-    for _, entry in _entries(path, table, "annotations"):
-        used.add(str(read_id(entry.get("category_id"))))
-    group_of: dict[int | str, str] = {}
-    for _, entry in _entries(path, table, "categories"):
-        key = read_id(entry.get("id"))
-        if key is not None:
-            group_of[key] = str(entry.get("supercategory") or "")
-    members = Counter(group_of.values())
-    has_groups = len(members) > ("none" in members)
-    kept: Ids[str] = Ids()
-    for key in categories:
-        name = categories[key]
-        is_group = members[name] > (group_of[key] == name) or (group_of[key] == "none" and has_groups)
-        if str(key) not in used and (is_group or name.strip("_").lower() == "background"):
-            reading.count("left out", "categories of a group or the background that no object has", name)
-        else:
-            kept[key] = name
-    return kept if kept.values() else categories
-
-
 def read_images(
     path: str | Path, table: Mapping[str, Any], reading: ReadingReport, folders: Sequence[str] = ()
 ) -> Ids[CocoImage]:
@@ -163,38 +80,31 @@ def read_images(
     Raises:
         DataError: There is no list of images, or different images have one id.
     """
+    named = _images_with_names(path, table, reading)
+    names = {name for _, name, _ in named}
+    file_of_name = _files_of_names(names, folders or image_folders(str(path), split_of_file(str(path))))
     images: Ids[CocoImage] = Ids()
-    by_file: dict[str, CocoImage] = {}
-    shared: dict[int | str, set[str]] = defaultdict(set)
-    named: list[tuple[int | str, str, dict[str, Any]]] = []
-    for location, entry in _entries(path, table, "images"):
-        key = read_id(entry.get("id"))
-        name = entry.get("file_name")
-        if key is None or not isinstance(name, str) or not name:
-            reading.count("dropped", "images without an id and a file name", location)
-        else:
-            named.append((key, name, entry))
-    file_of = _files_of_names(
-        {name for _, name, _ in named}, folders or image_folders(str(path), split_of_file(str(path)))
-    )
+    image_of_file: dict[str, CocoImage] = {}
+    conflicts: dict[int | str, set[str]] = defaultdict(set)  # id -> names of the different images that have it
     for key, name, entry in named:
-        file = file_of[name]
-        if key in images and file_of[images[key].file_name] != file:
-            shared[key] |= {images[key].file_name, name}
-            continue
+        file = file_of_name[name]
         if key in images:
-            reading.count("dropped", "images that are listed twice", name)
+            first_name = images[key].file_name
+            if file_of_name[first_name] == file:
+                reading.count("dropped", "images that are listed twice", name)
+            else:
+                conflicts[key] |= {first_name, name}
             continue
-        if file in by_file:
+        if file in image_of_file:
             reading.count("repaired", "images that are listed under several ids, their objects joined", name)
         else:
-            by_file[file] = CocoImage(name, read_side(entry.get("height")), read_side(entry.get("width")))
-        images[key] = by_file[file]
-    if shared:
-        names = sorted(next(iter(shared.values())))
+            image_of_file[file] = CocoImage(name, read_side(entry.get("height")), read_side(entry.get("width")))
+        images[key] = image_of_file[file]
+    if conflicts:
+        example = sorted(next(iter(conflicts.values())))
         raise DataError(
-            f"{path}: different images have the same id, such as {some(names, 3)} ({len(shared)} such ids), as when "
-            "two exports are joined, so the image of an object is not certain; give each image its own id"
+            f"{path}: different images have the same id, such as {some(example, 3)} ({len(conflicts)} such ids), as "
+            "when two exports are joined, so the image of an object is not certain; give each image its own id"
         )
     return images
 
@@ -223,16 +133,9 @@ def read_objects(
     Raises:
         DataError: There is no list of annotations, or the boxes are not in pixels.
     """
-    label = label or Path(path).name
-    seen: set[str] = set()
-    repeats: dict[Any, list[Any]] = defaultdict(list)
+    segmentations_of: dict[Any, list[Any]] = defaultdict(list)  # those of the objects that agree in all else
     number = 0
-    for location, entry in _entries(path, table, "annotations"):
-        position = location.rpartition(" ")[2]
-        location = f"{label} annotation {entry.get('id', position)}"
-        if location in seen:
-            location += f" (entry {position})"
-        seen.add(location)
+    for location, entry in _located_annotations(path, table, label or Path(path).name):
         image = images.get(read_id(entry.get("image_id")))
         if image is None:
             reading.count("dropped", "annotations of an image that is not listed", location)
@@ -240,18 +143,19 @@ def read_objects(
         crowd = read_crowd(entry.get("iscrowd"))
         if crowd is None:
             reading.count("dropped", "objects whose iscrowd is neither 0 nor 1", location)
+            image.dropped += 1
             continue
-        segmentation = entry.get("segmentation") or None
         box = read_box(entry.get("bbox"))
         if box is not None and has_text_numbers(entry):
             reading.count("repaired", "objects with numbers written as text", location)
-        category_id = read_id(entry.get("category_id"))
-        category = categories.get(category_id) or f"(category {entry.get('category_id')})"
-        same = repeats[id(image), category, box, crowd]
-        if segmentation in same and (box is not None or segmentation is not None):
+        category = categories.get(read_id(entry.get("category_id"))) or f"(category {entry.get('category_id')})"
+        segmentation = entry.get("segmentation") or None
+        has_shape = box is not None or segmentation is not None
+        segmentations = segmentations_of[id(image), category, box, crowd]
+        if has_shape and segmentation in segmentations:
             reading.count("dropped", "objects that are annotated twice", location)
             continue
-        same.append(segmentation)
+        segmentations.append(segmentation)
         area = read_number(entry.get("area"))
         if area is not None and area <= 0:
             area = None
@@ -262,40 +166,56 @@ def read_objects(
     return number
 
 
+def _images_with_names(
+    path: str | Path, table: Mapping[str, Any], reading: ReadingReport
+) -> list[tuple[int | str, str, dict[str, Any]]]:
+    """(id, `file_name`, entry) of the images; those without an id or name are dropped."""
+    named: list[tuple[int | str, str, dict[str, Any]]] = []
+    for location, entry in read_entries(path, table, "images"):
+        key = read_id(entry.get("id"))
+        name = entry.get("file_name")
+        if key is None or not isinstance(name, str) or not name:
+            reading.count("dropped", "images without an id and a file name", location)
+        else:
+            named.append((key, name, entry))
+    return named
+
+
 def _files_of_names(names: Collection[str], folders: Sequence[str]) -> dict[str, str]:
-    """`file_name` -> its plain name, or its path if two names have the same plain name, which may be two files."""
+    """`file_name` -> its file: two spellings of a name may be one file, or two.
+
+    The plain names tell files apart, unless two names have the same one; then the files are looked for.
+    """
     plain_names = {name: plain_name(name) for name in names}
     if len(set(plain_names.values())) == len(plain_names):
         return plain_names
     return {name: os.path.normpath(path) for name, path in find_images(sorted(names), folders).paths.items()}
 
 
-def _entries(path: str | Path, table: Mapping[str, Any], key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(location, entry) of a list; raises DataError for anything else."""
-    entries = table.get(key)
-    if not isinstance(entries, list):
-        raise DataError(f'{path} is not a COCO file of instances: it has no list "{key}"')
-    for number, entry in enumerate(entries):
-        location = f"{Path(path).name} {key} {number}"
-        if not isinstance(entry, dict):
-            raise DataError(f"{path} is not a COCO file of instances: entry {number} of its {key} is not an object")
+def _located_annotations(
+    path: str | Path, table: Mapping[str, Any], label: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(location, entry) of the annotations; the location has the id, or without a unique one the position."""
+    seen: set[str] = set()
+    for position, entry in enumerate(entry for _, entry in read_entries(path, table, "annotations")):
+        location = f"{label} annotation {entry.get('id', position)}"
+        if location in seen:
+            location += f" (entry {position})"
+        seen.add(location)
         yield location, entry
 
 
 def _require_pixels(path: str | Path, images: Iterable[CocoImage]) -> None:
     """Raise DataError if all boxes are fractions of the sides of their images."""
+    boxes = [item.box for image in images for item in image.objects if item.box is not None]
     largest = 0.0
-    fractions = 0
-    number = 0
-    for image in images:
-        for item in image.objects:
-            if item.box is not None:
-                number += 1
-                x, y, width, height = item.box
-                largest = max(largest, abs(x) + abs(width), abs(y) + abs(height))
-                fractions += any(value % 1 for value in item.box)
-    if fractions and largest <= 1.001:
+    has_fractions = False
+    for box in boxes:
+        x, y, width, height = box
+        largest = max(largest, abs(x) + abs(width), abs(y) + abs(height))
+        has_fractions = has_fractions or any(value % 1 for value in box)
+    if has_fractions and largest <= 1.001:
         raise DataError(
-            f"{path}: all {number} boxes lie between 0 and 1, so they are shares of the sides of the images, but "
+            f"{path}: all {len(boxes)} boxes lie between 0 and 1, so they are shares of the sides of the images, but "
             "COCO's boxes are in pixels; multiply x and width by the width of the image, y and height by its height"
         )

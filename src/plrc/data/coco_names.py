@@ -73,12 +73,13 @@ def image_folders(path: str, split: str, root: str = "") -> list[str]:
     here = os.path.dirname(os.path.abspath(path))
     root = os.path.abspath(root) if root else os.path.dirname(here)
     bases = [base for base in (here, os.path.dirname(here)) if os.path.commonpath([base, root]) == root]
-    tails: list[str] = []
-    for folder in _FOLDERS:
-        tails += [os.path.join(split, folder), os.path.join(folder, split)]
-    tails += _FOLDERS
-    folders = [os.path.join(here, folder) for folder in _FOLDERS]
-    folders += [os.path.join(base, tail) for tail in tails for base in bases]
+    inner_folders: list[str] = []
+    for name in _FOLDERS:
+        inner_folders += [os.path.join(split, name), os.path.join(name, split)]
+    inner_folders += _FOLDERS
+    folders = [os.path.join(here, name) for name in _FOLDERS]
+    for inner in inner_folders:
+        folders += [os.path.join(base, inner) for base in bases]
     return list(dict.fromkeys(os.path.normpath(folder) for folder in folders))
 
 
@@ -94,13 +95,12 @@ def find_images(file_names: Iterable[str], folders: Sequence[str]) -> Places:
         folders: Where to look.
     """
     plain_names = {name: plain_name(name) for name in file_names}
-    paths: dict[str, str] = {}
-    root = folders[0]
-    for absolute in (True, False):
-        group = {name: plain for name, plain in plain_names.items() if plain.startswith("/") == absolute}
-        if group:
-            root, cut = _best_place(group, folders)
-            paths |= {name: _path(root, name, plain, cut) for name, plain in group.items()}
+    full = {name: plain for name, plain in plain_names.items() if plain.startswith("/")}
+    relative = {name: plain for name, plain in plain_names.items() if not plain.startswith("/")}
+    root_of_full, paths_of_full = _place(full, folders)
+    root_of_relative, paths_of_relative = _place(relative, folders)
+    paths = paths_of_full | paths_of_relative
+    root = root_of_relative if relative else root_of_full
     return Places({name: paths[name] for name in plain_names}, root, tuple(folders))
 
 
@@ -110,13 +110,12 @@ def names_by_ending(file_names: Iterable[str]) -> dict[str, str]:
     That is the plain name, and for full paths and URLs also the plain name without leading folders that all share.
     """
     plain_names = {name: plain_name(name) for name in file_names}
-    full = [plain for plain in plain_names.values() if plain.startswith("/")]
-    shared = _shared_folders(full)
+    num_shared = _count_shared_folders([plain for plain in plain_names.values() if plain.startswith("/")])
     endings: dict[str, str] = {}
     for name, plain in plain_names.items():
-        parts = plain.lstrip("/").split("/")
-        for cut in range(shared + 1 if plain.startswith("/") else 1):
-            endings["/".join(parts[cut:])] = name
+        most_skipped = num_shared if plain.startswith("/") else 0
+        for skipped in range(most_skipped + 1):
+            endings[_without_folders(plain, skipped)] = name
     return endings
 
 
@@ -138,41 +137,59 @@ def _url_path(name: str) -> str:
         return name
 
 
-def _best_place(group: dict[str, str], folders: Sequence[str]) -> tuple[str, int]:
-    """The folder, and the number of leading folders to cut off the plain names, with most files of a sample."""
-    names = list(group)
+def _place(plain_names: dict[str, str], folders: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """The folder in which most files of these names lie, and the path of each name there.
+
+    Of several such folders, the first; of several numbers of skipped leading folders, the smallest.
+
+    Args:
+        plain_names: Name as written -> plain name.
+        folders: Where to look.
+    """
+    names = list(plain_names)
     sample = names[:: max(1, len(names) // _SAMPLE)]
-    best = (folders[0], 0)
+    best_folder = folders[0]
+    best_skipped = 0
     most = 0
-    for cut in range(_shared_folders(list(group.values())) + 1):
+    for skipped in range(_count_shared_folders(list(plain_names.values())) + 1):
         for folder in folders:
-            hits = sum(os.path.isfile(_path(folder, name, group[name], cut)) for name in sample)
-            if hits > most:
-                best = (folder, cut)
-                most = hits
+            num_files = sum(os.path.isfile(_path(folder, name, plain_names[name], skipped)) for name in sample)
+            if num_files > most:
+                best_folder = folder
+                best_skipped = skipped
+                most = num_files
         if most == len(sample):
             break
-    return best
+    paths = {name: _path(best_folder, name, plain, best_skipped) for name, plain in plain_names.items()}
+    return best_folder, paths
 
 
-def _shared_folders(plain_names: list[str]) -> int:
+def _count_shared_folders(plain_names: list[str]) -> int:
     """The number of leading folders that all names have in common."""
-    if not plain_names:
-        return 0
-    paths = [name.lstrip("/").split("/")[:-1] for name in plain_names]
+    folders = [name.lstrip("/").split("/")[:-1] for name in plain_names]
     shared = 0
-    for parts in zip(*paths, strict=False):
-        if len(set(parts)) > 1:
+    for names_at_depth in zip(*folders, strict=False):
+        if len(set(names_at_depth)) > 1:
             break
         shared += 1
     return shared
 
 
-def _path(folder: str, name: str, plain: str, cut: int) -> str:
-    """The file of a name in a folder: as written if it exists, else of the plain name without its first folders."""
-    as_written = os.path.join(folder, name)
-    if not cut and os.path.isfile(as_written):
-        return as_written
-    if plain.startswith("/") and not cut and os.path.isfile(plain):
-        return plain
-    return os.path.join(folder, *plain.lstrip("/").split("/")[cut:])
+def _path(folder: str, name: str, plain: str, skipped: int) -> str:
+    """Where the file of a name is, or would be.
+
+    That is the name as written or as a full path, if it is a file; else the plain name in the folder, without its first
+    `skipped` folders. If folders are skipped, only the latter counts.
+    """
+    if not skipped:
+        as_written = os.path.join(folder, name)
+        if os.path.isfile(as_written):
+            return as_written
+        if plain.startswith("/") and os.path.isfile(plain):
+            return plain
+    return os.path.join(folder, *_without_folders(plain, skipped).split("/"))
+
+
+def _without_folders(plain: str, skipped: int) -> str:
+    """A plain name without the "/" at its start and its first folders."""
+    return "/".join(plain.lstrip("/").split("/")[skipped:])

@@ -11,6 +11,8 @@ Box = tuple[float, float, float, float]
 
 _CROWD_MARKS = {0: False, 1: True, "0": False, "1": True, "false": False, "true": True, "": False}
 
+_MAX_DIGITS = 20  # Python refuses to convert texts of many digits
+
 T = TypeVar("T")
 
 
@@ -38,11 +40,15 @@ class Ids(Generic[T]):
 
     def get(self, key: int | str | None) -> T | None:
         """Return the value of an id; None if there is none."""
-        if key is None or key in self._values:
-            return None if key is None else self._values[key]
+        if key is None:
+            return None
+        if key in self._values:
+            return self._values[key]
         if isinstance(key, int):
             return self._values.get(str(key))
-        return self._values.get(int(key)) if key.isdecimal() and len(key) < 20 else None
+        if key.isdecimal() and len(key) < _MAX_DIGITS:
+            return self._values.get(int(key))
+        return None
 
 
 def read_id(value: Any) -> int | str | None:

@@ -18,6 +18,7 @@ from plrc.data.channels import count_bands, read_npy_header, require_channels, r
 from plrc.data.image_errors import DecodeError
 from plrc.data.image_kinds import HEIC_PACKAGE, START_BYTES, format_of_start, readable_formats
 from plrc.data.jpeg_markers import START_OF_SCAN, walk_markers
+from plrc.data.orientation import turn_size
 from plrc.data.tiff import TiffPage, full_pages, read_tiff_header
 from plrc.errors import MissingPackageError
 from plrc.pixels import RGB_CHANNELS
@@ -62,7 +63,7 @@ class Header(NamedTuple):
     @property
     def stored_size(self) -> tuple[int, int]:
         """Height and width of the pixels in the file, before they are turned."""
-        return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
+        return turn_size(self.height, self.width, self.orientation)
 
     def orientation_for(self, height: int, width: int) -> int | None:
         """Return how a mask or id map is turned to lie on the image as shown.
@@ -223,8 +224,8 @@ def open_image(file: BinaryIO, page: int = 0) -> OpenedImage:
     assert image is not None
     orientation = _orientation(image)
     height, width = image.height, image.width
-    if orientation >= 5 and image.format != "TIFF":  # Pillow turns a TIFF itself
-        height, width = width, height
+    if image.format != "TIFF":  # Pillow turns a TIFF itself
+        height, width = turn_size(height, width, orientation)
     return OpenedImage(height, width, str(image.format), orientation, _exceeds_8_bits(image, start), image, None)
 
 

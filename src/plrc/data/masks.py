@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plrc.data.coco_file import CocoImage, read_coco_table, read_images, read_objects
+from plrc.data.coco_file import CocoImage, read_images, read_objects
 from plrc.data.coco_names import find_images, names_by_ending
+from plrc.data.coco_table import read_coco_table
 from plrc.data.coco_values import Ids
 from plrc.data.id_maps import RegionError, require_pixels, resize_nearest
 from plrc.data.orientation import turn

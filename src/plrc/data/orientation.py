@@ -13,14 +13,20 @@ from numpy.typing import NDArray
 Box = tuple[float, float, float, float]
 
 _FLIPS: dict[int, tuple[int, ...]] = {2: (1,), 3: (0, 1), 4: (0,), 5: (), 6: (1,), 7: (0, 1), 8: (0,)}
+_EXCHANGED = (5, 6, 7, 8)  # orientations that exchange height and width
 
 
 def turn(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
     """Turn stored pixels or a mask [h, w, ...] as an orientation demands: [H, W, ...], contiguous."""
     if orientation not in _FLIPS:
         return np.ascontiguousarray(pixels)
-    turned = pixels.swapaxes(0, 1) if orientation >= 5 else pixels
+    turned = pixels.swapaxes(0, 1) if orientation in _EXCHANGED else pixels
     return np.ascontiguousarray(np.flip(turned, _FLIPS[orientation]))
+
+
+def turn_size(height: int, width: int, orientation: int) -> tuple[int, int]:
+    """Exchange height and width as an orientation demands: of the stored pixels, or back from those that are shown."""
+    return (width, height) if orientation in _EXCHANGED else (height, width)
 
 
 def turn_box(box: Box, orientation: int, height: int, width: int) -> Box:
@@ -33,7 +39,7 @@ def turn_box(box: Box, orientation: int, height: int, width: int) -> Box:
         width: W, as shown.
     """
     x0, y0, x1, y1 = box
-    if orientation >= 5:
+    if orientation in _EXCHANGED:
         x0, y0, x1, y1 = y0, x0, y1, x1
     flips = _FLIPS.get(orientation, ())
     if 0 in flips:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL.TiffImagePlugin import TiffImageFile
 
 from plrc.data.image_errors import DecodeError
-from plrc.data.orientation import turn
+from plrc.data.orientation import turn, turn_size
 from plrc.text import printable
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2  # photometric interpretations that can be read
@@ -184,10 +184,7 @@ def _describe(page: tifffile.TiffPage) -> TiffPage:
     alpha = next((first_extra + i for i, kind in enumerate(extra) if kind in _ALPHA), -1)
     tag = page.tags.get(_ORIENTATION_TAG)
     orientation = int(tag.value) if tag is not None else 1
-    height = int(page.imagelength)
-    width = int(page.imagewidth)
-    if orientation in range(5, 9):
-        height, width = width, height
+    height, width = turn_size(int(page.imagelength), int(page.imagewidth), orientation)
     no_data = None
     if page.tags.get("GDAL_NODATA") is not None:
         no_data = float(page.nodata)

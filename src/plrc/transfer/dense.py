@@ -169,8 +169,8 @@ def probe_seeds(
     train: dict[int, LabelledSet] = {}
     test: dict[int, LabelledSet] = {}
     for seed in seeds:
-        subset = labelled_subset(splits.train, data.fraction, data.shots, seed, task)
-        require_labels(subset, data, task)
+        subset = labelled_subset(splits.train, data.fraction, data.shots, seed)
+        require_labels(subset, data)
         train[seed] = _at_most(subset, images, seed)
         test[seed] = _at_most(splits.test, images, seed)
     fitted = _SeedLabels(train, size)

@@ -139,8 +139,8 @@ def _transfer(config: TransferConfig, out: Path, on_progress: OnProgress) -> Res
         config.data.pixels,
         usual_pixels(splits.train, config.data.pixels),
     )
-    labelled = labelled_subset(splits.train, config.data.fraction, config.data.shots, config.seed, config.task)
-    require_labels(labelled, config.data, config.task)
+    labelled = labelled_subset(splits.train, config.data.fraction, config.data.shots, config.seed)
+    require_labels(labelled, config.data)
     task_model = build_task_model(config, backbone, len(splits.train.classes), device)
     initial = with_detector(task_model.model, initial, config, splits.train.classes)
     out.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from plrc.data.coco_file import read_categories
+from plrc.data.coco_categories import read_categories
 from plrc.data.coco_names import find_images as find_coco_images
 from plrc.data.coco_names import image_folders, split_of_file
 from plrc.data.coco_values import read_id

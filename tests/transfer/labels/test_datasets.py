@@ -86,25 +86,25 @@ def test_masks_without_their_package(scene_folder: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("seed", [0, 1])
 def test_smaller_subsets_are_parts_of_larger_ones(instances: Splits, seed: int) -> None:
     train = instances.train
-    shares = [labelled_subset(train, fraction, 0, seed, "instances") for fraction in (0.01, 0.1, 0.3, 0.8, 1.0)]
+    shares = [labelled_subset(train, fraction, 0, seed) for fraction in (0.01, 0.1, 0.3, 0.8, 1.0)]
     assert [len(part.images) for part in shares] == [1, 2, 7, 19, 24]
-    shots = [labelled_subset(train, 1.0, count, seed, "instances") for count in (1, 2, 4)]
+    shots = [labelled_subset(train, 1.0, count, seed) for count in (1, 2, 4)]
     for parts in (shares, shots):
         for small, large in pairwise(parts):
             assert {image.name for image in small.images} < {image.name for image in large.images}
     assert shares[-1].images == train.images
-    assert labelled_subset(train, 0.3, 0, seed, "instances").images == shares[2].images
+    assert labelled_subset(train, 0.3, 0, seed).images == shares[2].images
 
 
 def test_seeds_choose_differently(instances: Splits) -> None:
-    chosen = {tuple(names(labelled_subset(instances.train, 0.2, 0, seed, "detection"))) for seed in range(5)}
+    chosen = {tuple(names(labelled_subset(instances.train, 0.2, 0, seed))) for seed in range(5)}
     assert len(chosen) == 5
 
 
 @pytest.mark.parametrize("task", ["detection", "semantic"])
 def test_shots_give_every_class_its_images(scene_folder: Path, task: Task) -> None:
     train = read(scene_folder, task).train
-    chosen = labelled_subset(train, 1.0, 2, 0, task)
+    chosen = labelled_subset(train, 1.0, 2, 0)
     assert len(chosen.images) < len(train.images)
     for k, name in enumerate(scene_names()):
         having = 0
@@ -118,7 +118,7 @@ def test_shots_do_not_count_ignored_objects(tmp_path: Path) -> None:
     things = [thing(i, image=i, iscrowd=int(i != 3)) for i in (1, 2, 3, 4)]
     train = read(coco_source(tmp_path, things), val="none", test="val2017").train
     for seed in range(4):
-        assert names(labelled_subset(train, 1.0, 1, seed, "detection")) == ["3"]
+        assert names(labelled_subset(train, 1.0, 1, seed)) == ["3"]
 
 
 # items

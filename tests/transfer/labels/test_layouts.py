@@ -157,6 +157,7 @@ def test_broken_voc_annotations_are_counted_by_reason(tmp_path: Path) -> None:
         "objects without a name, dropped: 1 (07_0.xml object 8)",
         "objects without a box of four numbers, dropped: 1 (broken.xml object 1)",
         "objects of an unknown class, dropped: 2 (07_2.xml object 2 cat, 07_3.xml object 1 bird)",
+        "images whose objects were all dropped, as background, read: 1 (JPEGImages/broken.jpg)",
         "images of another size than their annotation says, dropped: 1 (JPEGImages/07_1.jpg)",
         "images without an annotation file, left out: 1 (JPEGImages/bare.jpg)",
         "image files that are missing, dropped: 1 (JPEGImages/gone.jpg)",
@@ -421,6 +422,69 @@ def test_cityscapes_instances(tmp_path: Path) -> None:
     assert masks[1].tolist() == [[0, 1, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
 
 
+# splits without labels, and images without a usable label
+
+
+def test_a_test_split_without_labels_is_not_chosen(tmp_path: Path) -> None:
+    voc = voc_years(tmp_path / "voc") / "VOC2007"
+    for name in ("07_3", "07_4"):
+        (voc / "Annotations" / f"{name}.xml").unlink()
+    coco = coco_source(tmp_path / "coco", [thing(i, image=i) for i in (1, 2, 3, 4)])
+    blank(coco / "test" / "6.jpg")
+    (coco / "annotations" / "instances_test.json").write_text('{"images": [{"id": 9, "file_name": "6.jpg"}]}')
+    masks = mask_folders(tmp_path / "masks", "train", "val", "test")
+    for path in (masks / "labels" / "test").iterdir():
+        path.unlink()
+    voc_maps = tmp_path / "maps" / "VOC2012"
+    for split in ("train", "val", "test"):
+        for i in range(3):
+            blank(voc_maps / "JPEGImages" / f"{split}{i}.jpg", 1, 2)
+            if split != "test":
+                save(voc_maps / "SegmentationClass" / f"{split}{i}.png", [[0, 1]])
+        voc_list(voc_maps, split, *(f"{split}{i}" for i in range(3)), kind="Segmentation")
+    cases: list[tuple[Path, Task, list[str]]] = [
+        (voc, "detection", ["07_2"]),
+        (coco, "detection", ["9"]),
+        (masks, "semantic", [f"val{i}" for i in range(5)]),
+        (voc_maps, "semantic", ["val0", "val1", "val2"]),
+    ]
+    for root, task, expected in cases:
+        splits = read(root, task)
+        assert names(splits.test) == expected
+        assert "splits without labels, left out: 1 (test)" in splits.reading.lines()
+
+
+def test_images_whose_objects_were_all_dropped_are_counted(tmp_path: Path) -> None:
+    voc = voc_years(tmp_path / "voc") / "VOC2007"
+    voc_image(voc, "07_0", ("dog", 5, 5, 5, 9))
+    voc_image(voc, "07_3", ("bird", 1, 1, 4, 4), ("cow", 1, 1, 4, 4))
+    things = [
+        thing(1, iscrowd=2),
+        {**thing(2, image=2), "bbox": None},
+        {**thing(3, image=3), "bbox": [1, 2, 0, 4]},
+        thing(4, image=4),
+    ]
+    coco = coco_source(tmp_path / "coco", things)
+    yolo = tmp_path / "yolo"
+    contents = {"a": "cat 0.5 0.5 0.2 0.2", "b": "0 300 0.5 0.2 0.2", "c": "0 0.5 0.5 0 0.2", "d": "", "e": "", "f": ""}
+    for name, content in contents.items():
+        blank(yolo / "images" / f"{name}.jpg")
+        (yolo / "labels").mkdir(exist_ok=True)
+        (yolo / "labels" / f"{name}.txt").write_text(f"{content}\n")
+    for name in ("g", "h", "i"):
+        blank(yolo / "images" / f"{name}.jpg")
+        (yolo / "labels" / f"{name}.txt").write_text("0 0.5 0.5 0.2 0.2\n" * 2)
+    cases = [
+        (read(voc, val="none"), "2 (JPEGImages/07_0.jpg, JPEGImages/07_3.jpg)"),
+        (read(coco, val="none"), "3 (train2017/1.jpg, train2017/2.jpg, train2017/3.jpg)"),
+        (read(yolo, val="none", test_fraction=0.5), "3 (images/a.jpg, images/b.jpg, images/c.jpg)"),
+    ]
+    for splits, counted in cases:
+        lines = splits.reading.lines()
+        assert f"images whose objects were all dropped, as background, read: {counted}" in lines
+        assert not any(line.startswith("images without an annotation, as background") for line in lines)
+
+
 # one sentence for each mistake
 
 
@@ -440,7 +504,7 @@ def test_unreadable_annotations_name_the_file(tmp_path: Path) -> None:
         read(tmp_path / "coco")
     (tmp_path / "coco" / "annotations" / "instances_val2017.json").write_text('{"images": [3], "categories": []}')
     with pytest.raises(PlrcError, match="is not a COCO file of instances"):
-        read(tmp_path / "coco")
+        read(tmp_path / "coco", test="val2017")
 
 
 @pytest.mark.parametrize(

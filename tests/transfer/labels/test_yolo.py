@@ -159,6 +159,33 @@ def test_a_test_split_without_labels_that_data_yaml_does_not_name_is_left_out(
     assert names(read(root, val="none").test) == ["c"]
 
 
+@pytest.mark.parametrize("yaml", [None, "train: images/train\nval: images/val\ntest: images/test\n" + NAMES])
+def test_a_test_folder_without_labels_is_not_chosen(tmp_path: Path, yaml: str | None) -> None:
+    root = yolo_source(tmp_path, yaml=yaml)
+    blank(root / "images" / "test" / "c.jpg")
+    splits = read(root)
+    assert names(splits.test) == ["b0", "b1"]
+    assert len(splits.train.images) == 3 and splits.drawn == ("val",)
+    assert "splits without labels, left out: 1 (test)" in splits.reading.lines()
+    with pytest.raises(DataError, match=r"no usable label in test \(split test\)"):
+        read(root, test="test")
+    with pytest.raises(DataError, match=r"\(splits: .*; train is trained on; test has no labels\)"):
+        read(root, val="val")
+    put(root / "labels" / "test" / "c.txt", BOX)
+    assert names(read(root).test) == ["c"]
+
+
+def test_a_val_folder_without_labels_is_not_chosen(tmp_path: Path) -> None:
+    root = yolo_source(tmp_path)
+    blank(root / "images" / "test" / "c.jpg")
+    put(root / "labels" / "test" / "c.txt", BOX)
+    for path in (root / "labels" / "val").iterdir():
+        path.unlink()
+    splits = read(root)
+    assert (names(splits.test), splits.drawn) == (["c"], ("val",))
+    assert "splits without labels, left out: 1 (val)" in splits.reading.lines()
+
+
 def test_the_yaml_file_itself_may_be_named(tmp_path: Path) -> None:
     yolo_source(tmp_path)
     for name in ("birds.yaml", "small.yaml"):

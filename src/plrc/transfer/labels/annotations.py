@@ -1,9 +1,9 @@
-"""The annotations of an image: as its source states them, and checked and stacked into arrays."""
+"""The annotations of an image: as its source states them, and as checked arrays."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,11 @@ from plrc.data.channels import ChannelsError
 from plrc.data.decode import decode
 from plrc.data.image_errors import DecodeError
 from plrc.data.image_header import Header, read_header
-from plrc.data.masks import count_short_parts, decode_masks, encode_mask, encode_segment
-from plrc.data.orientation import turn, turn_box
+from plrc.data.orientation import turn_size
 from plrc.data.reading import ReadingReport
 
 NO_BOX = "objects without a box of four numbers"
 EMPTY_BOX = "boxes without width or height"
-_TOLERANCE = 0.1  # pixels that a box may lie outside by rounding
 _FILE_ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 _TAIL = 64  # bytes in which the end of a file is looked for
 
@@ -49,7 +47,7 @@ class ObjectAnnotation:
     difficult: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass
 class ImageAnnotation:
     """An image and its objects as the source states them.
 
@@ -58,7 +56,8 @@ class ImageAnnotation:
         path: Path of the image.
         height: In pixels, as shown.
         width: In pixels, as shown.
-        objects: Filled by the reader of the layout.
+        objects: Added by the reader of the layout.
+        dropped: Number of its objects that the reader could not use.
         id_map: Path of its map of class ids; empty if it has none.
         turn_objects: EXIF orientation by which the objects are turned, if the annotation states the size of the stored
             pixels; see `turned.settle_turned`. 1 for objects annotated on the image as shown.
@@ -69,8 +68,14 @@ class ImageAnnotation:
     height: int
     width: int
     objects: list[ObjectAnnotation] = field(default_factory=list)
+    dropped: int = 0
     id_map: str = ""
     turn_objects: int = 1
+
+    @property
+    def annotated_size(self) -> tuple[int, int]:
+        """Height and width of the pixels on which the objects are annotated."""
+        return turn_size(self.height, self.width, self.turn_objects)
 
 
 @dataclass(frozen=True)
@@ -157,91 +162,6 @@ def drop_objects(locations: Iterable[str], reading: ReadingReport) -> None:
     """
     for location in locations:
         reading.count("dropped", "objects of images that cannot be used", location)
-
-
-def check_annotation(
-    annotation: ImageAnnotation,
-    classes: Mapping[str, int],
-    masks: bool,
-    train_on_difficult: bool,
-    reading: ReadingReport,
-) -> LabelledImage:
-    """Check the objects of an image and stack them into arrays.
-
-    Boxes partly outside of the image are clipped. Objects of an unknown class, without a box inside the image or (with
-    `masks`) without a usable mask are dropped.
-
-    Args:
-        annotation: The image.
-        classes: Name of a class -> its number.
-        masks: Whether objects need masks.
-        train_on_difficult: Whether objects marked as difficult are kept as ordinary ones.
-        reading: Counts what is dropped or clipped.
-    """
-    border = np.array([annotation.width, annotation.height] * 2)
-    boxes: list[NDArray[np.float32]] = []
-    numbers: list[int] = []
-    ignored: list[bool] = []
-    areas: list[float] = []
-    segments: list[Any] = []
-    for item in annotation.objects:
-        stated_box = turn_box(item.box, annotation.turn_objects, annotation.height, annotation.width)
-        x0, y0, x1, y1 = stated_box
-        if item.class_name not in classes:
-            reading.count("dropped", "objects of an unknown class", f"{item.location} {item.class_name}")
-            continue
-        if not (x1 > x0 and y1 > y0):
-            reading.count("dropped", EMPTY_BOX, item.location)
-            continue
-        box = np.clip(stated_box, 0, border).astype(np.float32)
-        if not (box[2] > box[0] and box[3] > box[1]):
-            reading.count("dropped", "boxes outside of the image", item.location)
-            continue
-        if masks:
-            segment = _encode_as_shown(item.segmentation, annotation)
-            if segment is None:
-                reading.count("dropped", "objects without a usable mask", item.location)
-                continue
-            count_short_parts(item.segmentation, item.location, reading)
-            segments.append(segment)
-        if np.abs(box - np.array(stated_box)).max() > _TOLERANCE:
-            reading.count("clipped", "boxes partly outside of the image", item.location)
-        boxes.append(box)
-        numbers.append(classes[item.class_name])
-        if item.ignored:
-            reading.count("left out", "crowds, neither trained on nor scored", item.location)
-        elif item.difficult and not train_on_difficult:
-            reading.count("left out", "objects marked as difficult, neither trained on nor scored", item.location)
-        ignored.append(item.ignored or (item.difficult and not train_on_difficult))
-        area = item.area
-        if area is None:
-            area = float((box[2] - box[0]) * (box[3] - box[1]))
-        areas.append(area)
-    return LabelledImage(
-        name=annotation.name,
-        path=annotation.path,
-        height=annotation.height,
-        width=annotation.width,
-        boxes=np.array(boxes, dtype=np.float32).reshape(-1, 4),
-        classes=np.array(numbers, dtype=np.int64),
-        ignored=np.array(ignored, dtype=np.bool_),
-        areas=np.array(areas, dtype=np.float64),
-        segments=tuple(segments),
-        id_map=annotation.id_map,
-    )
-
-
-def _encode_as_shown(segmentation: Any, annotation: ImageAnnotation) -> dict[str, Any] | None:
-    """The compressed run lengths of a mask on the image as shown; None if it is not usable."""
-    height, width, orientation = annotation.height, annotation.width, annotation.turn_objects
-    if orientation == 1:
-        return encode_segment(segmentation, height, width)
-    if orientation >= 5:
-        height, width = width, height
-    segment = encode_segment(segmentation, height, width)
-    if segment is None:
-        return None
-    return encode_mask(turn(decode_masks((segment,), height, width)[0], orientation).astype(bool))
 
 
 def _header_of_whole_image(path: Path, channels: int) -> Header:

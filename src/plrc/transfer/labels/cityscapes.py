@@ -14,6 +14,7 @@ from plrc.data.reading import ReadingReport
 from plrc.errors import ConfigError, LayoutError
 from plrc.transfer.labels.annotations import ObjectAnnotation
 from plrc.transfer.labels.class_table import ClassTable, fixed_classes
+from plrc.transfer.labels.contents import files_below
 from plrc.transfer.labels.label_maps import MapValues
 from plrc.transfer.labels.reader import SplitAnnotations, files_by_stem, pair_with_id_maps, split_for_each_role
 from plrc.transfer.protocols import LabelledConfig, Task
@@ -78,6 +79,9 @@ class CityscapesReader:
             objects = _read_objects(image.id_map, masks=self.task == "instances")
             annotations.append(replace(image, objects=objects, id_map=""))
         return SplitAnnotations(annotations, tuple(INSTANCE_IDS.values()))
+
+    def has_labels(self, split: str) -> bool:
+        return bool(files_below(self.root / "gtFine" / split, ".png"))
 
     def class_table(self, maps: Mapping[str, MapValues]) -> ClassTable:
         return fixed_classes(CLASS_IDS, maps, self.root)

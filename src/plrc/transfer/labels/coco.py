@@ -13,8 +13,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from plrc.data.coco_file import CocoImage, read_categories, read_coco_table, read_images, read_objects, without_groups
+from plrc.data.coco_categories import read_categories, without_unused_groups
+from plrc.data.coco_file import CocoImage, read_images, read_objects
 from plrc.data.coco_names import count_spellings, find_images, image_folders
+from plrc.data.coco_table import read_coco_table
 from plrc.data.coco_values import box_of_polygons
 from plrc.data.reading import ReadingReport
 from plrc.errors import ConfigError, DataError, LayoutError
@@ -24,11 +26,7 @@ from plrc.transfer.labels.class_table import ClassTable, fixed_classes, used_ids
 from plrc.transfer.labels.coco_files import find_coco_files
 from plrc.transfer.labels.label_maps import MapValues
 from plrc.transfer.labels.pairs import pair_folders
-from plrc.transfer.labels.reader import (
-    NoLabelsForTask,
-    SplitAnnotations,
-    split_for_each_role,
-)
+from plrc.transfer.labels.reader import NoLabelsForTask, SplitAnnotations, split_for_each_role
 from plrc.transfer.protocols import LabelledConfig, Task
 
 STUFF_IDS = {
@@ -123,6 +121,11 @@ class CocoReader:
             return self._read_id_maps(split)
         return self._read_objects(split)
 
+    def has_labels(self, split: str) -> bool:
+        if self.task == "semantic":
+            return self._id_map_folder(split).is_dir()
+        return bool(read_coco_table(self.files[split]).get("annotations"))
+
     def class_table(self, maps: Mapping[str, MapValues]) -> ClassTable:
         path = self.files[self.splits[0]]
         categories = read_categories(path, read_coco_table(path), self.reading)
@@ -148,7 +151,7 @@ class CocoReader:
     def _read_objects(self, split: str) -> SplitAnnotations:
         path = self.files[split]
         table = read_coco_table(path)
-        categories = without_groups(path, read_categories(path, table, self.reading), table, self.reading)
+        categories = without_unused_groups(path, read_categories(path, table, self.reading), table, self.reading)
         folders = image_folders(str(path), split, str(self.root))
         images_by_id = read_images(path, table, self.reading, folders)
         label = path.name if self.central else path.relative_to(self.root).as_posix()
@@ -170,7 +173,8 @@ class CocoReader:
         if annotation is None:
             drop_objects((item.location for item in image.objects), self.reading)
             return None
-        if not image.objects:
+        annotation.dropped = image.dropped
+        if not image.objects and not image.dropped:
             self.reading.count("read", "images without an annotation, as background", annotation.name)
         for item in image.objects:
             box = item.box
@@ -180,6 +184,7 @@ class CocoReader:
                     self.reading.count("repaired", "objects without a box, which their polygons give", item.location)
             if box is None:
                 self.reading.count("dropped", NO_BOX, item.location)
+                annotation.dropped += 1
                 continue
             x, y, width, height = box
             annotation.objects.append(

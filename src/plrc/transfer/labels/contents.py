@@ -48,6 +48,11 @@ class Contents:
         """Return the image files of a folder, relative to the root."""
         return self.named(folder, *IMAGE_EXTENSIONS)
 
+    @property
+    def has_images(self) -> bool:
+        """Whether any of the folders has an image file."""
+        return any(self.images(folder) for folder in self.files)
+
     def describe(self) -> str:
         """Return what a message says about the folder, such as "the folders a, b and 14 .jpg, 2 .txt"."""
         folders = sorted(printable(folder) for folder in self.files if folder)

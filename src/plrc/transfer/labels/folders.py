@@ -13,13 +13,10 @@ from pathlib import Path
 from plrc.data.reading import ReadingReport
 from plrc.errors import ConfigError, LayoutError
 from plrc.transfer.labels.class_table import ClassTable, classes_of_source
+from plrc.transfer.labels.contents import survey
 from plrc.transfer.labels.label_maps import MapValues
 from plrc.transfer.labels.pairs import pair_folders
-from plrc.transfer.labels.reader import (
-    NoLabelsForTask,
-    SplitAnnotations,
-    split_for_each_role,
-)
+from plrc.transfer.labels.reader import NoLabelsForTask, SplitAnnotations, split_for_each_role
 from plrc.transfer.protocols import LabelledConfig, Task
 
 CAMVID_IDS = dict(enumerate("sky building pole road pavement tree sign fence car pedestrian bicyclist".split()))
@@ -53,6 +50,9 @@ class FolderReader:
         images = self.root / "images" / split
         maps = self.root / "labels" / split
         return SplitAnnotations(pair_folders(self.root, images, maps, self.reading, self.channels))
+
+    def has_labels(self, split: str) -> bool:
+        return survey(self.root / "labels" / split).has_images
 
     def class_table(self, maps: Mapping[str, MapValues]) -> ClassTable:
         camvid = all(_CAMVID_FILE.match(Path(path).name) for path in maps)

@@ -63,6 +63,10 @@ class LabelReader(Protocol):
         """Read a split. Raises ConfigError for an unknown split, DataError for files that cannot be read."""
         ...
 
+    def has_labels(self, split: str) -> bool:
+        """Whether at least one image of a split has labels. Raises DataError for files that cannot be read."""
+        ...
+
     def class_table(self, maps: Mapping[str, MapValues]) -> ClassTable:
         """The classes of a semantic source, given the values of all of its label maps that are used."""
         ...

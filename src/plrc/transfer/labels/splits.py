@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,20 +14,19 @@ from torch import Tensor
 from plrc import rng
 from plrc.config import DataConfig
 from plrc.data.decode import decode
-from plrc.data.groups import draw_held_out, group_names, require_two_groups
 from plrc.data.image_files import read_bytes
 from plrc.data.reading import ReadingReport
 from plrc.errors import ConfigError, DataError
 from plrc.measures.segmentation import IGNORED
-from plrc.transfer.labels.annotations import ImageAnnotation, LabelledImage, check_annotation
+from plrc.transfer.labels.annotations import LabelledImage
 from plrc.transfer.labels.class_table import ClassTable, describe_pixels
-from plrc.transfer.labels.label_maps import MapValues, count_values
+from plrc.transfer.labels.division import Division, divide_images
+from plrc.transfer.labels.label_maps import count_values
 from plrc.transfer.labels.layouts import open_labels
-from plrc.transfer.labels.reader import LabelReader, SplitAnnotations
+from plrc.transfer.labels.object_check import ObjectCheck, without_objects
+from plrc.transfer.labels.reader import LabelReader
 from plrc.transfer.labels.turned import settle_turned
 from plrc.transfer.protocols import LabelledConfig, Task
-
-_VAL_FRACTION = 0.2  # of the training images, which is held out if there is no validation split
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,16 @@ class LabelledSet:
             raise ValueError("the labels were not read for the task semantic")
         return self.table.read(image.id_map)
 
+    def classes_in(self, image: LabelledImage) -> set[int]:
+        """Return the classes in an image that count: to train on, or to score."""
+        if self.table is not None:
+            return set(np.unique(self.read_classes(image)).tolist()) - {IGNORED}
+        return set(image.classes[~image.ignored].tolist())
+
+    def has_label_that_counts(self) -> bool:
+        """Return whether there is a class to train on or to score; reads images up to the first that has one."""
+        return bool(self.classes) and any(self.classes_in(image) for image in self.images)
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -74,7 +82,7 @@ class Splits:
         test: To score the result.
         reading: Which split is which, and what was repaired, clipped, dropped or left out.
         groups: Name of an image -> its group; empty without `LabelledConfig.group`.
-        drawn: Those of "val" and "test" that were taken out of the training images.
+        drawn: The roles ("val", "test") whose images were taken out of the training images.
     """
 
     train: LabelledSet
@@ -105,11 +113,12 @@ class Splits:
 def read_labelled(config: LabelledConfig, task: Task) -> Splits:
     """Read the splits of `config.source`.
 
-    Splits that the configuration does not name are chosen by their names, and an only split is trained on. Without a
-    test split, val serves as test; with `test_fraction`, this share of train is taken out of it to test on. If no val
-    split is named, and none is present that shares no image with train and test, a fifth of train is taken out of it;
-    with "none" val is empty. What is taken out is the same for every seed, and whole groups of `config.group`. Classes
-    are those of the training split. `fraction` and `shots` are left to `labelled_subset`.
+    Splits that the configuration does not name are chosen by their names, and an only split is trained on. Splits for
+    test and val are chosen only if they have labels. Without a test split, val serves as test; with
+    `test_fraction`, this share of train is taken out of it to test on. If no val split is named, and none is present
+    that shares no image with train and test, a fifth of train is taken out of it; with "none" val is empty. What is
+    taken out is the same for every seed, and whole groups of `config.group`. Classes are those of the training split.
+    `fraction` and `shots` are left to `labelled_subset`.
 
     Args:
         config: The labelled images.
@@ -122,113 +131,52 @@ def read_labelled(config: LabelledConfig, task: Task) -> Splits:
     """
     if config.merge_classes and task == "semantic":
         raise ConfigError("data.merge_classes is for objects; leave it out for the task semantic")
-    root = Path(config.source)
     reading = ReadingReport()
     reader = open_labels(config, task, reading)
-    names = _choose_splits(config, reader, root)
-    train_split = _read(reader, names["train"], "train", reading)
-    train = train_split.images
-    origins = {role: f"split {name}" for role, name in names.items()}
-    test: list[ImageAnnotation] = []
-    if names["test"]:
-        test = _read(reader, names["test"], "test", reading).images
-    val: list[ImageAnnotation] = []
-    if names["val"]:
-        val = _read(reader, names["val"], "val", reading).images
-    groups: dict[str, str] = {}
-    if config.group:
-        every_name = sorted({image.name for image in train + val + test})
-        groups = dict(zip(every_name, group_names(every_name, config.group, reading), strict=True))
-    drawn: list[str] = []
-    if not names["test"]:
-        train, test = _hold_out(train, names["train"], "test", config.test_fraction, groups, config.group)
-        origins["test"] = _describe_drawn(
-            f"{config.test_fraction:.3g}", names["train"], config.group, len(test), len(train)
-        )
-        drawn.append("test")
-    _require_disjoint(train, test, names["train"], names["test"])
-    if config.val not in ("", "none"):
-        _require_disjoint(train, val, names["train"], names["val"])
-        _require_disjoint(val, test, names["val"], names["test"])
-
-    if config.val == "none":
-        origins["val"] = "none"
-    elif not config.val and (not val or _shared_names(val, train + test)):
-        train, val = _hold_out(train, names["train"], "val", _VAL_FRACTION, groups, config.group)
-        origins["val"] = _describe_drawn("a fifth", names["train"], config.group, len(val), len(train))
-        drawn.append("val")
-
-    classes = train_split.classes
-    table = None
-    maps: dict[str, MapValues] = {}
+    division = divide_images(config, reader, reading)
     if task == "semantic":
-        maps = count_values(image.id_map for image in train + val + test)
-        table = reader.class_table(maps)
-        classes = table.names
-    settled = settle_turned({"train": train, "val": val, "test": test}, reading)
-    number_of = {name: number for number, name in enumerate(classes)}
-    if config.merge_classes:
-        classes = ("object",)
-        number_of = dict.fromkeys(number_of, 0)
-    sets = {}
-    for role, content in settled.items():
-        difficult = config.difficult and role == "train"
-        images = [check_annotation(image, number_of, task == "instances", difficult, reading) for image in content]
-        sets[role] = LabelledSet(tuple(images), classes, table, config.decoding)
-        count = f"{len(images)} images"
-        if table is None:
-            count += f", {sum(len(image.classes) for image in images)} objects"
-        elif images:
-            contents = [maps[image.id_map] for image in images]
-            count += f"; pixels: {describe_pixels(table, contents, role, names[role] or names['train'])}"
-        reading.add(f"{role}: {origins[role]}; {count}")
-    for role in ("train", "test"):
-        if table is None and not (classes and _has_countable_label(sets[role], task)):
-            reasons = "; ".join(reading.lines())
-            raise DataError(f"no usable label in {role} ({origins[role]}) of {root}, no object that counts: {reasons}")
-    if val and not _has_countable_label(sets["val"], task):
+        sets = _sets_of_label_maps(config, reader, division, reading)
+    else:
+        sets = _sets_of_objects(config, task, division, reading)
+        for role in ("train", "test"):
+            if not sets[role].has_label_that_counts():
+                raise DataError(
+                    f"no usable label in {role} ({division.origins[role]}) of {Path(config.source)}, no object that "
+                    f"counts: {'; '.join(reading.lines())}"
+                )
+    if sets["val"].images and not sets["val"].has_label_that_counts():
         reading.add("val: none of its labels counts, so its scores are not defined")
-    return Splits(sets["train"], sets["val"], sets["test"], reading, groups, tuple(drawn))
+    return Splits(sets["train"], sets["val"], sets["test"], reading, division.groups, tuple(division.drawn))
 
 
-def labelled_subset(labelled: LabelledSet, fraction: float, shots: int, seed: int, task: Task) -> LabelledSet:
+def labelled_subset(labelled: LabelledSet, fraction: float, shots: int, seed: int) -> LabelledSet:
     """Choose the labelled images of a seed: a share of the images, or a number of images of each class.
 
     Images are ranked once per seed, so a smaller share, or fewer shots, is part of a larger one. With shots, an image
-    counts for every class in it, and all of its labels are used. Groups are parted: nothing is measured on the images
-    that are not chosen, and few labels are in practice spread over all videos or scenes.
+    counts for every class in it, and all of its labels are used. The images of a group may be divided: nothing is
+    measured on the images that are not chosen, and few labels are in practice spread over all videos or scenes.
 
     Args:
         labelled: The images to choose from.
         fraction: Share of the images; at least 1 image is chosen.
         shots: Images of each class; 0: `fraction` decides.
         seed: Seed of the ranking.
-        task: Decides which classes are in an image.
     """
-    order = rng.generator(seed, "labels").permutation(len(labelled.images)).tolist()
-    chosen = order[: max(1, round(fraction * len(order)))]
+    ranking = rng.generator(seed, "labels").permutation(len(labelled.images)).tolist()
+    chosen = ranking[: max(1, round(fraction * len(ranking)))]
     if shots:
-        chosen = []
-        counts = Counter[int]()
-        for i in order:
-            wanted = [k for k in _classes_in(labelled, labelled.images[i], task) if counts[k] < shots]
-            if wanted:
-                chosen.append(i)
-                counts.update(wanted)
-            if len(counts) == len(labelled.classes) and min(counts.values()) == shots:
-                break
+        chosen = _choose_shots(labelled, ranking, shots)
     return replace(labelled, images=tuple(labelled.images[i] for i in sorted(chosen)))
 
 
-def require_labels(labelled: LabelledSet, config: LabelledConfig, task: Task) -> None:
+def require_labels(labelled: LabelledSet, config: LabelledConfig) -> None:
     """Raise ConfigError if no label of the chosen training images counts.
 
     Args:
         labelled: The images that `labelled_subset` chose.
         config: With the share, or the number of images of each class.
-        task: What the labels are for.
     """
-    if not _has_countable_label(labelled, task):
+    if not labelled.has_label_that_counts():
         setting = f"data.fraction = {config.fraction:g}" if not config.shots else f"data.shots = {config.shots}"
         raise ConfigError(
             f"{setting} chooses {len(labelled.images)} training images, and none of their labels counts: all are "
@@ -236,114 +184,60 @@ def require_labels(labelled: LabelledSet, config: LabelledConfig, task: Task) ->
         )
 
 
-def _choose_splits(config: LabelledConfig, reader: LabelReader, root: Path) -> dict[str, str]:
-    """The split for each role; val may be empty."""
-    roles = reader.roles
-    present = ", ".join(reader.splits) or "none"
-    train = config.train or roles.get("train", "")
-    if not train and len(reader.splits) == 1:
-        train = reader.splits[0]
-    if not train:
-        raise DataError(
-            f"{root} has no split to train on (splits: {present}); name one with --data.train "
-            "(plrc transfer probe: --train)"
+def _choose_shots(labelled: LabelledSet, ranking: list[int], shots: int) -> list[int]:
+    """The first images of a ranking that show a class of which there are fewer than `shots` images so far."""
+    chosen: list[int] = []
+    images_of_class = Counter[int]()
+    incomplete = set(range(len(labelled.classes)))
+    for i in ranking:
+        missing = labelled.classes_in(labelled.images[i]) & incomplete
+        if missing:
+            chosen.append(i)
+            images_of_class.update(missing)
+            incomplete -= {number for number in missing if images_of_class[number] == shots}
+        if not incomplete:
+            break
+    return chosen
+
+
+def _sets_of_label_maps(
+    config: LabelledConfig, reader: LabelReader, division: Division, reading: ReadingReport
+) -> dict[str, LabelledSet]:
+    """Role -> its images, with the classes of all label maps together."""
+    maps = count_values(image.id_map for image in division.all_images())
+    table = reader.class_table(maps)
+    sets: dict[str, LabelledSet] = {}
+    for role, stated_images in division.images.items():
+        images = tuple(without_objects(image) for image in stated_images)
+        sets[role] = LabelledSet(images, table.names, table, config.decoding)
+        description = f"{role}: {division.origins[role]}; {len(images)} images"
+        if images:
+            contents = [maps[image.id_map] for image in images]
+            description += f"; pixels: {describe_pixels(table, contents, role, division.splits[role])}"
+        reading.add(description)
+    return sets
+
+
+def _sets_of_objects(
+    config: LabelledConfig, task: Task, division: Division, reading: ReadingReport
+) -> dict[str, LabelledSet]:
+    """Role -> its images with their checked objects."""
+    classes = division.classes
+    number_of_class = {name: number for number, name in enumerate(classes)}
+    if config.merge_classes:
+        classes = ("object",)
+        number_of_class = dict.fromkeys(number_of_class, 0)
+    settle_turned(division.all_images(), reading)
+    sets: dict[str, LabelledSet] = {}
+    for role, stated_images in division.images.items():
+        check = ObjectCheck(
+            number_of_class,
+            masks=task == "instances",
+            train_on_difficult=config.difficult and role == "train",
+            reading=reading,
         )
-    test = config.test
-    if not test and not config.test_fraction:
-        rest = [roles[role] for role in ("test", "val") if role in roles and roles[role] not in (train, config.val)]
-        if not rest:
-            raise DataError(
-                f"{root} has no split to test on (splits: {present}; {train} is trained on); name one with "
-                "--data.test (plrc transfer probe: --test), or draw one from the images of a split: "
-                f"--data.train {train} --data.test-fraction 0.2 (plrc transfer probe: --train, --test-fraction)"
-            )
-        test = rest[0]
-    val = config.val
-    if val == "none":
-        val = ""
-    elif not val and roles.get("val", "") not in (train, test):
-        val = roles.get("val", "")
-    return {"train": train, "val": val, "test": test}
-
-
-def _read(reader: LabelReader, split: str, role: str, reading: ReadingReport) -> SplitAnnotations:
-    """The images of a split, or of several joined by "+", in the order of their names, each once."""
-    parts = split.split("+")
-    if not set(parts) <= set(reader.splits):
-        parts = [split]  # VOC's years, such as trainval07+12, are joined by its reader
-    images: list[ImageAnnotation] = []
-    classes: list[str] = []
-    for part in parts:
-        content = reader.read(part)
-        images += content.images
-        classes += content.classes
-    if not images:
-        reasons = "; ".join(reading.lines())
-        raise DataError(f"the split {split}, read for {role}, has no usable image: {reasons}")
-    unique: dict[str, ImageAnnotation] = {}
-    for image in images:
-        if image.name in unique:
-            reading.count("dropped", "images that a split lists again", image.name)
-            known = unique[image.name].objects
-            for item in image.objects:
-                reason = "objects of images that a split lists again"
-                if any((item.class_name, item.box) == (other.class_name, other.box) for other in known):
-                    reason = "objects that are annotated twice"
-                reading.count("dropped", reason, item.location)
-        else:
-            unique[image.name] = image
-    return SplitAnnotations([unique[name] for name in sorted(unique)], tuple(dict.fromkeys(classes)))
-
-
-def _shared_names(first: list[ImageAnnotation], second: list[ImageAnnotation]) -> list[str]:
-    return sorted({image.name for image in first} & {image.name for image in second})
-
-
-def _require_disjoint(
-    first: list[ImageAnnotation], second: list[ImageAnnotation], first_split: str, second_split: str
-) -> None:
-    shared = _shared_names(first, second)
-    if shared:
-        raise DataError(
-            f"the splits {first_split} and {second_split} share {len(shared)} images, such as {shared[0]}; "
-            "remove them from one of the two"
-        )
-
-
-def _hold_out(
-    images: list[ImageAnnotation], split: str, role: str, fraction: float, group_of: Mapping[str, str], setting: str
-) -> tuple[list[ImageAnnotation], list[ImageAnnotation]]:
-    """The images that are kept and those held out, by a draw that depends on their number and groups alone."""
-    advice = "or write --data.val none" if role == "val" else "or name a split with --data.test"
-    if len(images) < 2:
-        raise DataError(f"the split {split} has 1 image, too few to hold out any for {role}; add images, {advice}")
-    names = [image.name for image in images]
-    groups = [group_of.get(name, name) for name in names]
-    if len(set(groups)) == 1 and len(set(group_of.values())) > 1:
-        raise DataError(
-            f"the {len(images)} images of the split {split} that are left for train are one group of data.group = "
-            f"{setting}, so none can be held out for {role}; add images of another group, {advice}"
-        )
-    require_two_groups(groups, names, setting)
-    wanted = max(1, int(len(images) * fraction))
-    held_out = set(draw_held_out(groups, wanted, max(wanted, len(images) // 2), seed=0).tolist())
-    rest = [image for i, image in enumerate(images) if i not in held_out]
-    return rest, [image for i, image in enumerate(images) if i in held_out]
-
-
-def _describe_drawn(share: str, split: str, group: str, drawn: int, rest: int) -> str:
-    """What was drawn: the wanted share, or with groups the one that whole groups allow."""
-    origin = f"whole groups, {drawn} of the {drawn + rest} images of {split}" if group else f"{share} of {split}"
-    return f"{origin}, left out of train, the same for every seed"
-
-
-def _has_countable_label(labelled: LabelledSet, task: Task) -> bool:
-    """Whether an image has a class to train on or to score; reads images up to the first that has one."""
-    return any(_classes_in(labelled, image, task) for image in labelled.images)
-
-
-def _classes_in(labelled: LabelledSet, image: LabelledImage, task: Task) -> set[int]:
-    """The classes in an image that count."""
-    if task == "semantic":
-        return set(np.unique(labelled.read_classes(image)).tolist()) - {IGNORED}
-    return set(image.classes[~image.ignored].tolist())
+        images = tuple(check.check(image) for image in stated_images)
+        sets[role] = LabelledSet(images, classes, decoding=config.decoding)
+        objects = sum(len(image.classes) for image in images)
+        reading.add(f"{role}: {division.origins[role]}; {len(images)} images, {objects} objects")
+    return sets

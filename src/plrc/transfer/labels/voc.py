@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -109,27 +109,50 @@ class VocReader:
             lines = layouts.read_lines(str(path), partial(_is_image, files))
             keys = list(dict.fromkeys(_image_of_line(line, files) for line in lines))
             if self.semantic:
-                maps = folder / ("SegmentationClassAug" if path.stem.endswith("_aug") else "SegmentationClass")
-                listed = {key: files.get(key) for key in keys}
-                id_maps = {key: maps / f"{key}.png" for key in keys}
-                images += pair_with_id_maps(self.root, listed, id_maps, self.reading, self.channels)
+                images += self._read_label_maps(folder, path, keys, files)
             else:
-                xml_files = label_files_by_stem(files_below(folder / "Annotations", ".xml"), self.reading)
-                for key in keys:
-                    file = files.get(key, folder / "JPEGImages" / f"{key}.jpg")
-                    name = xml_files.get(key)
-                    xml = None if name is None else folder / "Annotations" / name
-                    image = read_annotation(
-                        self.root, file, xml, name or "", self.leave_out, self.reading, self.channels, self.first_pixel
-                    )
-                    if image is not None:
-                        images.append(image)
+                images += self._read_boxes(folder, keys, files)
         return SplitAnnotations(images, class_names(images))
+
+    def has_labels(self, split: str) -> bool:
+        for folder, path in self._lists_of(split):
+            labels = {os.path.splitext(name)[0] for name in self._label_files(folder, path)}
+            if any(_image_of_line(line, labels) in labels for line in layouts.read_lines(str(path))):
+                return True
+        return False
 
     def class_table(self, maps: Mapping[str, MapValues]) -> ClassTable:
         others = any(_YEAR.fullmatch(folder.resolve().name) is None for folder in self.years.values())
         known = None if others else CLASS_IDS  # a folder of another name has classes of its own
         return classes_of_source(self.root, maps, self.reading, known)
+
+    def _read_label_maps(
+        self, folder: Path, path: Path, keys: list[str], files: Mapping[str, Path]
+    ) -> list[ImageAnnotation]:
+        images = {key: files.get(key) for key in keys}
+        id_maps = {key: _label_maps(folder, path) / f"{key}.png" for key in keys}
+        return pair_with_id_maps(self.root, images, id_maps, self.reading, self.channels)
+
+    def _read_boxes(self, folder: Path, keys: list[str], files: Mapping[str, Path]) -> list[ImageAnnotation]:
+        annotations = folder / "Annotations"
+        xml_files = label_files_by_stem(files_below(annotations, ".xml"), self.reading)
+        images: list[ImageAnnotation] = []
+        for key in keys:
+            file = files.get(key, folder / "JPEGImages" / f"{key}.jpg")
+            name = xml_files.get(key, "")
+            xml = annotations / name if name else None
+            image = read_annotation(
+                self.root, file, xml, name, self.leave_out, self.reading, self.channels, self.first_pixel
+            )
+            if image is not None:
+                images.append(image)
+        return images
+
+    def _label_files(self, folder: Path, path: Path) -> list[str]:
+        """The label files of a year that a list may need."""
+        if self.semantic:
+            return files_below(_label_maps(folder, path), ".png")
+        return files_below(folder / "Annotations", ".xml")
 
     def _lists_of(self, split: str) -> list[tuple[Path, Path]]:
         """(folder of a year, its list) for a split, or for a split with years such as trainval07+12."""
@@ -150,31 +173,36 @@ class VocReader:
 
 
 def _folders_by_year(root: Path) -> dict[str, Path]:
-    """Year ("07") -> folder; in VOCdevkit, folders of other names with lists too, by name.
+    """Year ("07") -> folder; in VOCdevkit also the name of any other folder with lists -> this folder.
 
-    The year is empty if the source is a folder of another name.
+    Without such folders, the source itself is one. Its year is empty if its name has none.
     """
     base = root / "VOCdevkit" if (root / "VOCdevkit").is_dir() else root
-    years = {path.name[5:]: path for path in sorted(base.glob("VOC20[0-9][0-9]"))}
+    folders = {path.name.removeprefix("VOC20"): path for path in sorted(base.glob("VOC20[0-9][0-9]"))}
     if base.resolve().name == "VOCdevkit":
         others = sorted(path.parent for path in base.glob("*/ImageSets"))
-        years |= {path.name: path for path in others if not _YEAR.fullmatch(path.name)}
-    if years:
-        return years
+        folders |= {path.name: path for path in others if not _YEAR.fullmatch(path.name)}
+    if folders:
+        return folders
     year = _YEAR.fullmatch(root.resolve().name)
     return {year[1] if year else "": root}
+
+
+def _label_maps(folder: Path, path: Path) -> Path:
+    """The folder of the label maps for a list; those of train_aug lie apart."""
+    return folder / ("SegmentationClassAug" if path.stem.endswith("_aug") else "SegmentationClass")
 
 
 def _list_folder(task: Task) -> Path:
     return Path("ImageSets", "Segmentation" if task == "semantic" else "Main")
 
 
-def _is_image(files: Mapping[str, Path], line: str) -> bool:
+def _is_image(files: Collection[str], line: str) -> bool:
     return _image_of_line(line, files) in files
 
 
-def _image_of_line(line: str, files: Mapping[str, Path]) -> str:
-    """The image of a line: its name, which lists of a class follow with a second column and SBD's write as paths."""
+def _image_of_line(line: str, files: Collection[str]) -> str:
+    """The image of a line, by the stems of all files: lists of a class have a second column, SBD's have paths."""
     first = line.split(maxsplit=1)[0]
     for name in (line, first):
         parts = name.replace("\\", "/").split("/")

@@ -29,7 +29,7 @@ _FOLDERS = "images image imgs img jpegimages annotations annotation annots xmls 
 
 @dataclass(frozen=True)
 class _Pair:
-    """An image and its annotation; either may be missing."""
+    """An image and its annotation file; one of them may be missing."""
 
     image: Path | None
     xml: Path | None
@@ -70,17 +70,17 @@ class VocFilesReader:
                 images.append(image)
         return SplitAnnotations(images, class_names(images))
 
+    def has_labels(self, split: str) -> bool:
+        return _has_labels(self.pairs[split])
+
     def class_table(self, maps: Mapping[str, MapValues]) -> ClassTable:
         return fixed_classes({}, maps, self.root)
 
     def _read(self, pair: _Pair) -> ImageAnnotation | None:
+        location = "" if pair.xml is None else relative_name(self.root, pair.xml)
         if pair.image is None:
-            name = "" if pair.xml is None else relative_name(self.root, pair.xml)
-            self.reading.count("left out", _NO_IMAGE, name)
+            self.reading.count("left out", _NO_IMAGE, location)
             return None
-        if pair.xml is None:
-            return read_annotation(self.root, pair.image, None, "", self.leave_out, self.reading, self.channels)
-        location = relative_name(self.root, pair.xml)
         return read_annotation(
             self.root, pair.image, pair.xml, location, self.leave_out, self.reading, self.channels, self.first_pixel
         )
@@ -89,60 +89,82 @@ class VocFilesReader:
 def _pair(
     root: Path, image_names: Iterable[str], xml_names: Iterable[str], reading: ReadingReport
 ) -> dict[str, list[_Pair]]:
-    """Split -> images with their annotations: those of equal paths, apart from the folders `images` and `annotations`.
+    """Split -> images with their annotation files.
 
-    An annotation without such an image belongs to the image that its <filename> names. A folder without an annotated
-    image is no split, unless there is no annotated image at all.
+    An annotation file belongs to the images of its own path, without regard to the folders in _FOLDERS and to the
+    ending; if there are none, to those that its <filename> names.
     """
-    images: defaultdict[str, list[str]] = defaultdict(list)  # path without ending -> images
+    images_of_stem: defaultdict[str, list[str]] = defaultdict(list)
     for name in sorted(image_names):
-        images[os.path.splitext(_key(name))[0]].append(name)
+        images_of_stem[_stem(name)].append(name)
     xml_of_image: dict[str, str] = {}
     pairs: defaultdict[str, list[_Pair]] = defaultdict(list)
-    for name in sorted(xml_names, key=lambda name: os.path.splitext(_key(name))[0] not in images):  # equal paths first
-        path = _key(name)
-        names = images.get(os.path.splitext(path)[0]) or _named_by_xml(root / name, path, images)
-        if not names:
-            pairs[_split_of(path)].append(_Pair(None, root / name))
-        if len(names) > 1:
-            reading.count("read", "annotation files that several images share", name)
-        for image in names:
-            if xml_of_image.setdefault(image, name) != name:
-                reading.count("left out", FURTHER_FILES, name)
-    for names in images.values():
-        for image in names:
-            xml = xml_of_image.get(image)
-            split = _split_of(_key(image))
-            pairs[split].append(_Pair(root / image, None if xml is None else root / xml))
-    splits = {split: content for split, content in pairs.items() if any(pair.image and pair.xml for pair in content)}
+    by_path_first = sorted(xml_names, key=lambda name: _stem(name) not in images_of_stem)
+    for xml in by_path_first:
+        images = images_of_stem.get(_stem(xml)) or _images_named_by(root, xml, images_of_stem)
+        if not images:
+            pairs[_split_of(xml)].append(_Pair(None, root / xml))
+        if len(images) > 1:
+            reading.count("read", "annotation files that several images share", xml)
+        for image in images:
+            if image in xml_of_image:
+                reading.count("left out", FURTHER_FILES, xml)
+            else:
+                xml_of_image[image] = xml
+    for images in images_of_stem.values():
+        for image in images:
+            xml_path = root / xml_of_image[image] if image in xml_of_image else None
+            pairs[_split_of(image)].append(_Pair(root / image, xml_path))
+    return _without_unlabelled_splits(root, pairs, reading)
+
+
+def _without_unlabelled_splits(
+    root: Path, pairs: Mapping[str, list[_Pair]], reading: ReadingReport
+) -> dict[str, list[_Pair]]:
+    """The splits that have an image with an annotation file, if there are any; otherwise all."""
+    labelled = {split: content for split, content in pairs.items() if _has_labels(content)}
+    if not labelled:
+        return dict(pairs)
     for split, content in pairs.items():
+        if split in labelled:
+            continue
         for pair in content:
-            if splits and split not in splits:
-                _count_left_out(root, pair, reading)
-    return splits or pairs
+            if pair.image is not None:
+                name = relative_name(root, pair.image)
+                reading.count("left out", "images in folders without annotation files", name)
+            elif pair.xml is not None:
+                reading.count("left out", _NO_IMAGE, relative_name(root, pair.xml))
+    return labelled
 
 
-def _count_left_out(root: Path, pair: _Pair, reading: ReadingReport) -> None:
-    """Count what lies in a folder that is no split."""
-    if pair.image is not None:
-        name = relative_name(root, pair.image)
-        reading.count("left out", "images in folders without annotation files", name)
-    elif pair.xml is not None:
-        reading.count("left out", _NO_IMAGE, relative_name(root, pair.xml))
+def _has_labels(content: Iterable[_Pair]) -> bool:
+    return any(pair.image is not None and pair.xml is not None for pair in content)
 
 
-def _named_by_xml(xml: Path, path: str, images: Mapping[str, Sequence[str]]) -> Sequence[str]:
-    stated = read_xml(xml).findtext("filename", "").strip().replace("\\", "/").rpartition("/")[2]
-    folder = path.rpartition("/")[0]
+def _images_named_by(root: Path, xml: str, images_of_stem: Mapping[str, Sequence[str]]) -> Sequence[str]:
+    """The images that the <filename> of an annotation file names, with or without its ending, in the same folder."""
+    stated_path = read_xml(root / xml).findtext("filename", "").strip().replace("\\", "/")
+    stated_name = stated_path.rpartition("/")[2]
+    folder = _key(xml).rpartition("/")[0]
     prefix = f"{folder}/" if folder else ""
-    return images.get(prefix + stated) or images.get(prefix + os.path.splitext(stated)[0]) or ()
+    for stem in (stated_name, os.path.splitext(stated_name)[0]):
+        if prefix + stem in images_of_stem:
+            return images_of_stem[prefix + stem]
+    return ()
 
 
 def _key(name: str) -> str:
-    """A path without its folders `images`, `annotations` and the like."""
+    """A path without its folders in _FOLDERS."""
     *folders, base = name.split("/")
     return "/".join([*(folder for folder in folders if folder.lower() not in _FOLDERS), base])
 
 
-def _split_of(path: str) -> str:
-    return path.split("/", maxsplit=1)[0] if "/" in path else WHOLE
+def _stem(name: str) -> str:
+    """A path without such folders and without its ending."""
+    return os.path.splitext(_key(name))[0]
+
+
+def _split_of(name: str) -> str:
+    """The first folder of a path that is none of these."""
+    folder, separator, _ = _key(name).partition("/")
+    return folder if separator else WHOLE

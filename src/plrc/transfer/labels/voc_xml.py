@@ -76,6 +76,7 @@ def read_annotation(
         item = _read_object(element, place, first_pixel, reading)
         if item is not None:
             annotation.objects.append(item)
+    annotation.dropped = len(elements) - len(annotation.objects)
     return annotation
 
 

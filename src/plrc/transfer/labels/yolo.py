@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from plrc.data.image_kinds import IMAGE_EXTENSIONS
 from plrc.data.layouts import list_folder, read_lines
@@ -26,18 +26,21 @@ from plrc.transfer.labels.class_table import ClassTable, fixed_classes
 from plrc.transfer.labels.contents import files_below
 from plrc.transfer.labels.label_maps import MapValues
 from plrc.transfer.labels.reader import NoLabelsForTask, SplitAnnotations, label_files_by_stem, split_for_each_role
-from plrc.transfer.labels.yolo_lines import FAR_OUTSIDE, LabelLine, read_label_lines
-from plrc.transfer.labels.yolo_paths import label_folder, may_hold_labels
+from plrc.transfer.labels.yolo_lines import FAR_OUTSIDE, LabelFile, LabelLine, read_label_file
+from plrc.transfer.labels.yolo_paths import as_path, has_label_file, label_folder, may_hold_labels
 from plrc.transfer.labels.yolo_source import find_yolo_source
 from plrc.transfer.protocols import LabelledConfig, Task
 
 
-@dataclass(frozen=True)
-class _LabelledFile:
-    """An image and the lines of its label file; None: it has no such file."""
+class _LabelledFile(NamedTuple):
+    """An image and its label file; None: it has no such file."""
 
     image: Path
-    lines: list[LabelLine] | None
+    labels: LabelFile | None
+
+    @property
+    def lines(self) -> list[LabelLine]:
+        return [] if self.labels is None else self.labels.lines
 
 
 class YoloReader:
@@ -74,15 +77,19 @@ class YoloReader:
         files = []
         for place in self.source.splits[split]:
             images = self._images_of_list(place) if place.is_file() else self._images_of_folder(place)
-            files += [_LabelledFile(image, self._read_lines(image)) for image in images]
-        lines = [line for file in files for line in file.lines or []]
-        self._check(lines, split)
+            files += [_LabelledFile(image, self._read_labels(image)) for image in images]
+        lines = [line for file in files for line in file.lines]
+        self._check_values(lines, split)
+        self._check_classes(lines)
         annotations = []
         for file in files:
             annotation = self._annotate(file)
             if annotation is not None:
                 annotations.append(annotation)
         return SplitAnnotations(annotations, self._class_names(lines))
+
+    def has_labels(self, split: str) -> bool:
+        return any(has_label_file(place, self.source.locator) for place in self.source.splits[split])
 
     def class_table(self, maps: Mapping[str, MapValues]) -> ClassTable:
         return fixed_classes({}, maps, self.root)
@@ -109,35 +116,35 @@ class YoloReader:
 
     def _locate(self, line: str, path: Path) -> Path | None:
         """The image of a line of a list; None if there is no such file."""
-        image = self.source.locator.locate(line.replace("\\", "/"), path.parent)
+        image = self.source.locator.locate(as_path(line), path.parent)
         return image if image is not None and image.is_file() else None
 
-    def _read_lines(self, image: Path) -> list[LabelLine] | None:
+    def _read_labels(self, image: Path) -> LabelFile | None:
         """The labels of an image; several images may share a label file."""
         if image.parent not in self._label_files:
-            folder = label_folder(image.parent)
-            names = os.listdir(folder) if folder.is_dir() else []
-            texts = [name for name in names if name.lower().endswith(".txt") and may_hold_labels(name)]
-            by_stem = label_files_by_stem(texts, self.reading)
-            self._label_files[image.parent] = {stem: folder / name for stem, name in by_stem.items()}
-            self._compare(image.parent, self._label_files[image.parent])
+            self._label_files[image.parent] = self._list_label_files(image.parent)
         path = self._label_files[image.parent].get(image.stem)
         if path is None:
             return None
-        return read_label_lines(path, self._name(path), self.reading)
+        return read_label_file(path, self._name(path), self.reading)
 
-    def _compare(self, folder: Path, label_files: Mapping[str, Path]) -> None:
-        """Count the label files of a folder that belong to no image, and the images that share one."""
-        images = [name for name in os.listdir(folder) if name.lower().endswith(IMAGE_EXTENSIONS)]
-        images_of_stem = Counter(os.path.splitext(name)[0] for name in images)
+    def _list_label_files(self, images: Path) -> dict[str, Path]:
+        """Stem -> label file, for a folder of images; counts those that belong to no image or to several."""
+        folder = label_folder(images)
+        names = os.listdir(folder) if folder.is_dir() else []
+        texts = [name for name in names if name.lower().endswith(".txt") and may_hold_labels(name)]
+        label_files = {stem: folder / name for stem, name in label_files_by_stem(texts, self.reading).items()}
+        stems = [os.path.splitext(name)[0] for name in os.listdir(images) if name.lower().endswith(IMAGE_EXTENSIONS)]
+        images_of_stem = Counter(stems)
         for stem, path in label_files.items():
             if images_of_stem[stem] == 0:
                 self.reading.count("left out", "label files without an image", self._name(path))
             if images_of_stem[stem] > 1:
                 self.reading.count("read", "label files that several images share", self._name(path))
+        return label_files
 
-    def _check(self, lines: list[LabelLine], split: str) -> None:
-        """Refuse labels whose meaning is not that of YOLO's boxes and polygons."""
+    def _check_values(self, lines: list[LabelLine], split: str) -> None:
+        """Refuse values whose meaning is not that of YOLO's boxes and polygons."""
         far_outside = [line for line in lines if line.is_far_outside]
         if 2 * len(far_outside) > len(lines):
             first = far_outside[0]
@@ -148,7 +155,7 @@ class YoloReader:
             )
         polygons = [line for line in lines if line.is_polygon]
         if any(len(line.values) != 8 for line in polygons):
-            self.quads_are_polygons = True
+            self.quads_are_polygons = True  # in this split and those that are read after it
         tilted = [line for line in polygons if line.is_tilted_quad]
         if tilted and not self.quads_are_polygons:
             raise DataError(
@@ -158,27 +165,35 @@ class YoloReader:
             )
         if self.task == "instances" and lines and not polygons:
             raise NoLabelsForTask(f"{self.root}: the split {split} has boxes without masks", "detection")
-        unknown = [line for line in lines if self.names is not None and line.class_number not in self.names]
-        if unknown and self.names is not None:
-            raise DataError(
-                f"{unknown[0].location} has the class {unknown[0].class_number}, but {self.source.names_file} names "
-                f"only {len(self.names)} classes{_numbered(self.names)}; correct one of the two"
-            )
+
+    def _check_classes(self, lines: list[LabelLine]) -> None:
+        """Refuse classes that have no name, if classes have names."""
+        if self.names is None:
+            return
+        for line in lines:
+            if line.class_number not in self.names:
+                raise DataError(
+                    f"{line.location} has the class {line.class_number}, but {self.source.names_file} names only "
+                    f"{len(self.names)} classes{_numbered(self.names)}; correct one of the two"
+                )
 
     def _annotate(self, file: _LabelledFile) -> ImageAnnotation | None:
         name = self._name(file.image)
-        if file.lines is None and self.leave_out:
+        if file.labels is None and self.leave_out:
             self.reading.count("left out", "images without a label file", name)
             return None
         annotation = annotate_image(self.root, file.image, self.reading, self.channels)
         if annotation is None:
-            drop_objects((line.location for line in file.lines or []), self.reading)
+            drop_objects((line.location for line in file.lines), self.reading)
             return None
-        if file.lines is None:
+        if file.labels is None:
             self.reading.count("read", "images without a label file, as background", name)
-        for line in file.lines or []:
+            return annotation
+        annotation.dropped = file.labels.dropped
+        for line in file.lines:
             if line.is_far_outside:
                 self.reading.count("dropped", "labels with values far outside of 0 to 1", line.location)
+                annotation.dropped += 1
             else:
                 annotation.objects.append(self._object(line, annotation.height, annotation.width))
         return annotation

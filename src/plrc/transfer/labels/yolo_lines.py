@@ -63,7 +63,20 @@ class LabelLine:
         )
 
 
-def read_label_lines(path: Path, name: str, reading: ReadingReport) -> list[LabelLine]:
+@dataclass
+class LabelFile:
+    """The content of a label file.
+
+    Attributes:
+        lines: Its labels, each once.
+        dropped: Number of lines that are no labels.
+    """
+
+    lines: list[LabelLine]
+    dropped: int = 0
+
+
+def read_label_file(path: Path, name: str, reading: ReadingReport) -> LabelFile:
     """Read a label file; lines that are repeated or are no labels are dropped.
 
     Args:
@@ -79,6 +92,7 @@ def read_label_lines(path: Path, name: str, reading: ReadingReport) -> list[Labe
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not a readable text file ({error}); fix or remove it") from error
     lines: dict[tuple[float, ...], LabelLine] = {}
+    dropped = 0
     for number, line in enumerate(text.split("\n"), start=1):
         location = f"{name} line {number}"
         if not line.strip():
@@ -86,6 +100,7 @@ def read_label_lines(path: Path, name: str, reading: ReadingReport) -> list[Labe
         numbers = _numbers(line)
         if numbers is None or not numbers[0].is_integer() or len(numbers) <= _BOX:
             reading.count("dropped", "lines that are not the number of a class and a box or polygon", location)
+            dropped += 1
             continue
         values = numbers[1:]
         if len(values) == 5:
@@ -102,7 +117,7 @@ def read_label_lines(path: Path, name: str, reading: ReadingReport) -> list[Labe
             reading.count("dropped", "labels that a file repeats", location)
             continue
         lines[numbers] = LabelLine(location, int(numbers[0]), values)
-    return list(lines.values())
+    return LabelFile(list(lines.values()), dropped)
 
 
 def _numbers(line: str) -> tuple[float, ...] | None:

@@ -6,7 +6,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from plrc.transfer.labels.contents import folder_named
+from plrc.data.layouts import read_lines
+from plrc.transfer.labels.contents import files_below, folder_named
 
 _NO_LABELS = ("classes.txt", "train.txt", "val.txt", "valid.txt", "validation.txt", "test.txt")
 _SHOWN = 3  # replaced paths that are reported
@@ -68,10 +69,11 @@ class Locator:
 def label_folder(images: Path) -> Path:
     """Return the path with `labels` in place of its last folder `images`; if that is no folder, the images' own."""
     for folder in (images, *images.parents):
-        if folder.name.lower() == "images":
-            labels = folder_named(folder.parent, "labels")
-            if labels is not None and (labels / images.relative_to(folder)).is_dir():
-                return labels / images.relative_to(folder)
+        if folder.name.lower() != "images":
+            continue
+        labels = folder_named(folder.parent, "labels")
+        if labels is not None and (labels / images.relative_to(folder)).is_dir():
+            return labels / images.relative_to(folder)
     return images
 
 
@@ -79,3 +81,27 @@ def may_hold_labels(name: str) -> bool:
     """Return whether a .txt file may be one of labels, by its name."""
     base = name.rpartition("/")[2].lower()
     return base not in _NO_LABELS and not base.startswith("readme")
+
+
+def has_label_file(place: Path, locator: Locator) -> bool:
+    """Return whether any image of a place has a label file.
+
+    Args:
+        place: A folder of images, or a text file that lists images.
+        locator: Finds the paths that lists name.
+    """
+    if place.is_dir():
+        return any(map(may_hold_labels, files_below(label_folder(place), ".txt")))
+    for line in read_lines(str(place), lambda _: True):
+        image = locator.locate(as_path(line), place.parent)
+        if image is None:
+            continue
+        stem = label_folder(image.parent) / image.stem
+        if any(Path(f"{stem}{ending}").is_file() for ending in (".txt", ".TXT")):
+            return True
+    return False
+
+
+def as_path(text: str) -> str:
+    """Return a path as it is written in data.yaml or a list, with "/" as separator."""
+    return text.strip().replace("\\", "/")
