@@ -94,3 +94,13 @@ def save_detector(
     network.get_submodule(place_of_backbone(network)).load_state_dict(backbone.state_dict(), strict=False)
     network.save_pretrained(folder)
     return folder
+
+
+def save_in_half(folder: Path, out: Path, kind: torch.dtype) -> Path:
+    """Save a detector in half precision, as its users do."""
+    import transformers as library
+
+    settings = library.AutoConfig.from_pretrained(folder)
+    network_class = getattr(library, type(settings).__name__.replace("Config", "ForObjectDetection"))
+    network_class.from_pretrained(folder, dtype=kind).save_pretrained(out)
+    return out

@@ -11,7 +11,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from tests.checkpoints import KINDS, SIDE, save_detector
+from tests.checkpoints import KINDS, SIDE, save_detector, save_in_half
 from tests.export.runs import State, names, saved_run, small_config
 
 import plrc
@@ -94,6 +94,44 @@ def test_what_was_not_trained_comes_back_with_the_same_bytes(kind: str, tmp_path
     after = file_of(tmp_path / "back")
     assert before.keys() == after.keys()
     assert all(before[name].numpy().tobytes() == after[name].numpy().tobytes() for name in before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
+def test_a_detector_in_half_precision_stays_in_it(half: torch.dtype, kind: str, tmp_path: Path) -> None:
+    folder = save_in_half(save_detector(kind, tmp_path / "theirs"), tmp_path / "half", half)
+    export_backbone(run_of(folder, tmp_path / "same", changed=False), "transformers", tmp_path / "unchanged")
+    run = run_of(folder, tmp_path / "run")
+    receipt = export_backbone(run, "transformers", tmp_path / "back")
+    assert receipt.largest_difference is not None and receipt.largest_difference <= receipt.tolerance
+    assert f"its file holds numbers in {str(half)[6:]}, to which those of the run are rounded" in receipt.advice()
+
+    before = file_of(folder)
+    after = file_of(tmp_path / "back")
+    same = file_of(tmp_path / "unchanged")
+    bits = {name: tensor.view(torch.uint8) for name, tensor in before.items() if tensor.ndim}  # without counters
+    assert before.keys() == after.keys() == same.keys()
+    assert {name: tensor.dtype for name, tensor in after.items()} == {n: t.dtype for n, t in before.items()}
+    assert all(torch.equal(same[name].view(torch.uint8), bits[name]) for name in bits)
+    moved = [name for name in bits if not torch.equal(after[name].view(torch.uint8), bits[name])]
+    assert 0 < len(moved) <= receipt.tensors
+    assert all(name.startswith(("model.backbone.model.", "backbone.0.encoder.encoder.")) for name in moved)
+    network = type(read_detector(folder)).from_pretrained(tmp_path / "back")
+    assert verify_detector(run, network).complete
+    assert (tmp_path / "back" / "config.json").read_text() == (folder / "config.json").read_text()
+
+
+def test_half_precision_that_cannot_hold_a_value_is_refused(tmp_path: Path) -> None:
+    folder = save_in_half(save_detector("d_fine", tmp_path / "theirs"), tmp_path / "half", torch.float16)
+    backbone = build_backbone(f"transformers:{folder}")
+    load_into(backbone, read_weights(folder))
+    tensors = names(backbone)
+    name = next(name for name in tensors if name.endswith("running_var"))
+    tensors[name] = torch.full_like(tensors[name], 1e6)
+    run = saved_run(tmp_path / "run", tensors, backbone=f"transformers:{folder}")
+    with pytest.raises(PlrcError, match=r"holds numbers in float16, in which the run's are too large: .*running_var"):
+        export_backbone(run, "transformers", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -201,9 +201,19 @@ def test_values_that_are_not_finite_are_refused(value: float, state: State, targ
     assert equal(target, start.net.state_dict())
 
 
-def test_half_precision_is_widened(state: State, target: Backbone) -> None:
-    half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    load_into(target, Weights(half, "memory", {}))
+@pytest.mark.parametrize("name", ["half.safetensors", "half.pt"])
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_widened(
+    kind: torch.dtype, name: str, state: State, target: Backbone, tmp_path: Path
+) -> None:
+    half = {name: tensor.to(kind) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    file = tmp_path / name
+    if file.suffix == ".pt":
+        save(file, {"model": half})
+    else:
+        safetensors.torch.save_file(half, file)
+    report = load_into(target, read_weights(file))
+    assert report.warnings == (f"the file holds numbers in {str(kind)[6:]}, which are converted to float32",)
     assert target.net.state_dict()["conv1.weight"].dtype == torch.float32
     assert equal(target, {name: tensor.to(state[name].dtype) for name, tensor in half.items()})
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
-from tests.checkpoints import KINDS, SIDE, save_detector
+from tests.checkpoints import KINDS, SIDE, save_detector, save_in_half
 
 from plrc.compare.inits import build_comparison, weights_origin
 from plrc.compare.run import run_comparison
@@ -68,6 +69,20 @@ def test_the_same_classes_keep_everything_and_the_network_answers_as_the_library
     torch.testing.assert_close(ours.pred_boxes, theirs.pred_boxes)
     total = len(initial.detector.taken)
     assert verify_initial_weights(model, initial).endswith(f"and so do {total} of its other {total} tensors")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_detector_in_half_precision_is_taken_in_float32(kind: str, tmp_path: Path) -> None:
+    half = save_in_half(save_detector(kind, tmp_path / kind), tmp_path / "half", torch.float16)
+    model, initial = started(kind, half, ["cat", "dog", "owl"])
+    assert initial.lines()[-1] == "the file holds numbers in float16, which are converted to float32"
+    assert "and so do" in verify_initial_weights(model, initial)
+    tensors = model.state_dict().values()
+    assert {tensor.dtype for tensor in tensors if tensor.is_floating_point()} == {torch.float32}
+    stored = safetensors.torch.load_file(half / "model.safetensors")
+    assert torch.float16 in {tensor.dtype for tensor in stored.values()}
+    with torch.no_grad():
+        assert torch.isfinite(model.eval()([torch.rand(3, SIDE, SIDE)])[0]["scores"]).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -86,7 +86,7 @@ def prove(
         networks = target.load(file, backbone, tensors, channels)
     except LibraryUnavailable as reason:
         return Proof(len(tensors), absent, unverified=str(reason))
-    own_network = backbone_with(backbone, student, channels)
+    own_network = backbone_with(backbone, target.rounded(dict(student)), channels)
     differences = []
     for network in networks:
         _check_loaded_tensors(network, expected, target.name)

@@ -79,6 +79,8 @@ class Target:
         tolerance: Largest difference of features that is allowed, relative to the largest feature.
         write: (file, backbone, student, metadata) -> writes the file, and what belongs to it in the same folder.
         read: file -> the tensors in it.
+        rounded: Tensors -> the same in the precision of the file, as float32; different only where the file is to hold
+            half precision.
     """
 
     name: str
@@ -95,6 +97,7 @@ class Target:
     tolerance: float = TOLERANCE
     write: Callable[[Path, str, State, dict[str, str]], None] = write_plain
     read: Callable[[Path], State] = read_tensors
+    rounded: Callable[[State], State] = dict
 
     def settings(self, backbone: str, pixels: PixelStatistics) -> dict[str, Any]:
         """Pixels as the run saw them, and `set`: what has to be set in the library."""

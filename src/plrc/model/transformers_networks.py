@@ -20,6 +20,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from plrc.errors import ConfigError, MissingPackageError, WeightsError
+from plrc.model.precision import HALF_TYPES
 from plrc.pixels import IMAGENET, RGB_CHANNELS, PixelStatistics, statistics_problem
 from plrc.text import some
 
@@ -37,6 +38,7 @@ USUAL_PIXELS = {"rt_detr": UNNORMALIZED, "rt_detr_v2": UNNORMALIZED, "d_fine": U
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+_HALF_CODES = {"F16": "float16", "BF16": "bfloat16"}  # of safetensors
 PROBE_SIDE = 128  # of the images with which strides are measured; for transformers a multiple of their windows
 
 
@@ -89,7 +91,7 @@ def folder_of(name: str) -> Path:
 
 
 def read_settings(folder: Path) -> Any:
-    """Return the library's configuration of a detector.
+    """Return the library's configuration of a detector, for numbers in float32 whatever its file holds.
 
     Raises:
         ConfigError: The folder holds no detector, or its configuration cannot be used.
@@ -100,9 +102,12 @@ def read_settings(folder: Path) -> Any:
     if not kind:
         raise ConfigError(f"{folder / CONFIG_FILE} is missing or not that of a detector; it must be one of {_kinds()}")
     try:
-        return getattr(library, CLASSES[kind]).config_class.from_pretrained(folder, local_files_only=True)
+        settings = getattr(library, CLASSES[kind]).config_class.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the library raises many kinds
         raise ConfigError(f"transformers cannot use {folder / CONFIG_FILE}: {_one_line(error)}") from error
+    settings.dtype = torch.float32
+    settings.backbone_config.dtype = torch.float32
+    return settings
 
 
 def build_library_backbone(name: str, in_channels: int = RGB_CHANNELS) -> LibraryBackbone:
@@ -162,7 +167,7 @@ def read_maps(net: Any, channels: dict[int, int], images: Tensor) -> dict[int, T
 
 
 def read_detector(folder: Path) -> Any:
-    """Read a detector with the library's own `from_pretrained`, in evaluation mode.
+    """Read a detector with the library's own `from_pretrained`, in float32 and evaluation mode.
 
     Raises:
         ConfigError: The folder holds no detector.
@@ -179,6 +184,7 @@ def read_detector(folder: Path) -> Any:
         with quiet(), torch.random.fork_rng(devices=[]):
             network, info = network_class.from_pretrained(
                 folder,
+                dtype=torch.float32,
                 local_files_only=True,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,
@@ -202,13 +208,23 @@ def read_detector(folder: Path) -> Any:
 def read_tensors(folder: Path) -> tuple[dict[str, Tensor], str, dict[str, Any]]:
     """Read a detector as tensors under the names of the library's network, the path of the file, and its metadata.
 
+    The tensors are float32; the metadata say as HALF_TYPES what the file holds besides.
+
     Raises: as `read_detector`.
     """
     file = folder / WEIGHTS_FILE
     state = read_detector(folder).state_dict()
     with safe_open(file, framework="pt") as opened:
         metadata = dict(opened.metadata() or {})
-    return state, str(file), metadata | {"backbone": f"{PREFIX}{folder}"}
+    half = ", ".join(half_types(folder))
+    return state, str(file), metadata | {"backbone": f"{PREFIX}{folder}", HALF_TYPES: half}
+
+
+def half_types(folder: Path) -> list[str]:
+    """Return which of float16 and bfloat16 the file of a detector holds."""
+    with safe_open(folder / WEIGHTS_FILE, framework="pt") as opened:
+        stored = {opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118 (not a dictionary)
+    return [name for code, name in _HALF_CODES.items() if code in stored]
 
 
 def place_of_backbone(network: Any) -> str:

@@ -28,6 +28,7 @@ from plrc.model.backbone import RESNETS, Backbone, build_backbone
 from plrc.model.fingerprint import describe_difference, fingerprint, from_text, twin_of
 from plrc.model.naming import COUNTER_SUFFIX, torchvision_names
 from plrc.model.pickles import read_arrays
+from plrc.model.precision import conversion_notes
 from plrc.model.start_pixels import foreign_conventions
 from plrc.model.stem import fitted, is_inflatable
 from plrc.model.timm_networks import plain_names
@@ -160,7 +161,7 @@ def load_into(backbone: Backbone, weights: Weights, allow_partial: bool = False)
     report = replace(
         _compare(state, target, prefix, backbone.in_channels),
         renamed={new: name for name, new in renamed.items()},
-        warnings=_warnings(backbone, weights, state, prefix),
+        warnings=(*_warnings(backbone, weights, state, prefix), *conversion_notes(state, prefix, weights.metadata)),
     )
     accepted = report.matched and (report.complete or allow_partial)
     if not accepted:
@@ -377,11 +378,8 @@ def _read_torch(path: Path) -> Weights:
         raise WeightsError(f"{path} holds a {type(content).__name__} instead of a dictionary of tensors")
     state = _flatten(content, "")
     outer_names = {name.partition(".")[0] for name in state}
-    metadata: dict[str, Any] = {}
-    for key, value in content.items():
-        if str(key).partition(".")[0] not in outer_names:  # the entry contains no tensors
-            metadata[str(key)] = value
-    return Weights(state, str(path), metadata)
+    without_tensors = [key for key in content if str(key).partition(".")[0] not in outer_names]
+    return Weights(state, str(path), {str(key): content[key] for key in without_tensors})
 
 
 def _is_torchscript(path: Path) -> bool:

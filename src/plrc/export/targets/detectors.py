@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from plrc.errors import ExportError
@@ -29,6 +30,7 @@ from plrc.model.transformers_networks import (
     UNNORMALIZED,
     WEIGHTS_FILE,
     detector_pixels,
+    half_types,
     place_of_backbone,
     quiet,
     read_detector,
@@ -48,8 +50,9 @@ class _Detector:
         folder: Its folder.
         kind: Name of its class.
         place: Name of the backbone inside it.
-        backbone: The tensors of its backbone under the backbone's names.
-        rest: All other tensors.
+        backbone: The tensors of its backbone under the backbone's names, in float32.
+        rest: All other tensors, in float32.
+        half_type: The half precision in which its file holds numbers, "float16" or "bfloat16"; empty if it does not.
     """
 
     folder: Path
@@ -57,6 +60,7 @@ class _Detector:
     place: str
     backbone: State
     rest: State
+    half_type: str
 
     @property
     def has_counters(self) -> bool:
@@ -88,6 +92,7 @@ def target_into(folder: Path) -> Target:
         keeps_counters=detector.has_counters,
         write=partial(_write, detector),
         read=lambda file: _read(file.parent).backbone,
+        rounded=partial(_rounded, detector),
     )
 
 
@@ -102,11 +107,22 @@ def _read(folder: Path) -> _Detector:
             backbone[name.removeprefix(start)] = tensor
         else:
             rest[name] = tensor
-    return _Detector(folder, type(network).__name__, place, backbone, rest)
+    types = half_types(folder)
+    if len(types) > 1:
+        raise ExportError(f"{folder / WEIGHTS_FILE} holds numbers in {' and '.join(types)}; save it in one of them")
+    return _Detector(folder, type(network).__name__, place, backbone, rest, types[0] if types else "")
+
+
+def _rounded(detector: _Detector, tensors: State) -> State:
+    """Tensors in the precision of the detector's file, as float32."""
+    if not detector.half_type:
+        return tensors
+    half: torch.dtype = getattr(torch, detector.half_type)
+    return {name: t.to(half).to(t.dtype) if t.is_floating_point() else t for name, t in tensors.items()}
 
 
 def _rename(detector: _Detector, backbone: str, student: State) -> State:
-    """The student's tensors under the names of the detector's backbone.
+    """The student's tensors under the names of the detector's backbone, in the precision of its file.
 
     Raises:
         ExportError: They are not those of this backbone; the message says in what they differ.
@@ -122,6 +138,13 @@ def _rename(detector: _Detector, backbone: str, student: State) -> State:
         raise ExportError(
             f"{what} does not fit the backbone of the {detector.kind} in {detector.folder}: {problem}. "
             f"To train its own backbone, write --model.backbone {PREFIX}{detector.folder} --model.init pretrained"
+        )
+    tensors = _rounded(detector, tensors)
+    too_large = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    if too_large:
+        raise ExportError(
+            f"{detector.folder} holds numbers in {detector.half_type}, in which the run's are too large: "
+            f"{some(too_large)}; save that detector in float32 and export into it"
         )
     return tensors
 
@@ -147,12 +170,19 @@ def _problem(tensors: State, expected: State) -> str:
 
 
 def _write(detector: _Detector, file: Path, backbone: str, student: State, metadata: dict[str, str]) -> None:
-    """Write the detector with the run's backbone; the files of its configuration and image processor are copied."""
+    """Write the detector with the run's backbone; the files of its configuration and image processor are copied.
+
+    Every tensor has the type that it has in the detector's own file.
+    """
     network = read_detector(detector.folder)
     network.get_submodule(detector.place).load_state_dict(_rename(detector, backbone, student))
     with quiet():
         network.save_pretrained(file.parent)
-    write_tensors(file, safetensors.torch.load_file(file), metadata | {"format": "pt"})
+    own = safetensors.torch.load_file(detector.folder / WEIGHTS_FILE)
+    tensors = {
+        name: tensor.to(own.get(name, tensor).dtype) for name, tensor in safetensors.torch.load_file(file).items()
+    }
+    write_tensors(file, tensors, metadata | {"format": "pt"})
     for name in (CONFIG_FILE, *PROCESSOR_FILES):
         if (detector.folder / name).is_file():
             shutil.copyfile(detector.folder / name, file.with_name(name))
@@ -201,8 +231,12 @@ def _instructions(detector: _Detector, backbone: str, pixels: PixelStatistics) -
         processor = (
             f"its image processor gives other pixels ({theirs}): set do_normalize, image_mean and image_std as above"
         )
+    precision = []
+    if detector.half_type:
+        precision = [f"its file holds numbers in {detector.half_type}, to which those of the run are rounded"]
     return [
         f"{detector.kind}.from_pretrained(FOLDER)",
+        *precision,
         f"everything but the backbone is that of {detector.folder.name}: fine-tune it before you use it",
         processor,
     ]
