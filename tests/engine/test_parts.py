@@ -136,6 +136,14 @@ def test_health_alarms_speak_only_when_they_must() -> None:
     assert any("effective rank fell" in w for w in alarms([*good, Health(3, 0.5, 3, 0.4, 0.04)]))
 
 
+def test_features_that_hardly_vary_before_training_are_no_collapse() -> None:
+    flat = [Health(step, 0.2, 1.3, 0.4, 0.04) for step in (0, 10, 20)]
+    assert ["initial weights" in sentence for sentence in alarms(flat[:1])] == [True]
+    assert alarms(flat) == [] and not should_stop(flat)
+    flatter = [Health(step, 0.2, 1.1, 0.4, 0.04) for step in (30, 40)]
+    assert should_stop([*flat, *flatter]) and "collapsed" in alarms([*flat, *flatter])[0]
+
+
 def test_metrics_after_the_restored_step_are_cut(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"step": s}) + "\n" for s in range(5)) + '{"step": 5, "los')

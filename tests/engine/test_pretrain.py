@@ -24,6 +24,7 @@ import plrc
 from plrc.config import Config
 from plrc.data.manifest import images_from_manifest, read_manifest
 from plrc.engine.checkpoint import KEYS, newest_checkpoint
+from plrc.engine.health import has_collapsed
 from plrc.engine.pretrain import pretrain
 from plrc.engine.setup import prepare
 from plrc.errors import PlrcError
@@ -352,7 +353,7 @@ def test_the_precision_of_a_gpu_goes_on_on_a_cpu(tiny: Tiny, precision: str) -> 
 def test_collapse_is_noticed_and_the_run_stops(tiny: Tiny) -> None:
     """A learning rate of 100 destroys the features; a healthy run raises no alarm."""
     healthy = pretrain(tiny(run__health_every_steps=2))
-    assert not any(h.collapsed for h in healthy.health)
+    assert not any(has_collapsed(check, healthy.health[0]) for check in healthy.health)
     rate = {"optim__lr": 100.0, "optim__name": "sgd", "optim__steps": 40}
     ruined = tiny(**rate, run__health_every_steps=2, run__out=str(healthy.path.with_name("ruined")))
     with pytest.raises(PlrcError, match="collapsed"):

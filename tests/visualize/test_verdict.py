@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from plrc.engine.health import has_collapsed
 from plrc.files import read_json_lines
 from plrc.visualize.verdict import describe_progress, health_checks, judge, of_kind
 
@@ -31,9 +32,11 @@ def test_a_ruined_run_collapses_since_a_step(runs: Runs) -> None:
     records = read_json_lines(runs["ruined"] / "metrics.jsonl")
     verdict = judge(records, STEPS, FILLING)
     checks = health_checks(records)
-    since = next(check.step for check in checks if check.collapsed)
+    since = next(check.step for check in checks if has_collapsed(check, checks[0]))
     assert (verdict.level, verdict.headline, verdict.since) == ("bad", f"Features collapsed since step {since}", since)
-    assert 0 < since < checks[-1].step and all(not check.collapsed for check in checks if check.step < since)
+    assert 0 < since < checks[-1].step and all(
+        not has_collapsed(check, checks[0]) for check in checks if check.step < since
+    )
     assert any("lower optim.lr" in reason for reason in verdict.reasons)
     assert not any("only the newest check" in reason for reason in verdict.reasons)
     once = judge(until(records, since), STEPS, FILLING)

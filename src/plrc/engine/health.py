@@ -64,11 +64,6 @@ class Health:
     point_match_chance: float
     grouping_auc: float | None = None
 
-    @property
-    def collapsed(self) -> bool:
-        """Whether the features have collapsed; a measure that is nan counts as collapsed."""
-        return not (self.feature_std >= COLLAPSED_STD and self.effective_rank >= COLLAPSED_RANK)
-
     def __str__(self) -> str:
         sentence = (
             f"health at step {self.step}: feature std {self.feature_std:.3f}, "
@@ -211,9 +206,11 @@ def alarms(history: Sequence[Health]) -> list[str]:
     first = history[0]
     now = history[-1]
     sentences: list[str] = []
-    if now.collapsed:
-        measured = f"feature std {now.feature_std:.3f}, effective rank {now.effective_rank:.1f}"
+    measured = f"feature std {now.feature_std:.3f}, effective rank {now.effective_rank:.1f}"
+    if has_collapsed(now, first):
         sentences.append(f"{measured}: {COLLAPSE_ADVICE}")
+    elif now is first and (now.feature_std < COLLAPSED_STD or now.effective_rank < COLLAPSED_RANK):
+        sentences.append(f"{measured}: with the initial weights, features hardly differ from place to place")
     elif now.effective_rank < 0.25 * first.effective_rank:
         change = f"from {first.effective_rank:.1f} to {now.effective_rank:.1f}"
         sentences.append(f"the effective rank fell {change}: collapse may be near")
@@ -227,7 +224,21 @@ def alarms(history: Sequence[Health]) -> list[str]:
 
 def should_stop(history: Sequence[Health]) -> bool:
     """Return whether the features were collapsed at the last two checks."""
-    return len(history) >= 2 and history[-1].collapsed and history[-2].collapsed
+    return len(history) >= 2 and all(has_collapsed(check, history[0]) for check in history[-2:])
+
+
+def has_collapsed(check: Health, start: Health) -> bool:
+    """Return whether the features have collapsed since the start; a measure that is nan counts as collapsed.
+
+    Some networks begin with features that hardly vary. Their limits are lower: half-way from the start to a collapse.
+
+    Args:
+        check: A health check of the run.
+        start: The check before training.
+    """
+    least_std = min(COLLAPSED_STD, start.feature_std / 2)
+    least_rank = min(COLLAPSED_RANK, (1 + start.effective_rank) / 2)
+    return not (check.feature_std >= least_std and check.effective_rank >= least_rank)
 
 
 def _objects(config: Config, images: ImageList, names: Sequence[str], batches: Sequence[Batch]) -> Tensor | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal
 
-from plrc.engine.health import COLLAPSE_ADVICE, Health, alarms
+from plrc.engine.health import COLLAPSE_ADVICE, Health, alarms, has_collapsed
 from plrc.objectives import TERMS
 
 MIN_STEPS = 50
@@ -144,7 +144,7 @@ def _skipped_steps(lines: Records) -> Verdict | None:
 def _collapse(checks: Sequence[Health]) -> Verdict | None:
     """Return a verdict if the last checks show collapsed features."""
     first = len(checks)
-    while first > 0 and checks[first - 1].collapsed:
+    while first > 0 and has_collapsed(checks[first - 1], checks[0]):
         first -= 1
     if first == len(checks):
         return None
