@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.engine.runs import after_steps, assert_same, final, metrics, power_cut
+from tests.engine.runs import after_steps, assert_same, curve, final, metrics, power_cut
 
 import plrc
 from plrc.config import Config
@@ -227,8 +227,10 @@ def test_unreadable_images_are_named_and_replaced(tiny: Tiny, scenes: Path, tmp_
     run = pretrain(config)
     text = (run.path / "log.txt").read_text()
     assert "cannot read 3" in text and "cannot read 5" in text and "2 images could not be read" in text
+    strict = config.with_values({"data.max_unreadable_fraction": 0.05, "run.out": str(tmp_path / "strict")})
     with pytest.raises(PlrcError, match="2 of 20 images cannot be read"):
-        pretrain(config.with_values({"data.max_unreadable_fraction": 0.05, "run.out": str(tmp_path / "strict")}))
+        pretrain(strict.with_values({"optim.steps": 40, "run.log_every_steps": 40}))
+    assert curve(tmp_path / "strict") == []  # it ended at the second image, not at the first step that is logged
 
 
 def test_refusals_say_what_to_do(tiny: Tiny, tmp_path: Path) -> None:
@@ -327,18 +329,22 @@ def test_a_finished_run_makes_again_what_was_not_made_of_its_last_checkpoint(tin
 
 
 def test_what_a_run_says_of_itself(tiny: Tiny) -> None:
-    config = tiny(optim__steps=2)
+    config = tiny(optim__steps=12, objectives__queue=88)
     run = pretrain(config)
     text = (run.path / "log.txt").read_text()
-    assert text.count("the image loss rises for 3 steps, while real keys replace the random ones in the queue") == 1
+    assert text.count("the image loss rises for 11 steps, while real keys replace the random ones in the queue") == 1
     again = pretrain(config.with_values({"run.resume": True}))
     assert again == run
     more = (run.path / "log.txt").read_text().removeprefix(text)
-    assert "nothing left to do: the run is finished, at step 2 of 2" in more and "image loss" not in more
+    assert "nothing left to do: the run is finished, at step 12 of 12" in more and "image loss" not in more
     without = pretrain(
         tiny("points", objectives__image_weight=0.0, optim__steps=1, run__out=str(run.path.with_name("points")))
     )
     assert "image loss" not in (without.path / "log.txt").read_text()
+    for number, (steps, queue) in enumerate(((2, 88), (12, 24))):
+        out = str(run.path.with_name(f"short{number}"))
+        short = pretrain(tiny(optim__steps=steps, objectives__queue=queue, run__out=out))
+        assert "image loss" not in (short.path / "log.txt").read_text()  # a rise of a few steps is no trend
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

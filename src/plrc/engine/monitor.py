@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 
 from plrc import distributed
 from plrc.engine import health, recovery
@@ -17,6 +18,8 @@ from plrc.engine.state import TrainingState
 from plrc.errors import DataError, RunError
 from plrc.pixels import IMAGENET
 from plrc.text import printable
+
+_FEWEST_RISING_STEPS = 10  # in fewer steps, a rise of the loss cannot be told from its noise
 
 
 class Monitor:
@@ -42,7 +45,7 @@ class Monitor:
         held_out = plan.held_out if distributed.is_main() else plan.held_out[:0]
         self.health_check = health.HealthCheck(plan.config, plan.images, held_out, plan.device)
         for name, reason in self.health_check.unreadable.items():
-            log.warning(f"cannot read the held-out image {name}: {reason}; health is measured without it")
+            log.warning(f"cannot read the held-out image {printable(name)}: {reason}; health is measured without it")
         if 0 < len(held_out) == len(self.health_check.unreadable):
             log.warning("no held-out image can be read: there are no health checks")
 
@@ -59,6 +62,21 @@ class Monitor:
         if distributed.any_process(stop):
             self.checkpointer.save(step)
             raise RunError(f"stopped at step {step}: {health.COLLAPSE_ADVICE}")
+
+    def add_unreadable(self, failures: Iterable[tuple[str, str]]) -> None:
+        """Note the images of a batch that could not be read.
+
+        A single process reports them at once. Several processes do so together, when a step is logged.
+
+        Args:
+            failures: (name, reason) of each image.
+
+        Raises:
+            DataError: See `report_unreadable`.
+        """
+        self.failures.update(failures)
+        if self.failures and distributed.world_size() == 1:
+            self.report_unreadable()
 
     def report_unreadable(self) -> None:
         """Name each image that could not be read since the last call, once.
@@ -153,4 +171,6 @@ def log_start(log: RunLog, plan: Plan, state: TrainingState, start_step: int) ->
     log.record(start_step, "start", provenance(plan.device))
     if plan.config.objectives.image_weight > 0 and not start_step:
         filling = math.ceil(plan.config.objectives.queue / plan.config.optim.batch_size)
-        log.info(f"the image loss rises for {filling} steps, while real keys replace the random ones in the queue")
+        rising = min(filling, plan.steps)
+        if rising >= _FEWEST_RISING_STEPS:
+            log.info(f"the image loss rises for {rising} steps, while real keys replace the random ones in the queue")

@@ -203,7 +203,7 @@ def _loop(
             outputs = []
             for micro_batch in range(accumulation):
                 batch = next(batches)
-                monitor.failures.update(batch.failures)  # images that could not be read
+                monitor.add_unreadable(batch.failures)
                 with _gradient_exchange(student, enabled=micro_batch == accumulation - 1):
                     output = learner.compute_terms(batch, student, teacher_order, temperature)
                     state.scaler.scale(learner.total_loss(output.terms) / accumulation).backward()
