@@ -63,6 +63,12 @@ def test_names_that_pair(images: list[str], maps: list[str], ends: str, tmp_path
     assert lines == ([expected] if ends else [])
 
 
+def test_an_image_without_an_ending_has_a_label_map(tmp_path: Path) -> None:
+    root = pairs(tmp_path, ["a.jpg", "b.jpg"], ["a.png", "b.png"])
+    (root / "images" / "val" / "a.jpg").rename(root / "images" / "val" / "a")
+    assert names(read(root, "semantic", val="none").test) == ["a", "b"]
+
+
 def test_what_has_no_partner_is_counted(tmp_path: Path) -> None:
     source = pairs(tmp_path, ["a.jpg", "b.jpg", "c.jpg"], ["a_mask.png", "b_mask.png", "d_mask.png"])
     splits = read(source, "semantic", val="none")

@@ -24,7 +24,8 @@ BINARY = ("background", "foreground")
 """Names of the classes of maps with nothing but 0 and 255, if no file names them."""
 MAX_UNNAMED = 32
 """Largest number of ids that are classes without a list of names: blurred masks have more."""
-_PLAIN_IDS = 64  # ids below are taken for numbers of classes, and 255 then for "unlabelled"
+_SURELY_NUMBERS = 64  # ids below it number classes, so 255 next to them means unlabelled; 85 and 170 may be gray values
+_FEWEST_CLASSES = {"train": 2, "val": 0, "test": 1}  # with 1 class to train on, any prediction is right
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,21 @@ class ClassTable:
     encoding: MapEncoding
 
     @cached_property
-    def _class_of_id(self) -> NDArray[np.uint8]:
-        """Id -> class, for all ids at least; the last entry stands for all larger values."""
-        table = np.full(max(MAX_ID, *self.class_of_value) + 2, IGNORED, dtype=np.uint8)
-        table[list(self.class_of_value)] = list(self.class_of_value.values())
+    def _class_of_each_value(self) -> NDArray[np.uint8]:
+        """The class of each value up to the largest id or color that has one; one more entry for all larger values."""
+        largest = max([MAX_ID, *self.class_of_value])
+        table = np.full(largest + 2, IGNORED, dtype=np.uint8)
+        for value, number in self.class_of_value.items():
+            table[value] = number
         return table
 
     def read(self, path: str) -> NDArray[np.uint8]:
         """Read the class of each pixel of a label map, [H, W]; 255 is ignored. Raises DataError."""
         values = self.encoding.read(path)
-        if values.dtype.itemsize > 2:  # other values than ids are possible
-            values = np.minimum(values, len(self._class_of_id) - 1)
-        classes: NDArray[np.uint8] = self._class_of_id.take(values)
+        table = self._class_of_each_value
+        if values.dtype.itemsize > 2:  # values may be larger than every id
+            values = np.minimum(values, len(table) - 1)
+        classes: NDArray[np.uint8] = table.take(values)
         return classes
 
     def count(self, contents: Iterable[MapValues]) -> tuple[NDArray[np.int64], dict[int, int]]:
@@ -141,7 +145,8 @@ def classes_of_source(
             f"the classes in {root / 'classes.txt'}, one line for each id from 0; if the maps were blurred, scaled or "
             "compressed, write them again without loss"
         )
-    if IGNORED in ids and classes and classes[-1] >= max(_PLAIN_IDS, 4 * len(classes)):
+    are_numbers = not classes or classes[-1] < max(_SURELY_NUMBERS, 4 * len(classes))
+    if IGNORED in ids and not are_numbers:
         raise DataError(
             f"the label maps of {root} have the ids {_list_ids(ids)}, and whether 255 is a class or unlabelled is not "
             f"certain: name them in {root / 'classes.txt'} with lines such as name:{classes[-1]}, and name:255 or "
@@ -172,7 +177,7 @@ def describe_pixels(table: ClassTable, contents: Iterable[MapValues], role: str,
     what = "colors" if table.encoding.in_color else "ids"
     left_out = f"ignored {sum(ignored.values()) / total:.1%} ({what} {values})" if ignored else "ignored 0.0%"
     present = np.flatnonzero(pixels)
-    if (role != "val" and not len(present)) or (role == "train" and len(present) == 1):
+    if len(present) < _FEWEST_CLASSES[role]:
         seen = f"no class but {table.names[present[0]]}" if len(present) else "no class"
         raise DataError(
             f"the label maps of the split {split}, read for {role}, show {seen} ({left_out}); check them, or name "
@@ -186,23 +191,32 @@ def describe_pixels(table: ClassTable, contents: Iterable[MapValues], role: str,
 
 
 def _listed_classes(listed: ClassList, maps: Mapping[str, MapValues]) -> ClassTable:
+    """The classes of a list; raises DataError if it is not the list of these maps."""
     names = listed.names()
     if len(names) > IGNORED:
         raise DataError(f"{listed.path} names {len(names)} classes; at most {IGNORED} can be used")
-    entries = listed.entries
-    in_color = listed.in_color
-    if in_color and not _in_color(maps) and not _names_all_colors(entries, maps):
-        in_color = used_ids(maps)[-1] >= len(entries)  # below: maps with the numbers of the lines
-        entries = entries if in_color else tuple((name, number) for number, (name, _) in enumerate(entries))
-    elif not in_color and _in_color(maps):
-        raise DataError(_ask_for_colors(listed.path.parent, maps))
-    elif listed.numbered and len(entries) == 2 and used_ids(maps) == [0, IGNORED]:
-        entries = ((entries[0][0], 0), (entries[1][0], IGNORED))
-    class_of_value = {value: names.index(name) for name, value in entries if name in names}
+    entries, in_color = _entries_for(listed, maps)
+    number_of_name = {name: number for number, name in enumerate(names)}
+    class_of_value = {value: number_of_name[name] for name, value in entries if name in number_of_name}
     encoding = MapEncoding(in_color=True) if in_color else _encoding_of_ids(maps)
     table = ClassTable(names, class_of_value, encoding)
     _require_named(listed, table, {value for _, value in entries}, maps)
     return table
+
+
+def _entries_for(listed: ClassList, maps: Mapping[str, MapValues]) -> tuple[tuple[tuple[str, int], ...], bool]:
+    """((name, value) of the list as these maps use it, whether the values are colors)."""
+    entries = listed.entries
+    if listed.in_color:
+        if _in_color(maps) or _names_all_colors(entries, maps) or used_ids(maps)[-1] >= len(entries):
+            return entries, True
+        return tuple((name, line) for line, (name, _) in enumerate(entries)), False  # maps of the numbers of the lines
+    if _in_color(maps):
+        raise DataError(_ask_for_colors(listed.path.parent, maps))
+    if listed.numbered and len(entries) == 2 and used_ids(maps) == [0, IGNORED]:
+        background, foreground = (name for name, _ in entries)
+        return ((background, 0), (foreground, IGNORED)), False
+    return entries, False
 
 
 def _names_all_colors(entries: Iterable[tuple[str, int]], maps: Mapping[str, MapValues]) -> bool:
@@ -212,19 +226,19 @@ def _names_all_colors(entries: Iterable[tuple[str, int]], maps: Mapping[str, Map
 
 
 def _require_named(listed: ClassList, table: ClassTable, named: set[int], maps: Mapping[str, MapValues]) -> None:
-    """Raise DataError if a value occurs that the list does not name; 255 may be unnamed if other ids than 0 occur."""
+    """Raise DataError if a value occurs that the list does not name."""
     in_color = table.encoding.in_color
-    _, ignored = table.count(maps.values())
+    pixels, ignored = table.count(maps.values())
     unnamed = {value: count for value, count in ignored.items() if value not in named}
     if not in_color and used_ids(maps) != [0, IGNORED]:
-        unnamed.pop(IGNORED, None)
+        unnamed.pop(IGNORED, None)  # next to other ids than 0, 255 means unlabelled
     if not unnamed:
         return
-    total = sum(sum(content.pixels.values()) for content in maps.values())
-    share = sum(unnamed.values()) / total
+    share = sum(unnamed.values()) / (int(pixels.sum()) + sum(ignored.values()))
     shown = some(map(table.value_text, sorted(unnamed)))
-    value = table.value_text(min(unnamed))
-    example = next(path for path, content in maps.items() if min(unnamed) in table.encoding.pixels(content))
+    smallest = min(unnamed)
+    value = table.value_text(smallest)
+    example = next(path for path, content in maps.items() if smallest in table.encoding.pixels(content))
     advice = f"add a line such as name:{value} or ignore:{value} for each"
     if listed.numbered:
         advice = f"write its lines as name:ID, such as {listed.entries[0][0]}:0, and name:{value} or ignore:{value}"
@@ -239,12 +253,13 @@ def _in_color(maps: Mapping[str, MapValues]) -> bool:
 
 
 def _encoding_of_ids(maps: Mapping[str, MapValues]) -> MapEncoding:
-    """A set bit is 255, as in maps of 0 and 255, unless gray maps have other ids than these: then it is 1."""
+    """How maps of ids are read: a set bit is 1 if gray maps have other ids than 0 and 255; else 255."""
     ids: set[int] = set()
     for content in maps.values():
         if content.kind != "bits":
             ids |= set(content.pixels)
-    return MapEncoding(bit=255 if ids <= {0, IGNORED} else 1)
+    has_other_ids = bool(ids - {0, IGNORED})
+    return MapEncoding(bit=1 if has_other_ids else 255)
 
 
 def _require_equal_palettes(root: Path, maps: Mapping[str, MapValues]) -> None:

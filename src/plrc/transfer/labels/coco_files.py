@@ -45,29 +45,39 @@ def find_coco_files(root: Path, reading: ReadingReport) -> CocoFiles:
         root: The source.
         reading: Counts the COCO files that are not used.
     """
-    central: list[CocoFiles] = []
-    gathered: list[CocoFiles] = []
-    in_splits: dict[str, Path] = {}
+    in_annotations: list[CocoFiles] = []
+    in_other_folders: list[CocoFiles] = []
+    file_of_split: dict[str, Path] = {}
     every_file: list[Path] = []
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
         files = [path for path in _json_files(folder) if _is_coco(path)]
         every_file += files
         if folder.name.lower() == _ANNOTATIONS:
-            central.append(CocoFiles(True, _central_splits(folder)))
+            in_annotations.append(CocoFiles(True, _central_splits(folder)))
         elif len(files) > 1 and not split_for_each_role([folder.name]) and not _has_images(folder):
-            gathered.append(CocoFiles(True, _splits_by_name(files)))
+            in_other_folders.append(CocoFiles(True, _splits_by_name(files)))
         elif files:
-            in_splits[folder.name] = min(files, key=_rank)
-    in_source = [path for path in _json_files(root) if _is_coco(path)]
-    every_file += in_source
-    places = [*central, CocoFiles(False, in_splits), *gathered, CocoFiles(False, _splits_by_name(in_source))]
-    places = [place for place in places if place.by_split]
-    with_training = [place for place in places if "train" in split_for_each_role(list(place.by_split))]
-    chosen = (with_training or places or [CocoFiles(False, {})])[0]
+            file_of_split[folder.name] = min(files, key=_rank)
+    files_in_source = [path for path in _json_files(root) if _is_coco(path)]
+    every_file += files_in_source
+    in_splits = CocoFiles(False, file_of_split)
+    in_source = CocoFiles(False, _splits_by_name(files_in_source))
+    chosen = _first_with_training([*in_annotations, in_splits, *in_other_folders, in_source])
     for path in every_file:
         if path not in chosen.by_split.values():
             reading.count("left out", "further COCO files", path.relative_to(root).as_posix())
     return chosen
+
+
+def _first_with_training(places: Sequence[CocoFiles]) -> CocoFiles:
+    """The first place with a split for training; without one, the first that has files; without files, the last."""
+    for place in places:
+        if "train" in split_for_each_role(list(place.by_split)):
+            return place
+    for place in places:
+        if place.by_split:
+            return place
+    return places[-1]
 
 
 def _central_splits(folder: Path) -> dict[str, Path]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -43,6 +43,13 @@ class Contents:
         """Return the files of a folder with one of these endings, relative to the root, in the order of their names."""
         prefix = f"{folder}/" if folder else ""
         return [prefix + name for name in sorted(self.files[folder]) if name.lower().endswith(endings)]
+
+    def named_in(self, folders: Iterable[str], *endings: str) -> list[str]:
+        """Return the files of several folders with one of these endings, as `named` does."""
+        names: list[str] = []
+        for folder in folders:
+            names += self.named(folder, *endings)
+        return names
 
     def images(self, folder: str) -> list[str]:
         """Return the image files of a folder, relative to the root."""
@@ -111,22 +118,24 @@ def _walk(root: Path, depth: int | None) -> Iterator[tuple[str, Iterator[str]]]:
 
     With a depth, no more than `_MOST_FOLDERS` folders are entered.
     """
-    waiting = [""]
-    seen: set[tuple[int, int]] = set()
+    waiting = deque([""])
+    visited: set[tuple[int, int]] = set()
     while waiting:
-        folder = waiting.pop(0)
+        folder = waiting.popleft()
         try:
             status = os.stat(root / folder)
             with os.scandir(root / folder) as scan:
                 entries = [entry for entry in scan if not entry.name.startswith(".")]
         except OSError:
             continue
-        if (status.st_dev, status.st_ino) in seen:
+        key = (status.st_dev, status.st_ino)
+        if key in visited:
             continue
-        seen.add((status.st_dev, status.st_ino))
-        if depth is not None and len(seen) > _MOST_FOLDERS:
+        visited.add(key)
+        if depth is not None and len(visited) > _MOST_FOLDERS:
             return
-        folders = {entry.name for entry in entries if entry.is_dir()}
-        if depth is None or folder.count("/") + bool(folder) < depth:
-            waiting += [f"{folder}/{name}" if folder else name for name in sorted(folders)]
-        yield folder, (entry.name for entry in entries if entry.name not in folders)
+        inner_folders = {entry.name for entry in entries if entry.is_dir()}
+        if depth is None or len(Path(folder).parts) < depth:
+            prefix = f"{folder}/" if folder else ""
+            waiting += [prefix + name for name in sorted(inner_folders)]
+        yield folder, (entry.name for entry in entries if entry.name not in inner_folders)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from plrc.text import some
 from plrc.transfer.labels.annotations import ImageAnnotation
 from plrc.transfer.labels.reader import pair_with_id_maps
 
-_TAIL = re.compile(r"[_\-. ][^/]*[A-Za-z][^/]*$")  # what may follow the common part of two names: _mask, -sat, .label
+_SEPARATORS = "_-. "  # of a name and its ending: x_mask, x-sat, x.label
+_LETTER = re.compile("[A-Za-z]")
 
 
 def pair_folders(root: Path, images: Path, maps: Path, reading: ReadingReport, channels: int) -> list[ImageAnnotation]:
@@ -49,49 +50,55 @@ def pair_folders(root: Path, images: Path, maps: Path, reading: ReadingReport, c
 
 def _keys_of_maps(images: Iterable[str], maps: list[str], folder: Path, reading: ReadingReport) -> dict[str, str]:
     """Map -> its image; a map without an image is its own key."""
-    owners: dict[str, list[str]] = {}
+    images_of_stem: defaultdict[str, list[str]] = defaultdict(list)  # stem of a map -> images that it fits
     for image in images:
-        owners.setdefault(image, []).append(image)  # x.jpg.png is the map of x.jpg
-        owners.setdefault(_stem(image), []).append(image)
-    keys = {name: _only_owner(owners[_stem(name)], folder / name) for name in maps if _stem(name) in owners}
-    if keys:
-        return {name: keys.get(name, name) for name in maps}
-    image_end, map_end = _common_endings(images, maps, folder)
-    if map_end or image_end:
-        ends = f"{image_end or 'nothing'} after images and {map_end or 'nothing'} after label maps"
-        reading.add(f"images and label maps are paired by the names before an ending: {ends}")
+        for stem in {image, _stem(image)}:  # x.jpg.png and x.png are maps of x.jpg
+            images_of_stem[stem].append(image)
+    image_of_map: dict[str, str] = {}
+    for name in maps:
+        if _stem(name) in images_of_stem:
+            image_of_map[name] = _only_image(images_of_stem[_stem(name)], folder / name)
+    if not image_of_map:
+        image_ending, map_ending = _common_endings(images, maps, folder)
+        if image_ending or map_ending:
+            endings = f"{image_ending or 'nothing'} after images and {map_ending or 'nothing'} after label maps"
+            reading.add(f"images and label maps are paired by the names before an ending: {endings}")
         for name in maps:
-            stem = _stem(name)
-            base = stem.removesuffix(map_end) + image_end
-            if stem.endswith(map_end) and base in owners:
-                keys[name] = _only_owner(owners[base], folder / name)
-    return {name: keys.get(name, name) for name in maps}
+            base = _stem(name).removesuffix(map_ending)
+            if _stem(name).endswith(map_ending) and base + image_ending in images_of_stem:
+                image_of_map[name] = _only_image(images_of_stem[base + image_ending], folder / name)
+    return {name: image_of_map.get(name, name) for name in maps}
 
 
-def _only_owner(images: list[str], id_map: Path) -> str:
+def _only_image(images: list[str], label_map: Path) -> str:
+    """The only image that a label map fits; raises DataError if there are several."""
     if len(images) > 1:
         raise DataError(
-            f"{id_map} fits the images {some(images)}; name a label map like the whole image, {images[0]}.png, or "
+            f"{label_map} fits the images {some(images)}; name a label map like the whole image, {images[0]}.png, or "
             "rename the images"
         )
     return images[0]
 
 
 def _common_endings(images: Iterable[str], maps: list[str], folder: Path) -> tuple[str, str]:
-    """(ending of the images, ending of the maps) that pairs most files; empty if none does."""
-    tails: dict[str, list[str]] = {}
+    """(ending of the images, ending of the maps) that pairs most files; both are empty if none does.
+
+    Of several such endings, the shortest.
+    """
+    image_endings: defaultdict[str, list[str]] = defaultdict(list)  # name before the ending -> endings
     for image in images:
-        for base, tail in _splits(_stem(image)):
-            tails.setdefault(base, []).append(tail)
-    pairs = Counter[tuple[str, str]]()
+        for base, ending in _divisions(_stem(image)):
+            image_endings[base].append(ending)
+    num_pairs = Counter[tuple[str, str]]()
     for name in maps:
-        for base, tail in _splits(_stem(name)):
-            pairs.update((image_tail, tail) for image_tail in tails.get(base, ()))
-    if not pairs:
+        for base, map_ending in _divisions(_stem(name)):
+            num_pairs.update((image_ending, map_ending) for image_ending in image_endings.get(base, ()))
+    if not num_pairs:
         return "", ""
-    most = max(pairs.values())
-    best = min((pair for pair in pairs if pairs[pair] == most), key=lambda pair: (len(pair[0]), len(pair[1]), pair))
-    kinds = [tail for (image_tail, tail), count in pairs.items() if image_tail == best[0] and 2 * count > most]
+    most = max(num_pairs.values())
+    best = min((endings for endings in num_pairs if num_pairs[endings] == most), key=_by_length)
+    # several kinds of maps for the same images, such as _ids and _color
+    kinds = [endings[1] for endings in num_pairs if endings[0] == best[0] and num_pairs[endings] > most / 2]
     if len(kinds) > 1:
         raise DataError(
             f"{folder} has several files for each image, which end in {some(sorted(kinds))}; keep the kind that holds "
@@ -100,12 +107,22 @@ def _common_endings(images: Iterable[str], maps: list[str], folder: Path) -> tup
     return best
 
 
-def _splits(stem: str) -> Iterator[tuple[str, str]]:
-    """(name, ending) in each way; the ending starts with a separator and has a letter, or is empty."""
+def _by_length(endings: tuple[str, str]) -> tuple[int, int, tuple[str, str]]:
+    image_ending, map_ending = endings
+    return len(image_ending), len(map_ending), endings
+
+
+def _divisions(stem: str) -> Iterator[tuple[str, str]]:
+    """Each way to divide a stem into a name and an ending; the latter is empty, or a separator and text with a letter.
+
+    The file name before the ending is not empty.
+    """
     yield stem, ""
-    for match in re.finditer(r"[_\-. ]", stem):
-        if match.start() > stem.rfind("/") + 1 and _TAIL.match(stem, match.start()):
-            yield stem[: match.start()], stem[match.start() :]
+    first = stem.rfind("/") + 2
+    for position in range(first, len(stem)):
+        ending = stem[position:]
+        if ending[0] in _SEPARATORS and _LETTER.search(ending):
+            yield stem[:position], ending
 
 
 def _stem(name: str) -> str:

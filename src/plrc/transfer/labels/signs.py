@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from plrc.transfer.labels.contents import Contents, read_start
 from plrc.transfer.labels.yolo_source import YAML_ENDINGS
 
-_HEAD = 4096  # bytes of a file that are looked at
+_START = 4096  # bytes of a file that are looked at
 _SAMPLE = 20  # files of a kind that are looked at
 _YEAR = re.compile(r"VOC20\d\d")
+_VOC_ANNOTATION = re.compile(rb"<annotation[\s>]")
 _COCO_KEY = re.compile(rb'"(images|annotations)"\s*:')
 _NUMBERS = re.compile(rb"\s*[0-9.+-]+([ \t]+[0-9.eE+-]+){4,}\s*(\n|$)")
 
@@ -41,17 +43,18 @@ def voc(contents: Contents) -> Signs:
     lists += [folder for folder in contents.files if _YEAR.fullmatch(folder)]
     if lists:
         return Signs(f"the folder {lists[0]}")
-    files = [name for folder in contents.files for name in contents.named(folder, ".xml")]
+    files = contents.named_in(contents.files, ".xml")
     if not files:
-        folders = contents.find("JPEGImages")
-        if folders:
-            return Signs(f"the folder {folders[0]}", "there is no folder ImageSets and no .xml file")
+        image_folders = contents.find("JPEGImages")
+        if image_folders:
+            return Signs(f"the folder {image_folders[0]}", "there is no folder ImageSets and no .xml file")
         return Signs()
-    if not _any_head(contents.root, files, re.compile(rb"<annotation[\s>]")):
-        return Signs(f"{len(files)} .xml files such as {files[0]}", "none of them is an annotation of Pascal VOC")
-    if not _has_images(contents):
-        return Signs(f"{len(files)} .xml files such as {files[0]}", "there is no image")
-    return Signs(f"{len(files)} .xml files such as {files[0]}")
+    present = f"{len(files)} .xml files such as {files[0]}"
+    if not _any_start_matches(contents.root, files, _VOC_ANNOTATION):
+        return Signs(present, "none of them is an annotation of Pascal VOC")
+    if not contents.has_images:
+        return Signs(present, "there is no image")
+    return Signs(present)
 
 
 def cityscapes(contents: Contents) -> Signs:
@@ -62,34 +65,35 @@ def cityscapes(contents: Contents) -> Signs:
 
 def coco(contents: Contents) -> Signs:
     """Look for COCO's .json files in the folder, its folders, and the folder annotations."""
-    files = [name for folder in contents.files if "/" not in folder for name in contents.named(folder, ".json")]
+    files = contents.named_in((folder for folder in contents.files if "/" not in folder), ".json")
     if not files:
         return Signs()
-    if not _any_head(contents.root, files, _COCO_KEY):
-        return Signs(f"{len(files)} .json files such as {files[0]}", "none of them is a COCO file")
-    return Signs(f"{len(files)} .json files such as {files[0]}")
+    present = f"{len(files)} .json files such as {files[0]}"
+    if not _any_start_matches(contents.root, files, _COCO_KEY):
+        return Signs(present, "none of them is a COCO file")
+    return Signs(present)
 
 
 def yolo(contents: Contents) -> Signs:
-    """Look for .txt files with lines of labels: below a folder `labels`, or next to images."""
+    """Look for .txt files with lines of labels, below a folder `labels` or next to images, and for data.yaml."""
     label_folders = [folder for folder in contents.files if "labels" in folder.lower().split("/")]
-    image_folders = [folder for folder in contents.files if folder not in label_folders and contents.images(folder)]
-    texts = [name for folder in label_folders for name in contents.named(folder, ".txt")]
-    texts = [name for name in texts if os.path.basename(name).lower() != "classes.txt"]
-    next_to_images = [name for folder in image_folders for name in contents.named(folder, ".txt")]
-    described = [
-        name for name in contents.named("", *YAML_ENDINGS) if os.path.basename(name).lower().startswith("data")
-    ]
-    if texts:
-        if not _has_images(contents):
-            return Signs(f"{len(texts)} .txt files such as {texts[0]}", "there is no image")
-        if _any_head(contents.root, texts, _NUMBERS) or described or _all_empty(contents.root, texts):
-            return Signs(f"{len(texts)} .txt files such as {texts[0]}")
-        return Signs(f"{len(texts)} .txt files such as {texts[0]}", "none of them has lines of a class and a box")
-    if next_to_images and _any_head(contents.root, next_to_images, _NUMBERS):
-        return Signs(f"{len(next_to_images)} .txt files next to images such as {next_to_images[0]}")
-    if described:
-        return Signs(described[0], "there is no .txt file in a folder labels or next to an image")
+    label_files = contents.named_in(label_folders, ".txt")
+    label_files = [name for name in label_files if os.path.basename(name).lower() != "classes.txt"]
+    yaml_files = [name for name in contents.named("", *YAML_ENDINGS) if name.lower().startswith("data")]
+    if label_files:
+        present = f"{len(label_files)} .txt files such as {label_files[0]}"
+        if not contents.has_images:
+            return Signs(present, "there is no image")
+        has_labels = _any_start_matches(contents.root, label_files, _NUMBERS)
+        if has_labels or yaml_files or _are_empty(contents.root, label_files):
+            return Signs(present)
+        return Signs(present, "none of them has lines of a class and a box")
+    other_folders = [folder for folder in contents.files if folder not in label_folders]
+    texts = contents.named_in((folder for folder in other_folders if contents.images(folder)), ".txt")
+    if texts and _any_start_matches(contents.root, texts, _NUMBERS):
+        return Signs(f"{len(texts)} .txt files next to images such as {texts[0]}")
+    if yaml_files:
+        return Signs(yaml_files[0], "there is no .txt file in a folder labels or next to an image")
     return Signs()
 
 
@@ -105,14 +109,17 @@ def folders(contents: Contents) -> Signs:
     return Signs(f"id maps in the folder {labels[0]}")
 
 
-def _has_images(contents: Contents) -> bool:
-    return any(contents.images(folder) for folder in contents.files)
+def _any_start_matches(root: Path, names: Sequence[str], pattern: re.Pattern[bytes]) -> bool:
+    """Whether the start of a file has the pattern; of many files, some are looked at."""
+    return any(pattern.search(start) for start in _starts(root, names))
 
 
-def _any_head(root: Path, names: list[str], pattern: re.Pattern[bytes]) -> bool:
-    """Whether the beginning of one of the files, of which some are looked at, has the pattern."""
-    return any(pattern.search(read_start(root / name, _HEAD)) for name in names[:: max(1, len(names) // _SAMPLE)])
+def _are_empty(root: Path, names: Sequence[str]) -> bool:
+    """Whether files are empty; of many files, some are looked at."""
+    return not any(start.strip() for start in _starts(root, names))
 
 
-def _all_empty(root: Path, names: list[str]) -> bool:
-    return not any(read_start(root / name, _HEAD).strip() for name in names[:: max(1, len(names) // _SAMPLE)])
+def _starts(root: Path, names: Sequence[str]) -> Iterator[bytes]:
+    """The starts of evenly spaced files."""
+    for name in names[:: max(1, len(names) // _SAMPLE)]:
+        yield read_start(root / name, _START)
