@@ -10,7 +10,7 @@ import torch
 
 from plrc.model.transformers_networks import place_of_backbone
 
-KINDS = ("rt_detr_v2", "d_fine", "rf_detr")
+KINDS = ("rt_detr", "rt_detr_v2", "d_fine", "rf_detr")
 SIDE = 96  # of images that all of them take, in pixels
 WIDTHS = [16, 32, 64, 128]
 TRANSFORMER = {
@@ -71,7 +71,8 @@ def detector_settings(kind: str, classes: Sequence[str], depth: int = 1) -> Any:
     backbone = library.RTDetrResNetConfig(
         embedding_size=16, hidden_sizes=WIDTHS, depths=[1, 1, depth, 1], layer_type="bottleneck", out_indices=[2, 3, 4]
     )
-    return library.RTDetrV2Config(backbone_config=backbone, **TRANSFORMER, **labels)
+    settings_class = library.RTDetrConfig if kind == "rt_detr" else library.RTDetrV2Config
+    return settings_class(backbone_config=backbone, **TRANSFORMER, **labels)
 
 
 def save_detector(

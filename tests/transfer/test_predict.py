@@ -283,6 +283,7 @@ def test_all_images_at_once_give_what_torchvision_gives(neck: str, task: str) ->
     [
         ("faster_rcnn", "instances", "fpn"),
         ("faster_rcnn", "detection", "c4"),
+        ("rt_detr", "detection", "fpn"),
         ("rt_detr_v2", "detection", "fpn"),
         ("d_fine", "detection", "fpn"),
         ("rf_detr", "detection", "fpn"),

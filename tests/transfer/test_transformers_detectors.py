@@ -24,7 +24,7 @@ from plrc.transfer.protocols import OptimConfig, TransferConfig
 pytest.importorskip("transformers")
 pytest.importorskip("scipy")
 
-BACKBONES = {"rt_detr_v2": "resnet18", "d_fine": "resnet18", "rf_detr": "timm:test_vit"}
+BACKBONES = {"rt_detr": "resnet18", "rt_detr_v2": "resnet18", "d_fine": "resnet18", "rf_detr": "timm:test_vit"}
 DETECTORS = list(BACKBONES)
 CLASSES = 9
 TINY = {

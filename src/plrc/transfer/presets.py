@@ -61,6 +61,11 @@ def coco_rt_detr_v2() -> TransferConfig:
     )
 
 
+def coco_rt_detr() -> TransferConfig:
+    """COCO: RT-DETR, 72 epochs of 118k images (532k steps of 16), 480-800 px."""
+    return coco_rt_detr_v2().with_values({"model.detector": "rt_detr"})
+
+
 def coco_d_fine() -> TransferConfig:
     """COCO: D-FINE, 72 epochs of 118k images (266k steps of 32), 480-800 px."""
     return coco_rt_detr_v2().with_values(
@@ -164,6 +169,11 @@ def small_rt_detr_v2() -> TransferConfig:
     )
 
 
+def small_rt_detr() -> TransferConfig:
+    """Few labels, a CPU: RT-DETR, 50 queries, 192 px, 600 steps of 4 images."""
+    return small_rt_detr_v2().with_values({"model.detector": "rt_detr"})
+
+
 def small_d_fine() -> TransferConfig:
     """Few labels, a CPU: D-FINE, 50 queries, 192 px, 600 steps of 4 images."""
     return small_rt_detr_v2().with_values({"model.detector": "d_fine"})
@@ -195,6 +205,7 @@ PROTOCOLS: dict[str, Callable[[], TransferConfig]] = {
     "voc_c4_24k": voc_c4_24k,
     "coco_c4_1x": coco_c4_1x,
     "coco_fpn_1x": coco_fpn_1x,
+    "coco_rt_detr": coco_rt_detr,
     "coco_rt_detr_v2": coco_rt_detr_v2,
     "coco_d_fine": coco_d_fine,
     "coco_rf_detr": coco_rf_detr,
@@ -202,6 +213,7 @@ PROTOCOLS: dict[str, Callable[[], TransferConfig]] = {
     "cityscapes_semantic": cityscapes_semantic,
     "voc_semantic": voc_semantic,
     "small_detection": small_detection,
+    "small_rt_detr": small_rt_detr,
     "small_rt_detr_v2": small_rt_detr_v2,
     "small_d_fine": small_d_fine,
     "small_rf_detr": small_rf_detr,

@@ -23,7 +23,7 @@ from plrc.settings import (
 )
 
 Task = Literal["detection", "instances", "semantic"]
-Detector = Literal["faster_rcnn", "rt_detr_v2", "d_fine", "rf_detr"]
+Detector = Literal["faster_rcnn", "rt_detr", "rt_detr_v2", "d_fine", "rf_detr"]
 Layout = Literal["auto", "voc", "coco", "yolo", "folders", "cityscapes"]
 
 
@@ -137,8 +137,9 @@ class DetectorConfig:
     """torchvision ResNet (resnet50, ...), timm:NAME, or transformers:FOLDER (that of the detector in a folder, which is
     then built as the folder says). Empty: that of the initial weights, else resnet50."""
     detector: Detector = setting("faster_rcnn", alias="detector")
-    """Detection: faster_rcnn (torchvision; Mask R-CNN for masks), or rt_detr_v2, d_fine, rf_detr (transformers). The
-    settings below are for faster_rcnn, except norm, trainable_layers, width, hidden, queries and decoder_layers."""
+    """Detection: faster_rcnn (torchvision; Mask R-CNN for masks), or rt_detr, rt_detr_v2, d_fine, rf_detr
+    (transformers). The settings below are for faster_rcnn, except norm, trainable_layers, width, hidden, queries and
+    decoder_layers."""
     neck: Literal["fpn", "c4"] = "fpn"
     """Detection: fpn (feature pyramid) or c4 (regions read from stride 16, layer4 as head: the paper's VOC)."""
     norm: Literal["bn", "frozen", "sync"] = "bn"

@@ -12,6 +12,7 @@ from plrc.transfer.protocols import DetectorConfig, InputConfig
 
 BUILDERS: dict[str, Callable[[Backbone, DetectorConfig, InputConfig, int, bool, int], nn.Module]] = {
     "faster_rcnn": torchvision.build_detector,
+    "rt_detr": transformers.build_detector,
     "rt_detr_v2": transformers.build_detector,
     "d_fine": transformers.build_detector,
     "rf_detr": transformers.build_detector,

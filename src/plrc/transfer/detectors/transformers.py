@@ -1,4 +1,4 @@
-"""RT-DETR v2, D-FINE and RF-DETR from transformers, an optional package, around our backbones.
+"""RT-DETR (v1 and v2), D-FINE and RF-DETR from transformers, an optional package, around our backbones.
 
 The networks, their losses (Hungarian matching) and the choice of the best predictions are the library's. Images are
 resized to squares, as its image processors do. Around the backbone of a detector of the same kind (transformers:FOLDER)
@@ -36,6 +36,7 @@ BODY = "body"  # name of our backbone in the module that takes the place of the 
 PREDICTIONS = 100  # per image, as COCO's score counts them
 HEAD_WIDTH = 32  # features of an attention head
 CLASSES = {
+    "rt_detr": ("RTDetrConfig", "RTDetrForObjectDetection"),
     "rt_detr_v2": ("RTDetrV2Config", "RTDetrV2ForObjectDetection"),
     "d_fine": ("DFineConfig", "DFineForObjectDetection"),
     "rf_detr": ("RfDetrConfig", "RfDetrForObjectDetection"),
