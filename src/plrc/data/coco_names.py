@@ -97,8 +97,8 @@ def find_images(file_names: Iterable[str], folders: Sequence[str]) -> Places:
     plain_names = {name: plain_name(name) for name in file_names}
     full = {name: plain for name, plain in plain_names.items() if plain.startswith("/")}
     relative = {name: plain for name, plain in plain_names.items() if not plain.startswith("/")}
-    root_of_full, paths_of_full = _place(full, folders)
-    root_of_relative, paths_of_relative = _place(relative, folders)
+    root_of_full, paths_of_full = _find_folder(full, folders)
+    root_of_relative, paths_of_relative = _find_folder(relative, folders)
     paths = paths_of_full | paths_of_relative
     root = root_of_relative if relative else root_of_full
     return Places({name: paths[name] for name in plain_names}, root, tuple(folders))
@@ -137,7 +137,7 @@ def _url_path(name: str) -> str:
         return name
 
 
-def _place(plain_names: dict[str, str], folders: Sequence[str]) -> tuple[str, dict[str, str]]:
+def _find_folder(plain_names: dict[str, str], folders: Sequence[str]) -> tuple[str, dict[str, str]]:
     """The folder in which most files of these names lie, and the path of each name there.
 
     Of several such folders, the first; of several numbers of skipped leading folders, the smallest.

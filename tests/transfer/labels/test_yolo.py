@@ -360,6 +360,15 @@ def test_objects_of_an_image_that_cannot_be_used_are_counted(tmp_path: Path) -> 
     }
 
 
+def test_an_image_without_an_ending_has_a_label_file(tmp_path: Path) -> None:
+    root = yolo_source(tmp_path)
+    (root / "images" / "train" / "a0.jpg").rename(root / "images" / "train" / "a0")
+    (root / "images" / "train" / "a1").mkdir()
+    splits = read(root, val="none")
+    assert len(splits.train.images[0].classes) == 1
+    assert not any(line.startswith("label files") for line in splits.reading.lines())
+
+
 def test_an_image_has_one_label_file(tmp_path: Path) -> None:
     root = yolo_source(tmp_path, BOX)
     put(root / "labels" / "train" / "a0.TXT", f"0 0.1 0.1 0.1 0.1\n{BOX}\n")

@@ -75,18 +75,16 @@ def read_class_list(root: Path) -> ClassList | None:
             return ClassList(path, numbered, in_color=False, numbered=True)
     if not lines:
         raise DataError(f"{path} names no class; write one in each line")
+    in_color = any(colors) or path.name != "classes.txt"
+    kind = "color" if in_color else "id"
+    example = "road:128,64,128" if in_color else "road:7"
     entries: list[tuple[str, int]] = []
-    for line, color, pair in zip(lines, colors, ids, strict=True):
-        if color is None and (any(colors) or path.name != "classes.txt"):
-            raise DataError(
-                f"{path}: the line {line!r} has no color; write it like the others, such as road:128,64,128"
-            )
-        entry = color or pair
+    for line, entry in zip(lines, colors if in_color else ids, strict=True):
         if entry is None:
-            raise DataError(f"{path}: the line {line!r} has no id; write it like the others, such as road:7")
+            raise DataError(f"{path}: the line {line!r} has no {kind}; write it like the others, such as {example}")
         entries.append(entry)
-    _check_unique(entries, path, any(colors))
-    return ClassList(path, tuple(entries), any(colors), numbered=False)
+    _check_unique(entries, path, in_color)
+    return ClassList(path, tuple(entries), in_color, numbered=False)
 
 
 def color_text(color: int) -> str:

@@ -6,7 +6,7 @@ What the values mean is decided once for all maps of a source. What is not certa
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -175,19 +175,19 @@ def describe_pixels(table: ClassTable, contents: Iterable[MapValues], role: str,
     total = max(1, int(pixels.sum()) + sum(ignored.values()))
     values = some(map(table.value_text, sorted(ignored)))
     what = "colors" if table.encoding.in_color else "ids"
-    left_out = f"ignored {sum(ignored.values()) / total:.1%} ({what} {values})" if ignored else "ignored 0.0%"
+    ignored_share = f"ignored {sum(ignored.values()) / total:.1%} ({what} {values})" if ignored else "ignored 0.0%"
     present = np.flatnonzero(pixels)
     if len(present) < _FEWEST_CLASSES[role]:
         seen = f"no class but {table.names[present[0]]}" if len(present) else "no class"
         raise DataError(
-            f"the label maps of the split {split}, read for {role}, show {seen} ({left_out}); check them, or name "
+            f"the label maps of the split {split}, read for {role}, show {seen} ({ignored_share}); check them, or name "
             f"their {what} in classes.txt"
         )
     order = sorted(present.tolist(), key=lambda number: -pixels[number])
     shares = some((f"{table.names[number]} {pixels[number] / total:.1%}" for number in order), 8)
     absent = [table.names[number] for number in np.flatnonzero(pixels == 0)]
     without = f", none of {some(absent)}" if absent else ""
-    return f"{shares}{without}, {left_out}"
+    return f"{shares}{without}, {ignored_share}"
 
 
 def _listed_classes(listed: ClassList, maps: Mapping[str, MapValues]) -> ClassTable:
@@ -195,28 +195,30 @@ def _listed_classes(listed: ClassList, maps: Mapping[str, MapValues]) -> ClassTa
     names = listed.names()
     if len(names) > IGNORED:
         raise DataError(f"{listed.path} names {len(names)} classes; at most {IGNORED} can be used")
-    entries, in_color = _entries_for(listed, maps)
+    used = _list_for_maps(listed, maps)
     number_of_name = {name: number for number, name in enumerate(names)}
-    class_of_value = {value: number_of_name[name] for name, value in entries if name in number_of_name}
-    encoding = MapEncoding(in_color=True) if in_color else _encoding_of_ids(maps)
+    class_of_value = {value: number_of_name[name] for name, value in used.entries if name in number_of_name}
+    encoding = MapEncoding(in_color=True) if used.in_color else _encoding_of_ids(maps)
     table = ClassTable(names, class_of_value, encoding)
-    _require_named(listed, table, {value for _, value in entries}, maps)
+    _require_named(used, table, maps)
     return table
 
 
-def _entries_for(listed: ClassList, maps: Mapping[str, MapValues]) -> tuple[tuple[tuple[str, int], ...], bool]:
-    """((name, value) of the list as these maps use it, whether the values are colors)."""
+def _list_for_maps(listed: ClassList, maps: Mapping[str, MapValues]) -> ClassList:
+    """The list with the values that its names have in these maps."""
     entries = listed.entries
     if listed.in_color:
-        if _in_color(maps) or _names_all_colors(entries, maps) or used_ids(maps)[-1] >= len(entries):
-            return entries, True
-        return tuple((name, line) for line, (name, _) in enumerate(entries)), False  # maps of the numbers of the lines
+        if _in_color(maps) or _names_all_colors(entries, maps):
+            return listed
+        are_lines = used_ids(maps)[-1] < len(entries)  # the maps have the numbers of the lines, not the colors
+        by_line = tuple((name, line) for line, (name, _) in enumerate(entries))
+        return replace(listed, entries=by_line, in_color=False) if are_lines else listed
     if _in_color(maps):
         raise DataError(_ask_for_colors(listed.path.parent, maps))
     if listed.numbered and len(entries) == 2 and used_ids(maps) == [0, IGNORED]:
         background, foreground = (name for name, _ in entries)
-        return ((background, 0), (foreground, IGNORED)), False
-    return entries, False
+        return replace(listed, entries=((background, 0), (foreground, IGNORED)))
+    return listed
 
 
 def _names_all_colors(entries: Iterable[tuple[str, int]], maps: Mapping[str, MapValues]) -> bool:
@@ -225,8 +227,9 @@ def _names_all_colors(entries: Iterable[tuple[str, int]], maps: Mapping[str, Map
     return all(named.issuperset(encoding.pixels(content)) for content in maps.values())
 
 
-def _require_named(listed: ClassList, table: ClassTable, named: set[int], maps: Mapping[str, MapValues]) -> None:
+def _require_named(listed: ClassList, table: ClassTable, maps: Mapping[str, MapValues]) -> None:
     """Raise DataError if a value occurs that the list does not name."""
+    named = {value for _, value in listed.entries}
     in_color = table.encoding.in_color
     pixels, ignored = table.count(maps.values())
     unnamed = {value: count for value, count in ignored.items() if value not in named}

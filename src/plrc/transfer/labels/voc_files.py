@@ -99,8 +99,8 @@ def _pair(
         images_of_stem[_stem(name)].append(name)
     xml_of_image: dict[str, str] = {}
     pairs: defaultdict[str, list[_Pair]] = defaultdict(list)
-    by_path_first = sorted(xml_names, key=lambda name: _stem(name) not in images_of_stem)
-    for xml in by_path_first:
+    # those that have images of their own path come first, and keep these images
+    for xml in sorted(xml_names, key=lambda name: _stem(name) not in images_of_stem):
         images = images_of_stem.get(_stem(xml)) or _images_named_by(root, xml, images_of_stem)
         if not images:
             pairs[_split_of(xml)].append(_Pair(None, root / xml))

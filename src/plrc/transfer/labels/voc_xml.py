@@ -95,11 +95,12 @@ def first_pixel_of(files: Iterable[Path], default: int) -> int:
     for file in files:
         with contextlib.suppress(DataError):  # reported when its turn comes
             tree = read_xml(file)
-            size = _stated_size(tree) or (0, 0)
+            height, width = _stated_size(tree) or (0, 0)
             for box in tree.iter("bndbox"):
-                for axis, side in (("y", size[0]), ("x", size[1])):
-                    first, last = _number(box, f"{axis}min"), _number(box, f"{axis}max")
-                    if first == 0 or (first == 1 and (default == 1 or last == side)):
+                for axis, side in (("y", height), ("x", width)):
+                    first = _number(box, f"{axis}min")
+                    covers_side = first == 1 and _number(box, f"{axis}max") == side
+                    if first == 0 or covers_side or (first == 1 and default == 1):
                         counts[int(first)] += 1
     other = 1 - default
     return other if counts[other] > counts[default] else default

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from plrc.data.image_kinds import IMAGE_EXTENSIONS
+from plrc.data.image_kinds import NO_IMAGE_EXTENSIONS, file_extension
 from plrc.data.layouts import list_folder, read_lines
 from plrc.data.reading import ReadingReport
 from plrc.errors import ConfigError, DataError
@@ -99,7 +99,7 @@ class YoloReader:
         self.reading.extend(listing.reading)
         labels = label_folder(folder)
         stems = {os.path.splitext(name)[0] for name in listing.names}
-        for name in files_below(labels, ".txt"):
+        for name in files_below(labels, ".txt"):  # also in folders without images
             if os.path.splitext(name)[0] not in stems and may_hold_labels(name):
                 self.reading.count("left out", "label files without an image", self._name(labels / name))
         return [folder / name for name in sorted(listing.names)]
@@ -134,8 +134,7 @@ class YoloReader:
         names = os.listdir(folder) if folder.is_dir() else []
         texts = [name for name in names if name.lower().endswith(".txt") and may_hold_labels(name)]
         label_files = {stem: folder / name for stem, name in label_files_by_stem(texts, self.reading).items()}
-        stems = [os.path.splitext(name)[0] for name in os.listdir(images) if name.lower().endswith(IMAGE_EXTENSIONS)]
-        images_of_stem = Counter(stems)
+        images_of_stem = Counter(os.path.splitext(name)[0] for name in _possible_images(images))
         for stem, path in label_files.items():
             if images_of_stem[stem] == 0:
                 self.reading.count("left out", "label files without an image", self._name(path))
@@ -216,6 +215,13 @@ class YoloReader:
 
     def _name(self, path: Path) -> str:
         return relative_name(self.root, path)
+
+
+def _possible_images(folder: Path) -> list[str]:
+    """The files of a folder that may be images, by their endings."""
+    with os.scandir(folder) as entries:
+        files = [entry.name for entry in entries if entry.is_file()]
+    return [name for name in files if file_extension(name) not in NO_IMAGE_EXTENSIONS]
 
 
 def _numbered(names: Mapping[int, str]) -> str:
