@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from tests.checkpoints import save_detector
 from tests.transfer.test_finetune import config
 from torch import Tensor
 
@@ -247,6 +248,49 @@ def test_code_that_a_run_names_is_imported_only_if_the_user_names_it(tmp_path: P
     with pytest.raises(PlrcError, match=r"a network of user code .*net.py:build\).* add --backbone "):
         load_detector(folder)
     assert load_detector(folder, backbone=name).classes == tuple(scene_names())
+
+
+@pytest.mark.parametrize("kind", ["d_fine", "rf_detr", "faster_rcnn"])
+def test_a_run_on_the_backbone_of_a_folder_needs_that_folder(
+    kind: str, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("transformers")
+    folder = save_detector("d_fine" if kind == "faster_rcnn" else kind, tmp_path / "theirs", scene_names())
+    name = f"transformers:{folder}"
+    sizes = {"input.train_size": (float(SIDE), float(SIDE)), "input.test_size": float(SIDE)}
+    settings, network = random_detector({"model.backbone": name, **sizes}, kind)
+    run = keep(tmp_path / "run", settings, network)
+    image = pictures((64, 80))[0]
+    with torch.no_grad():
+        expected = network([image.float() / 255])[0]["scores"]
+    assert load_detector(run).predict(image).scores.tolist() == expected.tolist()
+    command = ["predict", str(run), "--images", str(scenes / "test" / "images"), "--out", str(tmp_path / "o.json")]
+    assert main(command) == 0
+
+    moved = folder.rename(tmp_path / "moved")
+    sentence = f"there is no folder {folder}; name a folder that save_pretrained wrote (if it has moved, name its new"
+    with pytest.raises(PlrcError, match=re.escape(sentence)):
+        load_detector(run)
+    capsys.readouterr()
+    for arguments in (command, ["export", str(run), "--to", "onnx", "--out", str(tmp_path / "d.onnx")]):
+        assert main(arguments) == 2
+        complaint = capsys.readouterr().err
+        assert sentence in complaint
+        assert complaint.count("\n") == 1
+    assert main([*command, "--backbone", f"transformers:{moved}"]) == 0
+    other = save_detector("rt_detr_v2", tmp_path / "other", scene_names())
+    assert main([*command, "--backbone", f"transformers:{other}"]) == 2
+
+
+@pytest.mark.slow
+def test_onnx_of_a_run_on_the_backbone_of_a_folder(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("transformers")
+    folder = save_detector("d_fine", tmp_path / "theirs", scene_names())
+    settings, network = random_detector({"model.backbone": f"transformers:{folder}"}, "d_fine")
+    receipt = plrc.export_detector(keep(tmp_path / "run", settings, network), tmp_path / "d.onnx")
+    assert receipt.predictions > 0
+    assert receipt.unmatched <= 0.02 * receipt.predictions
 
 
 # The form for ONNX

@@ -23,7 +23,8 @@ class PredictOptions:
     score_threshold: float | None = None
     """Smallest score of a prediction. Not set: all predictions in the file, 0.5 in pictures."""
     backbone: str = ""
-    """A run with a backbone of your own: its function once more, as package.module:function or file.py:function."""
+    """A run with a backbone of your own: its function once more, as package.module:function or file.py:function. A run
+    on the backbone of a detector's folder that has moved: transformers:FOLDER."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
 

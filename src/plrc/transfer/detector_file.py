@@ -75,7 +75,8 @@ def load_detector(run: str | Path, device: str = "auto", backbone: str = "") -> 
         run: Folder of a run of `plrc transfer detection` or `instances`, or its model.safetensors.
         device: auto, cpu, cuda, cuda:N or mps.
         backbone: The function that builds a backbone of your own (package.module:function or file.py:function). It is
-            imported only if you give it here, even if the run stores its name.
+            imported only if you give it here, even if the run stores its name. For a run on the backbone of a
+            detector's folder that has moved: transformers:FOLDER.
 
     Returns:
         The detector, in evaluation mode.
