@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -104,20 +104,20 @@ class VocReader:
             names = ", ".join(self.splits) or "(no lists)"
             raise ConfigError(f"{self.root} has no list {split} in {self.list_folder}; write one of: {names}")
         images: list[ImageAnnotation] = []
-        for folder, path in lists:
+        for folder, list_file in lists:
             files = files_by_stem(folder / "JPEGImages", self.reading)
-            lines = layouts.read_lines(str(path), partial(_is_image, files))
+            lines = layouts.read_lines(str(list_file), partial(_names_one_of, files))
             keys = list(dict.fromkeys(_image_of_line(line, files) for line in lines))
             if self.semantic:
-                images += self._read_label_maps(folder, path, keys, files)
+                images += self._read_label_maps(folder, list_file, keys, files)
             else:
                 images += self._read_boxes(folder, keys, files)
         return SplitAnnotations(images, class_names(images))
 
     def has_labels(self, split: str) -> bool:
-        for folder, path in self._lists_of(split):
-            labels = {os.path.splitext(name)[0] for name in self._label_files(folder, path)}
-            if any(_image_of_line(line, labels) in labels for line in layouts.read_lines(str(path))):
+        for folder, list_file in self._lists_of(split):
+            labels = {os.path.splitext(name)[0] for name in self._label_files(folder, list_file)}
+            if any(_names_one_of(labels, line) for line in layouts.read_lines(str(list_file))):
                 return True
         return False
 
@@ -127,10 +127,10 @@ class VocReader:
         return classes_of_source(self.root, maps, self.reading, known)
 
     def _read_label_maps(
-        self, folder: Path, path: Path, keys: list[str], files: Mapping[str, Path]
+        self, folder: Path, list_file: Path, keys: list[str], files: Mapping[str, Path]
     ) -> list[ImageAnnotation]:
         images = {key: files.get(key) for key in keys}
-        id_maps = {key: _label_maps(folder, path) / f"{key}.png" for key in keys}
+        id_maps = {key: _label_maps(folder, list_file) / f"{key}.png" for key in keys}
         return pair_with_id_maps(self.root, images, id_maps, self.reading, self.channels)
 
     def _read_boxes(self, folder: Path, keys: list[str], files: Mapping[str, Path]) -> list[ImageAnnotation]:
@@ -148,10 +148,10 @@ class VocReader:
                 images.append(image)
         return images
 
-    def _label_files(self, folder: Path, path: Path) -> list[str]:
+    def _label_files(self, folder: Path, list_file: Path) -> list[str]:
         """The label files of a year that a list may need."""
         if self.semantic:
-            return files_below(_label_maps(folder, path), ".png")
+            return files_below(_label_maps(folder, list_file), ".png")
         return files_below(folder / "Annotations", ".xml")
 
     def _lists_of(self, split: str) -> list[tuple[Path, Path]]:
@@ -188,27 +188,34 @@ def _folders_by_year(root: Path) -> dict[str, Path]:
     return {year[1] if year else "": root}
 
 
-def _label_maps(folder: Path, path: Path) -> Path:
+def _label_maps(folder: Path, list_file: Path) -> Path:
     """The folder of the label maps for a list; those of train_aug lie apart."""
-    return folder / ("SegmentationClassAug" if path.stem.endswith("_aug") else "SegmentationClass")
+    return folder / ("SegmentationClassAug" if list_file.stem.endswith("_aug") else "SegmentationClass")
 
 
 def _list_folder(task: Task) -> Path:
     return Path("ImageSets", "Segmentation" if task == "semantic" else "Main")
 
 
-def _is_image(files: Collection[str], line: str) -> bool:
-    return _image_of_line(line, files) in files
+def _names_one_of(stems: Collection[str], line: str) -> bool:
+    """Whether a line of a list names a file with one of these stems."""
+    return any(stem in stems for stem in _possible_stems(line))
 
 
-def _image_of_line(line: str, files: Collection[str]) -> str:
-    """The image of a line, by the stems of all files: lists of a class have a second column, SBD's have paths."""
-    first = line.split(maxsplit=1)[0]
-    for name in (line, first):
+def _image_of_line(line: str, stems: Collection[str]) -> str:
+    """The stem of the image that a line of a list names, whether or not it is among those of the files."""
+    for stem in _possible_stems(line):
+        if stem in stems:
+            return stem
+    return Path(line.split(maxsplit=1)[0]).stem
+
+
+def _possible_stems(line: str) -> Iterator[str]:
+    """The ways to read a line: lists of a class have a second column, SBD's lists have paths with endings."""
+    first_column = line.split(maxsplit=1)[0]
+    for name in (line, first_column):
         parts = name.replace("\\", "/").split("/")
         for start in range(len(parts)):
-            key = "/".join(parts[start:])
-            for candidate in (key, os.path.splitext(key)[0]):
-                if candidate in files:
-                    return candidate
-    return Path(first).stem
+            inner_path = "/".join(parts[start:])
+            yield inner_path
+            yield os.path.splitext(inner_path)[0]
