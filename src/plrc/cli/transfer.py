@@ -46,7 +46,7 @@ class ProbeOptions:
     train: str = ""
     """Split that the probe is fitted on. Empty: chosen by name."""
     test: str = ""
-    """Split that it is scored on. Empty: chosen by name (test, else val)."""
+    """Split that it is scored on. Empty: chosen by name (test, else val) among the splits that have labels."""
     test_fraction: float = 0.0
     """Share of the training images that is taken out to score on, for a folder without a test split."""
     group: str = setting("", metavar="folder|PATTERN")

@@ -41,7 +41,7 @@ class LabelledConfig:
     """Split for the choice of learning rates and for curves. Empty: chosen by name, else a fifth of the training
     images. none: no such split, all training images are trained on."""
     test: str = ""
-    """Split for the result. Empty: chosen by name (test, else val)."""
+    """Split for the result. Empty: chosen by name (test, else val) among the splits that have labels."""
     test_fraction: float = 0.0
     """Share of the training images that plrc takes out of them to test on, the same images for every seed: for a source
     without a test split. 0: no image is taken out."""
