@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from tests.integration.processes import HANGS, ROOT
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -26,6 +27,7 @@ from plrc.engine.pretrain import pretrain
 from plrc.errors import ConfigError
 from plrc.measures.features import feature_statistics
 from plrc.runtime import choose_device, choose_precision, choose_workers
+from plrc.scenes import write_scenes
 
 PORTABLE = Path(__file__).with_name("portable")
 
@@ -62,6 +64,33 @@ def test_a_script_without_the_main_guard_ends_in_one_sentence(scenes: Path, tmp_
     assert done.returncode == 1 and "trained" not in done.stdout
     assert done.stderr.splitlines()[-1] == f"plrc.errors.RunError: {UNGUARDED}", done.stderr
     assert done.stderr.count("Traceback") == 1  # that of the script itself; its loader processes end silently
+
+
+COMPARISON = """
+from pathlib import Path
+import plrc
+settings = {
+    "data.source": "scenes", "data.train": "train", "data.val": "val", "data.test": "test", "run.out": "compare",
+    "run.workers": 1, "optim.steps": 1, "optim.batch_size": 2, "input.crop": (32, 32), "model.width": 8,
+    "evaluations": 1,
+}
+config = plrc.protocol("small_semantic", "semantic").with_values(settings)
+plrc.compare_weights(config, [Path("weights.pth")], seeds=1, lrs=[0.01], processes=PROCESSES)
+print("compared")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_comparison_without_the_main_guard_ends_in_one_sentence(processes: int, tmp_path: Path) -> None:
+    write_scenes(tmp_path / "scenes", {"train": 4, "val": 2, "test": 2}, seed=0, size=64)
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "weights.pth")
+    script = tmp_path / "script.py"
+    script.write_text(COMPARISON.replace("PROCESSES", str(processes)))
+    done = run_portable(str(script), cwd=tmp_path)
+    assert done.returncode == 1 and "compared" not in done.stdout
+    assert done.stderr.splitlines()[-1] == f"plrc.errors.RunError: {UNGUARDED}", done.stderr
+    assert done.stderr.count("Traceback") == 1
 
 
 CRASH = """

@@ -9,6 +9,7 @@ from pathlib import Path
 from plrc.compare.inits import build_comparison
 from plrc.compare.result import Comparison
 from plrc.compare.run import run_comparison
+from plrc.data.workers import end_if_importing_main
 from plrc.files import write_text
 from plrc.notebook import notebook_output
 from plrc.transfer.protocols import TransferConfig
@@ -54,6 +55,7 @@ def compare_weights(
         >>> comparison.scores["first"]["100 % of the labels"]  # doctest: +SKIP
         (31.8, 33.0, 31.1)
     """
+    end_if_importing_main()
     base = config.for_comparison()
     rates = tuple(lrs) or tuple(float(f"{config.optim.lr * factor:.6g}") for factor in (0.5, 1.0, 2.0))
     names = [os.fspath(init) for init in inits]

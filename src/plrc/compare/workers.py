@@ -13,6 +13,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from plrc.compare.grid import POLL_SECONDS, PROGRESS_SECONDS, Grid, GridStart, Run, run_grid
+from plrc.data.workers import IMPORTS_SCRIPT, UNGUARDED
 from plrc.errors import PlrcError, RunError
 from plrc.machine import cores
 from plrc.runtime import StopRequest
@@ -30,7 +31,7 @@ def run_grid_in_processes(grid: Grid[Run], start: GridStart, stop: StopRequest, 
         processes: Number of worker processes.
 
     Raises:
-        RunError: A worker failed. The others are stopped, and save their runs.
+        RunError: A worker failed, or reached `end_if_importing_main`. The others are stopped, and save their runs.
     """
     context = multiprocessing.get_context("spawn")
     records: Any = context.Queue()
@@ -47,7 +48,10 @@ def run_grid_in_processes(grid: Grid[Run], start: GridStart, stop: StopRequest, 
             _wait_for(workers, stop)
         finally:
             for worker in workers:
-                worker.terminate()
+                if worker.pid is not None:  # it was started
+                    worker.terminate()
+    if any(worker.exitcode == IMPORTS_SCRIPT for worker in workers):
+        raise RunError(UNGUARDED)
     if not errors.empty():
         raise RunError(errors.get())
     if not stop.requested and any(worker.exitcode for worker in workers):

@@ -19,10 +19,10 @@ from plrc.errors import PlrcError, RunError
 from plrc.text import printable
 
 IMPORTS_SCRIPT = 76
-"""Exit status of a process that started only to load images, and reached a call that trains."""
+"""Exit status of a process that imports the script of the process that started it, and reached a call of plrc."""
 UNGUARDED = (
-    "each loader process imports this script again, and reached its call of plrc as well; put the call below "
-    '`if __name__ == "__main__":`, or set run.workers 0'
+    "each new process imports this script again, and reached its call of plrc as well; put the call below "
+    '`if __name__ == "__main__":`, or start no process (run.workers 0, and processes=1 for a comparison)'
 )
 
 _DEATH_SECONDS = 30.0  # a process that crashes may close its pipe long before it ends
@@ -205,7 +205,7 @@ def _describe_death(processes: Sequence[Any], notes: _Notes) -> str:
         cause = f"status {status}"
         if status < 0:
             cause = signal.Signals(-status).name
-        if not name or status == -signal.SIGKILL:
+        if not name or cause == "SIGKILL":
             return describe_killed(cause, name)
         return (
             f"a loader process crashed ({cause}) while it was reading {printable(name)}: "

@@ -42,9 +42,6 @@ SAMPLE = 256
 BATCH_SIZE = 32
 """Images per forward pass of the teacher when the cache is filled."""
 
-PROGRESS_GROUPS = 32
-"""Forward passes between two lines of progress when the cache is filled."""
-
 
 def prepare_teacher(plan: Plan) -> FrozenTeacher | None:
     """Build the frozen teacher of a run; all processes call this.
@@ -132,6 +129,7 @@ def fill_cache(
     own = groups[distributed.rank() :: world_size]
     rounds = -(-len(groups) // world_size)  # every process must answer should_stop equally often
     done = 0
+    log.start_clock()
     with load_batches(_WholeImages(plan.images, plan.config), own, _join, plan.workers) as batches:
         for _ in range(rounds):
             batch = next(batches, None)
@@ -147,8 +145,10 @@ def fill_cache(
                     if position in missing:
                         cache.write(position, image_features)
             done += world_size
-            if done % PROGRESS_GROUPS < world_size:
-                log.info(f"teacher's features: {min(done, len(groups))} of {len(groups)} groups of {BATCH_SIZE} images")
+            finished = min(done, len(groups))
+            log.log_time_left(
+                finished, len(groups), f"teacher's features: {finished}/{len(groups)} groups of {BATCH_SIZE} images"
+            )
             if should_stop():
                 return False
     distributed.barrier()

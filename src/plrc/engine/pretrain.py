@@ -188,6 +188,7 @@ def _loop(
         monitor.check_health(start_step)
 
     state.budget.start()
+    log.start_clock(start_step)
     with contextlib.closing(iter(loader)) as batches:
         for step in range(start_step + 1, plan.steps + 1):
             # schedule; it counts steps from 0
@@ -223,6 +224,8 @@ def _loop(
                 log.log_training(step, values | rates, state.budget)
                 monitor.report_unreadable()
                 monitor.report_skipped(step, values["skipped_steps"])
+            else:
+                log.log_step(step, state.budget)
             # Not after every step: reading the number of skipped steps waits for the device.
             if step % recovery.MAX_SKIPPED_IN_A_ROW == 0:
                 monitor.check_gradients(step)

@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 library_logger = logging.getLogger("plrc")
 progress_logger = logging.getLogger("plrc.progress")
 
+SILENT_SECONDS = 20.0
+"""Seconds without a line of progress after which slow work shows its position and the time left."""
+
 
 class RunLog:
     """Writes the records of a run.
@@ -59,11 +62,11 @@ class RunLog:
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.main = main
-        self.start_step = start_step
         self.total_steps = total_steps
         self.on_progress = on_progress
-        self.started = time.perf_counter()
         self.last_step = start_step
+        self._has_training_line = False
+        self.start_clock(start_step)
         if not main:  # no file is opened
             return
         # A new run keeps no line, not even that of step 0: the health check before step 1 is repeated.
@@ -119,6 +122,27 @@ class RunLog:
         if self.loggers is not None:
             self.loggers.log(step, numbers)
 
+    def start_clock(self, done: int = 0) -> None:
+        """Estimate the time left from the pace from now on. What came before is not repeated at every step.
+
+        Args:
+            done: Number of units of work, such as steps, that are finished already.
+        """
+        self._clock_started = time.perf_counter()
+        self._done_at_start = done
+        self._last_line = self._clock_started
+
+    def log_time_left(self, done: int, total: int, line: str) -> None:
+        """Log a line of progress with the time left, unless there was one in the last `SILENT_SECONDS`."""
+        if self._is_silent():
+            self._log_progress(done, total, [line], self._seconds_left(done, total))
+
+    def log_step(self, step: int, budget: TimeBudget | None = None) -> None:
+        """Log the time left while the first losses are still to come, which takes minutes if steps are slow."""
+        if not self._has_training_line and self._is_silent():
+            total_steps, position, seconds_left = self._outlook(step, budget)
+            self._log_progress(step, total_steps, [position], seconds_left)
+
     def log_training(self, step: int, values: Mapping[str, float], budget: TimeBudget | None = None) -> None:
         """Record the means since the last call, and log a line of progress with the time left.
 
@@ -132,24 +156,17 @@ class RunLog:
             return
         if budget is not None and budget.total:
             values = {**values, "seconds_used": budget.used}
-            total_steps = round(budget.expected_steps(step, 0))
-            seconds_left = budget.seconds_left
-            columns = [f"{step}/~{total_steps}"]
-        else:
-            total_steps = self.total_steps
-            seconds_left = (time.perf_counter() - self.started) / max(1, step - self.start_step) * (total_steps - step)
-            columns = [f"{step}/{total_steps}"]
         self.record(step, "train", values)
+        self._has_training_line = True
+        total_steps, position, seconds_left = self._outlook(step, budget)
+        columns = [position]
         for name, value in values.items():
             if name == "loss" or name.endswith("_kl"):
                 columns.append(f"{name.removesuffix('_kl')} {value:.3f}")
         columns.append(f"{values['images_per_second']:.1f} img/s")
         if "data_wait_share" in values:
             columns.append(f"data wait {100 * values['data_wait_share']:.0f}%")
-        columns.append(f"left {duration(seconds_left)}")
-        line = "  ".join(columns)
-        progress_logger.info(line)
-        self.on_progress(step, total_steps, line)
+        self._log_progress(step, total_steps, columns, seconds_left)
 
     def close(self, status: Status) -> None:
         """Close all files; later messages of the library are no longer written to log.txt."""
@@ -161,6 +178,26 @@ class RunLog:
         for file in (self.metrics, self.log_file):
             with contextlib.suppress(OSError):
                 file.close()
+
+    def _is_silent(self) -> bool:
+        return self.main and time.perf_counter() >= self._last_line + SILENT_SECONDS
+
+    def _seconds_left(self, done: int, total: int) -> float:
+        seconds = time.perf_counter() - self._clock_started
+        return seconds / max(1, done - self._done_at_start) * (total - done)
+
+    def _outlook(self, step: int, budget: TimeBudget | None) -> tuple[int, str, float]:
+        """Return the steps of the whole run, the step with them as text, and the seconds left."""
+        if budget is not None and budget.total:
+            total_steps = round(budget.expected_steps(step, 0))
+            return total_steps, f"{step}/~{total_steps}", budget.seconds_left
+        return self.total_steps, f"{step}/{self.total_steps}", self._seconds_left(step, self.total_steps)
+
+    def _log_progress(self, done: int, total: int, columns: Sequence[str], seconds_left: float) -> None:
+        self._last_line = time.perf_counter()
+        line = "  ".join([*columns, f"left {duration(seconds_left)}"])
+        progress_logger.info(line)
+        self.on_progress(done, total, line)
 
     def _log(self, level: int, message: str) -> None:
         if not self.main:

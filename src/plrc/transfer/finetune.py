@@ -204,6 +204,8 @@ def _fine_tune(
                     diverged = step
                     log.warning(f"diverged: the loss is {mean_loss} at step {step}; write a lower optim.lr")
                     break
+            else:
+                log.log_step(step)
             if step in evaluations:
                 curve.append({"step": step, **task_model.score(splits.val)})
                 log.record(step, "val", curve[-1])
