@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from plrc.cli.commands import COMMANDS
+from plrc.doctor import OPTIONAL, REQUIRED
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -67,6 +68,37 @@ def test_the_sdist_holds_what_the_tests_read(project: dict[str, Any]) -> None:
     assert all((ROOT / name.lstrip("/")).exists() for name in included)
     needed = {path.name for path in ROOT.glob("*.md")} | {".ci", ".dockerignore", "Dockerfile", "mkdocs.yml", "docs"}
     assert {f"/{name}" for name in needed} <= set(included)
+
+
+def names(requirements: list[str]) -> set[str]:
+    """The names of the packages that every Python needs."""
+    return {re.split(r"[\[<>=; ]", line)[0] for line in requirements if "python_version" not in line}
+
+
+def test_the_doctor_looks_for_every_dependency(project: dict[str, Any]) -> None:
+    assert set(REQUIRED) == names(project["project"]["dependencies"])
+    extras = project["project"]["optional-dependencies"]
+    used = set().union(*(names(extras[name]) for name in extras if name not in ("all", "dev", "docs")))
+    loggers = {"wandb", "mlflow-skinny"}
+    assert set(OPTIONAL) == used | loggers and loggers <= names(extras["dev"])
+
+
+def test_everything_that_names_the_version_names_the_same(project: dict[str, Any]) -> None:
+    version = project["project"]["version"]
+    headings = re.findall(r"^## \[(\S+)\] - (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    assert headings[0][0] == version and re.fullmatch(r"\d{4}-\d\d-\d\d", headings[0][1])
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.search(rf"^Version {re.escape(version.rpartition('.')[0])}, ", README, re.M)
+
+
+def test_every_python_of_the_classifiers_was_tried(project: dict[str, Any]) -> None:
+    """And no system is claimed but the one that was tried."""
+    classifiers = project["project"]["classifiers"]
+    pythons = {line.rpartition(" ")[2] for line in classifiers if re.search(r"Python :: 3\.\d+$", line)}
+    tried = (ROOT / "docs" / "PLATFORMS.md").read_text(encoding="utf-8").partition("## What could not be tried")[0]
+    assert pythons == set(re.findall(r"^\| (3\.\d+)\.", tried, re.M))
+    systems = [line for line in classifiers if line.startswith("Operating System")]
+    assert systems == ["Operating System :: POSIX :: Linux"]
 
 
 def licences(folder: Path) -> subprocess.CompletedProcess[str]:

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,7 +36,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
         OSError: The file cannot be written; the old content is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{threading.get_native_id()}")  # threads may write the same file
     try:
         with open(temporary, "wb") as file:
             write(file)

@@ -33,13 +33,14 @@ def notebook_output() -> Iterator[OnProgress]:
         return
     output = _Output()
     level = library_logger.level
+    propagate = library_logger.propagate
     library_logger.addHandler(output)
     library_logger.setLevel(logging.INFO)
     library_logger.propagate = False  # a handler of the root logger would show warnings again
     try:
         yield output.on_progress
     finally:
-        library_logger.propagate = True
+        library_logger.propagate = propagate
         library_logger.setLevel(level)
         library_logger.removeHandler(output)
         output.update()

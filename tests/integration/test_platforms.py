@@ -52,11 +52,16 @@ def test_the_quick_path_needs_neither_fork_nor_posix_modules(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_a_script_without_the_main_guard_ends_in_one_sentence(scenes: Path, tmp_path: Path) -> None:
+    """The list of images is longer than the pipe to a new process holds."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(1000):
+        (images / f"{number:0100}.jpg").hardlink_to(next(scenes.glob("*.jpg")))
     script = tmp_path / "script.py"
     script.write_text(
         "import plrc\n"
         "from tests.tiny import TINY\n"
-        f"own = {{'data.source': {str(scenes)!r}, 'run.out': 'run', 'run.workers': 2, 'optim.steps': 2}}\n"
+        "own = {'data.source': 'images', 'run.out': 'run', 'run.workers': 2, 'optim.steps': 2}\n"
         "plrc.pretrain(plrc.preset('debug_cpu').with_values(TINY | own))\n"
         "print('trained')\n"
     )

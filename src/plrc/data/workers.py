@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import re
+import select
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,6 +28,7 @@ UNGUARDED = (
 )
 
 _DEATH_SECONDS = 30.0  # a process that crashes may close its pipe long before it ends
+_SENDING_SECONDS = 5.0  # without data, after which everything was sent
 _NOTE_BYTES = 1024  # for the name of the file that a loader process reads
 
 SampleT = TypeVar("SampleT")
@@ -73,7 +76,7 @@ def load_batches(
     )
     try:
         iterator = iter(loader)
-    except BrokenPipeError:  # a loader process ended before it had read what it should do
+    except (ConnectionError, EOFError):  # a loader process ended before it had read what it should do
         raise RunError(UNGUARDED) from None
     try:
         yield _raise_errors(iterator)
@@ -135,7 +138,22 @@ def end_if_importing_main() -> None:
     it would train, too. Call this first in every function that starts processes.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
+        _read_what_is_sent()
         sys.exit(IMPORTS_SCRIPT)
+
+
+def _read_what_is_sent() -> None:
+    """Read what the parent process still sends to this new process.
+
+    With `spawn` on POSIX, the parent holds both ends of the pipe and would wait forever for the rest to be read, even
+    though this process has ended.
+    """
+    pipe = re.search(r"pipe_handle=(\d+)", " ".join(sys.orig_argv))
+    if os.name != "posix" or pipe is None:
+        return
+    handle = int(pipe[1])
+    while select.select([handle], [], [], _SENDING_SECONDS)[0]:
+        os.read(handle, 1 << 20)
 
 
 class _BatchDataset(Dataset[BatchT | PlrcError], Generic[SampleT, BatchT]):

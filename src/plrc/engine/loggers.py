@@ -6,6 +6,7 @@ environment variables, such as WANDB_MODE, WANDB_PROJECT, MLFLOW_TRACKING_URI an
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import time
@@ -197,7 +198,8 @@ class MetricLoggers:
             logger.log(step, values)
         except Exception as error:  # no error of a logger may stop training
             del self._open[name]
-            self._close(logger, "failed")
+            with contextlib.suppress(Exception):  # it is reported already
+                logger.close("failed")
             self._warn(f"{logger.title} ends at step {step} ({_reason(error)}); metrics.jsonl continues")
 
     def _close(self, logger: MetricLogger, status: Status) -> None:
