@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from plrc import runtime
 from plrc.config import Config
 from plrc.data.loader import DeviceLoader
-from plrc.data.workers import UNGUARDED
+from plrc.data.workers import IMPORTS_SCRIPT, UNGUARDED
 from plrc.engine import metrics
 from plrc.engine.checks import check_precision
 from plrc.engine.pretrain import pretrain
@@ -96,6 +96,22 @@ def test_a_comparison_without_the_main_guard_ends_in_one_sentence(processes: int
     assert done.returncode == 1 and "compared" not in done.stdout
     assert done.stderr.splitlines()[-1] == f"plrc.errors.RunError: {UNGUARDED}", done.stderr
     assert done.stderr.count("Traceback") == 1
+
+
+def test_a_new_process_whose_parent_has_ended_ends(tmp_path: Path) -> None:
+    code = (
+        "import multiprocessing\n"
+        "from plrc.data.workers import end_if_importing_main\n"
+        "multiprocessing.current_process()._inheriting = True\n"
+        "end_if_importing_main()\n"
+    )
+    reads, writes = os.pipe()
+    os.write(writes, b"what the parent could still send")
+    os.close(writes)
+    command = [sys.executable, "-c", code, f"pipe_handle={reads}"]
+    done = subprocess.run(command, cwd=tmp_path, pass_fds=[reads], timeout=HANGS, check=False)
+    os.close(reads)
+    assert done.returncode == IMPORTS_SCRIPT
 
 
 CRASH = """

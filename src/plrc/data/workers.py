@@ -153,7 +153,8 @@ def _read_what_is_sent() -> None:
         return
     handle = int(pipe[1])
     while select.select([handle], [], [], _SENDING_SECONDS)[0]:
-        os.read(handle, 1 << 20)
+        if not os.read(handle, 1 << 20):
+            return  # the parent has ended
 
 
 class _BatchDataset(Dataset[BatchT | PlrcError], Generic[SampleT, BatchT]):
