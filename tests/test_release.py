@@ -101,6 +101,16 @@ def test_every_python_of_the_classifiers_was_tried(project: dict[str, Any]) -> N
     assert systems == ["Operating System :: POSIX :: Linux"]
 
 
+def test_the_contributing_guide_names_files_that_exist() -> None:
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = [name for name in re.findall(r"`([\w./-]+\.(?:py|md|toml))`", guide) if "NAME" not in name]
+    assert len(named) > 25
+    places = [ROOT, ROOT / "src" / "plrc", ROOT / "src" / "plrc" / "objectives", ROOT / "src" / "plrc" / "transfer"]
+    places += [ROOT / "tests" / "transfer" / "labels"]
+    for name in named:
+        assert any((place / name).exists() for place in places), name
+
+
 def licences(folder: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / ".ci" / "licences"), str(folder)]
     return subprocess.run(command, capture_output=True, text=True, check=False)

@@ -17,6 +17,7 @@ import torchvision
 from tests.integration.processes import HANGS, ROOT
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import plrc
 from plrc import runtime
 from plrc.config import Config
 from plrc.data.loader import DeviceLoader
@@ -28,6 +29,7 @@ from plrc.errors import ConfigError
 from plrc.measures.features import feature_statistics
 from plrc.runtime import choose_device, choose_precision, choose_workers
 from plrc.scenes import write_scenes
+from plrc.transfer.finetune import transfer
 
 PORTABLE = Path(__file__).with_name("portable")
 
@@ -202,7 +204,7 @@ def _place() -> str:
 
 @contextmanager
 def cpu_as_mps() -> Iterator[None]:
-    """The device of batches and of the two places that keep wide numbers pretends to be mps."""
+    """The sums of metrics are as narrow as on mps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "_widest", torch.Tensor.float)
         yield
@@ -219,6 +221,31 @@ def test_training_computes_nothing_in_float64_on_the_device(method: str, tiny: C
         "plrc.measures.features.feature_statistics",  # moved to the CPU first
         "plrc.objectives.kernels._verdict",  # the kernels of CPU and CUDA
         "plrc.model.fingerprint.fingerprint",  # exports, on the CPU
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("protocol", "task", "settings"),
+    [
+        ("small_semantic", "semantic", {"input.crop": (32, 32), "model.width": 8}),
+        ("small_detection", "detection", {"input.train_size": (64, 64), "input.test_size": 64, "input.max_size": 64}),
+    ],
+)
+def test_fine_tuning_computes_nothing_in_float64_on_the_device(
+    protocol: str, task: str, settings: dict[str, object], tmp_path: Path
+) -> None:
+    if task == "detection":
+        pytest.importorskip("faster_coco_eval", reason="the detector needs faster-coco-eval (extra transfer)")
+    write_scenes(tmp_path / "scenes", {"train": 4, "test": 2}, seed=0, size=64)
+    data = {"data.source": str(tmp_path / "scenes"), "data.train": "train", "data.val": "none", "data.test": "test"}
+    run = {"run.out": str(tmp_path / "out"), "run.workers": 0, "optim.steps": 1, "optim.batch_size": 2}
+    config = plrc.protocol(protocol, task).with_values(data | run | settings)
+    with _Float64() as wide:
+        assert transfer(config) is not None
+    assert wide.places <= {
+        "plrc.data.photometric.__init__",  # constants, made on the CPU
+        "plrc.transfer.metrics._match_image",  # scores, on the CPU
     }
 
 

@@ -1,12 +1,14 @@
-"""Python as on a system that is not POSIX: on PYTHONPATH it removes fork and the POSIX-only modules, and spawns."""
+"""Python as on a system that is not POSIX: on PYTHONPATH it removes fork and what only POSIX has, and spawns."""
 
 import os
+import signal
 import sys
 
 for name in ("fcntl", "resource", "pwd", "grp", "termios"):
     sys.modules[name] = None  # type: ignore[assignment]  # importing it raises ImportError
 for name in ("fork", "forkpty", "register_at_fork", "sched_getaffinity"):
     delattr(os, name)
+del signal.SIGKILL
 
 import multiprocessing  # noqa: E402
 
