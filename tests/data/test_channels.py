@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 import tifffile
 import torch
@@ -75,6 +76,8 @@ def files_of_many_kinds() -> list[bytes]:
     ramp = Image.fromarray(np.arange(20 * 30, dtype=np.uint16).reshape(20, 30))
     for file_format, modes in KINDS.items():
         for mode in modes:
+            if mode == "YCbCr" and int(PIL.__version__.split(".")[0]) < 13:
+                continue  # these versions cannot read what they write
             file = io.BytesIO()
             image = ramp if mode == "I;16" else Image.linear_gradient("L").resize((30, 20)).convert(mode)
             image.save(file, file_format)
