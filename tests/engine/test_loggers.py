@@ -35,9 +35,11 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def wandb_history(out: Path) -> list[dict[str, Any]]:
     """The lines of all W&B files of a run folder, read with W&B's own reader."""
+    import wandb
     from wandb.proto import wandb_internal_pb2
     from wandb.sdk.internal.datastore import DataStore
 
+    wandb.teardown()  # its service process writes what it holds, as at the end of a user's process
     lines = []
     for file in sorted(out.glob("wandb/offline-run-*/*.wandb")):
         store = DataStore()
