@@ -19,7 +19,7 @@ from plrc.errors import DataError, RunError
 from plrc.pixels import IMAGENET
 from plrc.text import printable
 
-_FEWEST_RISING_STEPS = 10  # in fewer steps, a rise of the loss cannot be told from its noise
+_FEWEST_RISING_STEPS = 10  # in fewer steps, noise hides a rise of the loss
 
 
 class Monitor:

@@ -25,5 +25,8 @@ def conversion_notes(state: Mapping[str, Tensor], prefix: str, metadata: Mapping
     """
     types = {tensor.dtype for name, tensor in state.items() if name.startswith(prefix)}
     names = [str(kind).removeprefix("torch.") for kind in (torch.float16, torch.bfloat16) if kind in types]
-    names += filter(None, [metadata.get(HALF_TYPES)])
-    return (f"the file holds numbers in {', '.join(names)}, which are converted to float32",) if names else ()
+    if metadata.get(HALF_TYPES):
+        names.append(metadata[HALF_TYPES])
+    if not names:
+        return ()
+    return (f"the file holds numbers in {', '.join(names)}, which are converted to float32",)

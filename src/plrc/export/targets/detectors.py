@@ -118,7 +118,11 @@ def _rounded(detector: _Detector, tensors: State) -> State:
     if not detector.half_type:
         return tensors
     half: torch.dtype = getattr(torch, detector.half_type)
-    return {name: t.to(half).to(t.dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+    rounded = dict(tensors)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point():
+            rounded[name] = tensor.to(half).to(tensor.dtype)
+    return rounded
 
 
 def _rename(detector: _Detector, backbone: str, student: State) -> State:
@@ -179,9 +183,9 @@ def _write(detector: _Detector, file: Path, backbone: str, student: State, metad
     with quiet():
         network.save_pretrained(file.parent)
     own = safetensors.torch.load_file(detector.folder / WEIGHTS_FILE)
-    tensors = {
-        name: tensor.to(own.get(name, tensor).dtype) for name, tensor in safetensors.torch.load_file(file).items()
-    }
+    tensors = safetensors.torch.load_file(file)
+    for name in own.keys() & tensors.keys():
+        tensors[name] = tensors[name].to(own[name].dtype)
     write_tensors(file, tensors, metadata | {"format": "pt"})
     for name in (CONFIG_FILE, *PROCESSOR_FILES):
         if (detector.folder / name).is_file():

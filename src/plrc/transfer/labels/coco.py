@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from plrc.data.coco_categories import read_categories, without_unused_groups
 from plrc.data.coco_file import CocoImage, read_images, read_objects
@@ -106,6 +107,7 @@ class CocoReader:
         if not self.files:
             raise LayoutError(f"{root} has no COCO annotations (looked for annotations/*.json, */*.json and *.json)")
         self.splits = list(self.files)
+        self._tables: dict[str, dict[str, Any]] = {}  # split -> content of its file, kept by `has_labels` for `read`
         self.roles = split_for_each_role(self.splits)
         if task == "semantic" and not any(self._id_map_folder(split).is_dir() for split in self.splits):
             raise NoLabelsForTask(
@@ -124,7 +126,8 @@ class CocoReader:
     def has_labels(self, split: str) -> bool:
         if self.task == "semantic":
             return self._id_map_folder(split).is_dir()
-        return bool(read_coco_table(self.files[split]).get("annotations"))
+        self._tables[split] = read_coco_table(self.files[split])
+        return bool(self._tables[split].get("annotations"))
 
     def class_table(self, maps: Mapping[str, MapValues]) -> ClassTable:
         path = self.files[self.splits[0]]
@@ -150,7 +153,7 @@ class CocoReader:
 
     def _read_objects(self, split: str) -> SplitAnnotations:
         path = self.files[split]
-        table = read_coco_table(path)
+        table = self._tables.pop(split, None) or read_coco_table(path)
         categories = without_unused_groups(path, read_categories(path, table, self.reading), table, self.reading)
         folders = image_folders(str(path), split, str(self.root))
         images_by_id = read_images(path, table, self.reading, folders)
