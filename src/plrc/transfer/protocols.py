@@ -160,6 +160,8 @@ class DetectorConfig:
     """Detectors of transformers: layers of the decoder."""
     rois_per_image: int = 512
     """Regions per image that the head is trained on."""
+    proposals: int = 1000
+    """Regions per image that the head classifies at test; fewer are faster on a CPU."""
     anchors: float = 8.0
     """fpn: side of an anchor in strides of its level (8: 32 px at stride 4). c4: 32 to 512 px always."""
     layer4_dilation: Literal[1, 2] = 2
@@ -169,7 +171,7 @@ class DetectorConfig:
 
     def __post_init__(self) -> None:
         require_between("model.trainable_layers", self.trainable_layers, 1, 5)
-        for name in ("width", "hidden", "rois_per_image", "dilation", "queries", "decoder_layers"):
+        for name in ("width", "hidden", "rois_per_image", "proposals", "dilation", "queries", "decoder_layers"):
             require_at_least(f"model.{name}", getattr(self, name), 1)
         require_positive("model.anchors", self.anchors)
 

@@ -36,7 +36,7 @@ C4_MASK_WIDTH = 256  # channels of the mask head of C4
 
 PYRAMID_PROPOSALS = {"training": 2000, "testing": 1000}  # before non-maximum suppression, per level
 C4_PROPOSALS = {"training": 12_000, "testing": 6000}
-KEPT_PROPOSALS = {"training": 2000, "testing": 1000}  # after it, per image
+TRAINING_PROPOSALS = 2000  # after it, per image
 
 
 def build_detector(
@@ -72,7 +72,7 @@ def build_detector(
             batch_size_per_image=256,
             positive_fraction=0.5,
             pre_nms_top_n=parts.proposals,
-            post_nms_top_n=KEPT_PROPOSALS,
+            post_nms_top_n={"training": TRAINING_PROPOSALS, "testing": config.proposals},
             nms_thresh=0.7,
         )
     model: nn.Module = GeneralizedRCNN(parts.body, rpn, parts.heads, Resize(size, backbone.pixels))
