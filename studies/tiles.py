@@ -1,9 +1,9 @@
-"""Cut a COCO data set into tiles, so that small objects are as large for a detector of few pixels as they are in the image.
+"""Cut a COCO data set into tiles, so that a detector of few pixels sees small objects at a useful size.
 
     python studies/tiles.py $PLRC_DATA/aquarium TILES/aquarium --size 240
 
-The data set has images/ and annotations/instances_{train,val,test}.json; the tiles have the same layout. Tiles of a split
-come from images of this split alone. Tiles without an object are left out.
+The data set has images/ and annotations/instances_{train,val,test}.json; the tiles have the same layout. Tiles of a
+split come from images of this split alone. Tiles without an object are left out.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         content = json.loads((options.source / name).read_text(encoding="utf-8"))
         tiles = cut(content, options.source / "images", options.out / "images", options.size)
         (options.out / name).write_text(json.dumps(tiles), encoding="utf-8")
-        print(f"{split}: {len(content['images'])} images, {len(tiles['images'])} tiles, {len(tiles['annotations'])} boxes")
+        counts = f"{len(tiles['images'])} tiles, {len(tiles['annotations'])} boxes"
+        print(f"{split}: {len(content['images'])} images, {counts}")
 
 
 def cut(content: dict[str, Any], source: Path, out: Path, size: int) -> dict[str, Any]:
