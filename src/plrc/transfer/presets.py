@@ -128,18 +128,23 @@ def voc_semantic() -> TransferConfig:
 
 
 def small_detection() -> TransferConfig:
-    """Few labels, a CPU: Faster R-CNN FPN from stride 8, 192 px, 300 steps of 4 images."""
+    """Few labels, a CPU: Faster R-CNN FPN from stride 8, 192 px, 300 steps of 4 images.
+
+    Pyramid and box head are normalized: without it, a detector of real animals from ImageNet weights has learned nothing
+    after 300 steps, with it AP 5 (docs/RESULTS.md).
+    """
     return TransferConfig(
         task="detection",
         input=InputConfig(train_size=(176.0, 208.0), test_size=192.0, max_size=320),
         model=DetectorConfig(
             backbone="resnet18",
             norm="bn",
-            head_norm="none",
+            head_norm="bn",
             width=96,
             min_stride=8,
             hidden=256,
             rois_per_image=64,
+            proposals=200,
             anchors=4.0,
         ),
         optim=OptimConfig(
