@@ -99,6 +99,7 @@ def file(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.toml")), ids=lambda path: path.stem)
 def test_a_study_of_the_project_is_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLRC_DATA", "data")
+    monkeypatch.setenv("PLRC_TILES", "tiles")
     study = Study.load(path)
     assert len(study.runs) >= 10 and study.title
 

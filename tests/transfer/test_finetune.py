@@ -76,6 +76,7 @@ def test_a_few_images_are_learned_by_heart(
         "data.test": "test",
         "model.neck": neck,
         "model.rois_per_image": 8 if neck == "c4" else 32,
+        "model.head_norm": "none" if neck == "c4" else "bn",  # statistics of 16 regions a step are too few
         "model.width": 64,
         "optim.steps": steps,
         "optim.batch_size": images,

@@ -130,8 +130,8 @@ def voc_semantic() -> TransferConfig:
 def small_detection() -> TransferConfig:
     """Few labels, a CPU: Faster R-CNN FPN from stride 8, 192 px, 300 steps of 4 images.
 
-    Pyramid and box head are normalized: without it, a detector of real animals from ImageNet weights has learned nothing
-    after 300 steps, with it AP 5 (docs/RESULTS.md).
+    Pyramid and box head are normalized: from ImageNet weights, 300 steps on photographs of animals give AP 5 with it
+    and 0.5 without (docs/RESULTS.md).
     """
     return TransferConfig(
         task="detection",
