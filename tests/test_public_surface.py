@@ -63,7 +63,7 @@ TRANSFER = """
 --data.max-megapixels --data.rescale-percentiles
 --input.train-size --input.test-size --input.max-size --input.crop --input.flip-prob
 --model.backbone --model.neck --model.norm --model.head-norm --model.trainable-layers --model.width --model.min-stride
---model.hidden --model.rois-per-image --model.anchors --model.dilation --model.layer4-dilation
+--model.hidden --model.rois-per-image --model.proposals --model.anchors --model.dilation --model.layer4-dilation
 --optim.lr --optim.batch-size --optim.steps --optim.schedule --optim.lr-milestones --optim.warmup-steps --optim.momentum
 --optim.weight-decay --optim.norm-decay --optim.max-grad-norm --optim.precision
 --run.out --run.resume --run.no-resume --run.device --run.workers --run.threads --run.log-every-steps
