@@ -9,6 +9,7 @@ split come from images of this split alone. Tiles without an object are left out
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Sequence
@@ -21,7 +22,8 @@ SPLITS = ("train", "val", "test")
 LEAST_VISIBLE = 0.3
 """Share of an object's box that a tile must show; a smaller piece is no object of this tile."""
 
-Box = tuple[float, float, float, float]
+Box = tuple[float, float, float, float]  # left, top, width, height
+Tile = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -50,30 +52,32 @@ def cut(content: dict[str, Any], source: Path, out: Path, size: int) -> dict[str
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for entry in content["images"]:
-        with Image.open(source / entry["file_name"]) as image:
-            for left in starts(image.width, size):
-                for top in starts(image.height, size):
-                    tile = (left, top, min(left + size, image.width), min(top + size, image.height))
-                    objects = [(a, visible(a["bbox"], tile)) for a in boxes[entry["id"]]]
-                    objects = [(a, box) for a, box in objects if box is not None]
-                    if not objects:
-                        continue
-                    name = f"{Path(entry['file_name']).stem}_{left}_{top}.jpg"
-                    image.convert("RGB").crop(tile).save(out / name, quality=95)
-                    width, height = tile[2] - left, tile[3] - top
-                    images.append({"id": len(images) + 1, "file_name": name, "width": width, "height": height})
-                    for annotation, box in objects:
-                        annotations.append(
-                            {
-                                "id": len(annotations) + 1,
-                                "image_id": len(images),
-                                "category_id": annotation["category_id"],
-                                "bbox": list(box),
-                                "area": box[2] * box[3],
-                                "iscrowd": annotation.get("iscrowd", 0),
-                            }
-                        )
+        with Image.open(source / entry["file_name"]) as file:
+            image = file.convert("RGB")
+        for left, top in itertools.product(starts(image.width, size), starts(image.height, size)):
+            tile = (left, top, min(left + size, image.width), min(top + size, image.height))
+            objects = objects_in(tile, boxes[entry["id"]])
+            if not objects:
+                continue
+            name = f"{Path(entry['file_name']).stem}_{left}_{top}.jpg"
+            image.crop(tile).save(out / name, quality=95)
+            number = len(images) + 1
+            images.append({"id": number, "file_name": name, "width": tile[2] - left, "height": tile[3] - top})
+            for shown in objects:
+                annotations.append(shown | {"id": len(annotations) + 1, "image_id": number})
     return {"images": images, "annotations": annotations, "categories": content["categories"]}
+
+
+def objects_in(tile: Tile, annotations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Annotations of the objects that a tile shows, with their visible parts as boxes; without ids."""
+    objects = []
+    for annotation in annotations:
+        box = visible(annotation["bbox"], tile)
+        if box is not None:
+            crowd = annotation.get("iscrowd", 0)
+            category = annotation["category_id"]
+            objects.append({"category_id": category, "bbox": list(box), "area": box[2] * box[3], "iscrowd": crowd})
+    return objects
 
 
 def starts(length: int, size: int) -> list[int]:
@@ -83,7 +87,7 @@ def starts(length: int, size: int) -> list[int]:
     return sorted({*range(0, length - size, size), length - size})
 
 
-def visible(box: Sequence[float], tile: tuple[int, int, int, int]) -> Box | None:
+def visible(box: Sequence[float], tile: Tile) -> Box | None:
     """The part of a COCO box in a tile, in the tile's pixels; None below LEAST_VISIBLE of its area."""
     x, y, width, height = box
     left, top = max(x, tile[0]), max(y, tile[1])
