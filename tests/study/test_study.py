@@ -143,6 +143,9 @@ def test_runs_are_all_combinations_once(file: Path, tmp_path: Path) -> None:
             '[transfer]\nfractions = [0.1]\n"data.fraction" = 0.5\n[probe]',
             "fractions and transfer.data.fraction are both set",
         ),
+        ("[2, 8]", '4\n"transfer.optim.step" = 2', "no setting transfer.optim.step to vary; .* transfer.optim.steps"),
+        ("[2, 8]", '4\n"transfer.data.train" = "test"', "there is no setting transfer.data.train to vary"),
+        ("[2, 8]", '4\n"transfer.optim.steps" = 2', "a grid sets fine-tuning; write a table .transfer."),
         ("[2, 8]", "[2, 0]", "regions.grid must be >= 1, got 0"),
         ("[2, 8]", "[]", "regions.grid has no values"),
         ("levels", "level", "no setting probe.level; did you mean probe.levels"),
@@ -246,6 +249,27 @@ def test_a_grid_has_a_name_and_a_preset(file: Path, tmp_path: Path) -> None:
         Study.load(file)
     file.write_text(head.replace("as it is", "usual") + ARMS.replace("as it is", "usual"))
     assert [run.name for run in Study.load(file).runs] == [run.name for run in study.runs]  # a new name is no new run
+
+
+def test_a_grid_varies_the_detector(file: Path, tmp_path: Path) -> None:
+    head = FILE[: FILE.index("[[grid]]")] + TRANSFER
+    file.write_text(head + '[[grid]]\nmethod = ["random", "plrc"]\nseed = [0, 1]\n')
+    plain = Study.load(file).runs
+    axis = '"transfer.preset" = ["small_detection", "small_rt_detr_v2"]\n"transfer.optim.steps" = [2, 3]\n'
+    file.write_text(head + '[[grid]]\nmethod = ["random", "plrc"]\nseed = [0, 1]\n' + axis)
+    study = Study.load(file)
+    assert len({run.name for run in study.runs}) == 4 * len(plain)
+    assert {run.weights for run in study.runs} == {run.weights for run in plain}  # no pre-training is repeated
+    assert {run.name for run in plain} < {run.name for run in study.runs}
+    last = study.runs[-1]
+    assert last.axes == {
+        "method": "plrc",
+        "seed": 1,
+        "transfer.preset": "small_rt_detr_v2",
+        "transfer.optim.steps": 3,
+    }
+    tuned = study.transfer_configs(last, "", tmp_path)["_50"]
+    assert (tuned.model.detector, tuned.optim.steps, tuned.optim.batch_size) == ("rt_detr_v2", 3, 2)
 
 
 def test_a_list_is_one_value_where_the_setting_is_a_list(file: Path) -> None:

@@ -1,6 +1,7 @@
 """Prepares a frozen teacher: principal components, and the cache of its features.
 
-The run folder keeps the principal components in `teacher.safetensors`.
+Both depend on the teacher and on the images, held-out ones included, but not on the seed: runs with other seeds can
+share a cache. The run folder keeps the principal components in `teacher.safetensors`.
 """
 
 from __future__ import annotations
@@ -117,13 +118,14 @@ def fill_cache(
     Returns:
         Whether the cache is complete; False if the run was asked to stop. It is continued at the next start.
     """
-    missing = set(cache.missing(plan.train).tolist())
+    positions = np.arange(len(plan.images))
+    missing = set(cache.missing(positions).tolist())
     distributed.barrier()  # all processes have seen the same records
     if not missing:
         return True
     log.info(f"computing the teacher's features of {len(missing)} images")
     # The groups are the same at every start: features depend, in their last bits, on what they are computed with.
-    all_groups = [plan.train[start : start + BATCH_SIZE].tolist() for start in range(0, len(plan.train), BATCH_SIZE)]
+    all_groups = [positions[start : start + BATCH_SIZE].tolist() for start in range(0, len(positions), BATCH_SIZE)]
     groups = [group for group in all_groups if not missing.isdisjoint(group)]
     world_size = distributed.world_size()
     own = groups[distributed.rank() :: world_size]
@@ -188,7 +190,7 @@ def _join(samples: list[_Images]) -> _Images:
 
 
 def _reduction(plan: Plan, teacher: FrozenTeacher, components: int) -> Reduction:
-    """Read the principal components of the run, or compute them from its training images."""
+    """Read the principal components of the run, or compute them from its images."""
     path = plan.out / "teacher.safetensors"
     settings = plan.config.teacher
     belongs_to = {"stride": str(settings.stride), "size": str(settings.size), "components": str(components)}
@@ -207,8 +209,8 @@ def _reduction(plan: Plan, teacher: FrozenTeacher, components: int) -> Reduction
 
 
 def _second_moment(plan: Plan, teacher: FrozenTeacher) -> Tensor:
-    """Compute the sum of f f^T over the features f of SAMPLE training images: float64 [C, C] on the CPU."""
-    order = rng.generator(plan.config.seed, "teacher").permutation(plan.train)
+    """Compute the sum of f f^T over the features f of SAMPLE images: float64 [C, C] on the CPU."""
+    order = rng.generator(0, "teacher").permutation(len(plan.images))
     dataset = _WholeImages(plan.images, plan.config)
     moment = torch.zeros(teacher.dim, teacher.dim, dtype=torch.float64)
     images = 0
@@ -222,12 +224,14 @@ def _second_moment(plan: Plan, teacher: FrozenTeacher) -> Tensor:
         if images >= SAMPLE:
             break
     if images == 0:
-        raise RunError("no training image can be read for the frozen teacher; plrc scan DIR looks at every image")
+        raise RunError("no image can be read for the frozen teacher; plrc scan DIR looks at every image")
     return moment
 
 
 def _cache_key(plan: Plan, teacher: FrozenTeacher) -> str:
     """A name for everything that the features depend on: weights, settings, principal components and images."""
+    manifest = read_manifest(plan.out / "manifest.json")
+    sizes = manifest["train"] | manifest["held_out"]
     digest = hashlib.sha256()
     receipt = read_receipt(plan.out / TEACHER_RECEIPT)
     settings = plan.config.teacher
@@ -239,7 +243,7 @@ def _cache_key(plan: Plan, teacher: FrozenTeacher) -> str:
         plan.config.data.rescale_percentiles,
         teacher.backbone.pixels,
         plan.images.root,
-        read_manifest(plan.out / "manifest.json")["sha256"],
+        [(name, sizes[name]) for name in plan.images.names],
     )
     digest.update(repr(parts).encode())
     if teacher.reduction is not None:

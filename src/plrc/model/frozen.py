@@ -16,6 +16,9 @@ from plrc.data.photometric import normalize
 from plrc.errors import ConfigError
 from plrc.model.backbone import Backbone
 
+IMAGES_AT_ONCE = 4
+"""Images per forward pass on a CPU: the activations of more do not stay in its cache (three times as slow with 32)."""
+
 
 @dataclass(frozen=True)
 class Reduction:
@@ -70,7 +73,8 @@ class FrozenTeacher:
         if stride not in backbone.channels:
             strides = ", ".join(map(str, backbone.channels))
             raise ConfigError(f"teacher.stride is {stride}; {backbone.name} has feature levels of strides {strides}")
-        self.backbone = backbone.to(device).eval().requires_grad_(False)
+        backbone = backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.backbone = backbone.eval().requires_grad_(False)
         self.stride = stride
         self.reduction: Reduction | None = None
         self.warnings: tuple[str, ...] = ()
@@ -116,5 +120,6 @@ class FrozenTeacher:
 
     @torch.no_grad()
     def _level(self, images: Tensor) -> Tensor:
-        level: Tensor = self.backbone(normalize(images, self.backbone.pixels), self.stride)[self.stride]
-        return level
+        parts = images.split(IMAGES_AT_ONCE) if images.device.type == "cpu" else [images]
+        levels = [self.backbone(normalize(part, self.backbone.pixels), self.stride)[self.stride] for part in parts]
+        return torch.cat(levels)

@@ -31,6 +31,7 @@ METHODS = (*UNTRAINED, *get_args(Method))
 KEYS = ("title", "metric", "baseline", "grid", "scenes", "pretrain", "probe", "transfer")
 SCENE_SETTINGS = ("seed", "size")  # all other keys of [scenes] are splits
 PROBE_SETTINGS = ("size", "images", "levels", "curve")  # all other keys of [probe] are settings of `LabelledConfig`
+TRANSFER = "transfer."  # before the name of a setting of fine-tuning that a grid varies
 
 OUT_PLACEHOLDER = Path("{out}")  # stands for the study's folder in a study file
 
@@ -41,7 +42,8 @@ class Grid:
 
     Attributes:
         name: What tables call the method of the runs, if `method` does not describe them; may be empty.
-        axes: `method`, `preset`, or a setting of pre-training by its dotted name -> its values.
+        axes: `method`, `preset`, a setting of pre-training by its dotted name, or one of fine-tuning with `transfer.`
+            before it -> its values.
     """
 
     name: str
@@ -55,7 +57,8 @@ class StudyRun:
     Attributes:
         axes: What tables show: `method` (or the name of the grid), `seed`, and the settings that vary.
         method: How the weights are made, one of `METHODS`.
-        settings: All settings of the grid by dotted name, `seed` and possibly `preset` among them.
+        settings: The grid's settings of pre-training by dotted name, `seed` and possibly `preset` among them.
+        transfer: The grid's settings of fine-tuning by dotted name, applied over those of the study.
         weights: Hash of everything that changes the weights; the run's folder has this name.
         name: Hash of everything that changes the results.
     """
@@ -63,6 +66,7 @@ class StudyRun:
     axes: dict[str, Any]
     method: str
     settings: dict[str, Any]
+    transfer: dict[str, Any]
     weights: str = ""
     name: str = ""
 
@@ -167,11 +171,14 @@ class Study:
         # Tables do not show settings without effect, nor those that the name of the grid stands for.
         axes = {"method": grid.name or method, "seed": settings["seed"]}
         for axis, value in settings.items():
-            has_effect = method not in UNTRAINED or axis in UNTRAINED[method]
+            has_effect = method not in UNTRAINED or axis in UNTRAINED[method] or axis.startswith(TRANSFER)
             varies = len(grid.axes.get(axis, ())) > 1
             if has_effect and (varies or not grid.name):
                 axes[axis] = value
-        run = StudyRun(axes, method, settings)
+        own = {axis: value for axis, value in settings.items() if not axis.startswith(TRANSFER)}
+        tuning = {axis.removeprefix(TRANSFER): value for axis, value in settings.items() if axis.startswith(TRANSFER)}
+        require(not tuning or bool(self.transfer), "a grid sets fine-tuning; write a table [transfer]")
+        run = StudyRun(axes, method, own, tuning)
         weights = self._weights_content(run)
         results = {"weights": weights, "probe": self.probe, "transfer": self._transfer_content(run)}
         return dataclasses.replace(run, weights=digest(weights), name=digest(results))
@@ -261,7 +268,7 @@ class Study:
         """Return the settings of fine-tuning without initial weights and folder, by the ending of the scores."""
         if not self.transfer:
             return {}
-        values = _expanded(self.transfer, out, expand)
+        values = _expanded(self.transfer | run.transfer, out, expand)
         task = values.pop("task", "detection")
         fractions = values.pop("fractions", None)
         # Unless the file sets it, the network is that of pre-training, whatever the protocol's is.
@@ -307,7 +314,9 @@ def _read_grid(table: dict[str, Any]) -> Grid:
     values_of = flatten(table)
     name = values_of.pop("name", "")
     require(isinstance(name, str), f"the name of a grid must be a string, got {name!r}")
-    known = Config().flat() | {"method": "plrc"}
+    # Settings of fine-tuning, too, but for its task and its labels, which are those of the study.
+    tuning = {name: value for name, value in TransferConfig().flat().items() if not name.startswith(("task", "data."))}
+    known = Config().flat() | {"method": "plrc"} | {f"{TRANSFER}{name}": value for name, value in tuning.items()}
     axes = {}
     for axis, entry in values_of.items():
         require(axis in known, f"there is no setting {axis} to vary; did you mean {nearest(axis, known)}?")
