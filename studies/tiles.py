@@ -1,4 +1,4 @@
-"""Cut a COCO data set into tiles, so that a detector of few pixels sees small objects at a useful size.
+"""Cut a COCO data set into tiles, so that a detector with a small input size sees small objects at a useful size.
 
     python studies/tiles.py $PLRC_DATA/aquarium TILES/aquarium --size 240
 
@@ -20,9 +20,9 @@ from PIL import Image
 
 SPLITS = ("train", "val", "test")
 LEAST_VISIBLE = 0.3
-"""Share of an object's box that a tile must show; a smaller piece is no object of this tile."""
+"""Share of an object's box that a tile must show; otherwise the object is not annotated in this tile."""
 
-Box = tuple[float, float, float, float]  # left, top, width, height
+Box = tuple[float, float, float, float]  # left, top, width, height, as in COCO
 Tile = tuple[int, int, int, int]  # left, top, right, bottom
 
 
@@ -45,56 +45,81 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def cut(content: dict[str, Any], source: Path, out: Path, size: int) -> dict[str, Any]:
-    """Write the tiles of all images of a COCO file; returns the content of the tiles' COCO file."""
-    boxes = defaultdict(list)
+    """Write the tiles of all images of a COCO file; returns the content of the tiles' COCO file.
+
+    Args:
+        content: The content of the COCO file.
+        source: Folder of the images.
+        out: Folder to write the tiles to.
+        size: Side of a tile in pixels.
+    """
+    annotations_of = defaultdict(list)  # by the id of the image
     for annotation in content["annotations"]:
-        boxes[annotation["image_id"]].append(annotation)
+        annotations_of[annotation["image_id"]].append(annotation)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for entry in content["images"]:
         with Image.open(source / entry["file_name"]) as file:
             image = file.convert("RGB")
         for left, top in itertools.product(starts(image.width, size), starts(image.height, size)):
-            tile = (left, top, min(left + size, image.width), min(top + size, image.height))
-            objects = objects_in(tile, boxes[entry["id"]])
+            right = min(left + size, image.width)
+            bottom = min(top + size, image.height)
+            tile = (left, top, right, bottom)
+            objects = objects_in(tile, annotations_of[entry["id"]])
             if not objects:
                 continue
             name = f"{Path(entry['file_name']).stem}_{left}_{top}.jpg"
             image.crop(tile).save(out / name, quality=95)
-            number = len(images) + 1
-            images.append({"id": number, "file_name": name, "width": tile[2] - left, "height": tile[3] - top})
-            for shown in objects:
-                annotations.append(shown | {"id": len(annotations) + 1, "image_id": number})
+            image_id = len(images) + 1
+            images.append({"id": image_id, "file_name": name, "width": right - left, "height": bottom - top})
+            for annotation in objects:
+                annotations.append(annotation | {"id": len(annotations) + 1, "image_id": image_id})
     return {"images": images, "annotations": annotations, "categories": content["categories"]}
 
 
 def objects_in(tile: Tile, annotations: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Annotations of the objects that a tile shows, with their visible parts as boxes; without ids."""
+    """Return annotations of the objects that a tile shows: the boxes of their visible parts, without ids."""
     objects = []
     for annotation in annotations:
         box = visible(annotation["bbox"], tile)
-        if box is not None:
-            crowd = annotation.get("iscrowd", 0)
-            category = annotation["category_id"]
-            objects.append({"category_id": category, "bbox": list(box), "area": box[2] * box[3], "iscrowd": crowd})
+        if box is None:
+            continue
+        _, _, width, height = box
+        objects.append(
+            {
+                "category_id": annotation["category_id"],
+                "bbox": list(box),
+                "area": width * height,
+                "iscrowd": annotation.get("iscrowd", 0),
+            }
+        )
     return objects
 
 
 def starts(length: int, size: int) -> list[int]:
-    """First pixels of the tiles along one side; the last tile ends with the image, so it may overlap the one before."""
+    """Return the first pixels of the tiles along a side of the image.
+
+    The last tile ends where the image ends, so it may overlap the one before.
+    """
     if length <= size:
         return [0]
-    return sorted({*range(0, length - size, size), length - size})
+    last = length - size
+    return [*range(0, last, size), last]
 
 
 def visible(box: Sequence[float], tile: Tile) -> Box | None:
-    """The part of a COCO box in a tile, in the tile's pixels; None below LEAST_VISIBLE of its area."""
+    """Return the visible part of a box, in the tile's pixels; None if it is less than LEAST_VISIBLE of the box."""
     x, y, width, height = box
-    left, top = max(x, tile[0]), max(y, tile[1])
-    right, bottom = min(x + width, tile[2]), min(y + height, tile[3])
-    if right <= left or bottom <= top or (right - left) * (bottom - top) < LEAST_VISIBLE * width * height:
+    tile_left, tile_top, tile_right, tile_bottom = tile
+    left = max(x, tile_left)
+    top = max(y, tile_top)
+    visible_width = min(x + width, tile_right) - left
+    visible_height = min(y + height, tile_bottom) - top
+    if visible_width <= 0 or visible_height <= 0:
         return None
-    return left - tile[0], top - tile[1], right - left, bottom - top
+    if visible_width * visible_height < LEAST_VISIBLE * width * height:
+        return None
+    return left - tile_left, top - tile_top, visible_width, visible_height
 
 
 if __name__ == "__main__":

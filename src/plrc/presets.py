@@ -1,4 +1,4 @@
-"""Named, complete configurations. Expected quality, where it is known, is stated with each preset."""
+"""Named, complete configurations. The docstring of a preset states the quality to expect, where it is known."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from plrc.text import did_you_mean
 
 FROZEN_TEACHER_ALONE = {
     "teacher.kind": "frozen",
-    "objectives.distill_points": 128,  # as good as 256 in five runs, and a cheaper step (docs/RESULTS.md)
+    "objectives.distill_points": 128,  # as good as the default 256, and cheaper (docs/RESULTS.md)
     "objectives.image_weight": 0.0,
     "objectives.point_weight": 0.0,
     "objectives.distill_weight": 0.0,
 }
+"""Settings with which the distillation from a frozen teacher is the only term."""
 
 
 def paper_r50() -> Config:
@@ -25,13 +26,13 @@ def paper_r50() -> Config:
     with Faster R-CNN R50-C4 and 24k iterations (mean of 5 runs): AP 58.2, AP50 82.7, AP75 65.1. Not reproduced by us,
     since it needs ImageNet and several GPUs.
     """
-    return Config(preset="paper_r50", adapt=True)
+    return Config(preset="paper_r50")
 
 
 def coco_r50() -> Config:
     """The paper's recipe on COCO train2017 without labels: 800 epochs.
 
-    Not reproduced by us.
+    Otherwise as paper_r50. Not reproduced by us.
     """
     return Config(preset="coco_r50", optim=OptimConfig(epochs=800.0))
 
@@ -86,7 +87,7 @@ def debug_cpu() -> Config:
             bn_groups=4,
         ),
         objectives=ObjectiveConfig(
-            image_weight=small_r18().objectives.image_weight,
+            image_weight=0.1,
             point_weight=1.0,
             distill_weight=1.0,
             queue=256,
@@ -114,27 +115,35 @@ def distill_r18() -> Config:
     Name the teacher with --teacher.backbone and --teacher.init. As small_r18, but the only term is the distillation
     from the frozen teacher (METHOD section 6). Only view A is needed, and the teacher's features are cached, so that a
     step costs little more than the student's own forward and backward pass. The levels 8 to 32 are trained, because a
-    feature pyramid reads all of them. The rate is three times that of small_r18: a target that does not move allows
-    larger steps. First figures are in docs/RESULTS.md.
+    feature pyramid reads all of them. The learning rate is three times that of small_r18: a target that does not move
+    allows larger steps. First figures are in docs/RESULTS.md.
     """
-    changes = {"preset": "distill_r18", "model.strides": (8, 16, 32), "model.layer4_stride": 2, "optim.lr": 3e-3}
-    return small_r18().with_values(changes | FROZEN_TEACHER_ALONE, pin=False)
+    return small_r18().with_values(
+        {
+            "preset": "distill_r18",
+            "model.strides": (8, 16, 32),
+            "model.layer4_stride": 2,
+            "optim.lr": 3e-3,
+            **FROZEN_TEACHER_ALONE,
+        },
+        pin=False,
+    )
 
 
 def distill_r50() -> Config:
     """ResNet-50 that learns from a frozen teacher alone.
 
     Name the teacher with --teacher.backbone and --teacher.init. 224 px as in the paper; levels 8 to 32, because the
-    detectors of a ResNet-50 read all of them through a feature pyramid. AdamW, batch 64 and the number of epochs as in
-    small_r18. Not evaluated.
+    detectors of a ResNet-50 read all of them through a feature pyramid. AdamW, batch size 64 and the number of epochs
+    as in small_r18. Not evaluated.
     """
-    optim = small_r18().optim
-    return Config(
+    config = Config(
         preset="distill_r50",
         model=ModelConfig(backbone="resnet50", strides=(8, 16, 32), distill_hidden=512),
         objectives=ObjectiveConfig(queue=4096, negatives="image", reference_grid=0),
-        optim=optim,
-    ).with_values(FROZEN_TEACHER_ALONE, pin=False)
+        optim=small_r18().optim,
+    )
+    return config.with_values(FROZEN_TEACHER_ALONE, pin=False)
 
 
 def adapt() -> Config:
@@ -143,9 +152,10 @@ def adapt() -> Config:
     Name them with --model.backbone and --model.init. The frozen teacher is the network with the start weights
     themselves. It sees whole images at 384 px, finer than the student's crops, so that the student learns what its own
     weights see at a higher resolution. There is no contrast, which made warm starts worse. All levels that detectors
-    read are trained, because the layers above a trained level go stale otherwise. The rate is twice that of small_r18;
-    it halves with each stage below the last, because lower stages need to change least. What it brought:
-    docs/RESULTS.md, "From weights that you have".
+    read are trained, because layers above the last trained level would no longer fit the trained ones below. The
+    learning rate is twice that of small_r18; it halves with each stage below the last, because lower stages need to
+    change least. Results: docs/RESULTS.md, "From weights that you have". This preset is not the setting `adapt`, which
+    adapts default values to the data.
     """
     return small_r18().with_values(
         {
@@ -201,8 +211,8 @@ def preset(name: str, method: str = "plrc") -> Config:
     if name not in (*PRESETS, "custom"):
         suggestion = did_you_mean(str(name), PRESETS)
         raise ConfigError(f"there is no preset {name!r}; write one of {', '.join(PRESETS)}{suggestion}")
-    build = PRESETS.get(name, Config)
-    return with_method(build(), method)
+    config = Config() if name == "custom" else PRESETS[name]()
+    return with_method(config, method)
 
 
 def with_method(config: Config, method: str) -> Config:
@@ -212,9 +222,10 @@ def with_method(config: Config, method: str) -> Config:
         config: A configuration with weights for all terms.
         method: As in `preset`.
     """
-    if method not in get_args(Method):
-        raise ConfigError(f"there is no method {method!r}; write one of {', '.join(get_args(Method))}")
-    terms: dict[str, dict[str, Any]] = {
+    methods = get_args(Method)
+    if method not in methods:
+        raise ConfigError(f"there is no method {method!r}; write one of {', '.join(methods)}")
+    values: dict[str, dict[str, Any]] = {
         "image": {
             "objectives.image_weight": 1.0,
             "objectives.point_weight": 0.0,
@@ -225,4 +236,4 @@ def with_method(config: Config, method: str) -> Config:
         "points": {"objectives.contrast": "points", "objectives.distill_weight": 0.0},
         "plrc": {"objectives.contrast": "points"},
     }
-    return config.with_values({"method": method} | terms[method], pin=False)
+    return config.with_values({"method": method} | values[method], pin=False)

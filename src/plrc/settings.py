@@ -7,6 +7,7 @@ section `run` says where and how a run is executed, so it is left out when two c
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 import sys
@@ -124,9 +125,9 @@ class Settings:
             if name not in known:
                 raise unknown_setting(name, known, self.RENAMED)
             section, _, key = name.rpartition(".")
-            owner = getattr(self, section) if section else self
-            hints = get_type_hints(type(owner))
-            new_values.setdefault(section, {})[key] = _convert(name, value, known[name], hints[key])
+            owner: object = getattr(self, section) if section else self
+            field_type = _field_types(type(owner))[key]
+            new_values.setdefault(section, {})[key] = _convert(name, value, known[name], field_type)
         changes = new_values.pop("", {})
         for section, fields in new_values.items():
             changes[section] = replace(getattr(self, section), **fields)
@@ -227,6 +228,12 @@ def unknown_setting(name: str, known: Iterable[str], renamed: Mapping[str, str])
 def _with_lists(items: list[tuple[str, Any]]) -> dict[str, Any]:
     """Build a dict for `dataclasses.asdict`, with lists in place of tuples, which TOML and JSON do not have."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in items}
+
+
+@functools.cache
+def _field_types(section: type) -> dict[str, Any]:
+    """Return name of a field -> its type; kept, because evaluating the annotations is slow."""
+    return get_type_hints(section)
 
 
 def _convert(name: str, value: Any, current: Any, hint: Any) -> Any:

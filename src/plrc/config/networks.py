@@ -37,10 +37,10 @@ class ModelConfig:
     contrast_dim: int = 128
     """Output width of the head for the image and point terms."""
     distill_hidden: int = 2048
-    """Hidden width of the head for affinity distillation, also of the one for a projected frozen teacher."""
+    """Hidden width of the heads for affinity distillation: from the moving average, and from a frozen teacher."""
     distill_dim: int = 256
-    """Output width of the head for affinity distillation. The head for a projected frozen teacher is as wide as the
-    features of the teacher (`teacher.components`)."""
+    """Output width of the head for affinity distillation from the moving average. The head for a frozen teacher is as
+    wide as the teacher's features (`teacher.components`)."""
     bn_groups: int = 8
     """Each process splits its batch into this many groups with separate BatchNorm statistics. The teacher gets the
     images in other groups than the student, so that batch statistics do not leak which images belong together. With
@@ -53,12 +53,13 @@ class ModelConfig:
         for name in ("contrast_hidden", "contrast_dim", "distill_hidden", "distill_dim", "bn_groups"):
             require_at_least(f"model.{name}", getattr(self, name), 1)
         require_at_least("model.trainable_stages", self.trainable_stages, -1)
-        ascending = sorted(set(self.strides))
+        strides = list(self.strides)
+        ascending = sorted(set(strides))
         require(
-            bool(ascending) and ascending[0] >= 1 and list(self.strides) == ascending,
-            f"model.strides must be one or several strides in ascending order, got {list(self.strides)}",
+            len(strides) >= 1 and strides == ascending and strides[0] >= 1,
+            f"model.strides must be one or several strides in ascending order, got {strides}",
         )
-        if ":" in self.backbone:  # timm:NAME or a function of the user
+        if ":" in self.backbone:  # timm:NAME, transformers:FOLDER or a function of the user
             require(self.layer4_stride == 2, "model.layer4_stride 1 is for torchvision ResNets only; write 2")
 
     @property
@@ -69,10 +70,10 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """The teacher of affinity distillation: the student's moving average, or also a frozen network (METHOD section 6).
+    """The teachers of affinity distillation: the student's moving average, and optionally a frozen network.
 
     The features of a frozen teacher are those of whole images, without color augmentation. They are reduced to their
-    principal components and, as they never change, computed once for each image and kept in a cache.
+    principal components and, as they never change, computed once for each image and kept in a cache (METHOD section 6).
     """
 
     kind: Literal["ema", "frozen"] = "ema"
@@ -98,7 +99,6 @@ class TeacherConfig:
     cache_gigabytes: float = 8.0
     """Frozen teacher: largest size of the cache. If the images need more, features are computed in every step instead.
     0: no cache."""
-
     mean: tuple[float, ...] = ()
     """Frozen teacher: mean of red, green and blue, on the scale 0 to 1, that its pixels are normalized with. Empty:
     what its weights were trained with, as for `data.mean`."""
@@ -106,7 +106,7 @@ class TeacherConfig:
     """Frozen teacher: standard deviation of red, green and blue, on the scale 0 to 1; set it together with `mean`."""
 
     def __post_init__(self) -> None:
-        given_statistics(self.mean, self.std, "teacher")
+        given_statistics(self.mean, self.std, "teacher")  # raises an error if they cannot be used
         require_at_least("teacher.stride", self.stride, 1)
         require_at_least("teacher.size", self.size, 16)
         require_at_least("teacher.components", self.components, 0)
@@ -114,7 +114,7 @@ class TeacherConfig:
 
     @property
     def pixels(self) -> PixelStatistics | None:
-        """The statistics that `mean` and `std` give; None: those of the teacher's weights."""
+        """The statistics from `mean` and `std`; None if both are empty: those of the teacher's weights are used."""
         return given_statistics(self.mean, self.std, "teacher")
 
     @property

@@ -1,5 +1,8 @@
 """The loss terms of one feature level, and the state that they need: key queue and center.
 
+Views (METHOD section 2): the student sees A (QUERY); its moving average sees B (MATCH) and C (REFERENCE); a frozen
+teacher sees the whole image.
+
 Shapes: B images, R processes, N points, M positions of the reference grid, D features, h x w feature cells.
 """
 
@@ -24,8 +27,10 @@ from plrc.objectives.reference import cell_mixture, reference_keys
 from plrc.objectives.target import AffinityTarget, affinity_target, distillation_to_target
 
 CENTER_MOMENTUM = 0.9
+"""Momentum of the running mean that `objectives.center` subtracts."""
+
 HeadFeatures = dict[str, Tensor]
-"""Name of a head -> its features of a view on one level, [B, D, h, w]."""
+"""Features of a view on one level by the name of the head, [B, D, h, w]."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,43 @@ class LevelOutput:
     affinity: tuple[Tensor, Tensor] | None = None
 
 
+@dataclass(frozen=True)
+class FrozenFeatures:
+    """What all levels need of a frozen teacher in a micro-batch.
+
+    Attributes:
+        features: The teacher's features of the whole images, [B, D, h, w].
+        positions: Points in the frame of view A, [B, N, 2].
+        at_points: The teacher's features at these points, of unit length, [B, N, D].
+        target: The teacher's affinities of the points to a grid of the whole image; None in the relational form, where
+            each level has a grid of its own in view C.
+    """
+
+    features: Tensor
+    positions: Tensor
+    at_points: Tensor
+    target: AffinityTarget | None
+
+
+def read_frozen(features: Tensor, batch: Batch, config: Config, teacher_temperature: float) -> FrozenFeatures:
+    """Read a frozen teacher's features at the points of view A.
+
+    Args:
+        features: The teacher's features of the whole images, [B, D, h, w].
+        batch: The views of B images.
+        config: The settings of the run.
+        teacher_temperature: The temperature of the teachers' affinities at this step.
+    """
+    positions = batch.match_uniform.view(len(features), -1, 2)  # the points of the student in `match_points`
+    at_points = _unit(sample(features, geometry.to_image(positions, batch.maps[QUERY])))
+    target: AffinityTarget | None = None
+    if config.teacher.form == "projected":
+        side = config.objectives.reference_grid or features.shape[-1]
+        keys, _ = reference_keys(features, side)
+        target = affinity_target(at_points, keys, teacher_temperature)
+    return FrozenFeatures(features, positions, at_points, target)
+
+
 class Level:
     """Computes the loss terms of one feature level.
 
@@ -57,6 +99,8 @@ class Level:
         feature_side: Cells per side of its feature grid.
         queue: Past image keys; None if image contrast is not trained.
         center: [M] running mean of the teacher's affinities; None if it is not used.
+        mixture: [M, h w] of `cell_mixture`; None if distillation is not trained, or is cheaper without it (see
+            `reference_keys`).
     """
 
     def __init__(self, config: Config, index: int, weights: dict[str, float], device: torch.device) -> None:
@@ -66,14 +110,15 @@ class Level:
         self.feature_side = feature_side(config.model, config.views.size, self.stride)
         self.queue: KeyQueue | None = None
         if "image" in weights:
-            generator = torch.Generator().manual_seed(rng.torch_seed(config.seed, "weights", index=1 + index))
+            seed = rng.torch_seed(config.seed, "weights", index=1 + index)  # index 0 is the seed of the student
+            generator = torch.Generator().manual_seed(seed)
             self.queue = KeyQueue(config.objectives.queue, config.model.contrast_dim, generator).to(device)
         self.center: Tensor | None = None
         if "distill" in weights and config.objectives.center:
             self.center = torch.zeros(self.reference_side() ** 2, device=device)
-        # With fewer feature cells than features, distillation is cheaper in the basis of cells, see `reference_keys`.
         self.mixture: Tensor | None = None
-        if "distill" in weights and self.feature_side**2 < config.model.distill_dim:
+        has_few_cells = self.feature_side**2 < config.model.distill_dim  # fewer cells than features
+        if "distill" in weights and has_few_cells:
             self.mixture = cell_mixture(self.feature_side, self.reference_side(), device)
 
     def reference_side(self) -> int:
@@ -112,7 +157,7 @@ class Level:
         Args:
             batch: The views of B images.
             query: The student's features of A.
-            reference: The moving average's features of C.
+            reference: The moving average's features of C; the head "frozen" is needed in the relational form only.
             match: The moving average's features of B.
             frozen: The frozen teacher's features; None: there is no such teacher.
             teacher_temperature: The temperature of the teachers' affinities at this step.
@@ -153,9 +198,12 @@ class Level:
         if self.center is not None:
             affinities = [output.affinity for output in outputs if output.affinity is not None]
             total = torch.stack([mean * count for mean, count in affinities]).sum(dim=0)
-            total_count = torch.stack([count for _, count in affinities]).sum()
-            step_mean = distributed.sum_over_processes(total) / distributed.sum_over_processes(total_count).clamp(min=1)
-            self.center.copy_(torch.where(keep, self.center.lerp(step_mean, 1 - CENTER_MOMENTUM), self.center))
+            count = torch.stack([count for _, count in affinities]).sum()
+            total = distributed.sum_over_processes(total)
+            count = distributed.sum_over_processes(count)
+            step_mean = total / count.clamp(min=1)
+            updated = self.center.lerp(step_mean, 1 - CENTER_MOMENTUM)
+            self.center.copy_(torch.where(keep, updated, self.center))
 
     def _point_term(self, batch: Batch, query_features: Tensor, key_features: Tensor) -> Term:
         """Contrast points of A with points of the key view; both features are [B, D, h, w]."""
@@ -172,7 +220,7 @@ class Level:
             return objectives.point_region_term(
                 query, key, points.query_regions, points.key_regions, objective_config.point_temperature
             )
-        # negatives from the images of all processes
+        # negatives from all images of all processes
         query_ids = _ids_over_all_images(points.query_regions, num_ids)
         key_ids = _ids_over_all_images(points.key_regions, num_ids)
         all_keys = distributed.gather(key.flatten(0, 1))
@@ -182,7 +230,7 @@ class Level:
         )
 
     def _choose_points(self, batch: Batch) -> tuple[ContrastPoints, int]:
-        """Choose the points to contrast. Returns (points, a number that all their region ids are below)."""
+        """Choose the points to contrast. Returns (points, an upper bound: all their region ids are below it)."""
         maps = batch.maps
         if self.config.objectives.contrasts_pixels:
             return pixel_points(maps[QUERY], maps[MATCH], self.feature_side), self.feature_side**2
@@ -202,7 +250,7 @@ class Level:
     ) -> tuple[Term, tuple[Tensor, Tensor] | None]:
         """Compute affinity distillation from the moving average. Returns (term, `LevelOutput.affinity`).
 
-        Features are [B, D, h, w]: the student's of A, the moving average's of B and of C.
+        `query`, `match` and `reference` are features [B, D, h, w]: the student's of A, the moving average's of B and C.
         """
         objective_config = self.config.objectives
         points = match_points(
@@ -232,15 +280,17 @@ class Level:
     ) -> Term:
         """Compute affinity distillation from a frozen teacher (METHOD section 6).
 
-        Features are [B, D, h, w]: the student's of A, and the moving average's of C (relational form only).
+        `query` and `reference` are features [B, D, h, w]: the student's of A, and the moving average's of C (None in
+        the projected form).
         """
         temperature = self.config.objectives.student_temperature
         student_features = _unit(sample(query, frozen.positions))
         if frozen.target is not None:  # projected form
             return distillation_to_target(student_features, frozen.target, temperature)
-        assert reference is not None
+        assert reference is not None  # relational form
         side = self.reference_side()
         keys, _ = reference_keys(reference, side)
+        # The teacher's features of the whole image are read where the positions of C's reference grid lie.
         grid = geometry.cell_centers(side, side, query.device).expand(len(query), -1, -1)
         teacher_keys = _unit(sample(frozen.features, geometry.to_image(grid, batch.maps[REFERENCE])))
         return objectives.relational_distillation_term(
@@ -248,46 +298,10 @@ class Level:
         )
 
     def _frozen_side(self, frozen_side: int) -> int:
-        """The number of positions per side of the reference grid of distillation from a frozen teacher."""
+        """Return the number of positions per side of the reference grid of distillation from a frozen teacher."""
         if self.config.teacher.form == "relational":
             return self.reference_side()
         return self.config.objectives.reference_grid or frozen_side
-
-
-@dataclass(frozen=True)
-class FrozenFeatures:
-    """What all levels need of a frozen teacher in a micro-batch.
-
-    Attributes:
-        features: Of the whole images, [B, D, h, w].
-        positions: Where points lie in view A, [B, N, 2].
-        at_points: The teacher's features at these points, of unit length, [B, N, D].
-        target: Its affinities to a grid of the whole image; None in the relational form, where each level has a grid
-            of its own.
-    """
-
-    features: Tensor
-    positions: Tensor
-    at_points: Tensor
-    target: AffinityTarget | None
-
-
-def read_frozen(features: Tensor, batch: Batch, config: Config, teacher_temperature: float) -> FrozenFeatures:
-    """Read a frozen teacher's features at the points of view A.
-
-    Args:
-        features: Of the whole images, [B, D, h, w].
-        batch: The views of B images.
-        config: The settings of the run.
-        teacher_temperature: The temperature of the teachers' affinities at this step.
-    """
-    positions = batch.match_uniform.view(len(features), -1, 2)
-    at_points = _unit(sample(features, geometry.to_image(positions, batch.maps[QUERY])))
-    target: AffinityTarget | None = None
-    if config.teacher.form == "projected":
-        keys, _ = reference_keys(features, config.objectives.reference_grid or features.shape[-1])
-        target = affinity_target(at_points, keys, teacher_temperature)
-    return FrozenFeatures(features, positions, at_points, target)
 
 
 def _unit(features: Tensor) -> Tensor:
@@ -300,9 +314,9 @@ def _image_features(features: Tensor) -> Tensor:
 
 
 def _ids_over_all_images(ids: Tensor, num_ids: int) -> Tensor:
-    """Make ids [B, N], which are unique per image, unique over the images of all processes: [B * N]. -1 is kept.
+    """Turn ids [B, N], unique within an image, into ids [B * N], unique over the images of all processes.
 
-    All ids must be below `num_ids`.
+    All ids must be below `num_ids`; -1 stays -1.
     """
     first_image = distributed.rank() * len(ids)
     image = torch.arange(first_image, first_image + len(ids), device=ids.device)

@@ -1,6 +1,6 @@
-"""The weights of a frozen teacher, and their receipt in the run folder: `teacher.json`.
+"""The weights of a frozen teacher, and their receipt `teacher.json` in the run folder.
 
-A resumed run must use the same weights.
+A resumed run must use the same weights. They are not stored in the run folder; the receipt has their hash.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from plrc.model.weights import Weights, load_into, read_weights
 from plrc.pixels import PixelStatistics
 
 TEACHER_RECEIPT = "teacher.json"
-"""In the run folder: the weights of the frozen teacher (`weights_receipt`)."""
+"""File in the run folder: the receipt of the frozen teacher's weights (`weights_receipt`)."""
 
 
 def load_teacher(config: Config) -> tuple[Backbone, dict[str, Any]]:
     """Build the network of the frozen teacher, with its weights and pixel statistics.
 
     Args:
-        config: Settings that want a frozen teacher.
+        config: Settings with `teacher.kind` frozen.
 
     Returns:
         (network, receipt of its weights).
@@ -41,27 +41,28 @@ def load_teacher(config: Config) -> tuple[Backbone, dict[str, Any]]:
     init = _named_weights(config)
     weights = pretrained_weights(name) if init == PRETRAINED else _read_file(Path(init))
     channels = config.data.channels
-    refuse_other_channels(start_pixels(name, weights.metadata, weights.source)[0], channels, init)
+    trained_pixels, _ = start_pixels(name, weights.metadata, weights.source)
+    refuse_other_channels(trained_pixels, channels, init)
     backbone = build_backbone(name, in_channels=channels)
     report = load_into(backbone, weights)
-    if report.inflated:
+    if report.inflated:  # the first convolution was converted from RGB to `channels`
         raise ConfigError(
             f"the frozen teacher ({init}) was trained on RGB, but data.channels is {channels}; name a teacher that was "
             f"trained on {channels} channels, or write --teacher.kind ema"
         )
-    backbone.pixels = _pixels(config, name, weights)
+    backbone.pixels = _choose_pixels(config, trained_pixels)
     return backbone, weights_receipt(init, weights, report, backbone)
 
 
 def check_receipt(plan: Plan, receipt: dict[str, Any]) -> None:
-    """Write teacher.json at a fresh start, and compare the weights with it; all processes call this.
+    """Write teacher.json if it does not exist yet, and compare the weights with it; all processes call this.
 
     Args:
         plan: The run.
-        receipt: That of the weights which were loaded now.
+        receipt: The receipt of the loaded weights, from `load_teacher`.
 
     Raises:
-        WeightsError: They are others than at the start of the run.
+        WeightsError: The weights have changed since the start of the run.
     """
     path = plan.out / TEACHER_RECEIPT
     if distributed.is_main() and not path.exists():
@@ -77,12 +78,15 @@ def check_receipt(plan: Plan, receipt: dict[str, Any]) -> None:
 
 
 def weights_hash(receipt: dict[str, Any]) -> str:
-    """The hash of a receipt: of the file, or of the tensors if a library loaded them without naming a file."""
+    """Return the hash of the weights of a receipt.
+
+    It is the hash of the file; or of the tensors, if a library loaded them without naming a file.
+    """
     return str(receipt.get("sha256") or receipt.get("content_sha256") or "")
 
 
 def _named_weights(config: Config) -> str:
-    """What names the teacher's weights: a file, a run, or PRETRAINED."""
+    """Return the setting that names the teacher's weights: a file, a run, or PRETRAINED."""
     if config.teacher.init:
         return config.teacher.init
     if config.teacher.backbone:
@@ -95,20 +99,26 @@ def _named_weights(config: Config) -> str:
             "teacher.kind frozen needs weights: name them with --teacher.backbone NAME --teacher.init FILE, "
             "or start from weights with --model.init FILE to anchor the student to them"
         )
-    return config.model.init  # the anchor
+    return config.model.init  # the teacher is an anchor: the student's own start weights
 
 
 def _read_file(path: Path) -> Weights:
+    """Read weights from a file, or from the newest checkpoint of a run."""
     if not path.exists():
         raise WeightsError(f"the weights of the frozen teacher, {path}, do not exist; put them back or name others")
     return read_weights(checkpoint_of(path))
 
 
-def _pixels(config: Config, name: str, weights: Weights) -> PixelStatistics:
-    """The statistics that the teacher's pixels are normalized with."""
+def _choose_pixels(config: Config, trained_pixels: PixelStatistics) -> PixelStatistics:
+    """Return the statistics that the teacher's pixels are normalized with.
+
+    Args:
+        config: The settings of the run.
+        trained_pixels: The statistics that the teacher's weights were trained with.
+    """
     if config.teacher.pixels is not None:
         return config.teacher.pixels
-    if not config.teacher.init:  # an anchor has the start weights of the student
+    is_anchor = not config.teacher.init  # it has the student's start weights, and normalizes pixels as the student does
+    if is_anchor or trained_pixels.channels != config.data.channels:
         return config.data.pixels
-    pixels, _ = start_pixels(name, weights.metadata, weights.source)
-    return pixels if pixels.channels == config.data.channels else config.data.pixels
+    return trained_pixels

@@ -1,6 +1,6 @@
 """The frozen teacher: a network with given weights that is never updated (METHOD section 6).
 
-Its features are those of whole images, reduced to their principal components.
+It sees whole images. Its features can be reduced to their principal components.
 
 Shapes: B images, S pixels per side, C channels of the network's level, D reduced features, h x w cells.
 """
@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from plrc.data.photometric import normalize
+from plrc.data.photometric import normalize as normalize_pixels
 from plrc.errors import ConfigError
 from plrc.model.backbone import Backbone
 
 IMAGES_AT_ONCE = 4
-"""Images per forward pass on a CPU: the activations of more do not stay in its cache (three times as slow with 32)."""
+"""Images per forward pass on a CPU. More are slower, because their activations do not fit into the CPU's cache."""
 
 
 @dataclass(frozen=True)
@@ -36,34 +37,36 @@ class Reduction:
 
 
 def principal_components(moment: Tensor, components: int) -> Reduction:
-    """Find the directions that keep the most of unit features' dot products.
+    """Find the directions that preserve the dot products of unit features best.
 
-    These are the eigenvectors of the second moment (not centered, because affinities are not), largest first. The sign
-    of each makes its largest entry positive.
+    These are the eigenvectors of the second moment with the largest eigenvalues. Features are not centered, because
+    affinities are dot products of features that are not centered. An eigenvector has no sign of its own: it is chosen
+    so that the entry with the largest absolute value is positive.
 
     Args:
         moment: float64 [C, C], the sum of f f^T over features f of unit length.
         components: Number of directions D; at most C are returned.
     """
-    _, vectors = torch.linalg.eigh(moment)
+    _, vectors = torch.linalg.eigh(moment)  # in columns, by ascending eigenvalue
     basis = vectors.flip(1)[:, :components]
-    largest = basis.abs().argmax(dim=0, keepdim=True)
-    return Reduction((basis * basis.gather(0, largest).sign()).float())
+    largest_row = basis.abs().argmax(dim=0, keepdim=True)
+    signs = basis.gather(0, largest_row).sign()
+    return Reduction((basis * signs).float())
 
 
 class FrozenTeacher:
-    """Whole images -> features of unit length.
+    """Turns whole images into features of unit length.
 
     Args:
         backbone: The network with its weights.
-        stride: The level whose features are used.
+        stride: Stride of the feature level that is used.
         size: Width and height of the images in pixels.
         device: Where it runs.
 
     Attributes:
         side: Cells per side of the features (h = w).
-        reduction: Applied to the features; None: all features are kept.
-        warnings: What the user should check about the weights.
+        reduction: Reduces the features. None, as at first: all features are kept.
+        warnings: What the user should check about the weights; empty at first.
 
     Raises:
         ConfigError: The backbone has no such level, or cannot take images of this size.
@@ -96,7 +99,8 @@ class FrozenTeacher:
         """Compute features.
 
         Args:
-            images: uint8 [B, 3, S, S]; or features that were computed before, in floating point, [B, D, h, w].
+            images: uint8 [B, 3, S, S]; or features from the cache, in floating point, [B, D, h, w]: they are only
+                converted to float32.
 
         Returns:
             float32 [B, D, h, w]; every cell has unit length.
@@ -104,22 +108,26 @@ class FrozenTeacher:
         if images.is_floating_point():
             return images.float()
         features = self.full_features(images)
-        if self.reduction is not None:
-            with torch.autocast(images.device.type, enabled=False):
-                features = torch.nn.functional.normalize(self.reduction(features), dim=1)
-        return features
+        if self.reduction is None:
+            return features
+        with torch.autocast(images.device.type, enabled=False):
+            return F.normalize(self.reduction(features), dim=1)
 
     @torch.no_grad()
     def full_features(self, images: Tensor) -> Tensor:
         """Compute features that are not reduced: uint8 [B, 3, S, S] -> float32 [B, C, h, w], cells of unit length.
 
-        Never in mixed precision, so that they are those of the cache.
+        Mixed precision is off, so that a training step computes the same features as those in the cache.
         """
         with torch.autocast(images.device.type, enabled=False):
-            return torch.nn.functional.normalize(self._level(images).float(), dim=1)
+            return F.normalize(self._level(images).float(), dim=1)
 
     @torch.no_grad()
     def _level(self, images: Tensor) -> Tensor:
-        parts = images.split(IMAGES_AT_ONCE) if images.device.type == "cpu" else [images]
-        levels = [self.backbone(normalize(part, self.backbone.pixels), self.stride)[self.stride] for part in parts]
+        """Run the network: uint8 [B, 3, S, S] -> the level of `stride`, [B, C, h, w], of any length."""
+        chunk_size = IMAGES_AT_ONCE if images.device.type == "cpu" else len(images)
+        levels = []
+        for chunk in images.split(chunk_size):
+            features = self.backbone(normalize_pixels(chunk, self.backbone.pixels), self.stride)
+            levels.append(features[self.stride])
         return torch.cat(levels)

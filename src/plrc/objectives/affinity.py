@@ -5,7 +5,8 @@ The arithmetic is in `kernels.py`.
     ACE(q; K, T, tau) = logsumexp_j(q . k_j / tau)  -  q . (sum_j T_j k_j) / tau
     d ACE / d q       = (sum_j softmax_j(q . K / tau) k_j  -  sum_j T_j k_j) / tau
 
-The forward pass yields both read-outs, so no attention backward is needed, and keys carry no gradient.
+The two sums over keys in the gradient (read-outs) are computed in the forward pass, so the backward pass only scales
+them. Keys carry no gradient.
 
 Shapes: B images, N queries, M keys, D features.
 """
@@ -27,7 +28,7 @@ BACKENDS = ("auto", "fused", "chunked", "dense")
 
 @dataclass(frozen=True)
 class Term:
-    """Sums over the valid queries, so that several processes can join them before they divide.
+    """A loss term as sums over the valid queries: several processes add up their sums before they divide.
 
     Attributes:
         total: 0-dim, the sum of the affinity cross-entropy; carries the gradient.
@@ -102,19 +103,22 @@ def cross_entropy_to_affinities(
         (cross-entropy [B, N], entropy of T [B, N]).
     """
     query, keys, target_query, target_keys = same_dtype(query, keys, target_query, target_keys)
-    both: tuple[Tensor, Tensor] = _CompareAffinities.apply(
+    loss_and_entropy: tuple[Tensor, Tensor] = _CompareAffinities.apply(
         query, keys, target_query, target_keys, 1 / temperature, backend
     )
-    return both
+    return loss_and_entropy
 
 
 def dense_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Compute ACE in its first form, - sum_j T_j log softmax_j(logits): both [B, N, M] -> [B, N]. The reference."""
+    """Compute ACE by its definition, -sum_j T_j log softmax_j(logits), from two matrices [B, N, M]: [B, N].
+
+    The other functions, which never form these matrices, must agree with it.
+    """
     return -(targets * logits.log_softmax(-1)).sum(-1)
 
 
 def same_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Convert tensors to the widest of their dtypes."""
+    """Convert tensors to a common dtype that holds the values of all of them."""
     dtype = tensors[0].dtype
     for tensor in tensors[1:]:
         dtype = torch.promote_types(dtype, tensor.dtype)
@@ -139,6 +143,8 @@ def check_options(backend: str, *temperatures: float) -> None:
 
 
 class _LogSumExp(torch.autograd.Function):
+    """`log_sum_exp`: the gradient is the read-out of the keys, times the scale."""
+
     @staticmethod
     def forward(ctx: Any, query: Tensor, keys: Tensor, scale: float, backend: Backend) -> Tensor:
         readout, lse = kernels.attend(query, keys, scale, backend)
@@ -154,6 +160,8 @@ class _LogSumExp(torch.autograd.Function):
 
 
 class _CompareAffinities(torch.autograd.Function):
+    """`cross_entropy_to_affinities`: the gradient is the difference of the two read-outs, times the scale."""
+
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, keys: Tensor, target_query: Tensor, target_keys: Tensor, scale: float, backend: Backend
@@ -166,6 +174,6 @@ class _CompareAffinities(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, _entropy_grad: Tensor) -> tuple[Tensor | None, ...]:
         (difference,) = ctx.saved_tensors
         return (grad * ctx.scale)[..., None] * difference, None, None, None, None, None

@@ -1,4 +1,4 @@
-"""A study as its file declares it: settings that all runs share, and grids of values.
+"""The content of a study file: settings that all runs share, and grids of values.
 
 Each combination of the values of a grid is a run.
 """
@@ -25,13 +25,13 @@ from plrc.transfer.protocols import LabelledConfig, TransferConfig
 
 RANDOM = "random"
 START = "start"
-# Methods without pre-training (random weights, and those of `model.init`) -> the settings that change a result.
+# Methods without pre-training (random weights, and those of `model.init`) -> the settings that change their results.
 UNTRAINED = {RANDOM: ("seed", "model.backbone"), START: ("seed", "model.backbone", "model.init")}
 METHODS = (*UNTRAINED, *get_args(Method))
 KEYS = ("title", "metric", "baseline", "grid", "scenes", "pretrain", "probe", "transfer")
 SCENE_SETTINGS = ("seed", "size")  # all other keys of [scenes] are splits
 PROBE_SETTINGS = ("size", "images", "levels", "curve")  # all other keys of [probe] are settings of `LabelledConfig`
-TRANSFER = "transfer."  # before the name of a setting of fine-tuning that a grid varies
+TRANSFER = "transfer."  # prefix of the settings of fine-tuning that a grid varies
 
 OUT_PLACEHOLDER = Path("{out}")  # stands for the study's folder in a study file
 
@@ -41,9 +41,9 @@ class Grid:
     """Settings whose every combination is a run.
 
     Attributes:
-        name: What tables call the method of the runs, if `method` does not describe them; may be empty.
-        axes: `method`, `preset`, a setting of pre-training by its dotted name, or one of fine-tuning with `transfer.`
-            before it -> its values.
+        name: Replaces the name of the method in tables; may be empty.
+        axes: Values by axis. An axis is `method`, `preset`, the dotted name of a setting of pre-training, or
+            `transfer.` and the dotted name of a setting of fine-tuning.
     """
 
     name: str
@@ -58,9 +58,10 @@ class StudyRun:
         axes: What tables show: `method` (or the name of the grid), `seed`, and the settings that vary.
         method: How the weights are made, one of `METHODS`.
         settings: The grid's settings of pre-training by dotted name, `seed` and possibly `preset` among them.
-        transfer: The grid's settings of fine-tuning by dotted name, applied over those of the study.
-        weights: Hash of everything that changes the weights; the run's folder has this name.
-        name: Hash of everything that changes the results.
+        transfer: The grid's settings of fine-tuning by dotted name, which override those of the study.
+        weights: Hash of everything that changes the weights; the run's folder has this name. Runs with different
+            fine-tuning can share it.
+        name: Hash of everything that changes the results, which identifies the run.
     """
 
     axes: dict[str, Any]
@@ -83,14 +84,14 @@ class Study:
     Attributes:
         title: Title of the table and the page.
         metric: Score that the table shows.
-        baseline: Method, or name of a grid, that the others are compared with, paired by seed.
+        baseline: Method, or name of a grid, with which the others are compared, paired by seed.
         grids: The grids of runs.
         scenes: Settings of the scenes generated in {out}/scenes: number of images of each split, `seed` and `size`. If
             empty, no scenes are generated.
-        pretrain: Settings of pre-training by dotted name, applied over those of `preset`.
+        pretrain: Settings of pre-training by dotted name. `preset` names the preset that they override.
         probe: Labelled data and settings of the linear probe. Empty: no probe.
-        transfer: Settings of a detector by dotted name, applied over those of `preset`. Empty: no detector. With
-            `fractions`, there is a detector for each of these shares of the labels.
+        transfer: Settings of fine-tuning by dotted name. `preset` names the preset that they override. With
+            `fractions`, a network is fine-tuned for each of these shares of the labels. Empty: no fine-tuning.
     """
 
     title: str
@@ -128,7 +129,7 @@ class Study:
             transfer=flatten(tables.get("transfer", {})),
         )
         require(bool(study.probe or study.transfer), f"{path} measures nothing; write a table [probe] or [transfer]")
-        methods = dict.fromkeys(run.axes["method"] for run in study.runs)
+        methods = dict.fromkeys(run.axes["method"] for run in study.runs)  # each once, in the order of the file
         require(
             study.baseline in methods or "baseline" not in tables,
             f"there is no method {study.baseline!r} in the grids; write baseline = one of {', '.join(methods)}",
@@ -136,8 +137,8 @@ class Study:
         # Building the configurations raises an error if a setting cannot be used.
         for run in study.runs:
             config = study.pretrain_config(run, Path("out"))
-            has_start = run.method != START or config.model.init != ""
-            require(has_start, f"method {START} scores the weights of model.init; set model.init")
+            if run.method == START:
+                require(config.model.init != "", f"method {START} scores the weights of model.init; set model.init")
             study.transfer_configs(run, "", Path("out"))
         study.labelled_config(Path("out"))
         return study
@@ -147,38 +148,43 @@ class Study:
         """All runs in the order of the file, each once.
 
         Raises:
-            ConfigError: Two different runs have the same axes, or two names are given to the same run.
+            ConfigError: Two different runs have the same axes, or the same run has two names of a method.
         """
-        runs: dict[str, StudyRun] = {}
+        by_name: dict[str, StudyRun] = {}
         for grid in self.grids:
             for values in itertools.product(*grid.axes.values()):
                 run = self._run(grid, dict(zip(grid.axes, values, strict=True)))
-                earlier = runs.setdefault(run.name, run)
+                earlier = by_name.setdefault(run.name, run)  # a run that two grids declare is executed once
                 require(
                     earlier.axes["method"] == run.axes["method"],
                     f"{earlier} and {run} are the same run; remove one of them, or change its settings",
                 )
         by_axes: dict[str, StudyRun] = {}
-        for run in runs.values():
-            other = by_axes.setdefault(json.dumps(run.axes, sort_keys=True), run)
-            require(other is run, f'two different runs are called "{run}"; give each grid a name of its own')
-        return tuple(runs.values())
+        for run in by_name.values():
+            axes = json.dumps(run.axes, sort_keys=True)
+            require(axes not in by_axes, f'two different runs are called "{run}"; give each grid a name of its own')
+            by_axes[axes] = run
+        return tuple(by_name.values())
 
-    def _run(self, grid: Grid, settings: dict[str, Any]) -> StudyRun:
+    def _run(self, grid: Grid, values: dict[str, Any]) -> StudyRun:
         """Return the run of a grid with these values of its axes."""
-        settings = {"seed": 0} | settings
-        method = settings.pop("method", "plrc")
+        values = {"seed": 0} | values
+        method = values.pop("method", "plrc")
+        settings: dict[str, Any] = {}
+        transfer: dict[str, Any] = {}
+        for axis, value in values.items():
+            if axis.startswith(TRANSFER):
+                transfer[axis.removeprefix(TRANSFER)] = value
+            else:
+                settings[axis] = value
+        require(not transfer or bool(self.transfer), "a grid sets fine-tuning; write a table [transfer]")
         # Tables do not show settings without effect, nor those that the name of the grid stands for.
-        axes = {"method": grid.name or method, "seed": settings["seed"]}
-        for axis, value in settings.items():
-            has_effect = method not in UNTRAINED or axis in UNTRAINED[method] or axis.startswith(TRANSFER)
-            varies = len(grid.axes.get(axis, ())) > 1
-            if has_effect and (varies or not grid.name):
-                axes[axis] = value
-        own = {axis: value for axis, value in settings.items() if not axis.startswith(TRANSFER)}
-        tuning = {axis.removeprefix(TRANSFER): value for axis, value in settings.items() if axis.startswith(TRANSFER)}
-        require(not tuning or bool(self.transfer), "a grid sets fine-tuning; write a table [transfer]")
-        run = StudyRun(axes, method, own, tuning)
+        shown_axes = {"method": grid.name or method, "seed": values["seed"]}
+        for axis, value in values.items():
+            varies = axis in grid.axes and len(grid.axes[axis]) > 1
+            if _has_effect(axis, method) and (varies or not grid.name):
+                shown_axes[axis] = value
+        run = StudyRun(shown_axes, method, settings, transfer)
         weights = self._weights_content(run)
         results = {"weights": weights, "probe": self.probe, "transfer": self._transfer_content(run)}
         return dataclasses.replace(run, weights=digest(weights), name=digest(results))
@@ -186,7 +192,7 @@ class Study:
     def _weights_content(self, run: StudyRun) -> dict[str, Any]:
         """Return every setting that changes the weights of a run.
 
-        {out} and environment variables are not replaced, so the name is the same on every machine; defaults are left
+        {out} and environment variables are not replaced, so the hash is the same on every machine; defaults are left
         out, so it stays the same when plrc gets new settings.
         """
         config = self.pretrain_config(run, OUT_PLACEHOLDER, expand=False)
@@ -203,8 +209,8 @@ class Study:
         return content
 
     def _transfer_content(self, run: StudyRun) -> dict[str, Any]:
-        """Return every setting that changes the results of fine-tuning, by the ending of its scores."""
-        configs = self._transfer_configs(run, OUT_PLACEHOLDER, expand=False)
+        """Return every setting that changes the results of fine-tuning, by the ending of the names of its scores."""
+        configs = self._shared_transfer_configs(run, OUT_PLACEHOLDER, expand=False)
         return {ending: _changed_settings(config) for ending, config in configs.items()}
 
     def pretrain_config(self, run: StudyRun, out: Path, expand: bool = True) -> Config:
@@ -219,10 +225,11 @@ class Study:
         """
         own = _expanded(run.settings, out, expand)
         shared = _expanded(self.pretrain, out, expand)
-        name = shared.pop("preset", "small_r18")
-        config = preset(own.pop("preset", name)).with_values(shared | own)
+        preset_name = shared.pop("preset", "small_r18")
+        preset_name = own.pop("preset", preset_name)
+        config = preset(preset_name).with_values(shared | own)
         method = "plrc" if run.method in UNTRAINED else run.method  # the settings need a method
-        # The grid may set a value that the method sets too, so its values are applied again.
+        # A method overrides values of the study, but not those of the grid, which are therefore applied again.
         config = with_method(config, method).with_values(own)
         folder = out / "runs" / run.weights / "pretrain"
         return config.with_values({"run.out": str(folder), "run.resume": True}, pin=False)
@@ -253,25 +260,24 @@ class Study:
             labels: Digest of the labels; the names of the folders depend on it.
 
         Returns:
-            Ending of the names of the scores -> settings: "_10" for a tenth of the labels, "" without `fractions`.
+            Settings by the ending of the names of the scores: "_10" for a tenth of the labels, "" without `fractions`.
         """
         content = self._transfer_content(run)
-        configs = self._transfer_configs(run, out)
-        for ending, config in configs.items():
-            name = f"transfer{ending}-{digest({**content[ending], 'labels of': labels})}"
-            folder = out / "runs" / run.weights / name
+        configs: dict[str, TransferConfig] = {}
+        for ending, config in self._shared_transfer_configs(run, out).items():
+            folder = out / "runs" / run.weights / f"transfer{ending}-{digest_with_labels(content[ending], labels)}"
             values = {"init": init, "run.out": str(folder), "run.resume": True, "run.keep_model": False}
             configs[ending] = config.with_values(values)
         return configs
 
-    def _transfer_configs(self, run: StudyRun, out: Path, expand: bool = True) -> dict[str, TransferConfig]:
-        """Return the settings of fine-tuning without initial weights and folder, by the ending of the scores."""
+    def _shared_transfer_configs(self, run: StudyRun, out: Path, expand: bool = True) -> dict[str, TransferConfig]:
+        """Return `transfer_configs` before the initial weights and the folder are set."""
         if not self.transfer:
             return {}
         values = _expanded(self.transfer | run.transfer, out, expand)
         task = values.pop("task", "detection")
         fractions = values.pop("fractions", None)
-        # Unless the file sets it, the network is that of pre-training, whatever the protocol's is.
+        # Unless the study sets the backbone, it is that of pre-training, not that of the protocol.
         backbone = self.pretrain_config(run, out, expand).model.backbone
         config = protocol(values.pop("preset", f"small_{task}"), task)
         config = config.with_values({"model.backbone": backbone, "seed": run.settings["seed"]} | values)
@@ -292,6 +298,23 @@ def digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def digest_with_labels(settings: dict[str, Any], labels: str) -> str:
+    """Return a hash of the settings of a measurement and of the labels that it is made on.
+
+    Args:
+        settings: The settings.
+        labels: Digest of the labels.
+    """
+    return digest({**settings, "labels of": labels})
+
+
+def _has_effect(axis: str, method: str) -> bool:
+    """Return whether an axis changes the results of a method: without pre-training, few settings do."""
+    if method not in UNTRAINED or axis.startswith(TRANSFER):
+        return True
+    return axis in UNTRAINED[method]
+
+
 def _changed_settings(config: Config | TransferConfig) -> dict[str, Any]:
     """Return the settings that affect results and do not have the default value, by dotted name."""
     defaults = type(config)().result_settings()
@@ -301,8 +324,10 @@ def _changed_settings(config: Config | TransferConfig) -> dict[str, Any]:
 def _expanded(values: dict[str, Any], out: Path, expand: bool = True) -> dict[str, Any]:
     """Return a copy of some settings, with {out} and environment variables in their strings replaced."""
     expanded = dict(values)
+    if not expand:
+        return expanded
     for name, value in values.items():
-        if expand and isinstance(value, str):
+        if isinstance(value, str):
             text = os.path.expandvars(value.replace("{out}", str(out)))
             require("$" not in text, f"{value} names an environment variable that is not set; set it")
             expanded[name] = text
@@ -310,20 +335,19 @@ def _expanded(values: dict[str, Any], out: Path, expand: bool = True) -> dict[st
 
 
 def _read_grid(table: dict[str, Any]) -> Grid:
-    """Return the grid of a table [[grid]]; a single value stands for a list of one."""
-    values_of = flatten(table)
-    name = values_of.pop("name", "")
+    """Return the grid of a table [[grid]]."""
+    entries = flatten(table)
+    name = entries.pop("name", "")
     require(isinstance(name, str), f"the name of a grid must be a string, got {name!r}")
-    # Settings of fine-tuning, too, but for its task and its labels, which are those of the study.
-    tuning = {name: value for name, value in TransferConfig().flat().items() if not name.startswith(("task", "data."))}
-    known = Config().flat() | {"method": "plrc"} | {f"{TRANSFER}{name}": value for name, value in tuning.items()}
+    defaults = Config().flat() | {"method": "plrc"}
+    for setting, default in TransferConfig().flat().items():
+        if not setting.startswith(("task", "data.")):  # the task and the labels are the same in all runs of a study
+            defaults[TRANSFER + setting] = default
     axes = {}
-    for axis, entry in values_of.items():
-        require(axis in known, f"there is no setting {axis} to vary; did you mean {nearest(axis, known)}?")
-        values = tuple(entry) if isinstance(entry, list) else (entry,)
-        is_pair = isinstance(known[axis], tuple) and not all(isinstance(value, list) for value in values)
-        if is_pair:
-            values = (entry,)  # the setting itself is a list
+    for axis, entry in entries.items():
+        if axis not in defaults:
+            raise ConfigError(f"there is no setting {axis} to vary; did you mean {nearest(axis, defaults)}?")
+        values = _axis_values(entry, is_list_setting=isinstance(defaults[axis], tuple))
         require(bool(values), f"the axis {axis} has no values; write at least one")
         if axis == "method":
             for method in values:
@@ -331,3 +355,16 @@ def _read_grid(table: dict[str, Any]) -> Grid:
             require(not name or len(values) == 1, f"the grid {name!r} has several methods; write a grid for each")
         axes[axis] = values
     return Grid(name, axes)
+
+
+def _axis_values(entry: Any, is_list_setting: bool) -> tuple[Any, ...]:
+    """Return the values of an axis from its entry in the file: a list of values, or a single value.
+
+    If the values of the setting are themselves lists, [0.2, 0.9] is a single value, and [[0.2, 0.9], [0.3, 1.0]] are
+    two.
+    """
+    if not isinstance(entry, list):
+        return (entry,)
+    if is_list_setting and not all(isinstance(value, list) for value in entry):
+        return (entry,)
+    return tuple(entry)

@@ -1,7 +1,7 @@
 """Executes the runs of a study: each is pre-trained, measured, and appended to OUT/lines.jsonl as one line.
 
-A run is finished if it has a line that was measured on the present labels; you may delete OUT/runs. A study can be
-stopped at any point and resumed, and any number of processes may work on the same folder.
+A run is finished if it has a line that was measured on the present labels; it is not repeated if OUT/runs is deleted. A
+study can be stopped at any point and resumed, and any number of processes may work on the same folder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from plrc.machine import commit, versions
 from plrc.progress import OnProgress
 from plrc.runtime import StopRequest
 from plrc.scenes import write_scenes
-from plrc.study.plan import RANDOM, SCENE_SETTINGS, START, Study, StudyRun, digest
+from plrc.study.plan import RANDOM, SCENE_SETTINGS, START, Study, StudyRun, digest, digest_with_labels
 from plrc.transfer.dense import LEVELS, dense_probe, grouping_curve, read_most_detailed
 from plrc.transfer.finetune import transfer
 from plrc.transfer.labels.splits import read_labelled
@@ -36,12 +36,12 @@ LINES = "lines.jsonl"
 SCENES = "scenes"
 
 Line = dict[str, Any]
-"""A line of lines.jsonl: cell (name of the run), axes, labels (their digest), scores, curve, steps, seconds,
-versions."""
+"""A line of lines.jsonl: "cell" (name of the run), "axes", "labels" (their digest), "scores", "curve", "steps",
+"seconds", "versions"."""
 
 
 def run_study(study: Study, out: Path) -> list[Line] | None:
-    """Execute the runs of a study that have no line yet.
+    """Execute the runs of a study that are not finished.
 
     Args:
         study: The study.
@@ -77,19 +77,20 @@ def labels_digest(study: Study, out: Path) -> str:
         out: Its folder.
 
     Raises:
-        DataError: Labels that cannot be used.
+        DataError: The labels cannot be used.
     """
     labels: dict[str, str] = {}
     if study.probe:
         labels["probe"] = read_most_detailed(study.labelled_config(out))[0].digest()
-    for config in study.transfer_configs(study.runs[0], "", out).values():
-        labels["transfer"] = read_labelled(config.data, config.task).digest()
-        break  # the others differ only in the share of the labels
+    if study.transfer:
+        configs = study.transfer_configs(study.runs[0], "", out)
+        first = next(iter(configs.values()))  # the others differ only in the share of the labels
+        labels["transfer"] = read_labelled(first.data, first.task).digest()
     return digest(labels)
 
 
 def read_lines(study: Study, out: Path, labels: str = "") -> dict[str, Line]:
-    """Return name of a run -> its line, for the finished runs of a study, in the order of the study.
+    """Return the lines of the finished runs by the name of the run, in the order of the study.
 
     Several studies may share a folder. A run with the same name has the same results, so the line of another study is
     used too; its axes are replaced by those of this study. Lines that were measured on other labels are left out.
@@ -103,7 +104,8 @@ def read_lines(study: Study, out: Path, labels: str = "") -> dict[str, Line]:
     names = {run.name for run in study.runs}
     stored = [line for line in _stored_lines(out) if line["cell"] in names]
     if not labels:
-        labels = next((line["labels"] for line in reversed(stored) if "labels" in line), "")
+        recorded = [line["labels"] for line in stored if "labels" in line]
+        labels = recorded[-1] if recorded else ""
     usable = {line["cell"]: line for line in stored if line.get("labels", labels) == labels}
     lines = {}
     for run in study.runs:
@@ -113,7 +115,7 @@ def read_lines(study: Study, out: Path, labels: str = "") -> dict[str, Line]:
 
 
 def _stored_lines(out: Path) -> list[Line]:
-    """All lines of a folder but those that a power failure cut short; their runs are repeated."""
+    """Return all complete lines of a folder. A line that a power failure cut short is ignored; its run is repeated."""
     lines = read_json_lines(out / LINES)
     return [line for line in lines if isinstance(line, dict) and {"cell", "axes", "scores"} <= line.keys()]
 
@@ -139,7 +141,7 @@ def append_line(path: Path, line: Line) -> None:
 
 
 class _StudyGrid:
-    """The runs of a study as a grid."""
+    """The runs of a study, for `run_grid`."""
 
     def __init__(self, study: Study, out: Path, labels: str) -> None:
         self.study = study
@@ -156,7 +158,7 @@ class _StudyGrid:
 
     @property
     def num_outdated(self) -> int:
-        """Number of runs that were measured only on other labels."""
+        """Number of runs that were measured on other labels, but not yet on these."""
         measured = {line["cell"] for line in _stored_lines(self.out)}
         return sum(run.name in measured for run in self.pending_runs())
 
@@ -177,19 +179,22 @@ class _StudyGrid:
         pretrained = Path(self.study.pretrain_config(run, self.out).run.out)
         was_measured = any(line["cell"] == run.name for line in _stored_lines(self.out))
         if was_measured and self.study.probe.get("curve"):
-            shutil.rmtree(pretrained, ignore_errors=True)  # the curve needs the checkpoints that were deleted below
+            # The curve needs all checkpoints, but a measured run has kept only the newest: it is trained again.
+            shutil.rmtree(pretrained, ignore_errors=True)
         line = _pretrain_and_measure(self.study, run, self.out, self.labels, on_progress)
         if line is None:
             return None
         append_line(self.out / LINES, line)
-        # The newest checkpoint is enough once the run is finished.
-        for old in checkpoints(pretrained)[:-1]:
+        for old in checkpoints(pretrained)[:-1]:  # all but the newest
             old.unlink()
         return "  ".join(f"{name} {value:.3f}" for name, value in line["scores"].items() if value is not None)
 
 
 def _render_scenes(study: Study, out: Path) -> None:
-    """Render the scenes of a study once. If OUT/scenes exists, it is complete; OUT/scenes.json has its settings."""
+    """Render the scenes of a study into OUT/scenes, unless they exist; their settings are in OUT/scenes.json.
+
+    An existing OUT/scenes is complete, because `write_scenes` creates the folder when everything is written.
+    """
     splits = {key: num_images for key, num_images in study.scenes.items() if key not in SCENE_SETTINGS}
     if not splits:
         return
@@ -208,11 +213,12 @@ def _pretrain_and_measure(study: Study, run: StudyRun, out: Path, labels: str, o
     """Return the line of a run, or None if it was asked to stop."""
     started = time.perf_counter()
     config = study.pretrain_config(run, out)
-    init = RANDOM
     steps = 0
-    if run.method == START:
+    if run.method == RANDOM:
+        init = RANDOM
+    elif run.method == START:
         init = config.model.init
-    elif run.method != RANDOM:
+    else:
         trained = pretrain(config, on_progress=on_progress)
         if not trained.finished:
             return None
@@ -221,7 +227,8 @@ def _pretrain_and_measure(study: Study, run: StudyRun, out: Path, labels: str, o
     scores: dict[str, float] = {}
     curve: list[dict[str, float]] = []
     if study.probe:
-        probed = _probe_once(study, run, out, init, labels, with_curve=bool(steps and study.probe.get("curve")))
+        with_curve = steps > 0 and bool(study.probe.get("curve"))
+        probed = _probe_once(study, run, out, init, labels, with_curve)
         scores = probed["scores"]
         curve = probed["curve"]
     for ending, transfer_config in study.transfer_configs(run, init, out, labels).items():
@@ -229,7 +236,8 @@ def _pretrain_and_measure(study: Study, run: StudyRun, out: Path, labels: str, o
         if result is None:
             return None
         for metric, value in result.metrics.items():
-            scores[f"{metric.lower()}{ending}" if ending else metric] = value
+            score = f"{metric.lower()}{ending}" if ending else metric  # AP; with `fractions` ap_10, ap_50, ...
+            scores[score] = value
     return {
         "cell": run.name,
         "axes": run.axes,
@@ -243,24 +251,23 @@ def _pretrain_and_measure(study: Study, run: StudyRun, out: Path, labels: str, o
 
 
 def _probe_once(study: Study, run: StudyRun, out: Path, init: str, labels: str, with_curve: bool) -> dict[str, Any]:
-    """Return the scores of the linear probe and the curve while training.
+    """Return the scores of the linear probe, and the curve of grouping during training, as JSON content.
 
-    They are kept in the run's folder, so that a run that is stopped later does not probe again.
+    They are stored in the run's folder, so that a run that is stopped later does not probe again.
     """
-    path = out / "runs" / run.weights / f"probe-{digest({**study.probe, 'labels of': labels})}.json"
+    path = out / "runs" / run.weights / f"probe-{digest_with_labels(study.probe, labels)}.json"
     if path.exists():
-        kept: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
-        return kept
+        stored: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
+        return stored
     config = study.pretrain_config(run, out)
     labelled = study.labelled_config(out)
     seed = config.seed
     size = study.probe.get("size", 128)
     images = study.probe.get("images", 100)
     levels = tuple(study.probe.get("levels", LEVELS))
-    probe = dense_probe(labelled, [init], config.model.backbone, size, images, seed, levels)[0]
+    result = dense_probe(labelled, [init], config.model.backbone, size, images, seed, levels)[0]
     scores = {}
-    by_metric = {"miou": probe.miou, "accuracy": probe.accuracy, "auc": probe.grouping}
-    for metric, by_level in by_metric.items():
+    for metric, by_level in (("miou", result.miou), ("accuracy", result.accuracy), ("auc", result.grouping)):
         for level, value in by_level.items():
             scores[f"{metric}_{level}"] = value
     curve = []
