@@ -125,8 +125,8 @@ class Settings:
             if name not in known:
                 raise unknown_setting(name, known, self.RENAMED)
             section, _, key = name.rpartition(".")
-            owner: object = getattr(self, section) if section else self
-            field_type = _field_types(type(owner))[key]
+            owner: Any = type(getattr(self, section)) if section else type(self)
+            field_type = _field_types(owner)[key]
             new_values.setdefault(section, {})[key] = _convert(name, value, known[name], field_type)
         changes = new_values.pop("", {})
         for section, fields in new_values.items():
