@@ -3,7 +3,8 @@
     python studies/tiles.py $PLRC_DATA/aquarium TILES/aquarium --size 240
 
 The data set has images/ and annotations/instances_{train,val,test}.json; the tiles have the same layout. Tiles of a
-split come from images of this split alone. Tiles without an object are left out.
+split come from images of this split alone. Tiles without an object are left out. No two images may have the same name
+but for folder and ending, because a tile is called after its image.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,15 +34,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--size", type=int, default=240, help="side of a tile, pixels of the image")
     options = parser.parse_args(arguments)
-    (options.out / "images").mkdir(parents=True, exist_ok=True)
-    (options.out / "annotations").mkdir(exist_ok=True)
+    contents = {}
     for split in SPLITS:
         name = f"annotations/instances_{split}.json"
-        content = json.loads((options.source / name).read_text(encoding="utf-8"))
+        contents[name] = json.loads((options.source / name).read_text(encoding="utf-8"))
+    stems = Counter(Path(entry["file_name"]).stem for content in contents.values() for entry in content["images"])
+    repeated = [stem for stem, count in stems.items() if count > 1]
+    if repeated:
+        parser.error(
+            f"several images are called {repeated[0]}, so that their tiles would overwrite each other; rename them"
+        )
+    (options.out / "images").mkdir(parents=True, exist_ok=True)
+    (options.out / "annotations").mkdir(exist_ok=True)
+    for name, content in contents.items():
         tiles = cut(content, options.source / "images", options.out / "images", options.size)
         (options.out / name).write_text(json.dumps(tiles), encoding="utf-8")
         counts = f"{len(tiles['images'])} tiles, {len(tiles['annotations'])} boxes"
-        print(f"{split}: {len(content['images'])} images, {counts}")
+        print(f"{name}: {len(content['images'])} images, {counts}")
 
 
 def cut(content: dict[str, Any], source: Path, out: Path, size: int) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def test_tiles_show_the_pixels_and_the_visible_parts_of_the_boxes(tmp_path: Path
     write_data(tmp_path / "data")
     arguments = [tmp_path / "data", tmp_path / "tiles", "--size", "40"]
     text = subprocess.run([sys.executable, SCRIPT, *arguments], check=True, capture_output=True, text=True).stdout
-    assert text.splitlines()[0] == "train: 1 images, 3 tiles, 5 boxes"
+    assert text.splitlines()[0] == "annotations/instances_train.json: 1 images, 3 tiles, 5 boxes"
     content = json.loads((tmp_path / "tiles" / "annotations" / "instances_train.json").read_text())
     boxes = {image["file_name"]: [] for image in content["images"]}
     names = {image["id"]: image["file_name"] for image in content["images"]}
@@ -66,3 +66,13 @@ def test_tiles_are_a_labelled_data_set(tmp_path: Path) -> None:
     subprocess.run([sys.executable, SCRIPT, tmp_path / "data", tmp_path / "tiles", "--size", "40"], check=True)
     labelled = read_labelled(LabelledConfig(source=str(tmp_path / "tiles"), val="none"), "detection")
     assert [(len(part.images), tuple(part.classes)) for part in (labelled.train, labelled.test)] == [(3, ("cell",))] * 2
+
+
+def test_tiles_of_images_of_one_name_are_refused(tmp_path: Path) -> None:
+    write_data(tmp_path / "data")
+    file = tmp_path / "data" / "annotations" / "instances_test.json"
+    file.write_text(file.read_text().replace("test.png", "other/train.jpg"))
+    arguments = [tmp_path / "data", tmp_path / "tiles"]
+    process = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False)
+    assert process.returncode == 2 and "several images are called train, so that" in process.stderr
+    assert not (tmp_path / "tiles").exists()
