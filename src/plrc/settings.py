@@ -137,9 +137,15 @@ class Settings:
 
     def flat(self) -> dict[str, Any]:
         """Return all settings by dotted name."""
-        values = dataclasses.asdict(self)
-        del values["pinned"]
-        return flatten(values)
+        values: dict[str, Any] = {}
+        for entry in dataclasses.fields(self):
+            value = getattr(self, entry.name)
+            if dataclasses.is_dataclass(value):
+                for key in dataclasses.fields(value):
+                    values[f"{entry.name}.{key.name}"] = getattr(value, key.name)
+            elif entry.name != "pinned":
+                values[entry.name] = value
+        return values
 
     def result_settings(self) -> dict[str, Any]:
         """Return the settings that affect results, by dotted name: all but the section `run`."""
