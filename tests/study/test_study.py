@@ -19,6 +19,7 @@ import torch
 from plrc.cli import main
 from plrc.config import Config
 from plrc.errors import ConfigError, RunError
+from plrc.files import read_json_lines
 from plrc.model.backbone import build_backbone
 from plrc.study import Study, curves, read_lines, run_study, slopes, summary, table
 from plrc.study.run import LINES, append_line
@@ -226,6 +227,24 @@ def test_what_a_study_sets_is_not_adapted(file: Path, tmp_path: Path) -> None:
     adapted, own = (Config.load(out / "runs" / run.weights / "pretrain" / "config.toml").optim for run in study.runs)
     assert own.teacher_momentum == 0.99 != adapted.teacher_momentum < 0.99
     assert own.steps == adapted.steps == 4
+
+
+def test_a_seed_is_finished_before_the_next(file: Path, tmp_path: Path) -> None:
+    """The order of the lines is that of the work; the order of the table is that of the file."""
+    head = FILE[: FILE.index("[[grid]]")].replace("curve = true", "")
+    file.write_text(head + '[[grid]]\nmethod = ["random", "start"]\nseed = [0, 1]\n"model.init" = "WEIGHTS"\n')
+    file.write_text(file.read_text().replace("WEIGHTS", str(tmp_path / "start.safetensors")))
+    torch.manual_seed(5)
+    safetensors.torch.save_file(build_backbone("resnet18").net.state_dict(), tmp_path / "start.safetensors")
+    lines = run_study(Study.load(file), tmp_path / "out")
+    assert lines is not None and [line["axes"]["seed"] for line in lines] == [0, 1, 0, 1]
+    written = read_json_lines(tmp_path / "out" / LINES)
+    assert [(line["axes"]["seed"], line["axes"]["method"]) for line in written] == [
+        (0, "random"),
+        (0, "start"),
+        (1, "random"),
+        (1, "start"),
+    ]
 
 
 def test_a_grid_has_a_name_and_a_preset(file: Path, tmp_path: Path) -> None:

@@ -163,8 +163,13 @@ class _StudyGrid:
         return sum(run.name in measured for run in self.pending_runs())
 
     def pending_runs(self) -> list[StudyRun]:
+        """Return the runs without a line: all of one seed before those of the next.
+
+        So the lines of a study that is stopped early can be compared, paired by seed.
+        """
         lines = self._lines()
-        return [run for run in self.study.runs if run.name not in lines]
+        pending = [run for run in self.study.runs if run.name not in lines]
+        return sorted(pending, key=lambda run: run.axes["seed"])
 
     def folder(self, run: StudyRun) -> Path:
         return self.out / "runs" / run.weights
