@@ -47,3 +47,13 @@ def test_the_pixel_baseline_alone_needs_no_reference_view(tiny: Callable[..., Co
     needed = {m: tiny(m, objectives__image_weight=0.0).needs_reference_view for m in ("pixel", "points")}
     assert needed == {"pixel": False, "points": True}
     assert tiny("pixel", objectives__image_weight=0.1).needs_reference_view
+
+
+def test_a_network_that_would_damage_memory_is_not_trained_with_the_channels_last(tiny: Callable[..., Config]) -> None:
+    """tests/integration/test_timm_families.py trains FastViT, which PyTorch aborts in this layout."""
+    pytest.importorskip("timm", reason="timm is not installed (extra timm)")
+    layouts = {}
+    for name, stride in (("fastvit_t8", 16), ("test_efficientnet", 16)):
+        backbone = {"model__backbone": f"timm:{name}", "model__strides": (stride,), "model__layer4_stride": 2}
+        layouts[name] = Learner(tiny(**backbone), CPU).memory_format
+    assert layouts == {"fastvit_t8": torch.contiguous_format, "test_efficientnet": torch.channels_last}

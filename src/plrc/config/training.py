@@ -121,7 +121,8 @@ class OptimConfig:
     """auto: bfloat16 on GPUs that support it, float16 with loss scaling on older GPUs, float32 on a CPU; chosen at the
     start of the run and stored."""
     channels_last: bool = True
-    """Use the memory layout NHWC, in which convolutions are faster."""
+    """Use the memory layout NHWC, in which convolutions are faster. On a CPU it is not used for networks that PyTorch
+    cannot train in it, such as FastViT."""
     compile: bool = False
     """Compile the student and the teacher with torch.compile."""
 

@@ -70,7 +70,6 @@ class Learner:
             all_weights["frozen"] = 0.0
         self.weights = {name: weight for name, weight in all_weights.items() if weight > 0}
         self.precision = choose_precision(config.optim.precision, device)
-        self.memory_format = torch.channels_last if config.optim.channels_last else torch.contiguous_format
 
         torch.manual_seed(rng.torch_seed(config.seed, "weights"))
         student = Network(
@@ -82,6 +81,9 @@ class Learner:
         )
         check_feature_side(student, config.model, config.views.size)
         student.backbone.pixels = config.data.pixels
+        self.memory_format = torch.contiguous_format
+        if config.optim.channels_last and not (device.type == "cpu" and _has_faulty_convolution(student)):
+            self.memory_format = torch.channels_last
         self.student: Network = student.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.teacher = make_teacher(self.student)
         self.levels = [Level(config, index, self.weights, device) for index in range(len(config.model.strides))]
@@ -225,6 +227,17 @@ class Learner:
         if self.precision == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.precision)
+
+
+def _has_faulty_convolution(network: nn.Module) -> bool:
+    """Return whether PyTorch may crash in the backward pass of a network on a CPU, with the channels last.
+
+    The gradient of a 1 x 1 convolution with a stride that reads fewer than 8 channels, such as one in FastViT's stem,
+    is written beyond its memory (PyTorch 2.15 on processors with AVX2).
+    """
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    strided = [conv for conv in convolutions if conv.kernel_size == (1, 1) and conv.stride != (1, 1)]
+    return any(conv.in_channels < 8 for conv in strided)
 
 
 def _of_level(features: Features, stride: int) -> HeadFeatures:
