@@ -51,7 +51,7 @@ def test_bytes_floats_and_normalised_images_give_the_plain_networks_features(
         assert {s: tuple(f.shape) for s, f in levels.items()} == {
             4: (2, 64, 16, 24), 8: (2, 128, 8, 12), 16: (2, 256, 4, 6), 32: (2, 512, 2, 3)
         }  # fmt: skip
-        assert all(torch.allclose(levels[s], plain[s], atol=1e-5) for s in plain)
+        assert all((levels[s] - plain[s]).norm() < 1e-5 * plain[s].norm() for s in plain)  # float32's rounding
     assert list(loaded(pixels, deepest=8)) == [4, 8]
 
 

@@ -61,14 +61,14 @@ def config(task: str, scenes: Path, out: Path, **changes: object) -> TransferCon
     [
         ("detection", "fpn", 2, 160, ["AP50"]),
         ("instances", "fpn", 2, 100, ["AP50", "AP50_mask"]),
-        ("instances", "c4", 2, 160, ["AP50", "AP50_mask"]),
+        ("instances", "c4", 2, 130, ["AP50", "AP50_mask"]),
         ("semantic", "fpn", 4, 120, ["accuracy"]),
     ],
 )
 def test_a_few_images_are_learned_by_heart(
     task: str, neck: str, images: int, steps: int, metrics: list[str], tmp_path: Path
 ) -> None:
-    write_scenes(tmp_path / "few", {"train": images}, seed=3, size=64)
+    write_scenes(tmp_path / "few", {"train": images}, seed=7, size=64)
     (tmp_path / "few" / "test").symlink_to("train")
     changes: dict[str, object] = {
         "data.train": "train",
@@ -85,8 +85,10 @@ def test_a_few_images_are_learned_by_heart(
         "input.flip_prob": 0.0,
         "run.log_every_steps": 20,
     }
-    if neck == "c4":  # BatchNorm would see 16 regions a step, too few for its statistics
+    if neck == "c4":
+        # BatchNorm would see 16 regions a step, too few for its statistics; without it, SGD is slow to learn
         changes |= {"model.rois_per_image": 8, "model.head_norm": "none"}
+        changes |= {"optim.optimizer": "adamw", "optim.lr": 5e-4}
     if task == "semantic":
         changes["input.crop"] = (64.0, 64.0)
     else:
