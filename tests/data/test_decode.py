@@ -17,11 +17,13 @@ import PIL
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from plrc.data import decode as module
 from plrc.data.decode import decode, decode_bytes
 from plrc.data.image_errors import DecodeError
 from plrc.data.image_files import read_file_header
+from plrc.data.image_header import open_image
 from plrc.data.rescale import rescale
 
 HEIGHT, WIDTH = 40, 64
@@ -90,6 +92,25 @@ def test_exif_orientation_puts_every_pixel_where_it_belongs(
     exif[0x0112] = orientation
     data = encoded(turned(orientation, coordinates()), kind, exif=exif, **options)
     assert difference(pixels(data), coordinates()) <= (4 if kind == "JPEG" else 0)
+
+
+def test_exif_behind_the_pixels_of_a_png_is_found() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(turned(6, coordinates()), "PNG", exif=exif)
+    start = data.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+    trailer = data.index(b"IEND") - 4
+    moved = data[:start] + data[end:trailer] + data[start:end] + data[trailer:]
+    assert moved.index(b"IDAT") < moved.index(b"eXIf") and len(moved) == len(data)
+    assert difference(pixels(moved), coordinates()) == 0
+
+
+def test_opening_a_png_decodes_no_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(coordinates(), "PNG")
+    monkeypatch.setattr(PngImageFile, "load", lambda image: pytest.fail("decoded the pixels"))
+    opened = open_image(io.BytesIO(data))
+    assert (opened.height, opened.width) == coordinates().shape[:2]
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 7])

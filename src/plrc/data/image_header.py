@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple
 
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLESPERPIXEL, TiffImageFile
 
 from plrc.data.channels import count_bands, read_npy_header, require_channels, require_rgb, starts_as_npy
@@ -222,7 +223,7 @@ def open_image(file: BinaryIO, page: int = 0) -> OpenedImage:
             is_deep = tiff.dtype.itemsize > 1
             return OpenedImage(tiff.height, tiff.width, "TIFF", tiff.orientation, is_deep, image, tiff)
     assert image is not None
-    orientation = _orientation(image)
+    orientation = _orientation(image, file)
     height, width = image.height, image.width
     if image.format != "TIFF":  # Pillow turns a TIFF itself
         height, width = turn_size(height, width, orientation)
@@ -294,13 +295,37 @@ def _is_thumbnail_or_mask(image: Image.Image) -> bool:
     return bool(int(image.tag_v2.get(_PAGE_KIND_TAG, 0)) & _REDUCED_OR_MASK)
 
 
-def _orientation(image: Image.Image) -> int:
+def _orientation(image: Image.Image, file: BinaryIO) -> int:
     """The orientation in the EXIF data, 1 to 8; 1 if it is missing or cannot be read."""
+    if isinstance(image, PngImageFile) and "exif" not in image.info:
+        exif = _png_exif(file)
+        if exif:
+            image.info["exif"] = exif
     try:
-        orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        # not PngImageFile.getexif, which decodes all pixels to find EXIF data behind them
+        orientation = int(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged EXIF data is no reason to refuse the pixels
         return 1
     return orientation if orientation in range(1, 9) else 1
+
+
+def _png_exif(file: BinaryIO) -> bytes:
+    """The EXIF data of a PNG, before or behind its pixels; empty if it has none. The file's position is kept."""
+    position = file.tell()
+    exif = b""
+    offset = 8  # after the signature
+    while not exif:
+        file.seek(offset)
+        start = file.read(8)
+        length = int.from_bytes(start[:4], "big")
+        kind = start[4:]
+        if len(start) < 8 or kind == b"IEND":
+            break
+        if kind == b"eXIf":
+            exif = b"Exif\0\0" + file.read(length)
+        offset += length + 12
+    file.seek(position)
+    return exif
 
 
 _guard = threading.Lock()
