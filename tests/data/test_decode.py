@@ -17,7 +17,7 @@ import PIL
 import pytest
 import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngImageFile
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from plrc.data import decode as module
 from plrc.data.decode import decode, decode_bytes
@@ -94,16 +94,27 @@ def test_exif_orientation_puts_every_pixel_where_it_belongs(
     assert difference(pixels(data), coordinates()) <= (4 if kind == "JPEG" else 0)
 
 
-def test_exif_behind_the_pixels_of_a_png_is_found() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    data = encoded(turned(6, coordinates()), "PNG", exif=exif)
-    start = data.index(b"eXIf") - 4
+def png_options(kind: bytes) -> dict[str, Any]:
+    """What makes Pillow write the orientation 6 into a chunk of this kind."""
+    if kind == b"eXIf":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        return {"exif": exif}
+    text = PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", '<x:xmpmeta tiff:Orientation="6"/>')
+    return {"pnginfo": text}
+
+
+@pytest.mark.parametrize("kind", [b"eXIf", b"iTXt"])
+def test_the_orientation_behind_the_pixels_of_a_png_is_found(kind: bytes) -> None:
+    data = encoded(turned(6, coordinates()), "PNG", **png_options(kind))
+    start = data.index(kind) - 4
     end = start + 12 + int.from_bytes(data[start : start + 4], "big")
     trailer = data.index(b"IEND") - 4
     moved = data[:start] + data[end:trailer] + data[start:end] + data[trailer:]
-    assert moved.index(b"IDAT") < moved.index(b"eXIf") and len(moved) == len(data)
-    assert difference(pixels(moved), coordinates()) == 0
+    assert moved.index(b"IDAT") < moved.index(kind) and len(moved) == len(data)
+    for content in (data, moved):
+        assert difference(pixels(content), coordinates()) == 0
 
 
 def test_opening_a_png_decodes_no_pixels(monkeypatch: pytest.MonkeyPatch) -> None:

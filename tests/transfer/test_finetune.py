@@ -87,8 +87,12 @@ def test_a_few_images_are_learned_by_heart(
     }
     if neck == "c4":
         # BatchNorm would see 16 regions a step, too few for its statistics; without it, SGD is slow to learn
-        changes |= {"model.rois_per_image": 8, "model.head_norm": "none"}
-        changes |= {"optim.optimizer": "adamw", "optim.lr": 5e-4}
+        changes |= {
+            "model.rois_per_image": 8,
+            "model.head_norm": "none",
+            "optim.optimizer": "adamw",
+            "optim.lr": 5e-4,
+        }
     if task == "semantic":
         changes["input.crop"] = (64.0, 64.0)
     else:

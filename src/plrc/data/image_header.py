@@ -5,6 +5,7 @@ Whether a file is an image is decided by its contents, never by its name.
 
 from __future__ import annotations
 
+import io
 import threading
 import warnings
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ _MAX_SCANS = 200  # of a JPEG, which usually has about ten: each costs a pass ov
 CUT_MODES = ("RGB", "RGBA", "LA")  # modes in which Pillow cuts a 16-bit PNG to 8 bits
 _PAGE_KIND_TAG = 254  # NewSubfileType of TIFF
 _REDUCED_OR_MASK = 0b101
+_PNG_SIGNATURE_BYTES = 8
+_PNG_METADATA = (b"IHDR", b"eXIf", b"iTXt", b"tEXt", b"zTXt")
 _ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
 
 
@@ -297,35 +300,35 @@ def _is_thumbnail_or_mask(image: Image.Image) -> bool:
 
 def _orientation(image: Image.Image, file: BinaryIO) -> int:
     """The orientation in the EXIF data, 1 to 8; 1 if it is missing or cannot be read."""
-    if isinstance(image, PngImageFile) and "exif" not in image.info:
-        exif = _png_exif(file)
-        if exif:
-            image.info["exif"] = exif
     try:
-        # not PngImageFile.getexif, which decodes all pixels to find EXIF data behind them
+        if isinstance(image, PngImageFile):  # its getexif would decode all pixels, to find EXIF data behind them
+            image = _png_metadata(file)
         orientation = int(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged EXIF data is no reason to refuse the pixels
         return 1
     return orientation if orientation in range(1, 9) else 1
 
 
-def _png_exif(file: BinaryIO) -> bytes:
-    """The EXIF data of a PNG, before or behind its pixels; empty if it has none. The file's position is kept."""
+def _png_metadata(file: BinaryIO) -> Image.Image:
+    """A PNG with all metadata of this one, also of that behind its pixels, and without pixels. Keeps the position."""
     position = file.tell()
-    exif = b""
-    offset = 8  # after the signature
-    while not exif:
+    file.seek(0)
+    content = bytearray(file.read(_PNG_SIGNATURE_BYTES))
+    offset = _PNG_SIGNATURE_BYTES
+    while True:
         file.seek(offset)
         start = file.read(8)
         length = int.from_bytes(start[:4], "big")
         kind = start[4:]
         if len(start) < 8 or kind == b"IEND":
             break
-        if kind == b"eXIf":
-            exif = b"Exif\0\0" + file.read(length)
-        offset += length + 12
+        size = length + 12  # with its length, its kind and its checksum
+        if kind in _PNG_METADATA:
+            file.seek(offset)
+            content += file.read(size)
+        offset += size
     file.seek(position)
-    return exif
+    return Image.open(io.BytesIO(content + b"\0\0\0\0IDAT"), formats=["PNG"])
 
 
 _guard = threading.Lock()
