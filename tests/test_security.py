@@ -35,6 +35,7 @@ from plrc.settings import read_toml
 from plrc.text import printable
 from plrc.transfer.finetune import _restore
 from plrc.transfer.initial import initial_backbone
+from plrc.transfer.labels.label_maps import count_values
 
 # --- the code itself -------------------------------------------------------------------------------------------------
 
@@ -225,7 +226,7 @@ def npy_header(shape: tuple[int, ...], kind: str = "<i8") -> bytes:
     return file.getvalue()
 
 
-def test_small_id_maps_with_much_behind_them_are_refused(tmp_path: Path) -> None:
+def test_small_maps_with_much_behind_them_are_refused(tmp_path: Path) -> None:
     """None of these is inflated: the sentence comes from the header."""
     (tmp_path / "claims.npy").write_bytes(npy_header((10**6, 10**6)))
     (tmp_path / "objects.npy").write_bytes(npy_header((1, 1), "|O") + pickle.dumps(Planted(tmp_path / "mark")))
@@ -239,6 +240,8 @@ def test_small_id_maps_with_much_behind_them_are_refused(tmp_path: Path) -> None
         assert (tmp_path / name).stat().st_size < 10**6
         with pytest.raises(RegionError, match=r"pixels; 1 to 200000000 can be used|exceeds limit of"):
             load_regions(tmp_path / name, 8)
+    with pytest.raises(PlrcError, match=r"label map .*bomb\.png .*pixels; 1 to 200000000 can be used"):
+        count_values([str(tmp_path / "bomb.png")])
     with pytest.raises(RegionError, match="whole numbers"):
         load_regions(tmp_path / "objects.npy", 8)
     assert not (tmp_path / "mark").exists()

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from plrc.data.id_maps import require_pixels
 from plrc.data.image_header import quiet_pillow
 from plrc.errors import DataError
 
@@ -175,6 +176,7 @@ def _opened(path: str) -> Iterator[Image.Image]:
     try:
         with quiet_pillow(), Image.open(path) as image:
             check_map_format(path, str(image.format), image.mode)
+            require_pixels(image.height, image.width)
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             yield image
