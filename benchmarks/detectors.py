@@ -15,7 +15,7 @@ import torch
 from benchmarks.report import Bench, interquartile_range, median, peak_bytes, ratios, time_interleaved
 from plrc.model import build_backbone
 from plrc.runtime import choose_device
-from plrc.transfer.finetune import build_optimizer
+from plrc.transfer.optim import build_optimizer
 from plrc.transfer.presets import protocol
 from plrc.transfer.tasks import DetectionModel
 

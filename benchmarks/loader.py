@@ -68,9 +68,7 @@ def run(
         def augment_all() -> None:
             for first in range(0, images, batch):
                 part = collate([dataset[0, i] for i in range(first, min(first + batch, images))])
-                photometric.augment(
-                    part.images.flatten(0, 1), part.color_uniform.flatten(0, 1), config.views, config.data.pixels
-                )
+                photometric.augment_views(part.images, part.color_uniform, config.views, config.data.pixels)
 
         stages = {"decode": decode_all, "crops": crop_all, "cached": take_all, "images": augment_all}
         print(f"loader: {images} images of {width} x {height}, {', '.join(stages)}", file=sys.stderr)

@@ -135,9 +135,9 @@ class Setting:
         self.learner = self.state.learner
         learner = self.learner
         self.window = MetricWindow(config.optim.batch_size, learner.key_counts())
-        color_uniform = batch.color_uniform.flatten(0, 1)
-        self.views = photometric.augment(batch.images.flatten(0, 1), color_uniform, config.views, config.data.pixels)
-        self.views = self.views.contiguous(memory_format=learner.memory_format).unflatten(0, batch.images.shape[:2])
+        views = photometric.augment_views(batch.images, batch.color_uniform, config.views, config.data.pixels)
+        joined = views.flatten(0, 1).contiguous(memory_format=learner.memory_format)
+        self.views = joined.unflatten(0, batch.images.shape[:2])
         self.order = torch.from_numpy(rng.generator(config.seed, "shuffle").permutation(batch.images.shape[1]))
         self.parts: dict[str, list[float]] = {}  # seconds of each call of step_in_parts
 

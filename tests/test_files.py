@@ -1,4 +1,4 @@
-"""Files that are written atomically."""
+"""Files that are written atomically, and folders that can be used."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
-from plrc.files import PARTIAL, write_atomic
+from plrc.files import PARTIAL, is_unused, write_atomic
 
 
 def test_two_threads_may_write_the_same_file(tmp_path: Path) -> None:
@@ -30,3 +30,14 @@ def test_two_threads_may_write_the_same_file(tmp_path: Path) -> None:
         list(threads.map(write, contents))
     assert path.read_bytes() in contents
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_does_not_make_a_folder_used(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    assert is_unused(folder)
+    folder.mkdir()
+    (folder / ".config.toml.4711").touch()
+    (folder / "lock").touch()
+    assert is_unused(folder, "lock") and not is_unused(folder)
+    (folder / ".hidden").touch()
+    assert not is_unused(folder, "lock")

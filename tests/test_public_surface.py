@@ -27,7 +27,7 @@ FLAGS = """
 --data.group --data.pages --data.max-unreadable-fraction --data.channels --data.mean --data.std
 --views.size --views.tiles --views.scale --views.ratio --views.flip-prob --views.overlap --views.overlap-tries
 --views.jitter-prob --views.brightness --views.contrast --views.saturation --views.hue --views.gray-prob
---views.blur-prob --views.blur-sigma
+--views.blur-prob --views.blur-sigma --views.teacher-color --views.no-teacher-color
 --regions.source --regions.grid --regions.count --regions.scale --regions.maps --regions.map-size --regions.merge
 --regions.split --regions.jitter --regions.reassign
 --model.backbone --model.strides --model.layer4-stride --model.init --model.trainable-stages
@@ -93,6 +93,7 @@ PAPER = {  # METHOD section 4, and the objectives' settings of section 3
     "views.gray_prob": 0.2,
     "views.blur_prob": 0.5,
     "views.blur_sigma": (0.1, 2.0),
+    "views.teacher_color": True,
     "regions.source": "grid",
     "regions.grid": 4,
     "optim.name": "sgd",
@@ -258,7 +259,8 @@ def test_flags_of_transfer(task: str, capsys: pytest.CaptureFixture[str]) -> Non
 def test_flags_of_the_probe_and_of_compare(capsys: pytest.CaptureFixture[str]) -> None:
     probe = "--help --data --init --out --backbone --layout --size --images --seeds --channels --mean --std"
     probe += " --max-megapixels --rescale-percentiles"
-    splits = "--train --test --test-fraction --group --fraction"
+    splits = "--train --test --test-fraction --group --fraction --unlabelled --four-point-polygons"
+    splits += " --no-four-point-polygons"
     assert flags(["transfer", "probe"], capsys) == {*probe.split(), *splits.split()}
     grid = "--task --init --fractions --shots --seeds --lrs --processes"
     single = "--data.fraction --data.shots --optim.lr --resume --no-resume --run.resume --run.no-resume"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pydoc
 import re
 import shlex
 import subprocess
@@ -87,6 +88,17 @@ def test_links_work_on_a_code_host(path: Path) -> None:
     targets = re.findall(r"\]\(([^)#\s]+)|src=\"([^\"]+)\"", path.read_text(encoding="utf-8"))
     for target in (link or image for link, image in targets):
         assert target.startswith("https://") or (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))], ids=lambda path: path.name)
+def test_imports_of_plrc_work(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S) + re.findall(r"^ {4}(.*)$", text, re.M)
+    code = "\n".join(blocks)
+    imported = re.findall(r"\bimport (plrc(?:\.\w+)*)", code)
+    for module, names in re.findall(r"\bfrom (plrc(?:\.\w+)*) import \(?\s*(\w+(?:,\s*\w+)*)", code):
+        imported += [f"{module}.{name}" for name in re.split(r",\s*", names)]
+    assert [name for name in imported if pydoc.locate(name) is None] == []
 
 
 @pytest.mark.parametrize("name", ["FAQ.md", "GALLERY.md", "MIGRATING.md"])

@@ -67,7 +67,7 @@ def stop_at_step_10(done: int, total: int, line: str = "") -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_run_in_bfloat16_learns_and_continues_after_a_stop(images: str, tmp_path: Path) -> None:
+def test_a_run_learns_and_continues_after_a_stop(images: str, tmp_path: Path) -> None:
     whole_run = config(
         data__source=images,
         optim__precision="bfloat16" if DEVICE != "cpu" else "float32",  # many CPUs are slow in bfloat16

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
+
+logger = logging.getLogger(__name__)
 
 LOCK = "lock"
 PARTIAL = re.compile(r"\..+\.\d+")  # names of the temporary files of `write_atomic`
@@ -52,6 +55,18 @@ def remove_partial(folder: Path) -> None:
     for path in folder.rglob(".*"):
         if PARTIAL.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
+
+
+def is_unused(folder: Path, *ignored: str) -> bool:
+    """Return whether a folder is missing or empty.
+
+    Args:
+        folder: The folder. Temporary files that killed processes left in it do not count.
+        ignored: Names of entries that do not count either.
+    """
+    if not folder.exists():
+        return True
+    return all(entry.name in ignored or PARTIAL.fullmatch(entry.name) for entry in folder.iterdir())
 
 
 def damage(path: Path) -> str:
@@ -173,9 +188,66 @@ class FolderLock:
 
 @contextlib.contextmanager
 def claim(folder: Path) -> Iterator[bool]:
-    """Hold a `FolderLock` while the block runs; gives whether the lock was free."""
+    """Hold a `FolderLock` while the block runs.
+
+    Gives whether the lock was free. On a file system without locks that is always true, and a warning is logged.
+    """
     lock = FolderLock()
+    is_free = True
     try:
-        yield lock.take(folder)
+        is_free = lock.take(folder)
+    except OSError as error:
+        if error.errno not in NO_LOCK_ERRORS:
+            raise
+        _warn_without_locks(folder)
+    try:
+        yield is_free
     finally:
         lock.release()
+
+
+@contextlib.contextmanager
+def hold_lock(path: Path) -> Iterator[None]:
+    """Wait until no other process holds a lock file, and hold it while the block runs.
+
+    On a file system without locks, the block runs without the lock, and a warning is logged.
+
+    Args:
+        path: The lock file, in a folder that exists.
+    """
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in NO_LOCK_ERRORS:
+            raise
+        _warn_without_locks(path.parent)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def has_locks(folder: Path) -> bool:
+    """Return whether the file system of a folder supports locks. The folder is created if it does not exist."""
+    lock = FolderLock()
+    try:
+        lock.take(folder)
+    except OSError as error:
+        if error.errno not in NO_LOCK_ERRORS:
+            raise
+        return False
+    finally:
+        lock.release()
+    return True
+
+
+_devices_without_locks: set[int] = set()  # file systems for which this process has logged the warning
+
+
+def _warn_without_locks(folder: Path) -> None:
+    """Log that the file system of a folder has no locks, once for each file system."""
+    device = folder.stat().st_dev
+    if device not in _devices_without_locks:
+        _devices_without_locks.add(device)
+        logger.warning("the file system of %s has no locks: do not start a second process in this folder", folder)

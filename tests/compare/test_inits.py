@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from tests.export.runs import names, saved_run
 
 import plrc
 from plrc.compare.inits import build_comparison, fingerprint, weights_origin
 from plrc.compare.plan import ComparisonPlan
 from plrc.errors import DataError, PlrcError, WeightsError
+from plrc.model.backbone import build_backbone
 from plrc.presets import preset
 from plrc.scenes import write_scenes
 from plrc.transfer.presets import protocol
@@ -99,3 +102,36 @@ def test_origins_and_fingerprints_of_initial_weights(tmp_path: Path) -> None:
     for step in ("step_00000010.pt", "step_00000020.pt"):
         (run / "checkpoints" / step).write_text(step)
     assert fingerprint(str(run)) == fingerprint(str(run / "checkpoints" / "step_00000020.pt"))
+
+
+@pytest.mark.parametrize(
+    ("target", "ending"),
+    [
+        ("torchvision", ".pt"),
+        ("safetensors", ".pt"),
+        ("detectron2", ".pth"),
+        ("detectron2", ".pkl"),
+        ("mmdetection", ".pth"),
+    ],
+)
+def test_every_export_of_a_run_is_of_plrc(target: str, ending: str, tmp_path: Path) -> None:
+    run = saved_run(tmp_path / "run", names(build_backbone("resnet18")))
+    file = tmp_path / f"exported{ending}"
+    plrc.export_backbone(run, target, file)
+    (checkpoint,) = (run / "checkpoints").glob("*.pt")
+    assert [weights_origin(str(path)) for path in (file, checkpoint)] == ["plrc", "plrc"]
+
+
+def test_a_receipt_counts_for_its_own_file_only(tmp_path: Path) -> None:
+    run = saved_run(tmp_path / "run", names(build_backbone("resnet18")))
+    ours = tmp_path / "ours.pt"
+    plrc.export_backbone(run, "torchvision", ours)
+    elsewhere = tmp_path / "elsewhere" / "ours.pt"
+    elsewhere.parent.mkdir()
+    shutil.copyfile(ours, elsewhere)
+    assert weights_origin(str(elsewhere)) == "file"
+    torch.save(build_backbone("resnet18").net.state_dict(), ours)
+    assert weights_origin(str(ours)) == "file"
+    for content in ("[]", "{", '{"sha256": 3}'):
+        ours.with_name("ours.pt.receipt.json").write_text(content)
+        assert weights_origin(str(ours)) == "file"

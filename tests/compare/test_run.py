@@ -8,12 +8,16 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.compare.simulation import BEST_LR, OWN_LINE, compared, ran, simulated
+from tests.killed import kill_at_first_file
+from tests.without_locks import needs_filter
 
 from plrc.compare import run as compare
 from plrc.compare.inits import build_comparison, fingerprint
@@ -184,6 +188,53 @@ def test_folders_that_cannot_be_used(build: Callable[..., ComparisonPlan], tmp_p
         compared(build(out=tmp_path / "file"))
     with pytest.raises(RunError, match="is not empty and contains no comparison"):
         compared(build(out=tmp_path))
+
+
+def test_a_comparison_that_was_killed_while_it_wrote_its_first_file_can_be_started_again(
+    build: Callable[..., ComparisonPlan], tmp_path: Path
+) -> None:
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from tests.compare.simulation import compared, simulated_comparison\n"
+        "compared(simulated_comparison(Path(sys.argv[1])))"
+    )
+    kill_at_first_file(code, tmp_path)
+    (partial,) = (tmp_path / "out").iterdir()
+    assert partial.name.startswith(".comparison.json.")
+    assert compared(build())["finished"]
+
+
+WITHOUT_LOCKS = """
+import logging
+import sys
+from pathlib import Path
+from tests.compare.simulation import compared, simulated_comparison
+from tests.without_locks import refuse_locks
+from plrc.errors import RunError
+
+logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
+refuse_locks()
+try:
+    compared(simulated_comparison(Path(sys.argv[1]), processes=2))
+except RunError as error:
+    print(error)
+compared(simulated_comparison(Path(sys.argv[1])))
+"""
+
+
+@needs_filter
+def test_a_file_system_without_locks_needs_a_single_process(
+    build: Callable[..., ComparisonPlan], tmp_path: Path
+) -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", WITHOUT_LOCKS, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    refused, warning = done.stdout.splitlines()  # a single warning, though each of 24 runs claims its folder
+    assert refused == f"the file system of {tmp_path}/out has no locks, which processes need; write --processes 1"
+    assert warning.endswith(" has no locks: do not start a second process in this folder")
+    assert len(ran(tmp_path / "out")) == 24
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text())["finished"]
 
 
 def test_results_that_cannot_be_used(build: Callable[..., ComparisonPlan]) -> None:

@@ -259,6 +259,24 @@ def test_pages_of_one_file_change_nothing_in_a_list(tmp_path: Path) -> None:
     assert int(images.decode(0, config)[0, 0, 0]) == 180
 
 
+def test_pages_that_do_not_exist_are_unusable(tmp_path: Path, picture: Image.Image) -> None:
+    """A list with a page too many; and a file that is written again with fewer pages after its folder was listed."""
+    stack(tmp_path / "x.tif")
+    (tmp_path / "list.txt").write_text("x.tif\nx.tif#3\nx.tif#9\n")
+    listed = DataConfig(source=str(tmp_path / "list.txt"))
+    sentence = "page 9 does not exist, because the file has 3 pages"
+    with pytest.raises(DecodeError, match=rf"x\.tif: {sentence}"):
+        find_images(listed).read_header(2, 3)
+    report = scan(listed, 1)
+    assert (report.usable, report.unusable) == (2, (("x.tif#9", sentence),))
+
+    config = DataConfig(source=str(tmp_path), pages="all")
+    images = find_images(config)
+    stack(tmp_path / "x.tif", pages=2)
+    with pytest.raises(DecodeError, match="page 3 does not exist, because the file has 2 pages"):
+        images.decode(2, config)
+
+
 def test_images_that_differ_in_their_ending_only_share_no_map(tmp_path: Path, picture: Image.Image) -> None:
     for name in ("a/x.jpg", "a/x.png", "a-x.jpg", "a/y.jpg"):
         (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)

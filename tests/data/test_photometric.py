@@ -57,6 +57,18 @@ def test_normalise_is_the_formula() -> None:
     assert normalize(given).dtype == torch.float32
 
 
+def test_the_colors_of_the_teachers_views_are_left_as_they_are_if_asked() -> None:
+    views = images(12).unflatten(0, (3, 4))
+    uniform = uniforms(12).unflatten(0, (3, 4))
+    config = ViewConfig(jitter_prob=1.0, gray_prob=0.0)
+    everywhere = photometric.augment_views(views, uniform, config, IMAGENET)
+    assert torch.equal(everywhere.flatten(0, 1), augment(views.flatten(0, 1), uniform.flatten(0, 1), config))
+    left = photometric.augment_views(views, uniform, dataclasses.replace(config, teacher_color=False), IMAGENET)
+    assert torch.equal(left[0], everywhere[0])
+    assert torch.equal(left[1:].flatten(0, 1), normalize(views[1:].flatten(0, 1)))
+    assert not torch.equal(left[1:], everywhere[1:])
+
+
 def test_nothing_happens_with_probability_zero() -> None:
     torch.testing.assert_close(augment(images(), uniforms(), NONE), normalize(images()), atol=2e-6, rtol=1e-6)
 

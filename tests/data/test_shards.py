@@ -25,6 +25,7 @@ import pytest
 import torch
 from PIL import Image
 from tests.engine.runs import after_steps
+from tests.killed import kill_at_first_file
 
 from plrc.config import Config, DataConfig, RegionConfig
 from plrc.data import shards
@@ -141,6 +142,22 @@ def test_killed_while_writing_it_resumes_with_what_is_whole(scenes: Path, packed
         shard(scenes, out, megabytes=1)
     with pytest.raises(DataError, match=r"is not empty and holds no shards\.json"):
         shard(packed, scenes)
+
+
+def test_killed_while_writing_its_first_file_it_can_be_started_again(
+    scenes: Path, packed: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    code = (
+        "import sys; from pathlib import Path; from plrc.config import DataConfig\n"
+        "from plrc.data.shard_writer import write_shards; from plrc.data.sources import find_images\n"
+        "write_shards(find_images(DataConfig(source=sys.argv[1])), Path(sys.argv[2]), '', 0.008)"
+    )
+    kill_at_first_file(code, scenes, out)
+    (partial,) = out.iterdir()
+    assert partial.name.startswith(".shards.json.")
+    shard(scenes, out)
+    assert contents(listed(out)) == contents(listed(packed))
 
 
 def test_awkward_names_unreadable_files_and_id_maps(tmp_path: Path) -> None:

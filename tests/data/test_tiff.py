@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import zlib
 from typing import Any
@@ -139,6 +140,68 @@ def test_pages_are_pictures_and_no_thumbnails() -> None:
     assert read_header(io.BytesIO(data)).remarks("first", 3)[1] == (
         "TIFF files of several pages, of which the first is used (data.pages)"
     )
+
+
+def pages(*contents: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        for values in contents:
+            writer.write(values, photometric="rgb" if values.ndim == 3 else "minisblack")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_page_that_does_not_exist_is_named(dtype: Any, channels: int) -> None:
+    values = ramp(channels, dtype, 200).squeeze()
+    for data, count in ((pages(values), "1 page"), (pages(values, values), "2 pages")):
+        sentence = f"^page 8 does not exist, because the file has {count}$"
+        for read in (decode_bytes, read_tiff_page):
+            with pytest.raises(DecodeError, match=sentence):
+                read(data, page=7)
+        for read_start in (read_header, read_tiff_header):
+            with pytest.raises(DecodeError, match=sentence):
+                read_start(io.BytesIO(data), page=7)
+        with pytest.raises(DecodeError, match="page 0 does not exist"):
+            decode_bytes(data, page=-1)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "JPEG", "NPY"])
+def test_other_formats_have_no_further_pages(kind: str) -> None:
+    file = io.BytesIO()
+    if kind == "NPY":
+        np.save(file, ramp(3, np.uint8, 255))
+    else:
+        picture = Image.fromarray(ramp(3, np.uint8, 255))
+        picture.save(file, kind, **({"save_all": True, "append_images": [picture.rotate(90)]} if kind == "GIF" else {}))
+    data = file.getvalue()
+    assert decode_bytes(data).shape == (3, HEIGHT, WIDTH)
+    sentence = "^page 2 does not exist, because the file has 1 page$"
+    with pytest.raises(DecodeError, match=sentence):
+        decode_bytes(data, page=1)
+    with pytest.raises(DecodeError, match=sentence):
+        read_header(io.BytesIO(data), page=1)
+
+
+def test_a_further_page_of_a_kind_that_pillow_does_not_know() -> None:
+    first = ramp(1, np.uint8, 255)[:, :, 0]
+    second = ramp(5)
+    data = pages(first, second)
+    assert np.array_equal(pixels(data, page=0)[:, :, 0], first)
+    assert np.abs(pixels(data, page=1) - scaled(second[:, :, :3])).max() <= 1
+    header = read_header(io.BytesIO(data), page=1)
+    assert (header.mode, header.unused_channels, header.pages) == ("5 channels of uint16", 2, 2)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_damaged_further_page_gives_pixels_or_a_decode_error(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    data = bytearray(pages(ramp(1, np.uint8, 255)[:, :, 0], ramp(3, draw.choice([np.uint8, np.uint16]))))
+    _, second = (page.offset for page in tifffile.TiffFile(io.BytesIO(bytes(data))).pages)
+    for place in draw.integers(second, second + 100, size=2):
+        data[place] = draw.integers(256)
+    with contextlib.suppress(DecodeError):
+        decode_bytes(bytes(data), page=1)
 
 
 def test_a_damaged_list_of_pages_without_end_ends() -> None:

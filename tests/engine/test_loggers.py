@@ -91,6 +91,15 @@ def test_a_run_stopped_early_is_killed_in_mlflow(tmp_path: Path, offline: None) 
     assert mlflow.MlflowClient().get_run(identifier).info.status == "KILLED"
 
 
+def test_a_run_that_ends_with_its_time_is_finished_in_mlflow(tiny: Tiny, offline: None) -> None:
+    import mlflow
+
+    run = pretrain(tiny(optim__hours=1e-6, run__loggers=("mlflow",)))
+    assert run.finished
+    identifier = json.loads((run.path / "loggers.json").read_text())["mlflow"]
+    assert mlflow.MlflowClient().get_run(identifier).info.status == "FINISHED"
+
+
 def test_a_missing_package_is_named_before_anything_is_written(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else find_spec(name))

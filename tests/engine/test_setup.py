@@ -61,6 +61,25 @@ def test_resuming_adapts_nothing_twice(tiny: Tiny) -> None:
         prepare(stored.with_values(RESUME | {"optim.lr": 0.25}))
 
 
+def test_rate_and_groups_follow_a_changed_batch(tiny: Tiny) -> None:
+    config = plrc.preset("debug_cpu").with_values({"adapt": True}, pin=False)
+    pinned = {name: value for name, value in tiny().flat().items() if name in ("data.source", "run.out", "run.device")}
+    config = config.with_values(pinned | {"optim.batch_size": 16})
+    first = prepare(config)
+    assert (first.config.model.bn_groups, first.config.optim.lr) == (2, pytest.approx(1e-3 * 0.5**0.5, rel=1e-5))
+    smaller = config.with_values(RESUME | {"optim.batch_size": 8})
+    with pytest.raises(PlrcError, match=r"optim\.batch_size: stored 16, now 8"):
+        prepare(smaller)
+    plan = prepare(smaller.with_values({"run.allow_changes": True}))
+    assert (plan.config.model.bn_groups, plan.config.optim.lr) == (1, pytest.approx(1e-3 * 0.25**0.5, rel=1e-5))
+    assert [remark for remark in plan.remarks if remark.startswith("adapted")] == [
+        "adapted optim.lr: 0.001 -> 0.0005 (square root of the batch: 8 / 32)",
+        "adapted model.bn_groups: 4 -> 1 (8 images at a time: groups of at least 8)",
+    ]
+    same_batch = prepare(config.with_values(RESUME | {"run.allow_changes": True, "optim.batch_size": 16}))
+    assert same_batch.config.objectives.queue == plan.config.objectives.queue == first.config.objectives.queue
+
+
 def test_precision_is_settled_once_and_stored(tiny: Tiny) -> None:
     config = tiny()
     assert config.optim.precision == "auto" and prepare(config).config.optim.precision == "float32"

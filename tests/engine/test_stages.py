@@ -71,6 +71,23 @@ def test_stages_of_a_network_of_ones_own(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_frozen_parameters_of_a_network_of_ones_own_stay_frozen(tiny: Tiny, tmp_path: Path) -> None:
+    frozen = OWN.replace("return Net()", "net = Net()\n    net.stem.requires_grad_(False)\n    return net")
+    (tmp_path / "net.py").write_text(frozen)
+    name = f"{tmp_path}/net.py:build"
+    assert set(stages_of(build_backbone(name), 64, 8)) == {
+        "net.norm.weight", "net.norm.bias", "net.top.weight", "net.top.bias"
+    }  # fmt: skip
+    settings = {"model.backbone": name, "model.layer4_stride": 2, "optim.layer_decay": 0.5, "model.trainable_stages": 2}
+    config = tiny(optim__steps=1).with_values(settings)
+    state = TrainingState(config, CPU)
+    start = {key: value.clone() for key, value in state.learner.student.state_dict().items()}
+    trained = final(pretrain(config).path)["student"]
+    for key, is_same in {"stem": True, "norm": False, "top": False}.items():
+        weight = f"backbone.net.{key}.weight"
+        assert torch.equal(trained[weight], start[weight]) == is_same, key  # type: ignore[index]
+
+
 def test_stages_of_a_vision_transformer_are_its_blocks() -> None:
     pytest.importorskip("timm")
     backbone = build_backbone("timm:test_vit")
@@ -152,6 +169,9 @@ def test_a_restored_optimizer_has_the_factors_of_the_settings_now() -> None:
     optimizer = build_optimizer(network, settings, {"0.weight": 0.5})
     restore_optimizer(optimizer, saved)
     assert [group.get("lr_factor") for group in optimizer.param_groups] == [None, 0.5]
+    changed = build_optimizer(network, OptimConfig(momentum=0.5, weight_decay=0.25), {"0.weight": 0.5})
+    restore_optimizer(changed, saved)
+    assert [(group["momentum"], group["weight_decay"]) for group in changed.param_groups] == [(0.5, 0.25)] * 2
     with pytest.raises(RunError, match=r"groups the parameters in another way; give optim\.name, optim\.layer_decay"):
         restore_optimizer(build_optimizer(network, settings, {}), saved)
 

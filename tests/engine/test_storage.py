@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import torch
 from tests.engine.runs import after_steps, assert_same, assert_same_end, curve, final, power_cut
+from tests.killed import kill_at_first_file
 
 from plrc.cli import main
 from plrc.config import Config
@@ -171,6 +172,35 @@ def test_where_all_checkpoints_are_damaged_nothing_is_touched(tiny: Tiny) -> Non
     with pytest.raises(PlrcError, match=sentence):
         pretrain(config.with_values(RESUME))
     assert checkpoints(out) == before
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_ends_no_save(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A folder in its place: the system refuses to delete it as a file."""
+    folder = tmp_path / "checkpoints"
+    first = folder / "step_00000001.pt"
+    first.mkdir(parents=True)
+    for step in (2, 3):
+        save_checkpoint(folder, small_state(step), keep=1)
+        assert [path.name for path in checkpoints(tmp_path)] == [first.name, f"step_0000000{step}.pt"]
+        assert caplog.messages[-1] == f"cannot delete the old checkpoint {first}: Is a directory"
+    first.rmdir()
+    first.touch()
+    save_checkpoint(folder, small_state(4), keep=1)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step_00000004.pt"]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_was_killed_while_it_wrote_its_first_file_can_be_started_again(tiny: Tiny, resume: bool) -> None:
+    config = tiny(optim__steps=1).with_values({"run.resume": resume})
+    out = Path(config.run.out)
+    config.save(out.with_name("settings.toml"))
+    code = "import sys; from plrc.cli import main; main(['pretrain', '--config', sys.argv[1]])"
+    kill_at_first_file(code, out.with_name("settings.toml"))
+    (partial,) = out.glob(".config.toml.*")
+    assert pretrain(config).finished
+    assert not partial.exists()
 
 
 # A full disk

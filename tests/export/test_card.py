@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from tests.checkpoints import save_detector
 from tests.export.runs import names, saved_run
 
 import plrc
@@ -138,6 +139,33 @@ def test_the_frozen_teacher_is_named_and_warned_of(exported: Callable[..., str],
     card = exported("third", **free)
     assert "weights `free`, which started from `random weights`. No licence of others is inherited" in card
     assert "**Warning" not in card
+
+
+@pytest.mark.parametrize("target", ["safetensors", "transformers"])
+def test_the_folder_of_a_detector_is_not_published(target: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="needs the extra transformers")
+    folder = save_detector("d_fine", tmp_path / "private place" / "my-d-fine")
+    backbone = f"transformers:{folder}"
+    run = saved_run(tmp_path / "run", names(build_backbone(backbone)), backbone=backbone)
+    receipt = export_backbone(run, target)
+    assert receipt.backbone == backbone
+    card = card_path(Path(receipt.file)).read_text(encoding="utf-8")
+    assert "| backbone | `my-d-fine` |" in card
+    assert "private place" not in card
+
+
+def test_the_folder_of_a_timm_network_is_not_published(tmp_path: Path) -> None:
+    pytest.importorskip("timm", reason="needs the extra timm")
+    folder = tmp_path / "private place" / "my-net"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"architecture": "resnet10t", "pretrained_cfg": {}}))
+    backbone = f"timm:local-dir:{folder}"
+    run = saved_run(tmp_path / "run", names(build_backbone(backbone)), backbone=backbone)
+    receipt = export_backbone(run, "timm")
+    assert str(folder) in receipt.settings["set"][0]
+    card = card_path(Path(receipt.file)).read_text(encoding="utf-8")
+    assert "| backbone | `my-net` |" in card
+    assert "private place" not in card
 
 
 def test_an_anchor_is_warned_of_once(exported: Callable[..., str], tmp_path: Path) -> None:

@@ -97,6 +97,17 @@ def test_weights_are_found_under_any_prefix(kind: str, run: Path, detector: nn.M
     assert f"{TENSORS} of {TENSORS} tensors of {run}" in report.table() and "are inside" in report.table()
 
 
+def test_a_copy_without_the_weights_is_named(run: Path, detector: nn.Module) -> None:
+    twice = nn.ModuleDict({"copy": copy.deepcopy(detector), "used": detector})
+    assert verify_detector(run, twice).complete
+    report = verify_detector(run, nn.ModuleDict({"copy": detector, "used": nn.ModuleDict({"backbone": body()})}))
+    assert not report.complete
+    assert report.unequal_copies == ("used.backbone.body.",)
+    assert len(report.matched) == TENSORS
+    assert "NOT all inside" in report.table()
+    assert "another copy of the backbone, 'used.backbone.body.', does not hold these weights" in report.table()
+
+
 def folded(net: Backbone, flip: bool) -> nn.Module:
     whole = torchvision.models.resnet18(weights=None)
     whole.load_state_dict(net.net.state_dict(), strict=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from tests.export.runs import State, names, saved_run, small_config
 
 import plrc
 from plrc.cli import main
+from plrc.config import Config
+from plrc.engine.checkpoint import load_checkpoint
 from plrc.errors import PlrcError
 from plrc.export import export_backbone
 from plrc.export.detector_check import verify_detector
@@ -163,6 +166,27 @@ def test_a_folder_that_moved_is_named_again(tmp_path: Path) -> None:
         export_backbone(run, "safetensors")
     assert export_backbone(run, "safetensors", backbone=f"transformers:{moved}").tensors
     assert export_backbone(run, "transformers", tmp_path / "back", into=moved).tensors
+    with pytest.raises(PlrcError, match=r"there is no folder .*name its new place"):
+        plrc.load_backbone(run)
+    with pytest.raises(PlrcError, match=r"holds a transformers:.*theirs, not a resnet18; leave `backbone` out"):
+        plrc.load_backbone(run, backbone="resnet18")
+    images = torch.rand(1, 3, SIDE, SIDE)
+    levels = plrc.load_backbone(run, backbone=f"transformers:{moved}")(images)
+    expected = plrc.load_backbone(tmp_path / "back")(images)
+    assert all(torch.equal(levels[stride], expected[stride]) for stride in expected)
+
+
+def test_the_page_of_a_run_whose_folder_moved(scenes: Path, tmp_path: Path) -> None:
+    folder = save_detector("d_fine", tmp_path / "theirs")
+    run = run_of(folder, tmp_path / "run")
+    stored = load_checkpoint(run / "checkpoints" / "step_00000007.pt")["config"]
+    Config.from_dict(stored).save(run / "config.toml")
+    moved = folder.rename(tmp_path / "moved")
+    other = shutil.copytree(run, tmp_path / "other")
+    command = ["visualize", str(run), "--images", str(scenes), "--out", str(tmp_path / "page.html"), "--limit", "1"]
+    command += ["--stride", "32", "--size", "64", "--samples", "0", "--with", str(other), str(moved)]
+    assert main(command) == 2
+    assert main([*command, "--backbone", f"transformers:{moved}"]) == 0
 
 
 def test_folders_that_cannot_take_a_run_are_refused_with_the_reason(tmp_path: Path) -> None:

@@ -132,7 +132,9 @@ def test_the_command_line_takes_the_function_by_name(
     assert main([*command, "--backbone", "resnet18"]) == 2
     assert "not a resnet18" in capsys.readouterr().err
     look = ["visualize", str(run.path), "--images", str(scenes), "--out", str(tmp_path / "page.html"), "--limit", "1"]
-    look += ["--size", "32", "--steps", "1", "--samples", "0", "--with", "random"]
+    plain = tmp_path / "plain.pth"
+    torch.save(call_function(name).state_dict(), plain)
+    look += ["--size", "32", "--steps", "1", "--samples", "0", "--with", "random", str(out), str(plain)]
     assert main(look) == 2
     assert f"add --backbone {name}" in capsys.readouterr().err
     assert main([*look, "--backbone", f"{moved}:build"]) == 0

@@ -30,6 +30,30 @@ from plrc.model import build_backbone
 pytestmark = pytest.mark.slow
 Result = dict[str, Any]
 WEIGHTS = 2e-6
+NOISY = """
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 8, 8)
+
+    def forward(self, images):
+        if self.training:
+            noise = Path(__file__).with_name("noise_" + os.environ["RANK"])
+            with noise.open("a") as file:
+                file.write(f"{float(torch.rand(()))}\\n")
+        return {8: self.conv(images)}
+
+
+def build():
+    return Net()
+"""
 
 # Learning rates are small: a weight that differs by one rounding may push a ReLU over its kink, and that grows. The
 # optimiser is SGD, whose steps are the gradients: AdamW makes a whole step of a gradient that is all rounding.
@@ -136,6 +160,9 @@ def two(scenes: Path, broken: Path, folder: Path) -> dict[str, list[Result]]:
         {"data.max_unreadable_fraction": 0.1, "run.out": str(folder / "strict"), "run.log_every_steps": 2}
     )
     synced = config_of("image", scenes, folder / "synced", 1).with_values({"model.sync_bn": True})
+    (folder / "noisy.py").write_text(NOISY)
+    network = {"model.backbone": f"{folder}/noisy.py:build", "model.layer4_stride": 2}
+    noisy = tiny("image", scenes, folder / "noisy", 1, **network)
     jobs = [
         job("collectives", "collectives", rows=3, order=[4, 0, 3, 5, 2, 1]),
         *(job(name, "train", config_of(name, scenes, folder / name, 1)) for name in SETTINGS),
@@ -146,6 +173,7 @@ def two(scenes: Path, broken: Path, folder: Path) -> dict[str, list[Result]]:
         job("bad", "train", bad),
         job("strict", "train", strict),
         job("synced", "train", synced),
+        job("noisy", "train", noisy),
     ]
     return in_processes(2, jobs, folder)
 
@@ -288,6 +316,13 @@ def test_unreadable_images_of_every_rank_are_named_once(
     assert {name: log.count(f"cannot read {name}") for name in seen[0] | seen[1]} == dict.fromkeys(seen[0] | seen[1], 1)
     errors = [rank["error"] for rank in two["strict"]]
     assert errors[0] == errors[1] and "images cannot be read, more than data.max_unreadable_fraction (10%)" in errors[0]
+
+
+def test_layers_such_as_dropout_draw_other_numbers_in_each_process(two: dict[str, list[Result]], folder: Path) -> None:
+    assert [rank["step"] for rank in two["noisy"]] == [3, 3]
+    first, second = ((folder / f"noise_{rank}").read_text().split() for rank in (0, 1))
+    steps = 3 * 2  # the student and the moving average, once each
+    assert len(set(first[-steps:] + second[-steps:])) == 2 * steps
 
 
 def test_sync_bn_needs_gpus(two: dict[str, list[Result]]) -> None:

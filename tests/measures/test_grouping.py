@@ -75,6 +75,14 @@ def test_weighted_auc_counts_pairs():
     assert weighted_auc(score, positive, weight) == pytest.approx(won / total, rel=1e-12)
 
 
+def test_objects_without_pairs_at_equal_distances_are_an_error():
+    instances = torch.full((1, 1, 5), -1)  # only these pixels are drawn
+    instances[0, 0, 0:2] = 1
+    instances[0, 0, 4] = 2
+    with pytest.raises(DataError, match="at equal distances"):
+        grouping_auc(torch.rand(1, 4, 1, 5), instances)
+
+
 def test_images_without_objects_are_an_error():
     with pytest.raises(DataError, match="same object"):
         grouping_auc(torch.rand(2, 4, 4, 4), torch.zeros(2, 8, 8, dtype=torch.long))

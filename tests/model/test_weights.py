@@ -15,7 +15,8 @@ from torch import Tensor
 
 from plrc.errors import PlrcError
 from plrc.model.backbone import Backbone, build_backbone
-from plrc.model.weights import Weights, find_prefix, load_into, read_weights
+from plrc.model.prefixes import find_prefix
+from plrc.model.weights import Weights, load_into, read_weights
 
 State = dict[str, Tensor]
 

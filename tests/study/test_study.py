@@ -15,15 +15,21 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from tests.engine.runs import after_steps
+from tests.without_locks import needs_filter
 
 from plrc.cli import main
 from plrc.config import Config
 from plrc.errors import ConfigError, RunError
 from plrc.files import read_json_lines
 from plrc.model.backbone import build_backbone
+from plrc.progress import OnProgress
 from plrc.study import Study, curves, read_lines, run_study, slopes, summary, table
+from plrc.study import run as study_run
 from plrc.study.run import LINES, append_line
 from plrc.transfer.dense import dense_probe
+from plrc.transfer.finetune import Result, transfer
+from plrc.transfer.protocols import TransferConfig
 
 ARMS = """
 [[grid]]
@@ -217,6 +223,63 @@ def test_changed_labels_are_not_silently_reused(file: Path, tmp_path: Path, capl
     without = [{key: value for key, value in line.items() if key != "labels"} for line in lines[:2]]
     (out / LINES).write_text("".join(json.dumps(line) + "\n" for line in without))  # as earlier versions wrote them
     assert run_study(study, out) == without
+
+
+def stop() -> None:
+    """Ask this process to stop, as a batch system does."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_run_that_is_measured_again_is_resumed_after_a_stop(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is stopped while it trains, and while its detector is fine-tuned; the time of all starts is counted."""
+    pytest.importorskip("faster_coco_eval", reason="detection needs faster-coco-eval")
+    head = FILE[: FILE.index("[[grid]]")] + TRANSFER.replace("run = {", "run = { log_every_steps = 1,")
+    file.write_text(head.replace("[0.5, 1.0]", "[1.0]") + '[[grid]]\nmethod = "plrc"\n')
+    study, out = Study.load(file), tmp_path / "out"
+    (run,) = study.runs
+    assert run_study(study, out)
+    annotations = out / "scenes" / "test" / "annotations.json"
+    content = json.loads(annotations.read_text(encoding="utf-8"))
+    annotations.write_text(json.dumps(content | {"annotations": content["annotations"][::2]}), encoding="utf-8")
+
+    with after_steps(3, stop):
+        assert run_study(study, out) is None
+    stored_seconds = out / "runs" / run.weights / f"seconds-{run.name}.txt"
+    assert float(stored_seconds.read_text()) > 0
+    stored_seconds.write_text("1000.0")
+
+    def stopped_transfer(config: TransferConfig, on_progress: OnProgress) -> Result | None:
+        return transfer(config, lambda *progress: stop())
+
+    monkeypatch.setattr(study_run, "transfer", stopped_transfer)
+    assert run_study(study, out) is None
+    monkeypatch.undo()
+    log = (out / "runs" / run.weights / "pretrain" / "log.txt").read_text()
+    assert "resuming at step 3 of 4" in log
+    checkpoints = sorted(out.glob("runs/*/pretrain/checkpoints/step_*.pt"))
+    assert [path.stem for path in checkpoints] == ["step_00000002", "step_00000003", "step_00000004"]
+    written = checkpoints[-1].stat().st_mtime_ns
+
+    lines = run_study(study, out)
+    assert lines is not None and [point["step"] for point in lines[0]["curve"]] == [2, 3, 4]
+    assert lines[0]["seconds"] > 1000 and not stored_seconds.exists()
+    assert [path.stem for path in out.glob("runs/*/pretrain/checkpoints/step_*.pt")] == ["step_00000004"]
+    assert checkpoints[-1].stat().st_mtime_ns == written  # the training was not repeated
+
+
+@needs_filter
+def test_a_study_on_a_file_system_without_locks(file: Path, tmp_path: Path) -> None:
+    file.write_text(FILE[: FILE.index("[[grid]]")] + '[[grid]]\nmethod = "random"\nseed = [0, 1]\n')
+    out = tmp_path / "out"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.without_locks", "plrc", "study", str(file), "--out", str(out)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    warning = f"warning: the file system of {out} has no locks: do not start a second process in this folder\n"
+    assert done.stdout.count("has no locks") == 1 and warning in done.stdout
+    assert len(read_json_lines(out / LINES)) == 2
 
 
 def test_what_a_study_sets_is_not_adapted(file: Path, tmp_path: Path) -> None:

@@ -109,6 +109,28 @@ def test_a_measure_that_nothing_defines_is_null_in_the_file(tmp_path: Path) -> N
     assert set(intervals["grouping"].values()) == {None} and intervals["miou"]["8"]["mean"] == found.miou[8]
 
 
+def test_a_file_names_the_backbone_wherever_it_stands(scenes_and_weights: tuple[str, str]) -> None:
+    source, mine = scenes_and_weights
+    data = LabelledConfig(source=source)
+    results = dense_probe(data, ["random", mine], "", 64, 2, 0, levels=(16,))
+    assert [(result.init, result.backbone) for result in results] == [("random", "resnet18"), (mine, "resnet18")]
+    with pytest.raises(PlrcError, match=r"write --model\.backbone resnet18 \(plrc transfer probe: --backbone\)"):
+        dense_probe(data, [mine], "resnet50", 64, 2, 0)
+
+
+def test_objects_too_small_for_grouping_leave_the_other_scores(tmp_path: Path) -> None:
+    root = tmp_path / "VOC2012"
+    for i in range(4):
+        voc_image(root, f"{i}", ("dog", 1, 1, 2, 2))
+    voc_list(root, "train", "0", "1")
+    voc_list(root, "val", "2")
+    voc_list(root, "test", "3")
+    (result,) = dense_probe(LabelledConfig(source=str(root)), ["random"], "resnet18", 64, 10, 0, levels=(16,))
+    assert result.miou[16] > 0
+    assert np.isnan(result.grouping[16])
+    assert "no grouping AUC with seed 0: too few of the drawn pixels lie on objects" in result.table()
+
+
 def test_sizes_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(PlrcError, match="size must be >= 64 and images >= 1, got 32 and 1: write --size and --images"):
         dense_probe(LabelledConfig(source=str(tmp_path)), ["random"], "", 32, 1, 0)

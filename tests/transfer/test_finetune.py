@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from tests.killed import kill_at_first_file
 from tests.transfer.sources import POLYGON, coco_source, read, save, thing
 
 from plrc.errors import ConfigError, PlrcError
 from plrc.model.backbone import build_backbone
 from plrc.scenes import write_scenes
-from plrc.transfer.finetune import Result, learning_rate, transfer
+from plrc.transfer.finetune import Result, transfer
+from plrc.transfer.optim import learning_rate
 from plrc.transfer.presets import protocol
 from plrc.transfer.protocols import TransferConfig
 
@@ -209,6 +211,19 @@ def test_a_file_that_fails_while_training_is_named_in_one_sentence(workers: int,
         transfer(config("semantic", tmp_path / "s", tmp_path / "out", **{"run.workers": workers}))
     sentence = rf"{path}: damaged or unusual JPEG data \(.*\); fix or remove this file and start again"
     assert re.fullmatch(sentence, str(error.value))
+
+
+def test_a_run_that_was_killed_while_it_wrote_its_first_file_can_be_started_again(scenes: Path, tmp_path: Path) -> None:
+    settings = config("semantic", scenes, tmp_path / "out", **{"optim.steps": 1})
+    settings.save(tmp_path / "settings.toml")
+    code = (
+        "import sys; from plrc.transfer.finetune import transfer; from plrc.transfer.protocols import TransferConfig\n"
+        "transfer(TransferConfig.load(sys.argv[1]))"
+    )
+    kill_at_first_file(code, tmp_path / "settings.toml")
+    (partial,) = (tmp_path / "out").iterdir()
+    assert partial.name.startswith(".config.toml.")
+    assert transfer(settings) is not None
 
 
 def test_a_folder_with_something_else_is_left_alone(scenes: Path, tmp_path: Path) -> None:

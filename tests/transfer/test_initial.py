@@ -146,7 +146,7 @@ def test_a_foreign_file_is_recognised_by_its_tensors(foreign: dict[str, Any], tm
 
 def test_another_architecture_names_the_fix(state: State, tmp_path: Path) -> None:
     path = write(tmp_path / "w.pt", state)
-    wrong = r"has the weights of a resnet18, not of a resnet34; write --model\.backbone resnet18, or name"
+    wrong = r"has the weights of a resnet18, not of a resnet34; write --model\.backbone resnet18 \(plrc .*\), or name"
     with pytest.raises(WeightsError, match=wrong):
         initial_backbone(path, "resnet34")
 

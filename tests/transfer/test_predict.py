@@ -311,10 +311,12 @@ def test_all_images_at_once_give_what_torchvision_gives(neck: str, task: str) ->
             assert number == len(expected[i]["scores"]) > 0
             # matched, because predictions of equal scores may come in another order
             outputs = ((boxes[i] * scale).numpy(), scores[i].numpy().copy(), classes[i].numpy())
-            pairs = onnx_detector._differences(expected[i], *outputs)
+            pairs = onnx_detector.match_predictions(expected[i], *outputs)
             assert len(pairs) == number
-            assert max(score for score, _ in pairs) < 1e-5
-            assert max(corners for _, corners in pairs) < 1e-2
+            assert max(pair.score_difference for pair in pairs) < 1e-5
+            assert max(pair.box_difference for pair in pairs) < 1e-2
+            for pair in pairs if masks else []:
+                assert onnx_detector._mask_difference(expected[i], masks[0][i], pair) < 1e-4
             assert (classes[i, number:] == -1).all() and (boxes[i, number:] == 0).all()
         assert bool(masks) == (task == "instances")
         for values in masks:
@@ -350,11 +352,18 @@ def test_onnx_runtime_predicts_what_pytorch_predicts(
     assert receipt["unmatched"] <= 0.02 * receipt["predictions"]
     assert receipt["classes"] == scene_names()
     assert "in ONNX Runtime with 1, 3, 7 images" in capsys.readouterr().out
-    if detector == "faster_rcnn":
-        return
     other = load_detector(folder, "cpu")
+    changed: Any = other.model.model
+    if detector == "faster_rcnn":  # as if ONNX Runtime predicted too much, or other masks
+        changed.roi_heads.detections_per_img = 2
+        comparison = onnx_detector.compare(file, other, pictures((64, 64)) * 7)
+        assert comparison.unmatched > comparison.predictions > 0
+        if task == "detection":
+            return
+        changed.roi_heads.detections_per_img = 100
+        changed = changed.roi_heads.mask_predictor
     with torch.no_grad():
-        for parameter in other.model.model.parameters():
+        for parameter in changed.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     comparison = onnx_detector.compare(file, other, pictures((64, 64)) * 7)
     assert comparison.unmatched > 0.02 * comparison.predictions
@@ -369,6 +378,9 @@ def test_a_file_that_predicts_something_else_is_not_written(
     monkeypatch.setattr(onnx_detector, "_write", write)
     monkeypatch.setattr(onnx_detector, "compare", lambda *_: onnx_detector.Comparison(100, 3, 0.0, 0.0))
     with pytest.raises(ExportError, match="3 of 100 predictions differ between PyTorch and ONNX Runtime"):
+        plrc.export_detector(run, tmp_path / "d.onnx")
+    monkeypatch.setattr(onnx_detector, "compare", lambda *_: onnx_detector.Comparison(0, 0, 0.0, 0.0))
+    with pytest.raises(ExportError, match=r"predicts nothing on 7 images \(the run's data\), so ONNX"):
         plrc.export_detector(run, tmp_path / "d.onnx")
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr("plrc.unproven.LOCK_SECONDS", 0.3)

@@ -18,6 +18,7 @@ from plrc.scenes import write_scenes
 from plrc.transfer import finetune
 from plrc.transfer.detectors import build_detector
 from plrc.transfer.finetune import transfer
+from plrc.transfer.optim import build_optimizer
 from plrc.transfer.presets import protocol
 from plrc.transfer.protocols import OptimConfig, TransferConfig
 
@@ -52,6 +53,25 @@ def build(config: TransferConfig, seed: int = 0) -> Any:
         torch.manual_seed(0)
         backbone = build_backbone(config.model.backbone)
     return build_detector(backbone, config.model, config.input, CLASSES, False, seed)
+
+
+@pytest.mark.parametrize(("lr", "max_norm"), [(1.0, 0.0), (1e5, 1.0)])
+def test_a_run_that_diverges_ends_with_scores_of_zero(lr: float, max_norm: float, tmp_path: Path) -> None:
+    """The library refuses boxes that are not finite by an error of its own."""
+    write_scenes(tmp_path / "s", {"train": 4, "val": 1, "test": 1}, seed=0, size=64)
+    changes = {
+        "data.source": str(tmp_path / "s"),
+        "run.out": str(tmp_path / "run"),
+        "run.log_every_steps": 20,
+        "optim.lr": lr,
+        "optim.max_grad_norm": max_norm,
+        "optim.steps": 40,
+    }
+    result = transfer(tiny("rt_detr_v2", **changes))
+    assert result is not None
+    assert 0 < result.diverged <= 40
+    assert set(result.metrics.values()) == {0.0}
+    assert "diverged: loss or weights are not finite" in (tmp_path / "run" / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("detector", DETECTORS)
@@ -160,7 +180,7 @@ def test_parts_of_a_batch_have_the_gradient_of_the_whole_and_the_backbone_its_ra
 
     model = torch.nn.Sequential(Backbone("own", torch.nn.Conv2d(3, 4, 1), {8: 4}), torch.nn.BatchNorm2d(4))
     config = OptimConfig(optimizer="adamw", backbone_lr_factor=0.1)
-    optimizer = finetune.build_optimizer(model, config)
+    optimizer = build_optimizer(model, config)
     assert isinstance(optimizer, torch.optim.AdamW)
     rows_of_groups = [(group["lr_factor"], group["weight_decay"]) for group in optimizer.param_groups]
     assert rows_of_groups == [(1.0, config.norm_decay), (0.1, config.weight_decay)]

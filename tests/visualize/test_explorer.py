@@ -14,15 +14,19 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from tests.export.runs import names, saved_run
 from tests.visualize.conftest import EVIL, Trained
 
 from plrc.cli import main
+from plrc.cli.visualize import _load_network
 from plrc.config import Config, DataConfig
 from plrc.data.decode import decode
 from plrc.data.manifest import write_manifest
 from plrc.data.shard_writer import write_shards
 from plrc.data.sources import find_images
+from plrc.engine.checkpoint import load_checkpoint
 from plrc.engine.learner import Learner
+from plrc.model import build_backbone
 from plrc.visualize.dense_features import dense_features, native_stride
 from plrc.visualize.explorer import _read_images
 from plrc.visualize.explorer_inputs import ExplorerConfig, named_images, run_networks
@@ -365,6 +369,28 @@ def test_networks_whose_labels_are_shortened_alike_have_panels_of_their_own(trai
     assert main(command) == 0
     assert [panel["members"] for panel in panels(out)] == [[0], [1], [2], [3]]
     assert panels(out)[2]["label"] == panels(out)[3]["label"]
+
+
+def test_a_file_that_names_no_network_has_that_of_the_run_or_is_a_resnet(trained: Trained, tmp_path: Path) -> None:
+    pytest.importorskip("timm", reason="needs the extra timm")
+    name = "timm:test_efficientnet"
+    backbone = build_backbone(name)
+    run = saved_run(tmp_path / "run", names(backbone), backbone=name)
+    config = Config.from_dict(load_checkpoint(run / "checkpoints" / "step_00000007.pt")["config"])
+    config.save(run / "config.toml")
+    same = tmp_path / "same.pth"
+    torch.save(backbone.net.state_dict(), same)
+    out = tmp_path / "page.html"
+    command = ["visualize", str(run), "--images", str(trained.images / "plain.jpg"), "--out", str(out)]
+    command += ["--size", "64", "--samples", "0", "--with"]
+    assert main([*command, str(same)]) == 0
+    assert [panel["members"] for panel in panels(out)] == [[0], [1], [2]]
+    other = tmp_path / "other.pth"
+    torch.save(build_backbone("timm:resnet10t").net.state_dict(), other)
+    assert main([*command, str(other)]) == 2
+    resnet = tmp_path / "resnet.pth"
+    torch.save(build_backbone("resnet18").net.state_dict(), resnet)
+    assert _load_network(str(resnet), config, "")[0].name == "resnet18"
 
 
 def test_shards_are_shown_like_folders(trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,10 @@ from PIL import Image
 import plrc
 from plrc.config import Config
 from plrc.data.manifest import read_manifest
-from plrc.files import read_json_lines
+from plrc.export import export_backbone
+from plrc.files import read_json_lines, write_json
 from plrc.model import build_backbone
+from plrc.transfer.onnx_detector import DetectorReceipt
 from plrc.visualize import charts
 from plrc.visualize.report import health_share, run_section, training_seconds, write_report
 from plrc.visualize.verdict import of_kind
@@ -73,6 +77,39 @@ def test_it_names_the_weights_of_others(tiny: Tiny, tmp_path: Path) -> None:
         licence = "plrc does not know their licence. Check it before you use or publish the weights of this run."
         assert rows[row] == f"resnet18, {file}, SHA-256 of the tensors {sha256[:12]}. {licence}"
         assert rows[row] in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_it_lists_the_exports_to_all_libraries_and_which_of_them_were_verified(runs: Runs, tmp_path: Path) -> None:
+    run = shutil.copytree(runs["healthy"], tmp_path / "run")
+    plain = export_backbone(run, "safetensors")
+    unverified = export_backbone(run, "detectron2")
+    if not unverified.note:
+        pytest.skip("detectron2 is installed here")
+    detector = DetectorReceipt(
+        file="detector.onnx",
+        sha256="f" * 64,
+        model="model.safetensors",
+        detector="d_fine",
+        task="detection",
+        classes=("cell",),
+        inputs={},
+        outputs={},
+        batches=(1,),
+        images="generated scenes",
+        predictions=100,
+        unmatched=0,
+        largest_score_difference=0.0,
+        largest_box_difference=0.0,
+        versions={},
+    )
+    write_json(run / "exported" / "detector.onnx.receipt.json", dataclasses.asdict(detector))
+    origin = run_section(run)["origin"]
+    verified = [text for name, text in origin if name == "exported and verified"]
+    assert len(verified) == 2
+    assert f"{plain.file}: {plain.tensors} tensors equal in {plain.target}, step 70" in verified
+    proof = f"{unverified.tensors} tensors equal in the file, step 70; {unverified.note}"
+    assert ("exported", f"{unverified.file}: {proof}") in origin
+    assert "f" * 64 not in dict(origin).values()
 
 
 def test_curves_are_drawn_where_the_records_say(runs: Runs) -> None:

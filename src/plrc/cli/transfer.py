@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from plrc.cli.options import CommandParser, about, choose_task, read_options
 from plrc.cli.output import STOPPED, progress
@@ -49,6 +49,10 @@ class ProbeOptions:
     """Split that it is scored on. Empty: chosen by name (test, else val) among the splits that have labels."""
     test_fraction: float = 0.0
     """Share of the training images that is taken out to score on, for a folder without a test split."""
+    unlabelled: Literal["auto", "background", "leave_out"] = "auto"
+    """What an image without a label file is (YOLO, VOC): background or left out; auto: background in YOLO only."""
+    four_point_polygons: bool = False
+    """YOLO: labels of four points are polygons."""
     group: str = setting("", metavar="folder|PATTERN")
     """Images that belong together, for warnings about splits that part them: those of a folder, or those in whose path
     the first group of a regular expression is the same."""
@@ -147,6 +151,8 @@ def probe(arguments: Sequence[str]) -> int:
         train=options.train,
         test=options.test,
         test_fraction=options.test_fraction,
+        unlabelled=options.unlabelled,
+        four_point_polygons=options.four_point_polygons,
         group=options.group,
         fraction=options.fraction,
         channels=options.channels,

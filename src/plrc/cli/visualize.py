@@ -51,7 +51,8 @@ class VisualizeOptions:
     points: tuple[float, ...] = (0.5, 0.5)
     """With --png: points X Y whose affinities are drawn, as shares of an image's width and height."""
     backbone: str = ""
-    """A run with a backbone of your own: its function once more, as package.module:function or file.py:function."""
+    """A run with a backbone of your own: its function once more, as package.module:function or file.py:function. A run
+    of transformers:FOLDER whose folder has moved: transformers:FOLDER."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
@@ -143,16 +144,25 @@ def _same(network: tuple[Backbone, int]) -> tuple[Backbone, int]:
 
 
 def _load_network(init: str, config: Config, named: str) -> tuple[Backbone, int]:
-    """A network and the stride of its features: those of its own run, else those of the run that is shown."""
+    """A network and the stride of its features: those of its own run, else those of the run that is shown.
+
+    A file that does not name its network has that of the shown run, unless its tensors are those of a ResNet.
+    """
     from plrc.model.user_code import is_user_code, trusted_backbone
-    from plrc.transfer.initial import initial_backbone
+    from plrc.model.weights import Weights, stored_function, stored_name
+    from plrc.transfer.initial import initial_backbone, read_initial, recognize_resnet
 
     own_config = Path(init) / "config.toml"
     model = Config.load(own_config).model if own_config.exists() else config.model
-    own_code = own_config.exists() and is_user_code(model.backbone)
-    name = ""
-    if init == "random" or own_code:
-        name = trusted_backbone(model.backbone, named, "--backbone {}")
+    name = config.model.backbone
+    start: str | Weights = init
+    if init != "random":
+        start = read_initial(init)
+        name = stored_name(start.metadata) or stored_function(start.metadata)
+        if not name:
+            name = recognize_resnet(start, config.data.channels) or config.model.backbone
+    if name == config.model.backbone or is_user_code(name):
+        name = trusted_backbone(name, named, "--backbone {}")
     usual = IMAGENET if config.data.channels == RGB_CHANNELS else config.data.pixels
-    backbone, _ = initial_backbone(init, name, layer4_stride=model.layer4_stride, seed=config.seed, usual=usual)
+    backbone, _ = initial_backbone(start, name, layer4_stride=model.layer4_stride, seed=config.seed, usual=usual)
     return backbone, model.largest_stride

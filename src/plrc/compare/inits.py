@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 from collections.abc import Iterable, Sequence
@@ -11,14 +10,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from safetensors import SafetensorError, safe_open
-
 from plrc.compare.plan import ComparisonPlan
 from plrc.data.manifest import read_manifest
 from plrc.engine.checkpoint import newest_checkpoint
 from plrc.errors import ConfigError, DataError, WeightsError
 from plrc.files import file_sha256
+from plrc.model.start_pixels import is_of_plrc
 from plrc.model.transformers_networks import WEIGHTS_FILE, is_detector_folder
+from plrc.model.weights import read_weights
 from plrc.pixels import PixelStatistics
 from plrc.transfer.data_checks import log_data_warnings
 from plrc.transfer.initial import initial_backbone, with_own_backbone
@@ -164,7 +163,7 @@ def _sha256(file: Path, size: int, modified: int) -> str:
 
 
 def weights_origin(init: str) -> Origin:
-    """Return where weights come from: random, torchvision, plrc (a run folder or an export of one), or file."""
+    """Return where weights come from: random, torchvision, pretrained, plrc (a run, or a file of one), or file."""
     if init in WITHOUT_PATH:
         return WITHOUT_PATH[init]
     path = Path(init)
@@ -172,8 +171,15 @@ def weights_origin(init: str) -> Origin:
         path = path / WEIGHTS_FILE
     if path.is_dir():
         return "plrc"
-    with contextlib.suppress(SafetensorError), safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        if metadata.get("format") == "plrc" or "plrc_version" in metadata:
-            return "plrc"
-    return "file"
+    status = path.stat()
+    return "plrc" if _is_file_of_plrc(path, status.st_size, status.st_mtime_ns) else "file"
+
+
+@lru_cache
+def _is_file_of_plrc(file: Path, size: int, modified: int) -> bool:
+    """Whether plrc wrote a file; size and time of the last change are only keys of the cache."""
+    try:
+        metadata = read_weights(file).metadata
+    except WeightsError:  # it was refused before the first run
+        return False
+    return is_of_plrc(metadata, str(file))

@@ -14,9 +14,6 @@ from plrc.transfer.dense import RANDOM, DenseResult
 
 METRICS = ("miou", "accuracy", "grouping")
 
-Summary = dict[str, dict[str, Any]]
-"""Metric -> stride as text -> mean, low, high, n; None for a metric that is not defined."""
-
 
 def summarize_probes(results: Sequence[DenseResult], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return what `plrc transfer probe` writes as JSON.

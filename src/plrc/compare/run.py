@@ -20,7 +20,7 @@ from plrc.compare.runs import RUNS_FOLDER, ComparisonRun, ComparisonRuns
 from plrc.compare.summary import summarize
 from plrc.compare.workers import run_grid_in_processes
 from plrc.errors import RunError
-from plrc.files import parse_json, write_json
+from plrc.files import has_locks, is_unused, parse_json, write_json
 from plrc.progress import OnProgress
 from plrc.runtime import StopRequest
 from plrc.transfer.finetune import transfer
@@ -60,6 +60,8 @@ def run_comparison(plan: ComparisonPlan, runner: Runner = transfer) -> Compariso
     stop = StopRequest()
     try:
         if plan.processes > 1:
+            if not has_locks(plan.out):
+                raise RunError(f"the file system of {plan.out} has no locks, which processes need; write --processes 1")
             run_grid_in_processes(grid, start, stop, plan.processes)
         else:
             run_grid(grid, start, stop, PROGRESS_SECONDS)
@@ -124,7 +126,7 @@ def _check_folder_and_list_commands(comparison: ComparisonPlan) -> list[str]:
         raise RunError(f"{out} is a file; --out must name a folder")
     if not path.exists():
         # Another process may have created the folder of the runs, but not comparison.json yet.
-        if out.exists() and any(entry.name != RUNS_FOLDER for entry in out.iterdir()):
+        if not is_unused(out, RUNS_FOLDER):
             raise RunError(f"{out} is not empty and contains no comparison (no {COMPARISON_FILE}); name another --out")
         return [command]
     try:

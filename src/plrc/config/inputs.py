@@ -125,6 +125,9 @@ class ViewConfig:
     """Probability of Gaussian blur."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     """Smallest and largest standard deviation of the blur, in pixels."""
+    teacher_color: bool = True
+    """Whether the colors of views B and C are changed too, as in the paper. Without, the teacher sees them as they are,
+    neither jittered nor gray nor blurred."""
 
     def __post_init__(self) -> None:
         require_at_least("views.size", self.size, 16)

@@ -22,7 +22,7 @@ from plrc.data.image_files import MAX_MEGAPIXELS, name_errors, read_bytes
 from plrc.data.image_header import CUT_MODES, OpenedImage, check_megapixels, check_pixels, open_image, quiet_pillow
 from plrc.data.orientation import turn
 from plrc.data.rescale import RESCALE_PERCENTILES, rescale
-from plrc.data.tiff import TiffPage, read_tiff_page
+from plrc.data.tiff import TiffPage, read_tiff_page, require_page
 from plrc.pixels import RGB_CHANNELS
 from plrc.text import printable
 
@@ -86,10 +86,11 @@ def decode_bytes(
         Pixels, uint8 [channels, H, W].
 
     Raises:
-        DecodeError: The image cannot be decoded or is refused.
+        DecodeError: The image cannot be decoded or is refused, or the page does not exist.
     """
     with quiet_pillow():
         if data.startswith(NPY_START):
+            require_page(page, 1)
             height, width, _ = read_npy_header(io.BytesIO(data), channels)
             check_megapixels(height, width, max_megapixels)
             return _as_pixels(read_npy(data, channels), percentiles).permute(2, 0, 1)

@@ -21,7 +21,7 @@ from plrc.data.image_errors import DecodeError
 from plrc.data.image_kinds import HEIC_PACKAGE, START_BYTES, format_of_start, readable_formats
 from plrc.data.jpeg_markers import START_OF_SCAN, walk_markers
 from plrc.data.orientation import turn_size
-from plrc.data.tiff import TiffPage, full_pages, read_tiff_header
+from plrc.data.tiff import TiffPage, full_pages, read_tiff_header, require_page
 from plrc.errors import MissingPackageError
 from plrc.pixels import RGB_CHANNELS
 from plrc.text import printable
@@ -166,9 +166,11 @@ def read_header(file: BinaryIO, channels: int = RGB_CHANNELS, page: int = 0) -> 
         page: Number of the page of a TIFF, from 0.
 
     Raises:
-        DecodeError: The header is damaged or of no known format, or an array is no image of so many channels.
+        DecodeError: The header is damaged or of no known format, the page does not exist, or an array is no image of so
+            many channels.
     """
     if starts_as_npy(file):
+        require_page(page, 1)
         height, width, dtype = read_npy_header(file, channels)
         mode = f"{channels} channels of {dtype}"
         return Header(height, width, mode, "NPY", is_deep=dtype.itemsize > 1, channels=channels)
@@ -208,7 +210,7 @@ def open_image(file: BinaryIO, page: int = 0) -> OpenedImage:
         page: Number of the page of a TIFF, from 0.
 
     Raises:
-        DecodeError: The header is damaged, or belongs to no known format.
+        DecodeError: The header is damaged or belongs to no known format, or the page does not exist.
     """
     start = file.read(START_BYTES)
     if not start:
@@ -219,12 +221,14 @@ def open_image(file: BinaryIO, page: int = 0) -> OpenedImage:
     image = _open_by_pillow(file, start, kind)
     if kind == "TIFF":
         if image is not None and (page or _is_thumbnail_or_mask(image)):
-            image.seek(full_pages(file)[page])
+            image = _seek_page(image, file, page)
         has_unknown_channels = image is not None and image.mode == "L" and _tiff_channels(image) > 1
         if image is None or has_unknown_channels or _exceeds_8_bits(image, start):
             tiff = read_tiff_header(file, page)
             is_deep = tiff.dtype.itemsize > 1
             return OpenedImage(tiff.height, tiff.width, "TIFF", tiff.orientation, is_deep, image, tiff)
+    else:
+        require_page(page, 1)
     assert image is not None
     orientation = _orientation(image, file)
     height, width = image.height, image.width
@@ -268,6 +272,20 @@ def _open_by_pillow(file: BinaryIO, start: bytes, kind: str) -> Image.Image | No
         raise DecodeError(f"not an image that can be read (starts with {start[:8]!r})") from error
     except Exception as error:  # a damaged header can raise anything
         raise DecodeError(f"the header of the image is damaged ({printable(str(error))})") from error
+
+
+def _seek_page(image: Image.Image, file: BinaryIO, page: int) -> Image.Image | None:
+    """Move an open TIFF to one of its `full_pages`; None if Pillow does not know this page.
+
+    Raises DecodeError if the page does not exist.
+    """
+    pages = full_pages(file)
+    require_page(page, len(pages))
+    try:
+        image.seek(pages[page])
+    except Exception:  # also for damaged pages, of which Pillow raises errors of many types; tifffile reports them
+        return None
+    return image
 
 
 def _exceeds_8_bits(image: Image.Image, start: bytes) -> bool:

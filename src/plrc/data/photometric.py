@@ -5,7 +5,7 @@ are jittered by numbers of its own, and they are blurred as RGB is.
 
 There is no randomness (uniform numbers are an argument), no host synchronization, and no loop over images.
 
-Shapes: N views, C channels (3: RGB), S the side of a view, K taps of half a blur kernel.
+Shapes: V views of an image, N views, C channels (3: RGB), S the side of a view, K taps of half a blur kernel.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from plrc.config import ViewConfig
+from plrc.data.views import QUERY
 from plrc.pixels import RGB_CHANNELS, PixelStatistics
 
 _RGB_DRAWS = 8  # jitter or not, brightness, contrast, saturation, hue, gray or not, blur or not, sigma
@@ -50,6 +51,28 @@ def normalize(images: Tensor, statistics: PixelStatistics) -> Tensor:
     """
     constants = _constants(images.device, statistics)
     return images.float().mul_(constants.scale).sub_(constants.shift)
+
+
+def augment_views(images: Tensor, uniform: Tensor, config: ViewConfig, statistics: PixelStatistics) -> Tensor:
+    """Augment and normalize all views of a batch; without `views.teacher_color`, the teacher's are only normalized.
+
+    Args:
+        images: Views, uint8 [V, N, C, S, S], the student's (QUERY) first.
+        uniform: Uniform random numbers in [0, 1), [V, N, color_draws(C)].
+        config: The settings of views.
+        statistics: What views are normalized with.
+
+    Returns:
+        Normalized views, float32 [V, N, C, S, S].
+    """
+    if config.teacher_color:
+        views = augment(images.flatten(0, 1), uniform.flatten(0, 1), config, statistics)
+    else:
+        student = augment(images[QUERY], uniform[QUERY], config, statistics)
+        teacher = normalize(images[QUERY + 1 :].flatten(0, 1), statistics)
+        views = torch.cat([student, teacher])
+    result: Tensor = views.unflatten(0, images.shape[:2])
+    return result
 
 
 def augment(images: Tensor, uniform: Tensor, config: ViewConfig, statistics: PixelStatistics) -> Tensor:

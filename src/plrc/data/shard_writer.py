@@ -20,7 +20,7 @@ from plrc.data.pages import names_page
 from plrc.data.shard_index import INDEX_NAME, MAP_SUFFIX, VERSION, Sample, import_webdataset, read_samples
 from plrc.data.sources import ImageList
 from plrc.errors import ConfigError, DataError
-from plrc.files import parse_json, write_atomic, write_text
+from plrc.files import is_unused, parse_json, write_atomic, write_text
 from plrc.progress import OnProgress, ignore_progress
 from plrc.text import aligned, list_failures
 
@@ -194,7 +194,7 @@ def _origin(images: ImageList, sizes: list[int], maps: str, megabytes: float) ->
 def _claim_folder(out: Path, origin: dict[str, Any]) -> None:
     """Record in an empty folder what its shards are made from; refuse a folder with shards of other data."""
     path = out / INDEX_NAME
-    if not out.exists() or not any(out.iterdir()):
+    if is_unused(out):
         write_text(path, json.dumps(origin | {"shards": None}))
         return
     try:

@@ -78,7 +78,7 @@ class TiffPage(NamedTuple):
 
 
 def read_tiff_header(file: BinaryIO, page: int = 0) -> TiffPage:
-    """Read what the header of a TIFF page states. Raises DecodeError.
+    """Read what the header of a TIFF page states. Raises DecodeError, also if the page does not exist.
 
     Args:
         file: The open file.
@@ -95,6 +95,18 @@ def full_pages(file: BinaryIO) -> list[int]:
         return _full_pages(tiff)
 
 
+def require_page(page: int, count: int) -> None:
+    """Raise DecodeError if a file does not have a page.
+
+    Args:
+        page: Number of the page, from 0.
+        count: Number of pages in the file.
+    """
+    if not 0 <= page < count:
+        pages = "1 page" if count == 1 else f"{count} pages"
+        raise DecodeError(f"page {page + 1} does not exist, because the file has {pages}")
+
+
 def read_tiff_page(data: bytes, page: int = 0) -> NDArray[Any]:
     """Read a page of a TIFF file.
 
@@ -107,7 +119,7 @@ def read_tiff_page(data: bytes, page: int = 0) -> NDArray[Any]:
         says, planes joined, "white is zero" inverted. The size is not limited: check the header first.
 
     Raises:
-        DecodeError: The page is damaged, or of a kind that cannot be read.
+        DecodeError: The page does not exist, is damaged, or is of a kind that cannot be read.
     """
     with _opened(io.BytesIO(data), page) as tiff_page:
         header = _describe(tiff_page)
@@ -147,7 +159,9 @@ def _opened(file: BinaryIO, page: int) -> Iterator[tifffile.TiffPage]:
     with _damage_named(), tifffile.TiffFile(file) as tiff:
         number = 0
         if page or not _is_full(tiff.pages[0]):
-            number = _full_pages(tiff)[page]
+            pages = _full_pages(tiff)
+            require_page(page, len(pages))
+            number = pages[page]
         tiff_page = tiff.pages[number]
         if not isinstance(tiff_page, tifffile.TiffPage):
             raise DecodeError("a TIFF page without a header of its own")

@@ -7,6 +7,7 @@ but does not compare them when it reads, so this module does.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,6 +16,8 @@ import torch
 from plrc.errors import RunError, WeightsError
 from plrc.files import damage, write_atomic, write_text
 from plrc.model.transformers_networks import WEIGHTS_FILE, is_detector_folder
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 4
 KEYS = (
@@ -41,6 +44,8 @@ ADDED_KEYS: dict[int, dict[str, Any]] = {3: {"seconds_used": 0.0}}
 def save_checkpoint(folder: Path, state: dict[str, Any], keep: int) -> Path:
     """Write a checkpoint and delete old ones.
 
+    An old one that cannot be deleted stays, and the next save tries again.
+
     Args:
         folder: The folder `checkpoints` of a run.
         state: Its content, with KEYS.
@@ -61,9 +66,26 @@ def save_checkpoint(folder: Path, state: dict[str, Any], keep: int) -> Path:
     except OSError as error:
         raise RunError(f"cannot save {path}: {error.strerror}; the checkpoints before it are untouched") from error
     if keep:
-        for old in checkpoints(folder.parent)[:-keep]:
-            old.unlink()
+        delete_old_checkpoints(folder.parent, keep)
     return path
+
+
+def delete_old_checkpoints(run: Path, keep: int) -> None:
+    """Delete all but the newest checkpoints of a run folder. One that cannot be deleted stays, and a warning is logged.
+
+    Args:
+        run: The run folder.
+        keep: How many stay, at least 1.
+    """
+    for old in checkpoints(run)[:-keep]:
+        _delete(old)
+
+
+def _delete(old: Path) -> None:
+    try:
+        old.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("cannot delete the old checkpoint %s: %s", old, error.strerror)
 
 
 def checkpoints(run: Path) -> list[Path]:

@@ -204,11 +204,12 @@ class Learner:
 
     def _augment(self, batch: Batch) -> Tensor:
         """Augment uint8 views [V, B, 3, S, S] into normalized float views of the same shape."""
-        joined = batch.images.flatten(0, 1)
-        uniform = batch.color_uniform.flatten(0, 1)
-        images = photometric.augment(joined, uniform, self.config.views, self.student.backbone.pixels)
-        views: Tensor = images.contiguous(memory_format=self.memory_format).unflatten(0, batch.images.shape[:2])
-        return views
+        views = photometric.augment_views(
+            batch.images, batch.color_uniform, self.config.views, self.student.backbone.pixels
+        )
+        joined = views.flatten(0, 1).contiguous(memory_format=self.memory_format)
+        laid_out: Tensor = joined.unflatten(0, batch.images.shape[:2])
+        return laid_out
 
     def _teacher_forward(self, images: Tensor, order: Tensor, heads: Collection[str]) -> Features:
         """Run the moving average on a view whose images are shuffled over BatchNorm groups and processes.

@@ -51,7 +51,7 @@ def build_optimizer(network: nn.Module, config: OptimConfig, factors: Mapping[st
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Restore the state of an optimizer from a checkpoint; it keeps its own factors of the learning rate.
+    """Restore the state of an optimizer from a checkpoint; it keeps its own settings, such as the weight decay.
 
     Args:
         optimizer: An optimizer of `build_optimizer`.
@@ -60,7 +60,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -
     Raises:
         RunError: The parameters are grouped in another way.
     """
-    factors = [group.get(LR_FACTOR) for group in optimizer.param_groups]
+    own_settings = [dict(group) for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(saved)
     except ValueError as error:
@@ -69,10 +69,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -
             "and model.trainable_stages the values that they have in the run's config.toml, or start a new run with "
             "another --out"
         ) from error
-    for group, factor in zip(optimizer.param_groups, factors, strict=True):
-        group.pop(LR_FACTOR, None)
-        if factor is not None:
-            group[LR_FACTOR] = factor
+    for group, settings in zip(optimizer.param_groups, own_settings, strict=True):
+        group.clear()
+        group.update(settings)
 
 
 def finite_gradient(network: nn.Module, max_norm: float) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ from plrc.engine.frozen import fill_cache, open_cache, prepare_teacher
 from plrc.engine.metrics import MetricWindow
 from plrc.engine.monitor import Monitor, log_start
 from plrc.engine.runlog import RunLog, position
-from plrc.engine.setup import Plan, prepare
+from plrc.engine.setup import Plan, prepare, write_records
 from plrc.engine.state import TrainingState
 from plrc.errors import PlrcError, RunError
 from plrc.files import FolderLock
@@ -125,6 +125,8 @@ def _train(plan: Plan, lock: FolderLock, stop: StopRequest, hooks: Hooks) -> Run
     frozen = prepare_teacher(plan)
     state = TrainingState(config, plan.device, frozen)
     start_step = state.begin(plan.checkpoint, plan.out / "checkpoints")
+    if plan.checkpoint is not None and distributed.is_main():
+        write_records(plan)
     with RunLog(
         plan.out,
         start_step,
@@ -139,9 +141,10 @@ def _train(plan: Plan, lock: FolderLock, stop: StopRequest, hooks: Hooks) -> Run
         if start_step < plan.steps and not state.budget.is_over:
             checkpointer = Checkpointer(plan, lock, state, log, hooks.on_checkpoint)
             last_step = _loop(plan, state, log, checkpointer, stop, start_step)
+        finished = last_step >= plan.steps or state.budget.is_over
+        log.is_finished = finished
         if distributed.is_main() and newest_checkpoint(plan.out) is not None:  # none if stopped before the first step
             _finish(plan.out, hooks.on_finish)
-    finished = last_step >= plan.steps or state.budget.is_over
     return Run(path=plan.out, step=last_step, finished=finished, health=tuple(state.history))
 
 
@@ -196,7 +199,8 @@ def _loop(
             lr = state.lr_factor * schedule.learning_rate(config.optim, step - 1, steps, plan.steps_per_epoch)
             momentum = schedule.teacher_momentum(config.optim, step - 1, steps)
             temperature = schedule.teacher_temperature(config.objectives, step - 1, steps)
-            torch.manual_seed(rng.torch_seed(config.seed, "layers", index=step))  # for layers such as dropout
+            # for layers such as dropout, which differ from process to process
+            torch.manual_seed(rng.torch_seed(config.seed, "layers", epoch=distributed.rank(), index=step))
             teacher_order = _teacher_order(config, step)
 
             # forward and backward, one micro-batch after another

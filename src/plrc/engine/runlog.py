@@ -64,7 +64,7 @@ class RunLog:
         self.main = main
         self.total_steps = total_steps
         self.on_progress = on_progress
-        self.last_step = start_step
+        self.is_finished = False
         self._has_training_line = False
         self.start_clock(start_step)
         if not main:  # no file is opened
@@ -88,10 +88,8 @@ class RunLog:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if kind is not None:
             self.close("failed")
-        elif self.last_step < self.total_steps:
-            self.close("stopped")
         else:
-            self.close("finished")
+            self.close("finished" if self.is_finished else "stopped")
 
     def info(self, message: str) -> None:
         """Log a message that the user wants to read."""
@@ -109,7 +107,6 @@ class RunLog:
             kind: "start", "train" or "health".
             values: What the line holds besides "step" and "kind".
         """
-        self.last_step = step
         if not self.main:
             return
         with contextlib.suppress(OSError):  # the line stays in the buffer of the file

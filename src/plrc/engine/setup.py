@@ -29,7 +29,7 @@ from plrc.engine.checkpoint import newest_checkpoint, rename_damaged
 from plrc.engine.checks import check_batch, check_missing_images, check_required, check_resumed, check_settings
 from plrc.engine.image_sizes import describe_view_scale
 from plrc.errors import DataError, RunError
-from plrc.files import LOCK, NO_LOCK_ERRORS, FolderLock, remove_partial
+from plrc.files import LOCK, NO_LOCK_ERRORS, FolderLock, is_unused, remove_partial
 from plrc.model.start_pixels import refuse_other_channels, start_pixels
 from plrc.model.starts import PRETRAINED
 from plrc.model.transformers_networks import is_detector_folder
@@ -39,6 +39,8 @@ from plrc.runtime import choose_device, choose_precision, choose_workers
 
 LISTING_SETTINGS = ("source", "layout", "split", "exclude", "pages", "held_out", "group")
 """Settings of the section `data` that decide which images a run has."""
+FOLLOW_BATCH = ("optim.lr", "model.bn_groups")
+"""Adapted settings that depend on the number of images at a time and may change within a run."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class Plan:
 
 def prepare(config: Config, lock: FolderLock | None = None) -> Plan:
     """Check everything that can be checked before training, and write config.toml and manifest.json of a fresh run.
+
+    Those of a resumed run are written once its checkpoint is restored: see `write_records`.
 
     Args:
         config: The settings of the run.
@@ -115,7 +119,8 @@ def prepare(config: Config, lock: FolderLock | None = None) -> Plan:
     if distributed.is_main():
         try:
             warnings = _claim_folder(config, out, fresh=stored is None, lock=lock)
-            _write_records(config, out, images, train, held_out)
+            if stored is None or newest_checkpoint(out) is None:
+                _write_records(config, out, images, train, held_out)
         except OSError as error:
             advice = "make it writable, or name another --out"
             raise RunError(f"cannot use {error.filename or out}: {error.strerror}; {advice}") from error
@@ -136,11 +141,19 @@ def prepare(config: Config, lock: FolderLock | None = None) -> Plan:
     )
 
 
+def write_records(plan: Plan) -> None:
+    """Write config.toml of a resumed run and, if changes are allowed, manifest.json.
+
+    Before, its checkpoint must be restored: settings that do not fit the checkpoint must not replace those that do.
+    """
+    _write_records(plan.config, plan.out, plan.images, plan.train, plan.held_out)
+
+
 def _is_resumed(config: Config, out: Path) -> bool:
     """Whether the folder holds a run to resume. Raises RunError if a run can neither be resumed nor started there."""
     if out.exists() and not out.is_dir():
         raise RunError(f"{out} is a file; --out must name a folder")
-    if not out.exists() or all(entry.name == LOCK for entry in out.iterdir()):
+    if is_unused(out, LOCK):
         return False
     if not config.run.resume:
         raise RunError(f"the run folder {out} is not empty; add --resume to continue it, or name another --out")
@@ -185,17 +198,26 @@ def _check_same_in_all_processes(config: Config, images: ImageList) -> None:
 def _adapt(config: Config, stored: Config | None, num_train: int, device: torch.device) -> tuple[Config, list[Change]]:
     """Adapt settings to the data, and replace the precision "auto" by that of the device.
 
-    A resumed run takes the stored values of these settings instead, and no changes are returned.
+    A resumed run takes the stored values of these settings instead. Only those that follow the batch (FOLLOW_BATCH) are
+    adapted anew if the number of images at a time has changed. Returns (settings, changes made here).
     """
-    _, changes = adapt(config, num_train, distributed.world_size())
+    adapted, changes = adapt(config, num_train, distributed.world_size())
     adapted_values = {change.name: change.new for change in changes}
     if config.optim.precision == "auto":
         dtype = choose_precision(config.optim.precision, device)
         adapted_values["optim.precision"] = str(dtype).removeprefix("torch.")  # such as "float32"
     if stored is None:
         return config.with_values(adapted_values, pin=False), changes
+    kept: list[Change] = []
+    if _batch(adapted) != _batch(stored):
+        kept = [change for change in changes if change.name in FOLLOW_BATCH]
     stored_settings = stored.flat()
-    return config.with_values({name: stored_settings[name] for name in adapted_values}, pin=False), []
+    stored_values = {name: stored_settings[name] for name in adapted_values}
+    return config.with_values(stored_values | {change.name: change.new for change in kept}, pin=False), kept
+
+
+def _batch(config: Config) -> tuple[int, int]:
+    return config.optim.batch_size, config.optim.gradient_accumulation_steps
 
 
 def _choose_pixels(
@@ -270,6 +292,12 @@ def _check_against_stored(
         image_differences = compare_manifests(read_manifest(out / "manifest.json"), manifest)
         check_missing_images(config, manifest["train"], images.root, out)
     check_resumed(config, stored, image_differences, out)
+    if config.model.init != stored.model.init and newest_checkpoint(out) is not None:
+        started_from = stored.model.init or "random weights"
+        raise RunError(
+            f"{out} has already been trained from {started_from}: resume without changing model.init, or name another "
+            "--out"
+        )
 
 
 def _claim_folder(config: Config, out: Path, fresh: bool, lock: FolderLock | None) -> list[str]:

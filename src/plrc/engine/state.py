@@ -17,6 +17,7 @@ from plrc.engine.checkpoint import FORMAT, checkpoint_of, load_checkpoint
 from plrc.engine.health import Health
 from plrc.engine.learner import Learner, StepOutput
 from plrc.engine.optim import BufferGuard, build_optimizer, finite_gradient, guarded_step, restore_optimizer
+from plrc.errors import RunError
 from plrc.files import write_atomic, write_json
 from plrc.machine import plrc_version
 from plrc.model import FrozenTeacher, update_teacher
@@ -135,12 +136,22 @@ class TrainingState:
         }
 
     def restore(self, saved: dict[str, Any]) -> int:
-        """Restore the content of a checkpoint; returns its step."""
-        for name, module in self.learner.modules().items():
-            module.load_state_dict(saved[name])
-        for level in self.learner.levels:
-            if level.center is not None:
-                level.center.copy_(saved["center"][str(level.stride)])
+        """Restore the content of a checkpoint; returns its step.
+
+        Raises:
+            RunError: If the checkpoint belongs to other settings.
+        """
+        try:
+            for name, module in self.learner.modules().items():
+                module.load_state_dict(saved[name])
+            for level in self.learner.levels:
+                if level.center is not None:
+                    level.center.copy_(saved["center"][str(level.stride)])
+        except (RuntimeError, TypeError, KeyError) as error:  # other tensors, or none of a part
+            raise RunError(
+                "the checkpoint does not fit the changed settings of networks and loss terms; give model.* and "
+                "objectives.* the values that they have in the run's config.toml, or start a new run with another --out"
+            ) from error
         restore_optimizer(self.optimizer, saved["optimizer"])
         if saved["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(saved["scaler"])

@@ -25,6 +25,7 @@ from plrc.engine.provenance import file_name, start_origin, teacher_origins
 from plrc.errors import PlrcError
 from plrc.export.receipt import Receipt
 from plrc.files import iterate_json_lines
+from plrc.model.timm_networks import PREFIX as TIMM_PREFIX
 from plrc.model.user_code import is_user_code
 from plrc.pixels import IMAGENET
 from plrc.presets import PRESETS, preset
@@ -81,6 +82,7 @@ def model_card(receipt: Receipt, saved: Mapping[str, Any], run: Path) -> str:
         "channels": config.data.channels,
         "pixel_statistics": _statistics(config),
         "pixels": {key: str(receipt.settings[key]) for key in ("channels", "pixels", "mean", "std")},
+        "instructions": [_without_folder(line, receipt.backbone) for line in receipt.settings["set"]],
         "proof": _proof(receipt),
         "versions": {
             "plrc, at training": str(saved["version"]),
@@ -202,7 +204,7 @@ def _proof(receipt: Receipt) -> dict[str, str]:
     for key, value in dataclasses.asdict(receipt).items():
         name = key.replace("_", " ")
         if isinstance(value, (list, tuple)):
-            rows[name] = ", ".join(_without_folder(str(item)) for item in value) or "none"
+            rows[name] = ", ".join(_without_folder(str(item), receipt.backbone) for item in value) or "none"
         elif key in ("file", "checkpoint"):
             rows[name] = Path(value).name
         elif key == "note":
@@ -213,7 +215,7 @@ def _proof(receipt: Receipt) -> dict[str, str]:
         elif isinstance(value, float):
             rows[name] = f"{value:.1e}"
         elif isinstance(value, (str, int)):
-            rows[name] = _without_folder(str(value))
+            rows[name] = _without_folder(str(value), receipt.backbone)
     return rows
 
 
@@ -227,8 +229,11 @@ def _reason(note: str) -> str:
     return note.partition(" (")[0] if re.search(r"[\\/]", note) else note
 
 
-def _without_folder(text: str) -> str:
-    return _last_name(text) if ".py:" in text else text
+def _without_folder(text: str, backbone: str) -> str:
+    """A text of the receipt; where it names the backbone, that is cut to its last name."""
+    for name in (backbone, backbone.removeprefix(TIMM_PREFIX)):  # timm's networks stand there under their own names
+        text = text.replace(name, _publishable("model.backbone", name))
+    return text
 
 
 def _last_name(text: str) -> str:

@@ -27,7 +27,8 @@ from plrc.export.tensor_match import (
 )
 from plrc.export.write import BACKBONE_PREFIX
 from plrc.model.naming import torchvision_names
-from plrc.model.weights import find_prefix, read_weights
+from plrc.model.prefixes import find_prefix, is_averaged_copy, prefixes
+from plrc.model.weights import read_weights
 from plrc.text import some
 
 STATISTICS = ("running_mean", "running_var")
@@ -44,6 +45,8 @@ class DetectorReport:
         matched: {name in the run: name in the detector, and how the detector's library changed the tensor on purpose}.
         different: {name in the run: name in the detector, and how the tensor differs}.
         absent: Names in the run that the detector has no tensor for.
+        unequal_copies: What stands before the names of further copies of the backbone that do not hold the run's
+            weights; averaged copies, such as `ema.`, need not hold them.
         reasons: Likely causes of what is different or absent.
     """
 
@@ -52,6 +55,7 @@ class DetectorReport:
     matched: dict[str, Match]
     different: dict[str, Match]
     absent: tuple[str, ...]
+    unequal_copies: tuple[str, ...]
     reasons: tuple[str, ...]
 
     @property
@@ -61,8 +65,8 @@ class DetectorReport:
 
     @property
     def complete(self) -> bool:
-        """Whether every tensor of the run is in the detector."""
-        return not self.different and not self.absent
+        """Whether every tensor of the run is in the detector, and in each copy of the backbone."""
+        return not self.different and not self.absent and not self.unequal_copies
 
     def to_json(self) -> dict[str, Any]:
         """The report as the command writes it to a file."""
@@ -72,6 +76,7 @@ class DetectorReport:
             "found": self.matched,
             "different": self.different,
             "absent": self.absent,
+            "unequal_copies": self.unequal_copies,
             "reasons": self.reasons,
             "complete": self.complete,
         }
@@ -90,6 +95,10 @@ class DetectorReport:
             lines.append(f"  different: {len(self.different) - SHOWN} more")
         if self.absent:
             lines.append(f"  absent: {some(self.absent, SHOWN)}")
+        lines += [
+            f"  another copy of the backbone, {copy!r}, does not hold these weights; which of them does it use?"
+            for copy in self.unequal_copies
+        ]
         lines += [f"  perhaps: {reason}" for reason in self.reasons]
         return "\n".join(lines)
 
@@ -129,8 +138,7 @@ def verify_detector(run: str | Path, detector: Any) -> DetectorReport:
     original_names = {new: old for old, new in torchvision_names(tensors).items()}
     actual = {new: tensors[old] for new, old in original_names.items()}
     prefix = find_prefix(actual, expected)
-    # {name in the run: name in the detector}
-    places = {name: prefix + name for name in expected if prefix + name in actual}
+    places = _places_under(prefix, expected, actual)
     keeps_names = 2 * len(places) >= len(expected)  # at least half of them
     if not keeps_names:
         places = places_by_content(expected, actual)
@@ -147,6 +155,7 @@ def verify_detector(run: str | Path, detector: Any) -> DetectorReport:
         matched=_with_original_names(matched, original_names),
         different=_with_original_names(different, original_names),
         absent=absent,
+        unequal_copies=_unequal_copies(prefix, expected, actual) if keeps_names else (),
         reasons=tuple(_likely_causes(expected, actual, matched, different, absent, keeps_names)),
     )
 
@@ -185,6 +194,21 @@ def _tensors_of(module: nn.Module) -> State:
                 )
             tensors[name] = tensor.detach().cpu()
     return tensors
+
+
+def _places_under(prefix: str, expected: State, actual: State) -> dict[str, str]:
+    """{name in the run: name in the detector} for the run's names that the detector has under a prefix."""
+    return {name: prefix + name for name in expected if prefix + name in actual}
+
+
+def _unequal_copies(prefix: str, expected: State, actual: State) -> tuple[str, ...]:
+    """Prefixes of copies of the backbone that hold fewer of the run's tensors than `prefix`; averaged ones left out."""
+
+    def count(copy: str) -> int:
+        return len(match_in_place(expected, actual, _places_under(copy, expected, actual)))
+
+    copies = [copy for copy in prefixes(actual, expected) if copy != prefix and not is_averaged_copy(copy)]
+    return tuple(copy for copy in copies if count(copy) < count(prefix))
 
 
 def _with_original_names(matches: Mapping[str, Match], original_names: Mapping[str, str]) -> dict[str, Match]:

@@ -148,7 +148,8 @@ def load_backbone(
         layer4_stride: Stride of layer4 of a torchvision ResNet: 2 as usual; with 1 the level called 32 has the
             positions of level 16.
         backbone: Name of the backbone (resnet50, timm:NAME, ...), needed for a file that does not hold it, and for a
-            backbone of user code even if the file names it: code is imported only if you name it.
+            backbone of user code even if the file names it: code is imported only if you name it. For a run of
+            transformers:FOLDER whose folder has moved: transformers:FOLDER.
         normalize: Whether images come as decoded (uint8 in 0..255 or float in 0..1) and are normalized inside;
             otherwise they are already normalized with the mean and standard deviation that the weights were trained
             with: `pixels` of the result, usually ImageNet's.
@@ -189,12 +190,12 @@ def load_backbone(
 
 def _backbone_name(path: Path, weights: Weights, named: str) -> str:
     """The backbone to build: as the file holds it, or as the user named it."""
-    code = stored_function(weights.metadata)
-    if code:
-        return trusted_backbone(code, named, "backbone={!r}")
-    stored = stored_name(weights.metadata)
+    stored = stored_name(weights.metadata) or stored_function(weights.metadata)
     if not stored and not named:
         raise WeightsError(f"{path} does not hold the name of its backbone; name it, such as backbone='resnet50'")
-    if stored and named and stored != named:
-        raise ConfigError(f"{path} holds a {stored}, not a {named}; leave `backbone` out")
-    return stored or named
+    if not stored:
+        return named
+    name = trusted_backbone(stored, named, "backbone={!r}")
+    if named and named != name:
+        raise ConfigError(f"{path} holds a {name}, not a {named}; leave `backbone` out")
+    return name

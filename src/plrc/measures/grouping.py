@@ -47,7 +47,7 @@ def grouping_auc(
         ROC-AUC in [0, 1]; 0.5 is chance.
 
     Raises:
-        DataError: There is no positive or no negative pair.
+        DataError: There is no positive or no negative pair, or none at the distances of the other kind.
     """
     scores = []
     distances = []
@@ -70,6 +70,11 @@ def grouping_auc(
     weight = np.ones(len(score))
     if match_distance:
         weight = _matched_weights(np.concatenate(distances), positive)
+        if not weight.any():
+            raise DataError(
+                "grouping needs pairs at equal distances on the same and on different objects; give images "
+                "with larger objects, or more of them"
+            )
     return weighted_auc(score, positive, weight)
 
 

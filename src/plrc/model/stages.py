@@ -85,9 +85,10 @@ def stages_of(backbone: Backbone, size: int, largest_stride: int) -> dict[str, i
         largest_stride: The coarsest level to look at.
 
     Returns:
-        Name of a parameter -> number of its stage. Parameters that no such level depends on are left out.
+        Name of a parameter -> number of its stage. Frozen parameters, and those that no such level depends on, are
+        left out.
     """
-    parameters = dict(backbone.named_parameters())
+    parameters = {name: parameter for name, parameter in backbone.named_parameters() if parameter.requires_grad}
     names = list(parameters)
     device = next(iter(parameters.values())).device
     stages: dict[str, int] = {}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from plrc.errors import WeightsError
-from plrc.files import file_sha256
+from plrc.files import file_sha256, parse_json
 from plrc.model.timm_networks import PREFIX
 from plrc.model.transformers_networks import PREFIX as DETECTOR_PREFIX
 from plrc.model.transformers_networks import detector_pixels
@@ -38,7 +38,7 @@ def start_pixels(backbone: str, metadata: Mapping[str, Any], source: str = "") -
     stored = stored_pixels(metadata, source) or _receipt_pixels(Path(source))
     if stored is not None:
         return stored, source or "the weights file"
-    if _is_of_plrc(metadata):
+    if is_of_plrc(metadata, source):
         return IMAGENET, source or "the weights file"
     if backbone.startswith(PREFIX):
         name = backbone.removeprefix(PREFIX)
@@ -73,6 +73,19 @@ def foreign_conventions(metadata: Mapping[str, Any], source: str) -> tuple[str, 
     )
 
 
+def is_of_plrc(metadata: Mapping[str, Any], source: str = "") -> bool:
+    """Return whether plrc wrote a weights file: an export of any target, or a checkpoint of a pre-training run.
+
+    Args:
+        metadata: What the file holds besides tensors.
+        source: Path of the file. An export that holds nothing but tensors is recognized by the receipt in its folder.
+    """
+    for table in (metadata, _table(metadata, "meta")):
+        if "plrc_version" in table or table.get("format") == "plrc" or table.get("__author__") == "plrc":
+            return True
+    return "objectives" in _table(metadata, "config") or "plrc_version" in _receipt(Path(source))
+
+
 def refuse_other_channels(trained: PixelStatistics, channels: int, source: str) -> None:
     """Check that weights can start a network for images of so many channels; those for RGB always can.
 
@@ -104,24 +117,30 @@ def stored_pixels(metadata: Mapping[str, Any], source: str = "") -> PixelStatist
     return None
 
 
+def _receipt(file: Path) -> dict[str, Any]:
+    """The receipt of an export; empty if there is none of this file in its folder."""
+    receipt = file.with_name(f"{file.name}.receipt.json") if file.name else file
+    if not receipt.is_file() or not file.is_file():
+        return {}
+    try:
+        content: dict[str, Any] = parse_json(receipt.read_text(encoding="utf-8"))
+        return content if content["sha256"] == file_sha256(file) else {}
+    except (OSError, ValueError, KeyError, TypeError):  # another program's file of that name
+        return {}
+
+
 def _receipt_pixels(file: Path) -> PixelStatistics | None:
     """The statistics in the receipt of an export, for files such as .pt that hold nothing but tensors.
 
     None if there is no receipt of this file in its folder.
     """
-    receipt = file.with_name(f"{file.name}.receipt.json") if file.name else file
-    if not receipt.is_file() or not file.is_file():
-        return None
     try:
-        content = json.loads(receipt.read_text(encoding="utf-8"))
-        if content["sha256"] != file_sha256(file):
-            return None
-        settings = content["settings"]
+        settings = _receipt(file)["settings"]
         pixel_max = int(settings["pixels"].rpartition(" ")[2])  # of "0 to 255"
         mean = tuple(round(float(value) / pixel_max, 8) for value in settings["mean"])
         std = tuple(round(float(value) / pixel_max, 8) for value in settings["std"])
         return PixelStatistics(mean, std)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # another program's file of that name
+    except (ValueError, KeyError, TypeError, AttributeError):  # no receipt, or another program's file of that name
         return None
 
 
@@ -148,14 +167,6 @@ def _table(metadata: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """A dictionary in the metadata; empty if there is none with this name."""
     table = metadata.get(name)
     return table if isinstance(table, Mapping) else {}
-
-
-def _is_of_plrc(metadata: Mapping[str, Any]) -> bool:
-    """Whether plrc wrote the file: an export of any target, or a checkpoint of a pre-training run."""
-    for table in (metadata, _table(metadata, "meta")):
-        if "plrc_version" in table or table.get("format") == "plrc" or table.get("__author__") == "plrc":
-            return True
-    return "objectives" in _table(metadata, "config")
 
 
 def _timm_pixels(name: str) -> PixelStatistics | None:

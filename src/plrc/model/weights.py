@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import pickle
-import re
 import zipfile
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from plrc.model.fingerprint import describe_difference, fingerprint, from_text, 
 from plrc.model.naming import COUNTER_SUFFIX, torchvision_names
 from plrc.model.pickles import read_arrays
 from plrc.model.precision import conversion_notes
+from plrc.model.prefixes import find_prefix, prefixes
 from plrc.model.start_pixels import foreign_conventions
 from plrc.model.stem import fitted, is_inflatable
 from plrc.model.timm_networks import plain_names
@@ -36,8 +35,6 @@ from plrc.model.transformers_networks import WEIGHTS_FILE, detector_type, read_t
 from plrc.model.user_code import is_user_code
 from plrc.text import some
 
-# A prefix with one of these words belongs to an averaged (EMA) copy of the network.
-AVERAGED_COPY_WORDS = frozenset({"teacher", "k", "momentum", "ema", "target"})
 SHOWN = 12  # names per row of the table
 
 
@@ -222,48 +219,6 @@ def _warnings(backbone: Backbone, weights: Weights, state: Mapping[str, Tensor],
             f"padding, so that its features differ: make sure that these are weights of {backbone.name}"
         )
     return tuple(warnings)
-
-
-def find_prefix(names: Iterable[str], backbone_names: Iterable[str]) -> str:
-    """Find what stands before the backbone's names in a file: the prefix under which it holds the most of them.
-
-    If several hold equally many, the network itself is preferred to an averaged copy of it
-    (AVERAGED_COPY_WORDS), then the first in the file.
-
-    Args:
-        names: Names in the file.
-        backbone_names: Names of the backbone's tensors.
-
-    Returns:
-        The prefix with its final dot; empty if there is none.
-    """
-    counts = _prefix_counts(names, backbone_names)
-
-    def preference(prefix: str) -> tuple[int, bool]:
-        return counts[prefix], AVERAGED_COPY_WORDS.isdisjoint(re.split("[._]", prefix))
-
-    return max(counts, key=preference, default="")
-
-
-def prefixes(names: Iterable[str], backbone_names: Iterable[str]) -> list[str]:
-    """List the prefixes under which a file holds the most of the backbone's names: several if it holds copies of it."""
-    counts = _prefix_counts(names, backbone_names)
-    most = max(counts.values(), default=0)
-    return [prefix for prefix, count in counts.items() if count == most]
-
-
-def _prefix_counts(names: Iterable[str], backbone_names: Iterable[str]) -> Counter[str]:
-    """How many names of the backbone a file holds under each prefix."""
-    known_names = set(backbone_names)
-    counts = Counter[str]()
-    for name in names:
-        parts = name.split(".")
-        # each way to split the name into a prefix and a name of the backbone
-        for start in range(len(parts)):
-            inner_name = ".".join(parts[start:])
-            if inner_name in known_names:
-                counts[name.removesuffix(inner_name)] += 1
-    return counts
 
 
 def stored_name(metadata: dict[str, Any]) -> str:

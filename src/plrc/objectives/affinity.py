@@ -45,11 +45,6 @@ class Term:
         """Mean cross-entropy; 0 with zero gradient if no query is valid."""
         return self.total / self.count.clamp(min=1)
 
-    @property
-    def kl(self) -> Tensor:
-        """Mean Kullback-Leibler divergence: the cross-entropy without the targets' entropy."""
-        return (self.total.detach() - self.entropy) / self.count.clamp(min=1)
-
 
 def sum_valid(loss: Tensor, entropy: Tensor, valid: Tensor) -> Term:
     """Sum losses and entropies of queries into a Term.

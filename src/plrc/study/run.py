@@ -14,13 +14,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from plrc.compare.grid import PROGRESS_SECONDS, log_start, log_stopped, run_grid
-from plrc.engine.checkpoint import checkpoints
+from plrc.engine.checkpoint import delete_old_checkpoints
 from plrc.engine.pretrain import pretrain
 from plrc.errors import RunError
-from plrc.files import claim, parse_json, read_json_lines, without_nan, write_json
+from plrc.files import claim, hold_lock, parse_json, read_json_lines, without_nan, write_json, write_text
 from plrc.machine import commit, versions
 from plrc.progress import OnProgress
 from plrc.runtime import StopRequest
@@ -37,7 +35,7 @@ SCENES = "scenes"
 
 Line = dict[str, Any]
 """A line of lines.jsonl: "cell" (name of the run), "axes", "labels" (their digest), "scores", "curve", "steps",
-"seconds", "versions"."""
+"seconds" (of all starts of the run, without those that were killed or failed), "versions"."""
 
 
 def run_study(study: Study, out: Path) -> list[Line] | None:
@@ -130,7 +128,7 @@ def append_line(path: Path, line: Line) -> None:
         line: The line; NaN becomes null.
     """
     text = json.dumps(without_nan(line), allow_nan=False)
-    with FileLock(path.with_suffix(".lock"), fallback_to_soft=False), open(path, "ab+") as file:
+    with hold_lock(path.with_suffix(".lock")), open(path, "ab+") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(size - 1, 0))  # to read the last byte
         if size > 0 and file.read(1) != b"\n":
@@ -182,17 +180,38 @@ class _StudyGrid:
 
     def execute(self, run: StudyRun, on_progress: OnProgress) -> str | None:
         pretrained = Path(self.study.pretrain_config(run, self.out).run.out)
-        was_measured = any(line["cell"] == run.name for line in _stored_lines(self.out))
-        if was_measured and self.study.probe.get("curve"):
-            # The curve needs all checkpoints, but a measured run has kept only the newest: it is trained again.
-            shutil.rmtree(pretrained, ignore_errors=True)
+        self._delete_if_outdated(run, pretrained)
+        stored_seconds = self.folder(run) / f"seconds-{run.name}.txt"  # of the starts that were stopped
+        seconds = 0.0
+        if stored_seconds.exists():
+            seconds = float(stored_seconds.read_text(encoding="utf-8"))
+        started = time.perf_counter()
         line = _pretrain_and_measure(self.study, run, self.out, self.labels, on_progress)
+        seconds += time.perf_counter() - started
         if line is None:
+            write_text(stored_seconds, f"{seconds}")
             return None
+        line["seconds"] = round(seconds, 1)
         append_line(self.out / LINES, line)
-        for old in checkpoints(pretrained)[:-1]:  # all but the newest
-            old.unlink()
+        stored_seconds.unlink(missing_ok=True)
+        delete_old_checkpoints(pretrained, keep=1)
         return "  ".join(f"{name} {value:.3f}" for name, value in line["scores"].items() if value is not None)
+
+    def _delete_if_outdated(self, run: StudyRun, pretrained: Path) -> None:
+        """Delete the pre-training of a run whose curve is measured again, so that it is trained again.
+
+        The curve needs all checkpoints, but a measured run has kept only the newest. A file in the run's folder holds
+        the probe and labels for which this was done: a run that is stopped afterwards keeps its new checkpoints.
+        """
+        was_measured = any(line["cell"] == run.name for line in _stored_lines(self.out))
+        if not was_measured or not self.study.probe.get("curve"):
+            return
+        trained_again = self.folder(run) / "trained-again.txt"
+        probe = digest_with_labels(self.study.probe, self.labels)
+        if trained_again.exists() and trained_again.read_text(encoding="utf-8") == probe:
+            return
+        shutil.rmtree(pretrained, ignore_errors=True)
+        write_text(trained_again, probe)
 
 
 def _render_scenes(study: Study, out: Path) -> None:
@@ -215,8 +234,7 @@ def _render_scenes(study: Study, out: Path) -> None:
 
 
 def _pretrain_and_measure(study: Study, run: StudyRun, out: Path, labels: str, on_progress: OnProgress) -> Line | None:
-    """Return the line of a run, or None if it was asked to stop."""
-    started = time.perf_counter()
+    """Return the line of a run without its seconds, or None if it was asked to stop."""
     config = study.pretrain_config(run, out)
     steps = 0
     if run.method == RANDOM:
@@ -250,7 +268,6 @@ def _pretrain_and_measure(study: Study, run: StudyRun, out: Path, labels: str, o
         "scores": scores,
         "curve": curve,
         "steps": steps,
-        "seconds": round(time.perf_counter() - started, 1),
         "versions": versions() | {"commit": commit()},
     }
 

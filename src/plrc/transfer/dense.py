@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -27,7 +28,7 @@ from plrc.model.backbone import Backbone
 from plrc.progress import OnProgress, ignore_progress
 from plrc.rng import generator
 from plrc.transfer.data_checks import log_data_warnings
-from plrc.transfer.initial import InitialWeights, initial_backbone
+from plrc.transfer.initial import OWN_WEIGHTS, InitialWeights, initial_backbone
 from plrc.transfer.labels.annotations import LabelledImage
 from plrc.transfer.labels.datasets import usual_pixels
 from plrc.transfer.labels.rasterize import rasterize, scaled_size
@@ -56,7 +57,7 @@ class DenseResult:
         test_images: Number of images that are scored.
         miou: Stride -> mean IoU of the probe, in percent.
         accuracy: Stride -> pixel accuracy of the probe, in percent.
-        grouping: Stride -> grouping AUC; nan if no objects are labelled.
+        grouping: Stride -> grouping AUC; nan if no objects are labelled, or too few of the drawn pixels lie on them.
         notes: What to know about the labels and the weights.
         reading: What was read of the labels, as `ReadingReport.to_dict` returns it.
         warnings: Overlaps between splits, and sizes of objects (`data_checks`).
@@ -122,7 +123,7 @@ def probe_seeds(
     Args:
         data: The labelled images.
         inits: Initial weights: "random", "pretrained", a run folder or a file.
-        backbone: Name of the backbone; empty: that of the first weights. All weights are of the same backbone.
+        backbone: Name of the backbone; empty: that of the weights. All weights are of the same backbone.
         size: Longer side of the images, in pixels.
         images: Largest number of images to read of each split.
         seeds: Seeds of the choice of images, of random weights, and of the pixels that the probes are fitted on.
@@ -150,12 +151,11 @@ def probe_seeds(
             init, backbone, partial=False, layer4_stride=1, seed=seed, pixels=data.pixels, usual=usual
         )
 
-    networks = []
-    for init in inits:
-        network, initial = network_with(init, seeds[0])
-        networks.append((network, initial))
-        backbone = initial.backbone
-    first = networks[0][0]
+    networks: dict[str, tuple[Backbone, InitialWeights]] = {}
+    for init in sorted(inits, key=lambda init: (init == RANDOM, init in OWN_WEIGHTS)):  # files name their backbone
+        networks[init] = network_with(init, seeds[0])
+        backbone = networks[init][1].backbone
+    first = networks[inits[0]][0]
     notes = list(splits.reading.lines())
     if first.fitting_side(size) != size:
         size = first.fitting_side(size)
@@ -176,7 +176,8 @@ def probe_seeds(
     fitted = _SeedLabels(train, size)
     scored = _SeedLabels(test, size)
     results: list[DenseResult] = []
-    for init, (network, initial) in zip(inits, networks, strict=True):
+    for init in inits:
+        network, initial = networks[init]
         groups = [list(seeds)]  # seeds that share a network
         if init == RANDOM:
             groups = [[seed] for seed in seeds]
@@ -185,6 +186,9 @@ def probe_seeds(
                 network, initial = network_with(init, group[0])
             scores = _probe_network(network, strides, group, fitted, scored, len(classes))
             for seed in group:
+                own_notes = [*notes, *initial.lines()]
+                if task != "semantic" and any(map(math.isnan, scores[seed]["grouping"].values())):
+                    own_notes.append(f"no grouping AUC with seed {seed}: too few of the drawn pixels lie on objects")
                 result = DenseResult(
                     init=init,
                     seed=seed,
@@ -193,7 +197,7 @@ def probe_seeds(
                     train_images=len(train[seed].images),
                     test_images=len(test[seed].images),
                     **scores[seed],
-                    notes=(*notes, *initial.lines()),
+                    notes=tuple(own_notes),
                     reading=splits.reading.to_dict(),
                     warnings=tuple(warnings),
                     init_report=initial.table(),
@@ -279,7 +283,7 @@ def _probe_network(
             scores[seed]["miou"][stride] = 100 * result.miou
             scores[seed]["accuracy"][stride] = 100 * result.accuracy
             scores[seed]["grouping"][stride] = math.nan
-            if (objects > 0).any():
+            with contextlib.suppress(DataError):  # too few of the drawn pixels lie on objects
                 scores[seed]["grouping"][stride] = grouping_auc(own, objects, seed=seed)
     return scores
 

@@ -21,9 +21,8 @@ from plrc import rng
 from plrc.data.workers import end_if_importing_main, load_batches
 from plrc.engine.runlog import RunLog
 from plrc.errors import RunError
-from plrc.files import parse_json, write_atomic, write_json
+from plrc.files import LOCK, is_unused, parse_json, write_atomic, write_json
 from plrc.machine import versions
-from plrc.model.backbone import Backbone
 from plrc.progress import OnProgress, ignore_progress
 from plrc.runtime import StopRequest, choose_device
 from plrc.transfer.data_checks import log_data_warnings
@@ -37,10 +36,10 @@ from plrc.transfer.initial import (
 )
 from plrc.transfer.labels.datasets import usual_pixels
 from plrc.transfer.labels.splits import LabelledSet, Splits, labelled_subset, read_labelled, require_labels
+from plrc.transfer.optim import build_optimizer, has_finite_weights, learning_rate
 from plrc.transfer.protocols import OptimConfig, TransferConfig
 from plrc.transfer.tasks import TaskModel, build_task_model
 
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 CHECKPOINT = "checkpoint.pt"
 RESULT = "result.json"
 
@@ -188,7 +187,13 @@ def _fine_tune(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config.optim, step - 1) * group["lr_factor"]
             optimizer.zero_grad()
-            loss = _backward(task_model, next(batches), config.optim)
+            try:
+                loss = _backward(task_model, next(batches), config.optim)
+            except (ValueError, RuntimeError):  # some detectors refuse boxes that are not finite
+                if has_finite_weights(model):
+                    raise
+                diverged = step
+                break
             if config.optim.max_grad_norm:
                 nn.utils.clip_grad_norm_(model.parameters(), config.optim.max_grad_norm)
             optimizer.step()
@@ -202,10 +207,12 @@ def _fine_tune(
                 window_started = time.perf_counter()
                 if not math.isfinite(mean_loss):
                     diverged = step
-                    log.warning(f"diverged: the loss is {mean_loss} at step {step}; write a lower optim.lr")
                     break
             else:
                 log.log_step(step)
+            if (step in evaluations or step == steps) and not has_finite_weights(model):
+                diverged = step
+                break
             if step in evaluations:
                 curve.append({"step": step, **task_model.score(splits.val)})
                 log.record(step, "val", curve[-1])
@@ -221,6 +228,7 @@ def _fine_tune(
                 return None
 
         if diverged:
+            log.warning(f"diverged: loss or weights are not finite at step {diverged}; write a lower optim.lr")
             metrics = task_model.zero_scores()
             val = task_model.zero_scores()
         else:
@@ -257,14 +265,6 @@ def _fine_tune(
     return result
 
 
-def learning_rate(config: OptimConfig, step: int) -> float:
-    """Compute the learning rate of the step after `step` others: linear warm-up, then / 10 at each milestone."""
-    warmup_steps = min(config.warmup_steps, config.total_steps // 10)
-    warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
-    passed = sum(step >= share * config.total_steps for share in config.lr_milestones)
-    return config.lr * warmup * 0.1**passed
-
-
 def format_scores(scores: dict[str, float]) -> str:
     """Format scores as a line of text, without the step."""
     return "  ".join(f"{name} {value:.1f}" for name, value in _without_step(scores).items())
@@ -291,7 +291,7 @@ def _check_folder(config: TransferConfig) -> Path:
     if out.exists() and not out.is_dir():
         raise RunError(f"{out} is a file; --out names a folder")
     if not (out / "config.toml").exists():
-        if out.exists() and any(entry.name != "lock" for entry in out.iterdir()):
+        if not is_unused(out, LOCK):
             raise RunError(f"{out} is not empty and has no transfer run (no config.toml); name another --out")
         return out
     if not config.run.resume:
@@ -314,35 +314,6 @@ def _backward(task_model: TaskModel, batch: list[Any], config: OptimConfig) -> t
         loss.backward()
         total += loss.detach()
     return total
-
-
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Normalization layers have a weight decay of their own, and the backbone a learning rate."""
-    norm_ids = set()
-    backbone_ids = set()
-    for module in model.modules():
-        if isinstance(module, NORMS):
-            norm_ids |= {id(parameter) for parameter in module.parameters(recurse=False)}
-        if isinstance(module, Backbone) and config.backbone_lr_factor != 1:
-            backbone_ids |= {id(parameter) for parameter in module.parameters()}
-    groups = []
-    for in_backbone in (False, True):
-        for is_norm in (False, True):
-            chosen = []
-            for parameter in model.parameters():
-                kind = (id(parameter) in backbone_ids, id(parameter) in norm_ids)
-                if parameter.requires_grad and kind == (in_backbone, is_norm):
-                    chosen.append(parameter)
-            if chosen:
-                group = {
-                    "params": chosen,
-                    "weight_decay": config.norm_decay if is_norm else config.weight_decay,
-                    "lr_factor": config.backbone_lr_factor if in_backbone else 1.0,
-                }
-                groups.append(group)
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, config.lr, betas=(config.momentum, 0.999))
-    return torch.optim.SGD(groups, config.lr, config.momentum)
 
 
 class _BatchOrder:

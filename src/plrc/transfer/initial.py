@@ -17,6 +17,7 @@ from plrc.engine.checkpoint import checkpoint_of
 from plrc.errors import ConfigError, PlrcError, WeightsError
 from plrc.model.backbone import RESNETS, Backbone, ResNetLevels, build_backbone
 from plrc.model.naming import COUNTER_SUFFIX
+from plrc.model.prefixes import find_prefix
 from plrc.model.start_pixels import refuse_other_channels, start_pixels
 from plrc.model.starts import PRETRAINED, pretrained_weights
 from plrc.model.stem import fitted, is_inflatable
@@ -24,7 +25,7 @@ from plrc.model.timm_networks import names_weights
 from plrc.model.transformers_networks import PREFIX as DETECTOR_PREFIX
 from plrc.model.transformers_networks import is_detector_folder
 from plrc.model.user_code import is_user_code
-from plrc.model.weights import LoadReport, Weights, find_prefix, load_into, read_weights, stored_function, stored_name
+from plrc.model.weights import LoadReport, Weights, load_into, read_weights, stored_function, stored_name
 from plrc.pixels import IMAGENET, PixelStatistics
 from plrc.text import note, some
 from plrc.transfer.detectors.whole import DetectorWeights, differing_tensors, take_detector, whole_detector_of
@@ -99,7 +100,7 @@ class InitialWeights:
 
 
 def initial_backbone(
-    init: str,
+    init: str | Weights,
     name: str = "",
     partial: bool = False,
     layer4_stride: int = 2,
@@ -111,7 +112,7 @@ def initial_backbone(
 
     Args:
         init: "random", "pretrained" (those that its library has for it; also "torchvision"), a run folder (the student
-            of its newest checkpoint), or a file of weights.
+            of its newest checkpoint), or a file of weights; or what `read_initial` returned for it.
         name: Name of the backbone; empty: that of the weights, or else ResNet-50.
         partial: Whether to accept a file that lacks up to half of the tensors, which keep their random values.
         layer4_stride: Stride of layer4, 1 or 2.
@@ -129,7 +130,7 @@ def initial_backbone(
     stored = ""
     code = ""
     if init != "random":
-        weights = _read(init, name or DEFAULT_BACKBONE)
+        weights = init if isinstance(init, Weights) else read_initial(init, name or DEFAULT_BACKBONE)
         stored = stored_name(weights.metadata)
         code = stored_function(weights.metadata)
     if weights is not None:
@@ -139,12 +140,10 @@ def initial_backbone(
                 f"if you trust it, write --model.backbone {code} (plrc transfer probe: --backbone)"
             )
         if not stored and not name:
-            stored = _recognize_resnet(weights, usual.channels)
+            stored = recognize_resnet(weights, usual.channels)
         of_detectors = stored.startswith(DETECTOR_PREFIX) and name.startswith(DETECTOR_PREFIX)
         other_name = stored and name and stored != name and not is_user_code(name) and not of_detectors
-        if (
-            other_name and _recognize_resnet(weights, usual.channels) != name
-        ):  # tensors decide, not what they are called
+        if other_name and recognize_resnet(weights, usual.channels) != name:  # tensors decide, not what they are called
             raise _wrong_backbone(weights.source, stored, name)
     chosen = name or stored or DEFAULT_BACKBONE
     with torch.random.fork_rng(devices=[]):
@@ -154,11 +153,11 @@ def initial_backbone(
         backbone.pixels = pixels or usual
         return backbone, InitialWeights("random", chosen, pixels=backbone.pixels)
     trained, _ = start_pixels(chosen, weights.metadata, weights.source)
-    refuse_other_channels(trained, usual.channels, init)
+    refuse_other_channels(trained, usual.channels, weights.source if isinstance(init, Weights) else init)
     try:
         report = load_into(backbone, weights, allow_partial=partial)
     except PlrcError as error:
-        recognized = _recognize_resnet(weights, usual.channels)
+        recognized = recognize_resnet(weights, usual.channels)
         if recognized in ("", chosen):
             raise
         raise _wrong_backbone(weights.source, recognized, chosen) from error
@@ -168,6 +167,51 @@ def initial_backbone(
         )
     backbone.pixels = pixels or (trained if trained.channels == usual.channels else usual)
     return backbone, InitialWeights(weights.source, chosen, weights, report, backbone.pixels)
+
+
+def read_initial(init: str, name: str = DEFAULT_BACKBONE) -> Weights:
+    """Read initial weights.
+
+    Args:
+        init: As for `initial_backbone`, but not "random".
+        name: Name of the backbone whose own weights "pretrained" stands for.
+
+    Raises:
+        WeightsError: The weights are absent or cannot be read.
+        ConfigError: The library has no weights of its own for this backbone.
+    """
+    if init == "torchvision" and name not in RESNETS:
+        raise ConfigError(f"torchvision has no weights for {name}; write one of {', '.join(RESNETS)}")
+    if init in OWN_WEIGHTS:
+        return pretrained_weights(name)
+    path = Path(init)
+    if not path.exists():
+        raise WeightsError(
+            f"{init} does not exist; initial weights are random, pretrained, a run folder, a detector's folder or a "
+            "file of weights"
+        )
+    return read_weights(checkpoint_of(path))
+
+
+def recognize_resnet(weights: Weights, channels: int) -> str:
+    """Return the torchvision ResNet whose tensors are all in a file.
+
+    Args:
+        weights: Content of the file.
+        channels: Channels of the images.
+
+    Returns:
+        Its name, of several that of the largest; empty if there is none.
+    """
+    sizes = {}
+    for name in RESNETS:
+        with torch.device("meta"):
+            target = build_backbone(name, in_channels=channels).net.state_dict()
+        prefix = find_prefix(weights.state, target)
+        needed = {prefix + key: tensor for key, tensor in target.items() if not key.endswith(COUNTER_SUFFIX)}
+        if all(_fits(weights.state.get(key), tensor, channels) for key, tensor in needed.items()):
+            sizes[name] = len(needed)
+    return max(sizes, key=lambda name: sizes[name], default="")
 
 
 def with_own_backbone(config: TransferConfig, inits: Iterable[str]) -> TransferConfig:
@@ -273,19 +317,6 @@ def _backbone_tensors(model: nn.Module, expected: Iterable[str]) -> Iterator[tup
                 break
 
 
-def _recognize_resnet(weights: Weights, channels: int) -> str:
-    """The torchvision ResNet whose tensors are all in the file, the largest of several; empty if there is none."""
-    sizes = {}
-    for name in RESNETS:
-        with torch.device("meta"):
-            target = build_backbone(name, in_channels=channels).net.state_dict()
-        prefix = find_prefix(weights.state, target)
-        needed = {prefix + key: tensor for key, tensor in target.items() if not key.endswith(COUNTER_SUFFIX)}
-        if all(_fits(weights.state.get(key), tensor, channels) for key, tensor in needed.items()):
-            sizes[name] = len(needed)
-    return max(sizes, key=lambda name: sizes[name], default="")
-
-
 def _fits(stored: Tensor | None, target: Tensor, channels: int) -> bool:
     """Whether a tensor of a file has the shape of one of a backbone, as it is or inflated."""
     return stored is not None and (stored.shape == target.shape or is_inflatable(stored, target, channels))
@@ -293,20 +324,6 @@ def _fits(stored: Tensor | None, target: Tensor, channels: int) -> bool:
 
 def _wrong_backbone(source: str, stored: str, wanted: str) -> WeightsError:
     return WeightsError(
-        f"{source} has the weights of a {stored}, not of a {wanted}; write --model.backbone {stored}, or name the "
-        f"weights of a {wanted}"
+        f"{source} has the weights of a {stored}, not of a {wanted}; write --model.backbone {stored} "
+        f"(plrc transfer probe: --backbone), or name the weights of a {wanted}"
     )
-
-
-def _read(init: str, name: str) -> Weights:
-    if init == "torchvision" and name not in RESNETS:
-        raise ConfigError(f"torchvision has no weights for {name}; write one of {', '.join(RESNETS)}")
-    if init in OWN_WEIGHTS:
-        return pretrained_weights(name)
-    path = Path(init)
-    if not path.exists():
-        raise WeightsError(
-            f"{init} does not exist; initial weights are random, pretrained, a run folder, a detector's folder or a "
-            "file of weights"
-        )
-    return read_weights(checkpoint_of(path))

@@ -14,12 +14,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from plrc.data.image_errors import DecodeError
 from plrc.data.sources import find_images
@@ -40,6 +41,7 @@ OUTPUTS = ("boxes", "scores", "classes", "masks")
 MASK_SIDES = {"fpn": 28, "c4": 14}
 SCORE_TOLERANCE = 1e-3
 BOX_TOLERANCE = 0.5  # pixels of the image
+MASK_TOLERANCE = 1e-2  # of the probability of a pixel
 MAX_UNMATCHED = 0.02  # share of the predictions: those at a threshold, or of equal scores, may be others
 
 
@@ -60,7 +62,8 @@ class DetectorReceipt:
         images: Where the compared images are from.
         predictions: Number of predictions of PyTorch that were compared.
         unmatched: How many of them have no counterpart in ONNX Runtime with the same class, a score within
-            SCORE_TOLERANCE and corners within BOX_TOLERANCE.
+            SCORE_TOLERANCE, corners within BOX_TOLERANCE and a mask within MASK_TOLERANCE; or how many of ONNX Runtime
+            have none in PyTorch, if those are more.
         largest_score_difference: Of the others.
         largest_box_difference: Of the others, in pixels of the image.
         versions: Versions of the software.
@@ -135,6 +138,11 @@ def export_detector(run: str | Path, out: str | Path | None = None, backbone: st
             written = folder_of_proof / file.name
             _write(detector, prepare_batch(model, images[:2]), written)
             comparison = compare(written, detector, images)
+            if comparison.predictions == 0:
+                raise ExportError(
+                    f"the detector predicts nothing on {len(images)} images ({origin}), so ONNX Runtime cannot be "
+                    f"compared with PyTorch and {file} was not written; train it longer"
+                )
             if comparison.unmatched > MAX_UNMATCHED * comparison.predictions:
                 raise ExportError(
                     f"{comparison.unmatched} of {comparison.predictions} predictions differ between PyTorch and ONNX "
@@ -206,8 +214,8 @@ def compare(file: Path, detector: Detector, images: Sequence[Tensor]) -> Compari
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     model = detector.model.model
     predictions = 0
-    score_differences: list[float] = []
-    box_differences: list[float] = []
+    unmatched = 0
+    all_pairs: list[Pair] = []
     for number in BATCHES:
         batch = images[:number]
         inputs = prepare_batch(model, batch)
@@ -218,32 +226,69 @@ def compare(file: Path, detector: Detector, images: Sequence[Tensor]) -> Compari
         for i, image in enumerate(batch):
             height, width = image.shape[1:]
             scale = np.array([width, height, width, height]) / sizes[i][[1, 0, 1, 0]]
-            predictions += len(expected[i]["scores"])
-            differences = _differences(expected[i], outputs[0][i] * scale, outputs[1][i], outputs[2][i])
-            score_differences += [scores for scores, _ in differences]
-            box_differences += [corners for _, corners in differences]
+            pairs = match_predictions(expected[i], outputs[0][i] * scale, outputs[1][i], outputs[2][i])
+            if "masks" in expected[i]:
+                masks = torch.from_numpy(outputs[3][i])
+                pairs = [pair for pair in pairs if _mask_difference(expected[i], masks, pair) <= MASK_TOLERANCE]
+            number_of_pytorch = len(expected[i]["scores"])
+            number_of_onnx = int((outputs[1][i] > 0).sum())
+            predictions += number_of_pytorch
+            unmatched += max(number_of_pytorch, number_of_onnx) - len(pairs)
+            all_pairs += pairs
     return Comparison(
         predictions=predictions,
-        unmatched=predictions - len(score_differences),
-        largest_score_difference=max(score_differences, default=0.0),
-        largest_box_difference=max(box_differences, default=0.0),
+        unmatched=unmatched,
+        largest_score_difference=max((pair.score_difference for pair in all_pairs), default=0.0),
+        largest_box_difference=max((pair.box_difference for pair in all_pairs), default=0.0),
     )
 
 
-def _differences(expected: dict[str, Tensor], boxes: Any, scores: Any, classes: Any) -> list[tuple[float, float]]:
-    """For each prediction of PyTorch with a counterpart: how far its score and its corners are from it."""
+class Pair(NamedTuple):
+    """A prediction of PyTorch and its counterpart in ONNX Runtime.
+
+    Attributes:
+        pytorch: Position of the prediction.
+        onnx: Position of its counterpart.
+        score_difference: How far the scores are apart.
+        box_difference: How far the corners are apart at most, in pixels of the image.
+    """
+
+    pytorch: int
+    onnx: int
+    score_difference: float
+    box_difference: float
+
+
+def match_predictions(expected: dict[str, Tensor], boxes: Any, scores: Any, classes: Any) -> list[Pair]:
+    """Pair the predictions of PyTorch for an image with those of ONNX Runtime, each with the nearest that is left.
+
+    Args:
+        expected: PyTorch's predictions: boxes [n, 4], scores [n], labels [n].
+        boxes: Those of ONNX Runtime in pixels of the image, [N, 4].
+        scores: Their scores [N]; 0: no prediction.
+        classes: Their classes [N], from 0.
+    """
     free = scores > 0
-    differences = []
-    for box, score, label in zip(
-        expected["boxes"].numpy(), expected["scores"].numpy(), expected["labels"].numpy(), strict=True
+    pairs = []
+    for position, (box, score, label) in enumerate(
+        zip(expected["boxes"].numpy(), expected["scores"].numpy(), expected["labels"].numpy(), strict=True)
     ):
         corners = np.abs(boxes - box).max(axis=1)
         near = free & (classes == label - 1) & (np.abs(scores - score) <= SCORE_TOLERANCE) & (corners <= BOX_TOLERANCE)
         if near.any():
             best = int(np.where(near, corners, np.inf).argmin())
             free[best] = False
-            differences.append((float(abs(scores[best] - score)), float(corners[best])))
-    return differences
+            pairs.append(Pair(position, best, float(abs(scores[best] - score)), float(corners[best])))
+    return pairs
+
+
+def _mask_difference(expected: dict[str, Tensor], masks: Tensor, pair: Pair) -> float:
+    """How far the mask of ONNX Runtime, pasted into PyTorch's box, is from PyTorch's mask of the image."""
+    of_image = expected["masks"][pair.pytorch]
+    pasted = paste_masks_in_image(
+        masks[pair.onnx][None, None], expected["boxes"][pair.pytorch][None], tuple(of_image.shape[1:])
+    )
+    return float((pasted[0] - of_image).abs().max())
 
 
 def describe_inputs(detector: Detector) -> dict[str, str]:

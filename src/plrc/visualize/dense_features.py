@@ -156,10 +156,11 @@ def compress(
             resemble them.
     """
     flat = [grid.flatten(1).T for grid in features]  # [h w, C]
-    moment = torch.zeros(flat[0].shape[1], flat[0].shape[1])
+    channels = flat[0].shape[1]
+    moment = torch.zeros(channels, channels, dtype=torch.float64)  # in float32, eigh fails if there are few places
     for places in flat:
-        moment += places.float().T @ places.float()
-    basis = torch.linalg.eigh(moment)[1].flip(1)[:, :components].contiguous()  # largest eigenvalue first
+        moment += places.double().T @ places.double()
+    basis = torch.linalg.eigh(moment)[1].flip(1)[:, :components].float().contiguous()  # largest eigenvalue first
     kept = torch.cat([places.float() @ basis for places in flat]).numpy()  # [N, D]
     low = kept.min(axis=0)
     high = kept.max(axis=0)

@@ -243,10 +243,25 @@ def _origin(run: Path, config: Config, manifest: Mapping[str, Any], records: Rec
         rows.append((f"started at step {start['step']}", f"{start['time']}; {place}; {libraries}"))
     saved = ", ".join(path.name for path in checkpoints(run))
     rows.append(("checkpoints", saved or "none"))
-    for path in sorted((run / "exported").glob("*.receipt.json")):
+    return rows + _exports(run)
+
+
+def _exports(run: Path) -> list[tuple[str, str]]:
+    """List (name, value) of the backbones that were exported into the folder of a run."""
+    rows = []
+    for path in sorted((run / "exported").rglob("*.receipt.json")):
         receipt = json.loads(path.read_text(encoding="utf-8"))
-        proof = f"{receipt['tensors']} tensors equal in {receipt['target']}, step {receipt['step']}"
-        rows.append(("exported and verified", f"{receipt['file']}: {proof}"))
+        if "tensors" not in receipt:  # of a detector, not of the run's backbone
+            continue
+        name = "exported and verified"
+        place = receipt["target"]
+        remark = ""
+        if receipt["note"]:
+            name = "exported"
+            place = "the file"
+            remark = f"; {receipt['note']}"
+        proof = f"{receipt['tensors']} tensors equal in {place}, step {receipt['step']}{remark}"
+        rows.append((name, f"{receipt['file']}: {proof}"))
         rows.append(("SHA-256", receipt["sha256"]))
     return rows
 

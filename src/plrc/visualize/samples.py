@@ -22,7 +22,7 @@ from plrc.config import Config
 from plrc.data.channels import shown_pixels
 from plrc.data.loader import Batch, ViewDataset
 from plrc.data.manifest import images_from_manifest, read_manifest
-from plrc.data.photometric import augment
+from plrc.data.photometric import augment_views
 from plrc.data.points import contrast_points, match_points
 from plrc.data.sampler import StepSampler
 from plrc.data.views import MATCH, QUERY, REFERENCE
@@ -203,7 +203,7 @@ def _draw_matches(figure: Figure, view_axes: dict[int, Axes], sample: Batch) -> 
 def _augmented_views(sample: Batch, config: Config) -> list[NDArray[np.uint8]]:
     """Return the views of one image as the network sees them: V arrays [S, S, 3]."""
     statistics = config.data.pixels
-    views = augment(sample.images[:, 0], sample.color_uniform[:, 0], config.views, statistics)
+    views = augment_views(sample.images, sample.color_uniform, config.views, statistics)[:, 0]
     mean = torch.tensor(statistics.mean)[:, None, None]
     std = torch.tensor(statistics.std)[:, None, None]
     pixels: Tensor = ((views * std + mean) * 255).round().clamp(0, 255).byte()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 from typing import get_args
 
@@ -420,6 +422,29 @@ def test_cityscapes_instances(tmp_path: Path) -> None:
     assert cars.tolist() == [[2, 1, 3, 3], [1, 0, 3, 2]]
     masks = decode_masks(image.segments, 3, 4)[image.classes == classes.index("car")]
     assert masks[1].tolist() == [[0, 1, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("task", ["detection", "instances"])
+def test_a_map_of_cityscapes_that_cannot_be_read_is_named(task: Task, tmp_path: Path) -> None:
+    file = cityscapes(tmp_path) / "gtFine" / "val" / "aachen" / "aachen_000003_000019_gtFine_instanceIds.png"
+    noise = np.random.default_rng(0).integers(0, 2**16, (300, 400), dtype=np.uint16)
+    blank(tmp_path / "leftImg8bit" / "val" / "aachen" / "aachen_000003_000019_leftImg8bit.png", 300, 400)
+    Image.fromarray(noise).save(file)
+    file.write_bytes(file.read_bytes()[:-100_000])
+    with pytest.raises(DataError, match=rf"the label map {file} cannot be read .*; fix or remove it"):
+        read(tmp_path, task)
+
+
+def test_a_map_of_cityscapes_is_measured_before_it_is_decoded(tmp_path: Path) -> None:
+    stem = "val/aachen/aachen_000003_000019"
+    cityscapes(tmp_path)
+    for name in (f"gtFine/{stem}_gtFine_instanceIds.png", f"leftImg8bit/{stem}_leftImg8bit.png"):
+        content = bytearray((tmp_path / name).read_bytes())
+        content[16:24] = struct.pack(">II", 20_000, 15_000)
+        content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=r"instanceIds\.png cannot be read \(15000 x 20000 pixels; 1 to 200000000 can"):
+        read(tmp_path, "instances")
 
 
 # splits without labels, and images without a usable label

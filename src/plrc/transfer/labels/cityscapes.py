@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from plrc.data.masks import encode_mask
 from plrc.data.reading import ReadingReport
@@ -15,7 +14,7 @@ from plrc.errors import ConfigError, LayoutError
 from plrc.transfer.labels.annotations import ObjectAnnotation
 from plrc.transfer.labels.class_table import ClassTable, fixed_classes
 from plrc.transfer.labels.contents import files_below
-from plrc.transfer.labels.label_maps import MapValues
+from plrc.transfer.labels.label_maps import MapEncoding, MapValues
 from plrc.transfer.labels.reader import SplitAnnotations, files_by_stem, pair_with_id_maps, split_for_each_role
 from plrc.transfer.protocols import LabelledConfig, Task
 
@@ -93,9 +92,12 @@ def _with_ending(files: Mapping[str, Path], ending: str) -> dict[str, Path]:
 
 
 def _read_objects(path: str, masks: bool) -> list[ObjectAnnotation]:
-    """Objects of a map of classId * 1000 + number; a bare classId is a group without single objects: ignored."""
-    with Image.open(path) as image:
-        ids = np.asarray(image).astype(np.int32)
+    """Objects of a map of classId * 1000 + number; a bare classId is a group without single objects: ignored.
+
+    Raises:
+        DataError: The map cannot be read.
+    """
+    ids = MapEncoding().read(path).astype(np.int32)
     objects = []
     for value in np.unique(ids).tolist():
         is_group = value < 1000

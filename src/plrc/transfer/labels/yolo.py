@@ -160,7 +160,7 @@ class YoloReader:
             raise DataError(
                 f"{tilted[0].location} has 8 values after the class, and no label of the split {split} has more: they "
                 "are oriented boxes, which plrc does not read, or polygons of four points; if they are polygons, write "
-                "--data.four-point-polygons"
+                "--data.four-point-polygons (plrc transfer probe: --four-point-polygons)"
             )
         if self.task == "instances" and lines and not polygons:
             raise NoLabelsForTask(f"{self.root}: the split {split} has boxes without masks", "detection")
