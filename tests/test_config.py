@@ -279,6 +279,15 @@ def test_values_are_set_by_dotted_name() -> None:
     assert base == Config(data=DataConfig(source="images"))
 
 
+def test_small_presets_train_all_levels_of_a_pyramid_and_the_paper_s_do_not() -> None:
+    for name in ("small_r18", "distill_r18", "adapt"):
+        config = preset(name)
+        assert (config.model.strides, config.model.layer4_stride) == ((8, 16, 32), 2), name
+    assert not preset("small_r18").views.teacher_color
+    assert preset("paper_r50").views.teacher_color
+    assert preset("paper_r50").model.strides == (32,)
+
+
 def test_chosen_values_are_pinned_and_derived_ones_are_not(tmp_path: Path) -> None:
     chosen = Config().with_values({"optim.lr": Config().optim.lr, "seed": 3})
     derived = chosen.with_values({"optim.batch_size": 8}, pin=False)

@@ -40,13 +40,14 @@ def coco_r50() -> Config:
 def small_r18() -> Config:
     """ResNet-18, 128 px: for a few hundred to 100,000 images, GPU or CPU.
 
-    During pre-training layer4 has stride 1, which gives a feature grid of 8 x 8; the exported weights are the same
-    tensors. Loss weights, negatives and optimizer come from first trials on generated scenes, not from a study.
+    Unlike in the paper, the terms are means over the levels 8, 16 and 32, all of which a feature pyramid reads, and the
+    teacher sees its views without changed colors: with both, half of the images suffice (docs/RESULTS.md, "Which
+    recipe"). Loss weights, negatives and optimizer come from first trials on generated scenes, not from a study.
     """
     return Config(
         preset="small_r18",
-        views=ViewConfig(size=128),
-        model=ModelConfig(backbone="resnet18", layer4_stride=1, contrast_hidden=512, distill_hidden=512),
+        views=ViewConfig(size=128, teacher_color=False),
+        model=ModelConfig(backbone="resnet18", strides=(8, 16, 32), contrast_hidden=512, distill_hidden=512),
         objectives=ObjectiveConfig(
             image_weight=0.1,
             point_weight=1.0,
@@ -114,15 +115,12 @@ def distill_r18() -> Config:
 
     Name the teacher with --teacher.backbone and --teacher.init. As small_r18, but the only term is the distillation
     from the frozen teacher (METHOD section 6). Only view A is needed, and the teacher's features are cached, so that a
-    step costs little more than the student's own forward and backward pass. The levels 8 to 32 are trained, because a
-    feature pyramid reads all of them. The learning rate is three times that of small_r18: a target that does not move
-    allows larger steps. First figures are in docs/RESULTS.md.
+    step costs little more than the student's own forward and backward pass. The learning rate is three times that of
+    small_r18: a target that does not move allows larger steps. Results are in docs/RESULTS.md.
     """
     return small_r18().with_values(
         {
             "preset": "distill_r18",
-            "model.strides": (8, 16, 32),
-            "model.layer4_stride": 2,
             "optim.lr": 3e-3,
             **FROZEN_TEACHER_ALONE,
         },
@@ -160,8 +158,6 @@ def adapt() -> Config:
     return small_r18().with_values(
         {
             "preset": "adapt",
-            "model.layer4_stride": 2,
-            "model.strides": (8, 16, 32),
             "teacher.kind": "frozen",
             "teacher.size": 384,
             "objectives.image_weight": 0.0,

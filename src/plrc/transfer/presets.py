@@ -199,7 +199,7 @@ def small_semantic() -> TransferConfig:
     return TransferConfig(
         task="semantic",
         input=InputConfig(train_size=(0.4, 0.75), test_size=0.5, crop=(128.0, 160.0)),
-        model=DetectorConfig(backbone="resnet18", norm="bn", head_norm="bn", width=128, layer4_dilation=1, dilation=2),
+        model=DetectorConfig(backbone="resnet18", norm="bn", head_norm="bn", width=128, dilation=2),
         optim=OptimConfig(
             lr=0.02, batch_size=4, steps=300, lr_milestones=(0.75, 0.92), warmup_steps=30, max_grad_norm=10.0
         ),

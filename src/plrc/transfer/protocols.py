@@ -165,7 +165,7 @@ class DetectorConfig:
     anchors: float = 8.0
     """fpn: side of an anchor in strides of its level (8: 32 px at stride 4). c4: 32 to 512 px always."""
     layer4_dilation: Literal[1, 2] = 2
-    """Semantic: 2 for weights trained with layer4 at stride 32 (most), 1 for stride 16 (plrc's small_r18)."""
+    """Semantic: 2 for weights trained with layer4 at stride 32 (most), 1 for stride 16 (`model.layer4_stride` 1)."""
     dilation: int = 6
     """Semantic: dilation of the FCN head's two 3 x 3 convolutions."""
 

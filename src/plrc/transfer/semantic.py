@@ -45,7 +45,7 @@ def build_segmenter(backbone: Backbone, config: DetectorConfig, classes: int, se
     """Build an FCN around a backbone built with `layer4_stride=1`, whose level 32 has the feature grid of stride 16.
 
     With `layer4_dilation` 2 the 3 x 3 convolutions of layer4 are dilated, as in MoCo's recipe, which restores the
-    receptive field of weights that were trained at stride 32; 1 is for weights whose layer4 had stride 1 (small_r18).
+    receptive field of weights that were trained at stride 32; 1 is for weights whose layer4 had stride 1.
 
     Args:
         backbone: The backbone; it is changed in place.
