@@ -190,7 +190,9 @@ class FolderLock:
 def claim(folder: Path) -> Iterator[bool]:
     """Hold a `FolderLock` while the block runs.
 
-    Gives whether the lock was free. On a file system without locks that is always true, and a warning is logged.
+    Yields:
+        Whether the folder may be used: False if another process holds its lock. True on a file system without locks,
+        where a warning is logged.
     """
     lock = FolderLock()
     is_free = True

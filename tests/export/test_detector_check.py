@@ -299,7 +299,7 @@ def test_the_command_says_so_by_its_status(run: Path, tmp_path: Path, capsys: py
     assert main(["verify", str(run), f"{file}:right", "--out", str(written)]) == 0
     assert "100 of 100 tensors" in capsys.readouterr().out
     told = json.loads(written.read_text())
-    assert told["complete"] is True and told["found"]["conv1.weight"] == ["body.conv1.weight", ""]
+    assert told["complete"] is True and told["matched"]["conv1.weight"] == ["body.conv1.weight", ""]
     assert main(["verify", str(run), f"{file}:wrong"]) == 1
     out = capsys.readouterr().out
     assert "0 of 100 tensors" in out and "print what it returns" in out

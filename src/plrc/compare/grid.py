@@ -116,8 +116,8 @@ def run_grid(grid: Grid[Run], start: GridStart, stop: StopRequest, progress_seco
         for run in pending:
             if _must_stop(stop):
                 return False
-            with claim(grid.folder(run)) as has_lock:
-                if not has_lock or grid.is_finished(run):
+            with claim(grid.folder(run)) as is_free:
+                if not is_free or grid.is_finished(run):
                     continue
                 with _only_grid_lines():
                     scores = grid.execute(run, _ProgressLog(str(run), progress_seconds))

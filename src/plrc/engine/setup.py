@@ -40,7 +40,7 @@ from plrc.runtime import choose_device, choose_precision, choose_workers
 LISTING_SETTINGS = ("source", "layout", "split", "exclude", "pages", "held_out", "group")
 """Settings of the section `data` that decide which images a run has."""
 FOLLOW_BATCH = ("optim.lr", "model.bn_groups")
-"""Adapted settings that depend on the number of images at a time and may change within a run."""
+"""Adapted settings that depend on batch size and gradient accumulation: adapted again if these change on resume."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,14 @@ class Plan:
 def prepare(config: Config, lock: FolderLock | None = None) -> Plan:
     """Check everything that can be checked before training, and write config.toml and manifest.json of a fresh run.
 
-    Those of a resumed run are written once its checkpoint is restored: see `write_records`.
+    Those of a run that resumes from a checkpoint are written once it is restored: see `write_records`.
 
     Args:
         config: The settings of the run.
         lock: The main process locks the run folder with it before it writes. None: the folder is not locked.
 
     Raises:
-        PlrcError: If the run cannot start. In this case nothing was written.
+        PlrcError: If the run cannot start. At most the folder and its lock file were created then.
     """
     check_required(config)
     out = Path(config.run.out)
@@ -120,7 +120,7 @@ def prepare(config: Config, lock: FolderLock | None = None) -> Plan:
         try:
             warnings = _claim_folder(config, out, fresh=stored is None, lock=lock)
             if stored is None or newest_checkpoint(out) is None:
-                _write_records(config, out, images, train, held_out)
+                _save_settings_and_images(config, out, images, train, held_out)
         except OSError as error:
             advice = "make it writable, or name another --out"
             raise RunError(f"cannot use {error.filename or out}: {error.strerror}; {advice}") from error
@@ -146,7 +146,7 @@ def write_records(plan: Plan) -> None:
 
     Before, its checkpoint must be restored: settings that do not fit the checkpoint must not replace those that do.
     """
-    _write_records(plan.config, plan.out, plan.images, plan.train, plan.held_out)
+    _save_settings_and_images(plan.config, plan.out, plan.images, plan.train, plan.held_out)
 
 
 def _is_resumed(config: Config, out: Path) -> bool:
@@ -208,12 +208,13 @@ def _adapt(config: Config, stored: Config | None, num_train: int, device: torch.
         adapted_values["optim.precision"] = str(dtype).removeprefix("torch.")  # such as "float32"
     if stored is None:
         return config.with_values(adapted_values, pin=False), changes
-    kept: list[Change] = []
+    readapted: list[Change] = []
     if _batch(adapted) != _batch(stored):
-        kept = [change for change in changes if change.name in FOLLOW_BATCH]
+        readapted = [change for change in changes if change.name in FOLLOW_BATCH]
     stored_settings = stored.flat()
-    stored_values = {name: stored_settings[name] for name in adapted_values}
-    return config.with_values(stored_values | {change.name: change.new for change in kept}, pin=False), kept
+    values = {name: stored_settings[name] for name in adapted_values}
+    values |= {change.name: change.new for change in readapted}
+    return config.with_values(values, pin=False), readapted
 
 
 def _batch(config: Config) -> tuple[int, int]:
@@ -322,7 +323,9 @@ def _claim_folder(config: Config, out: Path, fresh: bool, lock: FolderLock | Non
     return warnings
 
 
-def _write_records(config: Config, out: Path, images: ImageList, train: np.ndarray, held_out: np.ndarray) -> None:
+def _save_settings_and_images(
+    config: Config, out: Path, images: ImageList, train: np.ndarray, held_out: np.ndarray
+) -> None:
     """Write config.toml and manifest.json. The two settings that belong to a single start are not kept."""
     config.with_values({"run.resume": False, "run.allow_changes": False}, pin=False).save(out / "config.toml")
     if config.run.allow_changes or not (out / "manifest.json").exists():

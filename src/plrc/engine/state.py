@@ -42,7 +42,7 @@ class TrainingState:
         budget: The time that the run has used.
         lr_factor: The share of the scheduled learning rate; lowered by `recovery.fall_back`.
         skipped_in_a_row: 0-dim, the number of steps since the last one whose gradient was finite.
-        start_weights: The backbone's weights before a warm start; empty without one.
+        start_weights: The backbone's weights as a warm start loaded them, before the first step; empty without one.
         remarks: Sentences for the user.
         warnings: Sentences for the user to act on.
     """
@@ -147,7 +147,7 @@ class TrainingState:
             for level in self.learner.levels:
                 if level.center is not None:
                     level.center.copy_(saved["center"][str(level.stride)])
-        except (RuntimeError, TypeError, KeyError) as error:  # other tensors, or none of a part
+        except (RuntimeError, TypeError, KeyError) as error:  # different or missing tensors
             raise RunError(
                 "the checkpoint does not fit the changed settings of networks and loss terms; give model.* and "
                 "objectives.* the values that they have in the run's config.toml, or start a new run with another --out"

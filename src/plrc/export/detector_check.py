@@ -65,7 +65,7 @@ class DetectorReport:
 
     @property
     def complete(self) -> bool:
-        """Whether every tensor of the run is in the detector, and in each copy of the backbone."""
+        """Whether every tensor of the run is in the detector, and in each copy of the backbone but averaged ones."""
         return not self.different and not self.absent and not self.unequal_copies
 
     def to_json(self) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class DetectorReport:
         return {
             "source": self.source,
             "prefix": self.prefix,
-            "found": self.matched,
+            "matched": self.matched,
             "different": self.different,
             "absent": self.absent,
             "unequal_copies": self.unequal_copies,
@@ -96,7 +96,7 @@ class DetectorReport:
         if self.absent:
             lines.append(f"  absent: {some(self.absent, SHOWN)}")
         lines += [
-            f"  another copy of the backbone, {copy!r}, does not hold these weights; which of them does it use?"
+            f"  another copy of the backbone, {copy!r}, does not hold these weights: check which one is used"
             for copy in self.unequal_copies
         ]
         lines += [f"  perhaps: {reason}" for reason in self.reasons]

@@ -222,12 +222,12 @@ def _render_scenes(study: Study, out: Path) -> None:
     splits = {key: num_images for key, num_images in study.scenes.items() if key not in SCENE_SETTINGS}
     if not splits:
         return
-    with claim(out) as has_lock:
+    with claim(out) as is_free:
         if (out / SCENES).exists():
             if parse_json((out / "scenes.json").read_text(encoding="utf-8")) != study.scenes:
                 raise RunError(f"{out} contains scenes with other settings; name another --out")
             return
-        if not has_lock:
+        if not is_free:
             raise RunError(f"another process renders the scenes of {out}; repeat the command when it is finished")
         write_json(out / "scenes.json", study.scenes)
         write_scenes(out / SCENES, splits, seed=study.scenes.get("seed", 0), size=study.scenes.get("size", 96))

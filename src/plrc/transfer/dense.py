@@ -38,7 +38,7 @@ from plrc.transfer.probe import extract_features, extract_levels
 from plrc.transfer.protocols import LabelledConfig, Task
 
 LEVELS = (8, 16, 32)
-"""Strides that are probed; layer4 (32) is read at stride 16, as pre-training and dilated networks do."""
+"""Strides that are probed. Level 32 (layer4) is computed at stride 16, as in dilated networks."""
 
 RANDOM = "random"
 """The initial weights that differ from seed to seed."""
@@ -152,7 +152,8 @@ def probe_seeds(
         )
 
     networks: dict[str, tuple[Backbone, InitialWeights]] = {}
-    for init in sorted(inits, key=lambda init: (init == RANDOM, init in OWN_WEIGHTS)):  # files name their backbone
+    # files first: they name the backbone that "random" and "pretrained" then use
+    for init in sorted(inits, key=lambda init: (init == RANDOM, init in OWN_WEIGHTS)):
         networks[init] = network_with(init, seeds[0])
         backbone = networks[init][1].backbone
     first = networks[inits[0]][0]
@@ -299,7 +300,7 @@ def grouping_curve(data: LabelledConfig, config: Config, size: int, images: int,
         seed: Seed of the choice of images and points.
 
     Returns:
-        One entry per checkpoint: "step"; "student" and "teacher", the AUC of the level that was trained; "regions",
+        One entry per checkpoint: "step"; "student" and "teacher", the AUC of the coarsest level trained; "regions",
         that of the regions which `config` gives to these images (the affinity of a point is 1 in its own region and 0
         in others), nan for region maps.
     """

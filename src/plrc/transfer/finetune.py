@@ -52,12 +52,12 @@ class Result:
         metrics: Scores of the test images.
         val: Scores of the validation images at the end; empty without validation images.
         curve: Scores of the validation images while training, each with its "step".
-        diverged: The step at which the loss was no longer finite, and scores are then 0; otherwise 0.
+        diverged: The step at which loss or weights were no longer finite (all scores are 0 then); 0 if they were.
         init: The initial weights, as given.
         init_report: The table of the tensors that were loaded.
         inside: Outcome of the comparison of the detector's backbone with the file of weights.
         train_images: Number of images whose labels were used.
-        steps: Steps of the optimizer.
+        steps: Planned steps of the optimizer.
         seconds: Duration, over all starts of the run.
         notes: What to know about the labels.
         reading: What was read of the labels, as `ReadingReport.to_dict` returns it.
@@ -98,7 +98,7 @@ class Result:
 
 
 def transfer(config: TransferConfig, on_progress: OnProgress = ignore_progress) -> Result | None:
-    """Fine-tune and score a network, and write OUT/result.json. A finished run is not repeated: its result is read.
+    """Fine-tune and score a network, and write OUT/result.json. With `run.resume`, a finished run's result is read.
 
     Args:
         config: The transfer run.
@@ -230,7 +230,7 @@ def _fine_tune(
         if diverged:
             log.warning(f"diverged: loss or weights are not finite at step {diverged}; write a lower optim.lr")
             metrics = task_model.zero_scores()
-            val = task_model.zero_scores()
+            val = task_model.zero_scores() if splits.val.images else {}
         else:
             metrics = task_model.score(splits.test)
             val = _without_step(curve[-1]) if curve else {}

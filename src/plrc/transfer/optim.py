@@ -12,7 +12,15 @@ NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Normalization layers have a weight decay of their own, and the backbone a learning rate."""
+    """Build the optimizer; normalization layers get `norm_decay`, and the backbone `backbone_lr_factor`.
+
+    Args:
+        model: The network; parameters that require no gradient are left out.
+        config: The settings.
+
+    Returns:
+        An optimizer. Each of its groups has the key "lr_factor", with which the caller multiplies the learning rate.
+    """
     norm_ids = set()
     backbone_ids = set()
     for module in model.modules():
@@ -41,7 +49,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 
 
 def learning_rate(config: OptimConfig, step: int) -> float:
-    """Compute the learning rate of the step after `step` others: linear warm-up, then / 10 at each milestone."""
+    """Return the learning rate of a step, counted from 0: linear warm-up, then divided by 10 at each milestone."""
     warmup_steps = min(config.warmup_steps, config.total_steps // 10)
     warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
     passed = sum(step >= share * config.total_steps for share in config.lr_milestones)
