@@ -29,7 +29,6 @@ from benchmarks.photographs import write_photographs
 from benchmarks.report import Bench, interquartile_range, median, peak_bytes, ratios, synchronize, time_interleaved
 from plrc import rng
 from plrc.config import Config, DataConfig
-from plrc.data import photometric
 from plrc.data.loader import Batch, ViewDataset, collate
 from plrc.data.sources import find_images
 from plrc.data.views import MATCH, QUERY, REFERENCE
@@ -135,9 +134,7 @@ class Setting:
         self.learner = self.state.learner
         learner = self.learner
         self.window = MetricWindow(config.optim.batch_size, learner.key_counts())
-        views = photometric.augment_views(batch.images, batch.color_uniform, config.views, config.data.pixels)
-        joined = views.flatten(0, 1).contiguous(memory_format=learner.memory_format)
-        self.views = joined.unflatten(0, batch.images.shape[:2])
+        self.views = learner.augment(batch)
         self.order = torch.from_numpy(rng.generator(config.seed, "shuffle").permutation(batch.images.shape[1]))
         self.parts: dict[str, list[float]] = {}  # seconds of each call of step_in_parts
 

@@ -196,12 +196,8 @@ def claim(folder: Path) -> Iterator[bool]:
     """
     lock = FolderLock()
     is_free = True
-    try:
+    with _tolerating_no_locks(folder):
         is_free = lock.take(folder)
-    except OSError as error:
-        if error.errno not in NO_LOCK_ERRORS:
-            raise
-        _warn_without_locks(folder)
     try:
         yield is_free
     finally:
@@ -218,12 +214,8 @@ def hold_lock(path: Path) -> Iterator[None]:
         path: The lock file, in a folder that exists.
     """
     lock = FileLock(path, fallback_to_soft=False)
-    try:
+    with _tolerating_no_locks(path.parent):
         lock.acquire()
-    except OSError as error:
-        if error.errno not in NO_LOCK_ERRORS:
-            raise
-        _warn_without_locks(path.parent)
     try:
         yield
     finally:
@@ -247,9 +239,15 @@ def has_locks(folder: Path) -> bool:
 _devices_without_locks: set[int] = set()  # file systems for which this process has logged the warning
 
 
-def _warn_without_locks(folder: Path) -> None:
-    """Log that the file system of a folder has no locks, once for each file system."""
-    device = folder.stat().st_dev
-    if device not in _devices_without_locks:
-        _devices_without_locks.add(device)
-        logger.warning("the file system of %s has no locks: do not start a second process in this folder", folder)
+@contextlib.contextmanager
+def _tolerating_no_locks(folder: Path) -> Iterator[None]:
+    """Log a warning in place of the error that the file system of a folder has no locks, once for each file system."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_LOCK_ERRORS:
+            raise
+        device = folder.stat().st_dev
+        if device not in _devices_without_locks:
+            _devices_without_locks.add(device)
+            logger.warning("the file system of %s has no locks: do not start a second process in this folder", folder)

@@ -65,7 +65,7 @@ def augment_views(images: Tensor, uniform: Tensor, config: ViewConfig, statistic
     Returns:
         Normalized views, float32 [V, N, C, S, S].
     """
-    if config.teacher_color:
+    if config.teacher_color or len(images) == 1:  # a single view is the student's
         views = augment(images.flatten(0, 1), uniform.flatten(0, 1), config, statistics)
     else:
         student = augment(images[QUERY], uniform[QUERY], config, statistics)

@@ -101,7 +101,7 @@ class Learner:
             teacher_temperature: The temperature of the teachers' affinities at this step.
         """
         contrasts_pixels = self.config.objectives.contrasts_pixels
-        views = self._augment(batch)
+        views = self.augment(batch)
         reference: Features = {}
         match: Features = {}
         frozen: FrozenFeatures | None = None
@@ -131,6 +131,15 @@ class Learner:
             )
             outputs.append(output)
         return StepOutput(mean_over_levels([output.terms for output in outputs]), tuple(outputs))
+
+    def augment(self, batch: Batch) -> Tensor:
+        """Augment uint8 views [V, B, 3, S, S] into normalized float views of the same shape."""
+        views = photometric.augment_views(
+            batch.images, batch.color_uniform, self.config.views, self.student.backbone.pixels
+        )
+        joined = views.flatten(0, 1).contiguous(memory_format=self.memory_format)
+        laid_out: Tensor = joined.unflatten(0, batch.images.shape[:2])
+        return laid_out
 
     def total_loss(self, terms: dict[str, Term]) -> Tensor:
         """Add up the terms by their weights.
@@ -201,15 +210,6 @@ class Learner:
         """Return the center of each level by its stride; None if centers are not used."""
         centers = {str(level.stride): level.center for level in self.levels if level.center is not None}
         return centers or None
-
-    def _augment(self, batch: Batch) -> Tensor:
-        """Augment uint8 views [V, B, 3, S, S] into normalized float views of the same shape."""
-        views = photometric.augment_views(
-            batch.images, batch.color_uniform, self.config.views, self.student.backbone.pixels
-        )
-        joined = views.flatten(0, 1).contiguous(memory_format=self.memory_format)
-        laid_out: Tensor = joined.unflatten(0, batch.images.shape[:2])
-        return laid_out
 
     def _teacher_forward(self, images: Tensor, order: Tensor, heads: Collection[str]) -> Features:
         """Run the moving average on a view whose images are shuffled over BatchNorm groups and processes.

@@ -284,8 +284,9 @@ def _probe_network(
             scores[seed]["miou"][stride] = 100 * result.miou
             scores[seed]["accuracy"][stride] = 100 * result.accuracy
             scores[seed]["grouping"][stride] = math.nan
-            with contextlib.suppress(DataError):  # too few of the drawn pixels lie on objects
-                scores[seed]["grouping"][stride] = grouping_auc(own, objects, seed=seed)
+            if (objects > 0).any():
+                with contextlib.suppress(DataError):  # too few of the drawn pixels lie on objects
+                    scores[seed]["grouping"][stride] = grouping_auc(own, objects, seed=seed)
     return scores
 
 
