@@ -61,7 +61,7 @@ def step(machine: Machine, run: Run, processes: int) -> float:
 CPU = Machine(15.7, 332e6, 86e9, 1e9, 1e9, 0.8e-3)
 RESNET18 = Run(16, 73e6, 240e6, size=128)
 
-# Assumed, not measured: a data-centre GPU with a 200 Gbit/s network port, a parallel file system, bfloat16 products.
+# Assumed, not measured: a data-center GPU with a 200 Gbit/s network port, a parallel file system, bfloat16 products.
 GPU = Machine(1000, 25e9, 200e12, 100e9, 1e9, 20e-6)
 RESNET50 = Run(32, 148e6, 480e6)
 

@@ -33,7 +33,7 @@ def test_inside_includes_the_border_and_nothing_beyond() -> None:
     assert geometry.inside(points).tolist() == [True, True, False, False, False]
 
 
-def test_lattice_holds_cell_centres_row_by_row() -> None:
+def test_lattice_holds_cell_centers_row_by_row() -> None:
     expected = [[x, y] for y in (0.25, 0.75) for x in (1 / 6, 3 / 6, 5 / 6)]
     torch.testing.assert_close(geometry.cell_centers(2, 3), torch.tensor(expected))
 
@@ -44,7 +44,7 @@ def test_sampling_at_the_lattice_returns_the_features() -> None:
     torch.testing.assert_close(read, features.flatten(2).transpose(1, 2))
 
 
-def test_sampling_is_linear_between_centres_and_constant_beyond_them() -> None:
+def test_sampling_is_linear_between_centers_and_constant_beyond_them() -> None:
     features = torch.tensor([[[[1.0, 3.0]]]])
     points = torch.tensor([[[0.5, 0.5], [0.375, 0.5], [0.1, 0.5], [1.0, 0.0]]])
     torch.testing.assert_close(geometry.sample(features, points)[0, :, 0], torch.tensor([2.0, 1.5, 1.0, 3.0]))
@@ -62,6 +62,6 @@ def test_look_up_returns_the_cell_that_a_point_lies_in() -> None:
     assert geometry.look_up(ids, points).tolist() == [[0, 1, 5, 5, 3]]
 
 
-def test_look_up_returns_each_cell_at_its_centre() -> None:
+def test_look_up_returns_each_cell_at_its_center() -> None:
     ids = torch.randint(-1, 9, (2, 7, 5), generator=torch.Generator().manual_seed(2))
     assert torch.equal(geometry.look_up(ids, geometry.cell_centers(7, 5).expand(2, -1, -1)), ids.flatten(1))

@@ -99,8 +99,8 @@ def test_textures_are_stripes_checks_and_dots():
     """Stripes are constant along one direction; checks and dots are not: the least directional change tells them."""
     change = defaultdict(list)
     for scene in scenes():
-        grey = scene.image.astype(float).mean(axis=2)
-        gy, gx = np.gradient(grey)
+        gray = scene.image.astype(float).mean(axis=2)
+        gy, gx = np.gradient(gray)
         for i, kind in enumerate(scene.classes):
             mask = scene.masks == i + 1
             inner = mask.copy()
@@ -131,8 +131,8 @@ def test_an_image_is_not_identified_by_its_background():
         pairs = [(background_statistics(s, 0), background_statistics(s, 1)) for s in scenes() if s.material == material]
         pairs = [p for p in pairs if p[0] is not None and p[1] is not None][:20]
         left, right = (np.stack(side) for side in zip(*pairs, strict=True))
-        centre, scale = right.mean(axis=0), right.std(axis=0)
-        distance = np.linalg.norm(((left - centre) / scale)[:, None] - ((right - centre) / scale)[None], axis=2)
+        center, scale = right.mean(axis=0), right.std(axis=0)
+        distance = np.linalg.norm(((left - center) / scale)[:, None] - ((right - center) / scale)[None], axis=2)
         hits += int((distance.argmin(axis=1) == np.arange(len(pairs))).sum())
         tries += len(pairs)
     assert tries == 120
@@ -149,7 +149,7 @@ def test_materials_themselves_can_be_told_apart():
     assert (materials[distance.argmin(axis=1)] == materials).mean() > 0.9
 
 
-def test_colour_does_not_give_the_class():
+def test_color_does_not_give_the_class():
     """A linear classifier on color histograms (4 x 4 x 4 bins) of the objects' pixels is near chance, 1 / 9."""
     histograms, kinds = [], []
     for scene in scenes():

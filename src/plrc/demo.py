@@ -99,7 +99,7 @@ def run_demo(
 
 
 def _network(config: Config, trained: bool) -> Backbone:
-    """The backbone as the run's seed initialises it, or as the run left it."""
+    """The backbone as the run's seed initializes it, or as the run left it."""
     network = Learner(config, torch.device("cpu")).student
     if trained:
         path = newest_checkpoint(Path(config.run.out))

@@ -2,7 +2,7 @@
 
 Shapes: B images, N points, C channels, H x W cells of a feature grid or an id map.
 Convention: a point is (x, y) in [0, 1] x [0, 1] of its frame (image or view), independent of the size in pixels; the
-centre of cell i of n is at (i + 0.5) / n. A box is (x0, y0, x1, y1) in the same units. A map is (sx, sy, ox, oy):
+center of cell i of n is at (i + 0.5) / n. A box is (x0, y0, x1, y1) in the same units. A map is (sx, sy, ox, oy):
 point in the image = (sx, sy) * point in the view + (ox, oy). A horizontal flip is a negative sx.
 """
 
@@ -59,7 +59,7 @@ def inside(points: Tensor) -> Tensor:
 
 
 def cell_centers(height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
-    """Return the centres of the cells of a regular grid.
+    """Return the centers of the cells of a regular grid.
 
     Args:
         height: Rows of the grid.
@@ -67,7 +67,7 @@ def cell_centers(height: int, width: int, device: torch.device | str = "cpu") ->
         device: Where the result is created.
 
     Returns:
-        The centres [height * width, 2], row by row.
+        The centers [height * width, 2], row by row.
 
     Examples:
         >>> cell_centers(1, 2)
@@ -82,7 +82,7 @@ def cell_centers(height: int, width: int, device: torch.device | str = "cpu") ->
 def sample(features: Tensor, points: Tensor) -> Tensor:
     """Read features at points by bilinear interpolation.
 
-    Beyond the centres of the outermost cells the value at the border is used (METHOD section 2).
+    Beyond the centers of the outermost cells the value at the border is used (METHOD section 2).
 
     Args:
         features: [B, C, H, W].
@@ -93,7 +93,7 @@ def sample(features: Tensor, points: Tensor) -> Tensor:
 
     Examples:
         >>> features = torch.tensor([[[[0.0, 1.0]]]])  # one image, one channel, 1 x 2 cells
-        >>> sample(features, torch.tensor([[[0.5, 0.5]]]))  # half-way between the centres of the cells
+        >>> sample(features, torch.tensor([[[0.5, 0.5]]]))  # half-way between the centers of the cells
         tensor([[[0.5000]]])
     """
     features = features if features.dtype == torch.float64 else features.float()

@@ -13,7 +13,7 @@ import numpy as np
 Purpose = Literal[
     "order",
     "crops",
-    "colour",
+    "color",
     "points",
     "held_out",
     "scenes",

@@ -32,7 +32,7 @@ def test_zero_repeats_are_refused() -> None:
         time_interleaved({}, 0, CPU)
 
 
-def test_ratios_compare_neighbours_in_time() -> None:
+def test_ratios_compare_neighbors_in_time() -> None:
     assert ratios("r", [2.0, 30.0, 4.0], [1.0, 10.0, 4.0]) == {"r": 2.0, "r_spread": 1.0}
 
 

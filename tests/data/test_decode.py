@@ -145,10 +145,10 @@ def test_lossless_kinds_come_back_exactly(kind: str) -> None:
 
 
 @pytest.mark.parametrize(("mode", "kind"), [("L", "JPEG"), ("L", "PNG"), ("1", "PNG"), ("1", "TIFF"), ("L", "BMP")])
-def test_grey_becomes_three_equal_channels(mode: str, kind: str) -> None:
-    grey = Image.fromarray(coordinates()).convert(mode)
-    expected = np.repeat(np.asarray(grey.convert("L"))[:, :, None], 3, axis=2)
-    assert difference(pixels(encoded(grey, kind)), expected) <= (3 if kind == "JPEG" else 0)
+def test_gray_becomes_three_equal_channels(mode: str, kind: str) -> None:
+    gray = Image.fromarray(coordinates()).convert(mode)
+    expected = np.repeat(np.asarray(gray.convert("L"))[:, :, None], 3, axis=2)
+    assert difference(pixels(encoded(gray, kind)), expected) <= (3 if kind == "JPEG" else 0)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
@@ -185,7 +185,7 @@ def test_transparent_pixels_are_laid_on_white(mode: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF"])
-def test_palette_with_and_without_a_transparent_colour(kind: str) -> None:
+def test_palette_with_and_without_a_transparent_color(kind: str) -> None:
     image = Image.new("P", (8, 8), 1)
     image.putpalette([10, 20, 30, 200, 100, 50])
     image.paste(0, (0, 0, 4, 8))
@@ -199,7 +199,7 @@ def test_palette_with_and_without_a_transparent_colour(kind: str) -> None:
     ("dtype", "kind"),
     [(np.uint16, "PNG"), (np.uint16, "TIFF"), (">u2", "TIFF"), (np.int32, "TIFF"), (np.float32, "TIFF")],
 )
-def test_deep_grey_is_scaled_by_percentiles(dtype: Any, kind: str) -> None:
+def test_deep_gray_is_scaled_by_percentiles(dtype: Any, kind: str) -> None:
     values = np.linspace(300, 4000, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH)
     values[0, 0] = 30000  # one hot pixel must not darken the rest
     data = encoded(Image.fromarray(values.astype(dtype)), kind)
@@ -211,7 +211,7 @@ def test_deep_grey_is_scaled_by_percentiles(dtype: Any, kind: str) -> None:
     assert result.max() == 255
 
 
-def test_deep_colour_png_keeps_its_low_bits() -> None:
+def test_deep_color_png_keeps_its_low_bits() -> None:
     """A 12-bit camera's values in a 16-bit PNG: all below 4096, so their upper bytes alone hold 16 levels."""
     values = np.linspace(0, 4095, HEIGHT * WIDTH * 3).reshape(HEIGHT, WIDTH, 3).astype(np.uint16)
     result = pixels(deep_png(values), percentiles=(0, 100))
@@ -219,7 +219,7 @@ def test_deep_colour_png_keeps_its_low_bits() -> None:
     assert len(np.unique(result)) == 256
 
 
-def test_deep_colour_png_without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deep_color_png_without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.linspace(0, 65535, HEIGHT * WIDTH * 3).reshape(HEIGHT, WIDTH, 3).astype(np.uint16)
     fast = pixels(deep_png(values))
     monkeypatch.setattr(module, "_decode_png", None)
@@ -239,7 +239,7 @@ def test_deep_png_with_alpha_is_laid_on_white(channels: int) -> None:
 
 
 def deep_png(values: np.ndarray) -> bytes:
-    """A 16-bit PNG with 2 (grey, alpha), 3 or 4 channels, which Pillow cannot write."""
+    """A 16-bit PNG with 2 (gray, alpha), 3 or 4 channels, which Pillow cannot write."""
     height, width, channels = values.shape
 
     def chunk(name: bytes, body: bytes) -> bytes:

@@ -45,21 +45,21 @@ def test_sixteen_bit_png(tmp_path: Path) -> None:
     assert torch.equal(ids, COMPACT)
 
 
-def test_eight_bit_grey_palette_and_alpha_png_read_alike(tmp_path: Path) -> None:
+def test_eight_bit_gray_palette_and_alpha_png_read_alike(tmp_path: Path) -> None:
     small = np.where(QUARTERS == 300, 9, QUARTERS).astype(np.uint8)
-    grey = Image.fromarray(small)
+    gray = Image.fromarray(small)
     indexed = Image.fromarray(small, mode=None).convert("P")
     indexed.putdata(small.flatten().tolist())
     indexed.putpalette(list(np.random.default_rng(0).permutation(256).repeat(3)))
-    transparent = Image.merge("LA", (grey, grey.point(lambda v: 255 - v)))
-    for name, image, mode in (("grey", grey, "L"), ("indexed", indexed, "P"), ("transparent", transparent, "LA")):
+    transparent = Image.merge("LA", (gray, gray.point(lambda v: 255 - v)))
+    for name, image, mode in (("gray", gray, "L"), ("indexed", indexed, "P"), ("transparent", transparent, "LA")):
         assert image.mode == mode
         image.save(tmp_path / f"{name}.png")
         assert torch.equal(load_regions(tmp_path / f"{name}.png", 8), COMPACT), name
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-def test_each_colour_of_an_rgb_png_is_a_region(tmp_path: Path, mode: str) -> None:
+def test_each_color_of_an_rgb_png_is_a_region(tmp_path: Path, mode: str) -> None:
     colors = np.zeros((*QUARTERS.shape, 3), dtype=np.uint8)
     colors[QUARTERS == 7] = (0, 5, 200)
     colors[QUARTERS == 300] = (1, 5, 200)
@@ -83,7 +83,7 @@ def test_zero_is_a_region_in_numpy_files(tmp_path: Path) -> None:
     assert torch.equal(load_regions(tmp_path / "a.npy", 8), COMPACT + 1)
 
 
-def test_reduction_reads_the_cell_centres(tmp_path: Path) -> None:
+def test_reduction_reads_the_cell_centers(tmp_path: Path) -> None:
     ids = np.random.default_rng(1).integers(0, 10_000, (37, 53))
     np.save(tmp_path / "a.npy", ids)
     small = load_regions(tmp_path / "a.npy", 16)

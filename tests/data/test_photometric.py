@@ -1,4 +1,4 @@
-"""Colour, grey and blur against direct formulas, one step at a time, and what must never happen to a view."""
+"""Color, gray and blur against direct formulas, one step at a time, and what must never happen to a view."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def luma(colors: Tensor) -> Tensor:
     return (colors * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(-3)
 
 
-def test_normalise_is_the_formula() -> None:
+def test_normalize_is_the_formula() -> None:
     given = images()
     expected = (given.double() / 255 - torch.tensor(IMAGENET.mean)[:, None, None]) / torch.tensor(IMAGENET.std)[
         :, None, None
@@ -80,7 +80,7 @@ def test_single_factors_are_torchvisions_where_nothing_is_clamped(name: str, fac
     uniform[:, {"brightness": BRIGHTNESS, "contrast": CONTRAST, "saturation": SATURATION}[name]] = (factor - 0.6) / 0.8
     got = plain(augment(given, uniform, only(**{name: 0.4})))
     expected = getattr(tv, f"adjust_{name}")(given.float() / 255, factor)
-    torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)  # torchvision's grey weights sum to 0.9999
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)  # torchvision's gray weights sum to 0.9999
 
 
 def test_hue_keeps_luma_and_chroma_and_turns_it_by_the_angle() -> None:
@@ -92,9 +92,9 @@ def test_hue_keeps_luma_and_chroma_and_turns_it_by_the_angle() -> None:
     chroma_before, chroma = (torch.einsum("kc,nchw->knhw", rows, x) for x in (before, got))
     turn = torch.complex(*chroma) / torch.complex(*chroma_before)
     angle = 2 * math.pi * 0.1 * (2 * 0.9 - 1)
-    coloured = torch.complex(*chroma_before).abs() > 0.02
-    torch.testing.assert_close(turn[coloured].angle(), torch.full_like(turn[coloured].real, angle), atol=2e-3, rtol=0)
-    torch.testing.assert_close(turn[coloured].abs(), torch.ones_like(turn[coloured].real), atol=2e-3, rtol=0)
+    colored = torch.complex(*chroma_before).abs() > 0.02
+    torch.testing.assert_close(turn[colored].angle(), torch.full_like(turn[colored].real, angle), atol=2e-3, rtol=0)
+    torch.testing.assert_close(turn[colored].abs(), torch.ones_like(turn[colored].real), atol=2e-3, rtol=0)
 
 
 def test_steps_follow_one_another_in_the_stated_order() -> None:
@@ -117,7 +117,7 @@ def test_values_stay_between_black_and_white() -> None:
     assert (got > 1 - 1e-4).any()
 
 
-def test_grey_makes_equal_channels_of_the_luma() -> None:
+def test_gray_makes_equal_channels_of_the_luma() -> None:
     got = plain(augment(images(), uniforms(), dataclasses.replace(NONE, gray_prob=1.0)))
     expected = luma(images().float() / 255)[:, None].expand(-1, 3, -1, -1)
     torch.testing.assert_close(got, expected, atol=2e-6, rtol=0)
@@ -126,8 +126,8 @@ def test_grey_makes_equal_channels_of_the_luma() -> None:
 def test_probabilities_choose_the_views() -> None:
     uniform = uniforms(400)
     got = plain(augment(images(400, 16), uniform, dataclasses.replace(NONE, gray_prob=0.2)))
-    is_grey = (got.amax(1) - got.amin(1)).amax((1, 2)) < 1e-4
-    assert torch.equal(is_grey, uniform[:, GREY] < 0.2)
+    is_gray = (got.amax(1) - got.amin(1)).amax((1, 2)) < 1e-4
+    assert torch.equal(is_gray, uniform[:, GREY] < 0.2)
     changed = (
         augment(images(400, 16), uniform, ViewConfig(jitter_prob=0.8, gray_prob=0.0, blur_prob=0.0))
         - normalize(images(400, 16))
@@ -231,9 +231,9 @@ def test_inputs_stay_as_they_were_in_any_layout_and_under_autocast() -> None:
 
 
 def test_a_pattern_stays_where_it_is() -> None:
-    size, centre = 64, (20, 41)
+    size, center = 64, (20, 41)
     line = torch.arange(size, dtype=torch.float32)
-    blob = torch.exp(-((line[:, None] - centre[0]) ** 2 + (line[None] - centre[1]) ** 2) / 18)
+    blob = torch.exp(-((line[:, None] - center[0]) ** 2 + (line[None] - center[1]) ** 2) / 18)
     given = (blob * 200).round().to(torch.uint8).expand(16, 3, -1, -1)
     config = ViewConfig(
         jitter_prob=1.0, contrast=0.0, blur_prob=1.0

@@ -26,7 +26,7 @@ def cells(count: int = 12, size: int = 64, seed: int = 5) -> np.ndarray:
     return np.unique(ids, return_inverse=True)[1].reshape(ids.shape) - 1
 
 
-def neighbours(ids: np.ndarray, region: int) -> set[int]:
+def neighbors(ids: np.ndarray, region: int) -> set[int]:
     """Regions that have an edge with the region, cell by cell."""
     neighbors = set()
     for row, column in zip(*np.nonzero(ids == region), strict=True):
@@ -66,7 +66,7 @@ def test_maps_without_regions_stay() -> None:
 # merge
 
 
-def test_every_region_joins_a_neighbour_at_most_and_the_unlabelled_stay() -> None:
+def test_every_region_joins_a_neighbor_at_most_and_the_unlabelled_stay() -> None:
     ids = cells(30)
     after = merge(ids, 1.0, rng())
     assert ((after == -1) == (ids == -1)).all()
@@ -77,7 +77,7 @@ def test_every_region_joins_a_neighbour_at_most_and_the_unlabelled_stay() -> Non
         while pending:
             region = pending.pop()
             reached.add(region)
-            pending += (neighbours(ids, region) & group) - reached
+            pending += (neighbors(ids, region) & group) - reached
         assert reached == group
 
 
@@ -90,7 +90,7 @@ def test_the_share_of_regions_that_choose_to_merge() -> None:
     assert joined == pytest.approx(1 - 0.7**2, abs=0.06)
 
 
-def test_a_region_without_neighbours_stays() -> None:
+def test_a_region_without_neighbors_stays() -> None:
     ids = np.array([[0, -1, 1], [-1, -1, -1]])
     assert (merge(ids, 1.0, rng()) == ids).all()
 

@@ -153,7 +153,7 @@ def test_random_boxes_are_boxes_with_the_small_ones_on_top() -> None:
     assert 0.2 < np.mean(covered) < 0.6
 
 
-def test_superpixels_follow_the_colours(tmp_path: Path) -> None:
+def test_superpixels_follow_the_colors(tmp_path: Path) -> None:
     """A blue disc on sand: the regions hardly mix the two."""
     picture = Image.new("RGB", (200, 120), (200, 180, 140))
     ImageDraw.Draw(picture).ellipse((40, 20, 120, 100), fill=(30, 60, 160))

@@ -36,7 +36,7 @@ def mixed(tmp_path: Path) -> Path:
     image(30, 40).save(tmp_path / "a.jpg")
     image(30, 50).save(tmp_path / "turned.jpg", exif=exif)
     image(10, 20).save(tmp_path / "sub" / "png.jpg", "PNG")
-    image(30, 40).convert("L").save(tmp_path / "grey.png")
+    image(30, 40).convert("L").save(tmp_path / "gray.png")
     alpha = image(30, 40)
     alpha.putalpha(99)
     alpha.save(tmp_path / "alpha.webp")

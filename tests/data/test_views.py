@@ -50,7 +50,7 @@ def test_tiny_and_thin_images_give_full_views(size: tuple[int, int]) -> None:
             assert render(image, view, 32).shape == (3, 32, 32)
 
 
-def test_fallback_is_the_largest_centred_crop_of_an_allowed_aspect() -> None:
+def test_fallback_is_the_largest_centered_crop_of_an_allowed_aspect() -> None:
     wide, tall = draw(0, 3, 500)[QUERY], draw(0, 500, 3)[QUERY]
     assert (wide.left, wide.top, wide.width, wide.height) == (248, 0, 4, 3)
     assert (tall.left, tall.top, tall.width, tall.height) == (0, 248, 3, 4)
@@ -151,7 +151,7 @@ def test_rendering_does_not_depend_on_the_memory_layout_and_leaves_the_image_alo
 
 def test_resizing_is_antialiased() -> None:
     stripes = torch.zeros(3, 128, 128, dtype=torch.uint8)
-    stripes[:, :, ::2] = 255  # the finest pattern there is must become even grey, not stripes or moire
+    stripes[:, :, ::2] = 255  # the finest pattern there is must become even gray, not stripes or moire
     small = render(stripes, View(0, 0, 128, 128, 128, 128, flip=False), 30).float()
     assert (small[..., 1:-1] - 127.5).abs().max() < 6
 

@@ -93,11 +93,12 @@ def test_golden_loss_curve(tiny: Tiny) -> None:
     """A refactoring must reproduce these numbers. Regenerate: PLRC_FREEZE=1 pytest tests/engine -k golden.
 
     Clipped SGD at a small rate, so that another processor's rounding does not grow: losses then agree to about 1e-6,
-    gradient norms, which jump where a ReLU passes its kink, to about 1e-3.
+    gradient norms, which jump where a ReLU passes its kink, to about 1e-4. At ten times this rate, the losses of an
+    Intel and an AMD processor differ by 3e-4 after five steps.
     """
     settings = {
         "optim__name": "sgd",
-        "optim__lr": 3e-3,
+        "optim__lr": 3e-4,
         "optim__max_grad_norm": 1.0,
         "views__size": 64,
         "model__strides": (16,),
@@ -112,8 +113,8 @@ def test_golden_loss_curve(tiny: Tiny) -> None:
     expected = json.loads(GOLDEN.read_text())
     assert len(curve) == len(expected) == 6
     for now, before in zip(curve, expected, strict=True):
-        assert now.pop("gradient_norm") == pytest.approx(before.pop("gradient_norm"), rel=1e-2)
-        assert now == pytest.approx(before, rel=1e-4)
+        assert now.pop("gradient_norm") == pytest.approx(before.pop("gradient_norm"), rel=1e-3)
+        assert now == pytest.approx(before, rel=1e-5)
 
 
 @pytest.mark.slow
@@ -129,7 +130,7 @@ def test_learning_lowers_the_divergences(tiny: Tiny) -> None:
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_a_skipped_step_leaves_no_trace(tiny: Tiny, name: str) -> None:
-    """A NaN in one gradient: weights, optimiser, teacher, queue, centre, BN buffers stay as they were, and what follows
+    """A NaN in one gradient: weights, optimizer, teacher, queue, center, BN buffers stay as they were, and what follows
     is what would have followed without it. Only the count of such steps tells of it."""
     from plrc.engine.state import TrainingState
 

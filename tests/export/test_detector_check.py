@@ -154,7 +154,7 @@ CHANGED: dict[str, tuple[Callable[[Backbone], nn.Module], str, int]] = {
 
 
 @pytest.mark.parametrize("kind", CHANGED)
-def test_what_detectors_change_on_purpose_is_recognised_and_said(kind: str, run: Path, net: Backbone) -> None:
+def test_what_detectors_change_on_purpose_is_recognized_and_said(kind: str, run: Path, net: Backbone) -> None:
     build, how, count = CHANGED[kind]
     report = verify_detector(run, build(net))
     assert report.complete, report.table()
@@ -218,8 +218,8 @@ FAULTS: dict[str, tuple[Callable[[nn.Module], None], int, str]] = {
     "one weight by 1e-3": (changed(CONV, lambda t: t + (torch.arange(t.numel()) == 7).view_as(t) * 1e-3), 99, CONV),
     "swapped blocks": (swapped, 98, "layer1.1.conv1.weight"),
     "layer4 left out": (no_layer4, 75, "the detector does not have all of layer4: some detectors leave the last level"),
-    "layer4 initialised anew": (fresh("backbone.body.layer4"), 75, "the different tensors were initialised again"),
-    "all initialised anew": (fresh("backbone.body"), 0, "strict=False) silently ignores a wrong prefix"),
+    "layer4 initialized anew": (fresh("backbone.body.layer4"), 75, "the different tensors were initialized again"),
+    "all initialized anew": (fresh("backbone.body"), 0, "strict=False) silently ignores a wrong prefix"),
     "statistics moved": (
         statistics,
         80,

@@ -38,7 +38,7 @@ def pixels() -> Tensor:
 
 
 @torch.no_grad()
-def test_bytes_floats_and_normalised_images_give_the_plain_networks_features(
+def test_bytes_floats_and_normalized_images_give_the_plain_networks_features(
     net: Backbone, run: Path, pixels: Tensor
 ) -> None:
     plain = net(normalize(pixels, IMAGENET))

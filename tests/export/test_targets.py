@@ -193,7 +193,7 @@ def test_a_fault_in_a_file_is_caught_and_named(
 def test_a_faulty_file_never_gets_its_name(
     target: str, receipts: dict[str, Receipt], run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The fault happens while writing; the export is refused, and the good file, receipt and neighbours stay."""
+    """The fault happens while writing; the export is refused, and the good file, receipt and neighbors stay."""
     good = Path(receipts[target].file)
     before = {path: path.read_bytes() for path in good.parent.iterdir() if path.is_file()}
 

@@ -266,7 +266,7 @@ def test_a_network_that_computes_something_else_is_caught(student: Backbone) -> 
 
 
 @pytest.mark.parametrize("attribute", ["eps", "training"])
-def test_a_batch_norm_that_normalises_differently_is_caught(attribute: str, student: Backbone) -> None:
+def test_a_batch_norm_that_normalizes_differently_is_caught(attribute: str, student: Backbone) -> None:
     right = build_backbone("resnet18").eval()
     right.net.load_state_dict(student.net.state_dict())
     wrong = copy.deepcopy(right)

@@ -56,7 +56,7 @@ def build():
 """
 
 # Learning rates are small: a weight that differs by one rounding may push a ReLU over its kink, and that grows. The
-# optimiser is SGD, whose steps are the gradients: AdamW makes a whole step of a gradient that is all rounding.
+# optimizer is SGD, whose steps are the gradients: AdamW makes a whole step of a gradient that is all rounding.
 SETTINGS: dict[str, dict[str, Any]] = {
     "image": {"method": "image"},
     "points": {"method": "points", "objectives.negatives": "batch"},
@@ -245,7 +245,7 @@ def test_collectives(two: dict[str, list[Result]]) -> None:
         assert mine["words"] == {"from 1": "x"}
 
 
-def test_normaliser_joins_unequal_numbers_of_valid_queries(two: dict[str, list[Result]], scenes: Path) -> None:
+def test_normalizer_joins_unequal_numbers_of_valid_queries(two: dict[str, list[Result]], scenes: Path) -> None:
     """Tiny crops: one rank may have no valid query at all. Gradients and weights are still those of one process."""
     ranks = two["hand_few"]
     one = by_hand({"config": config_of("hand_few", scenes, Path("unused"), groups=2).to_dict()})

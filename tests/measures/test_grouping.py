@@ -52,7 +52,7 @@ def test_unlabelled_pixels_are_never_drawn(instances):
     hidden = instances.clone()
     hidden[:, 32:] = -1
     spoiled = one_hot(instances)
-    spoiled[:, :, 33:] = torch.nan  # row 32 is a neighbour of row 31 in bilinear reading, with weight 0
+    spoiled[:, :, 33:] = torch.nan  # row 32 is a neighbor of row 31 in bilinear reading, with weight 0
     spoiled[:, :, 32] = 0
     assert grouping_auc(spoiled, hidden) == pytest.approx(1.0)
 

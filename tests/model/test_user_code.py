@@ -81,7 +81,7 @@ def test_the_weights_follow_from_pytorchs_seed(tmp_path: Path) -> None:
     assert torch.equal(*found)
 
 
-def test_a_file_may_import_its_neighbours_and_a_package_is_found(
+def test_a_file_may_import_its_neighbors_and_a_package_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = tmp_path / "plrc_test_package"
@@ -161,7 +161,7 @@ def test_pre_training_refuses_a_network_that_it_cannot_train_well(tmp_path: Path
     torch.manual_seed(0)
     frozen = "from torchvision.ops import FrozenBatchNorm2d\n    return Stages(norm=FrozenBatchNorm2d)"
     name = write(tmp_path, frozen, "frozen.py")
-    with pytest.raises(ConfigError, match=r"has frozen BatchNorm \(norm\), which normalises nothing"):
+    with pytest.raises(ConfigError, match=r"has frozen BatchNorm \(norm\), which normalizes nothing"):
         Network(settings(name))
     assert build_backbone(name).channels[8] == 16  # to load weights into it is all right
     with pytest.raises(ConfigError, match=r"no parameter of .* takes a gradient; return the network unfrozen"):

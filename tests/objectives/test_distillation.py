@@ -31,12 +31,12 @@ def value_and_gradient(student: Tensor, *rest: Any, **options: Any) -> tuple[Ten
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("centered", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
-def test_equals_the_slow_loop(backend: Backend, centred: bool, masked: bool) -> None:
+def test_equals_the_slow_loop(backend: Backend, centered: bool, masked: bool) -> None:
     student, teacher, reference = unit(2, 5, 4), unit(2, 5, 4, seed=1), unit(2, 7, 4, seed=2)
     draw = torch.Generator().manual_seed(4)
-    center = torch.randn(7, generator=draw, dtype=torch.float64) if centred else None
+    center = torch.randn(7, generator=draw, dtype=torch.float64) if centered else None
     valid = torch.rand(2, 5, generator=draw) < 0.6 if masked else None
     expected, gradient, entropy, count = slow.distillation(
         student.tolist(),
@@ -59,11 +59,11 @@ def test_equals_the_slow_loop(backend: Backend, centred: bool, masked: bool) -> 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("backend", ["fused", "chunked", "auto"])
-@pytest.mark.parametrize("centred", [False, True])
-def test_linear_memory_forms_equal_the_dense_form(backend: Backend, dtype: torch.dtype, centred: bool) -> None:
+@pytest.mark.parametrize("centered", [False, True])
+def test_linear_memory_forms_equal_the_dense_form(backend: Backend, dtype: torch.dtype, centered: bool) -> None:
     student, reference = unit(2, 150, 20, dtype=dtype), unit(2, 333, 20, seed=2, dtype=dtype)
     teacher = F.normalize(student + 0.3 * unit(2, 150, 20, seed=1, dtype=dtype), dim=-1)
-    center = torch.randn(333, generator=torch.Generator().manual_seed(1)).to(dtype) if centred else None
+    center = torch.randn(333, generator=torch.Generator().manual_seed(1)).to(dtype) if centered else None
     loss, gradient = value_and_gradient(student, teacher, reference, center=center, backend=backend)
     expected, dense = value_and_gradient(student, teacher, reference, center=center, backend="dense")
     tolerance = 1e-10 if dtype == torch.float64 else 2e-5
@@ -108,7 +108,7 @@ def test_no_valid_query_is_zero_with_zero_gradient(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_constant_centre_changes_nothing(backend: Backend) -> None:
+def test_a_constant_center_changes_nothing(backend: Backend) -> None:
     inputs = unit(1, 4, 6), unit(1, 4, 6, seed=1), unit(1, 9, 6, seed=2)
     plain, moved = (
         value_and_gradient(*inputs, center=center, backend=backend)

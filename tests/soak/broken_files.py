@@ -65,7 +65,7 @@ def png(width: int, height: int, rows: bytes, depth: int = 8, color: int = 2, ex
 
 
 def tiff(width: int, height: int, tags: list[tuple[int, int, int, int]], body: bytes = b"\0" * 64) -> bytes:
-    """A little-endian TIFF of one directory: 8-bit grey, one strip, and further (tag, type, count, value)."""
+    """A little-endian TIFF of one directory: 8-bit gray, one strip, and further (tag, type, count, value)."""
     base = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8)]
     base += [(277, 3, 1, 1), (278, 4, 1, height), (279, 4, 1, len(body))]
     entries = sorted({tag[0]: tag for tag in base + tags}.values())

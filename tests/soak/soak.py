@@ -32,7 +32,7 @@ from plrc.files import write_text
 from plrc.scenes import write_scenes
 
 BATCH = 16
-BLOCKS = 24  # stretches of neighbouring samples, nearly independent of each other
+BLOCKS = 24  # stretches of neighboring samples, nearly independent of each other
 WARM = 0.15  # share of the watched time that is left out: loaders and caches fill, the allocator settles
 
 # measure -> (largest growth in that unit or, below 1, as a share of the mean; the direction that is a fault)

@@ -17,7 +17,7 @@ SCRIPT = Path(__file__).parents[2] / "studies" / "tiles.py"
 
 
 def write_data(folder: Path) -> None:
-    """One image of 100 x 60 pixels with four boxes in each split; each pixel's colour is its column and row."""
+    """One image of 100 x 60 pixels with four boxes in each split; each pixel's color is its column and row."""
     (folder / "images").mkdir(parents=True)
     (folder / "annotations").mkdir()
     rows, columns = np.mgrid[:60, :100]

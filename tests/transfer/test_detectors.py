@@ -123,7 +123,7 @@ def test_what_is_trained_and_what_stays(trainable: int, norm: str, config: Detec
     assert bool(affine) == (norm != "frozen")
 
 
-def test_frozen_normalisation_uses_its_statistics_and_keeps_values_and_names() -> None:
+def test_frozen_normalization_uses_its_statistics_and_keeps_values_and_names() -> None:
     given = backbone()
     with torch.no_grad():
         for name, tensor in given.net.state_dict().items():
@@ -154,7 +154,7 @@ def test_c4_runs_the_backbones_own_layer4_once_a_step(masks: bool) -> None:
     assert layer4[0].conv1.weight.grad.any()
 
 
-def test_c4_has_its_normalisation_and_anchors() -> None:
+def test_c4_has_its_normalization_and_anchors() -> None:
     heads = {norm: detector(replace(C4, head_norm=norm), True) for norm in ("none", "bn")}
     assert [type(m) for m in heads["bn"].roi_heads.box_head][1:] == [nn.BatchNorm2d]
     assert len(heads["none"].roi_heads.box_head) == 1
@@ -238,7 +238,7 @@ def test_sizes_of_the_input() -> None:
     assert {model.eval().transform([image])[0].image_sizes[0] for _ in range(3)} == {(80, 100)}
 
 
-def test_images_are_normalised_as_in_pre_training() -> None:
+def test_images_are_normalized_as_in_pre_training() -> None:
     image = torch.full((3, SIZE, SIZE), 0.25)
     seen = detector(FPN).eval().transform([image])[0].tensors[0, :, 0, 0]
     torch.testing.assert_close(seen, (0.25 - torch.tensor(IMAGENET.mean)) / torch.tensor(IMAGENET.std))

@@ -139,7 +139,7 @@ def test_an_export_says_which_backbone_it_holds(state: State, tmp_path: Path) ->
 @pytest.mark.parametrize(
     "foreign", [{}, {"backbone": "R-34"}, {"config": {"model": "R-34"}}, {"config": {"model": {}}}]
 )
-def test_a_foreign_file_is_recognised_by_its_tensors(foreign: dict[str, Any], tmp_path: Path) -> None:
+def test_a_foreign_file_is_recognized_by_its_tensors(foreign: dict[str, Any], tmp_path: Path) -> None:
     path = write(tmp_path / "w.pt", {"net": state_of("resnet34"), **foreign})
     assert initial_backbone(path)[1].backbone == "resnet34"
 

@@ -40,7 +40,7 @@ def test_extract_uses_evaluation_mode_and_puts_every_mode_back():
     assert not backbone.frozen.training
 
 
-def test_probe_of_a_backbone_learns_colours_of_regions():
+def test_probe_of_a_backbone_learns_colors_of_regions():
     """Each class has a mean color: pooled colors tell it. Half of the images are tested, unseen."""
     draw = torch.Generator().manual_seed(0)
     cells = torch.randint(0, 3, (16, 4, 4), generator=draw)

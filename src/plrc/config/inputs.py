@@ -163,7 +163,7 @@ class RegionConfig:
     map_size: int = 64
     """Cells per side of an id map; maps from files are resized to it. The source grid uses it only with noise."""
     merge: float = 0.0
-    """Noise: probability that a region is merged into a neighbour."""
+    """Noise: probability that a region is merged into a neighbor."""
     split: float = 0.0
     """Noise: probability that a region is split into two halves."""
     jitter: float = 0.0

@@ -1,6 +1,6 @@
 """Hashes of what images show, by which near-duplicates are recognized: frames of one video, copies, other file formats.
 
-A hash has 256 bits, one for each of 16 x 16 neighbouring areas of the gray image: whether the right one is brighter. It
+A hash has 256 bits, one for each of 16 x 16 neighboring areas of the gray image: whether the right one is brighter. It
 changes little when an image is compressed again or scaled. How many bits may differ was chosen on real data
 (docs/TRANSFER.md).
 """

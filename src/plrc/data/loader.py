@@ -219,7 +219,7 @@ class ViewDataset(Dataset[Batch]):
             views = views[:1]
         draws = color_draws(config.data.channels)
         # three views are drawn even if only two exist: the number of draws never changes
-        color_uniform = rng.generator(seed, "colour", epoch, index).random((3, 1, draws), dtype=np.float32)
+        color_uniform = rng.generator(seed, "color", epoch, index).random((3, 1, draws), dtype=np.float32)
         point_rng = rng.generator(seed, "points", epoch, index)
         contrast_uniform = point_rng.random((1, contrast_draws()), dtype=np.float32)
         match_uniform = point_rng.random((1, match_draws(config.objectives.distill_points)), dtype=np.float32)

@@ -245,7 +245,7 @@ def _likely_causes(
                 "the detector has other names: export for its library (plrc export RUN --to ...), and load that file"
             )
         causes.append(
-            "the detector has other weights, or its trainer initialised the model again after they were loaded"
+            "the detector has other weights, or its trainer initialized the model again after they were loaded"
         )
     elif different and all(name.endswith(STATISTICS) for name in different):
         causes.append("BatchNorm statistics have changed: the model has run in training mode before this check")
@@ -254,7 +254,7 @@ def _likely_causes(
             "the weights were loaded and have changed since, by training or averaging: check before the first step"
         )
     elif different:
-        causes.append("the different tensors were initialised again, or loaded from another file, after the rest")
+        causes.append("the different tensors were initialized again, or loaded from another file, after the rest")
     if absent and matched:
         parts = sorted({name.partition(".")[0] for name in absent})
         causes.append(f"the detector does not have all of {', '.join(parts)}: some detectors leave the last level out")

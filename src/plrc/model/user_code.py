@@ -88,7 +88,7 @@ def call_function(name: str) -> Any:
     place, _, attribute = name.rpartition(":")
     if not place or not attribute:
         raise ConfigError(f"{name!r} names no function; {HOW}")
-    with _importable_neighbours(place):
+    with _importable_neighbors(place):
         function = _function(_module(place), place, attribute)
         try:
             return function()
@@ -165,7 +165,7 @@ def refuse_frozen(net: nn.Module, name: str) -> None:
     for place, module in net.named_modules():
         if "FrozenBatchNorm" in type(module).__name__:
             raise ConfigError(
-                f"{name} has frozen BatchNorm ({place}), which normalises nothing in a network with random weights; "
+                f"{name} has frozen BatchNorm ({place}), which normalizes nothing in a network with random weights; "
                 "return it with nn.BatchNorm2d, which has the same tensors, and freeze it in the detector"
             )
 
@@ -250,7 +250,7 @@ def _module_of_file(place: str) -> ModuleType:
 
 
 @contextlib.contextmanager
-def _importable_neighbours(place: str) -> Iterator[None]:
+def _importable_neighbors(place: str) -> Iterator[None]:
     """Let a file import the other files of its folder, as under `python file.py`."""
     folder = str(Path(place).resolve().parent)
     if not place.endswith(".py") or folder in sys.path:

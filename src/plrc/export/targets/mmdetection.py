@@ -1,6 +1,6 @@
 """Export to mmdetection: torchvision's names in a .pth file that `init_cfg` can name.
 
-Where mmdet can be imported the file is proven in its own ResNet, built and initialised from a configuration; otherwise
+Where mmdet can be imported the file is proven in its own ResNet, built and initialized from a configuration; otherwise
 names and shapes are checked by rule.
 """
 
