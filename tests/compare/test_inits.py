@@ -42,6 +42,15 @@ def test_what_the_command_line_takes(weights: Path, monkeypatch: pytest.MonkeyPa
     assert comparison.base.model.backbone == "resnet18"  # all inits share the backbone of the weights, also random
 
 
+def test_weights_of_another_network_than_the_protocols_decide(weights: Path) -> None:
+    base = protocol("small_detection", "detection")
+    file = weights.with_name("resnet34.pt")
+    torch.save(build_backbone("resnet34").net.state_dict(), file)
+    values = {"data.source": str(weights.with_name("labels")), "run.out": "out"}
+    comparison = build_comparison(base.with_values(values), [str(file)], (1.0,), (), 1, (0.01,), 1)
+    assert comparison.base.model.backbone == "resnet34"
+
+
 @pytest.mark.parametrize(
     ("inits", "settings", "message"),
     [

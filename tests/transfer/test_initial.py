@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import torch
 from torch import Tensor
 
 from plrc.engine.checkpoint import KEYS, save_checkpoint
-from plrc.errors import PlrcError, WeightsError
+from plrc.errors import ConfigError, PlrcError, WeightsError
 from plrc.model.backbone import build_backbone
 from plrc.transfer.detectors import build_detector
-from plrc.transfer.initial import initial_backbone, verify_initial_weights
+from plrc.transfer.initial import initial_backbone, verify_initial_weights, with_own_backbone
+from plrc.transfer.presets import protocol
 from plrc.transfer.protocols import DetectorConfig, InputConfig
 from plrc.transfer.semantic import build_segmenter
 
@@ -53,7 +55,7 @@ def detector(init: str, neck: str = "fpn", norm: str = "bn", name: str = "resnet
 def save_run(run: Path, state: State, step: int, name: str = "resnet18") -> Path:
     content: dict[str, Any] = dict.fromkeys(KEYS, 0)
     content |= {"step": step, "config": {"model": {"backbone": name}}, "student": prefixed("backbone.net.", state)}
-    content["teacher"] = prefixed("backbone.net.", state_of(name, seed=99))
+    content["teacher"] = {key: torch.zeros_like(tensor) for key, tensor in content["student"].items()}
     return save_checkpoint(run / "checkpoints", content, keep=0)
 
 
@@ -128,6 +130,28 @@ def test_a_run_gives_its_newest_students_weights_and_name(state: State, tmp_path
 def test_a_run_without_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(PlrcError, match="holds no checkpoint; name the folder of a run"):
         initial_backbone(str(tmp_path), "resnet18")
+
+
+def test_initial_weights_decide_the_backbone_unless_one_is_chosen(state: State, tmp_path: Path) -> None:
+    small = protocol("small_detection", "detection")
+    save_run(tmp_path / "run", state_of("resnet34"), step=10, name="resnet34")
+    run = str(tmp_path / "run")
+    resnet18 = write(tmp_path / "w.pt", state)
+    unknown = write(tmp_path / "other.pt", {"stem.weight": torch.ones(2)})
+    assert with_own_backbone(small, [run]).model.backbone == "resnet34"
+    assert with_own_backbone(small, ["random", unknown, resnet18, run]).model.backbone == "resnet34"  # folders first
+    assert (
+        with_own_backbone(small.with_values({"model.backbone": ""}, pin=False), [resnet18]).model.backbone == "resnet18"
+    )
+    assert with_own_backbone(small, ["random", unknown]).model.backbone == "resnet18"  # that of the protocol
+    assert with_own_backbone(small.with_values({"model.backbone": "resnet50"}), [run]).model.backbone == "resnet50"
+
+
+def test_a_run_with_a_network_of_user_code_names_the_option(state: State, tmp_path: Path) -> None:
+    code = f"{tmp_path / 'net.py'}:build"
+    save_run(tmp_path / "run", state, step=10, name=code)
+    with pytest.raises(ConfigError, match=re.escape(f"if you trust it, write --model.backbone {code}")):
+        with_own_backbone(protocol("small_detection", "detection"), [str(tmp_path / "run")])
 
 
 def test_an_export_says_which_backbone_it_holds(state: State, tmp_path: Path) -> None:

@@ -65,10 +65,11 @@ def build_comparison(
     comparison = ComparisonPlan(base, groups, fractions, shots, seeds, rates, Path(base.run.out), processes)
     splits = read_labelled(base.data, base.task)
     usual = usual_pixels(splits.train, base.data.pixels)
-    base = with_own_backbone(base, itertools.chain(*groups.values()))
-    backbone = _common_backbone(set(itertools.chain(*groups.values())), base, usual)
+    chosen = list(dict.fromkeys(itertools.chain(*groups.values())))
+    base = with_own_backbone(base, chosen)
+    backbone = _common_backbone(chosen, base, usual)
     _check_test_images_unseen(comparison, splits.test)
-    log_data_warnings(splits, base.data, list(itertools.chain(*groups.values())), base)
+    log_data_warnings(splits, base.data, chosen, base)
     return replace(comparison, base=base.with_values({"model.backbone": backbone}), digest=splits.digest())
 
 
@@ -104,15 +105,12 @@ def _read_init(text: str) -> tuple[str, tuple[str, ...]]:
     return name, group
 
 
-def _common_backbone(inits: set[str], base: TransferConfig, usual: PixelStatistics) -> str:
-    """Load every weights file once and return the backbone of all: the user's, else that of the first file."""
-
-    def runs_before_files(init: str) -> tuple[bool, bool]:
-        return init in WITHOUT_PATH, not Path(init).is_dir()
-
+def _common_backbone(inits: list[str], base: TransferConfig, usual: PixelStatistics) -> str:
+    """Load all initial weights once, so that those that do not fit are refused, and return the backbone of all."""
     backbone = base.model.backbone
-    for init in sorted(inits - {"random"}, key=runs_before_files):
-        backbone = initial_backbone(init, backbone, base.partial, usual=usual)[1].backbone
+    for init in inits:
+        if init != "random":
+            backbone = initial_backbone(init, backbone, base.partial, usual=usual)[1].backbone
     return backbone
 
 

@@ -135,10 +135,7 @@ def initial_backbone(
         code = stored_function(weights.metadata)
     if weights is not None:
         if code and not name:
-            raise ConfigError(
-                f"{weights.source} has a network of user code ({code}), which is imported only if you name it: "
-                f"if you trust it, write --model.backbone {code} (plrc transfer probe: --backbone)"
-            )
+            raise _user_code(weights.source, code)
         if not stored and not name:
             stored = recognize_resnet(weights, usual.channels)
         of_detectors = stored.startswith(DETECTOR_PREFIX) and name.startswith(DETECTOR_PREFIX)
@@ -215,17 +212,37 @@ def recognize_resnet(weights: Weights, channels: int) -> str:
 
 
 def with_own_backbone(config: TransferConfig, inits: Iterable[str]) -> TransferConfig:
-    """Let the folder of a detector that the initial weights name decide the backbone, unless the user chose one.
+    """Let the initial weights decide the backbone, unless the user chose one.
 
     Args:
         config: The settings; the backbone of a protocol is not the user's.
-        inits: Initial weights; the first folder of a detector counts.
+        inits: Initial weights. The first counts whose backbone is known, folders before files: a run, a detector's
+            folder, a file that names its network, or the weights of a torchvision ResNet.
+
+    Raises:
+        WeightsError: Weights that are absent or cannot be read.
+        ConfigError: A network of user code, which is to be named.
     """
-    if "model.backbone" not in config.pinned:
-        for init in inits:
-            if is_detector_folder(Path(init)):
-                return config.with_values({"model.backbone": f"{DETECTOR_PREFIX}{init}"}, pin=False)
+    if "model.backbone" in config.pinned:
+        return config
+    for init in sorted(inits, key=lambda init: not Path(init).is_dir()):
+        backbone = _own_backbone(init, config.data.channels)
+        if backbone:
+            return config.with_values({"model.backbone": backbone}, pin=False)
     return config
+
+
+def _own_backbone(init: str, channels: int) -> str:
+    """Return the name of the backbone that initial weights belong to; empty if it is not known."""
+    if init in ("random", *OWN_WEIGHTS):
+        return ""
+    if is_detector_folder(Path(init)):
+        return f"{DETECTOR_PREFIX}{init}"
+    weights = read_initial(init)
+    code = stored_function(weights.metadata)
+    if code:
+        raise _user_code(weights.source, code)
+    return stored_name(weights.metadata) or recognize_resnet(weights, channels)
 
 
 def with_detector(
@@ -320,6 +337,13 @@ def _backbone_tensors(model: nn.Module, expected: Iterable[str]) -> Iterator[tup
 def _fits(stored: Tensor | None, target: Tensor, channels: int) -> bool:
     """Whether a tensor of a file has the shape of one of a backbone, as it is or inflated."""
     return stored is not None and (stored.shape == target.shape or is_inflatable(stored, target, channels))
+
+
+def _user_code(source: str, code: str) -> ConfigError:
+    return ConfigError(
+        f"{source} has a network of user code ({code}), which is imported only if you name it: if you trust it, write "
+        f"--model.backbone {code} (plrc transfer probe: --backbone)"
+    )
 
 
 def _wrong_backbone(source: str, stored: str, wanted: str) -> WeightsError:

@@ -135,7 +135,8 @@ class DetectorConfig:
 
     backbone: str = ""
     """torchvision ResNet (resnet50, ...), timm:NAME, or transformers:FOLDER (that of the detector in a folder, which is
-    then built as the folder says). Empty: that of the initial weights, else resnet50."""
+    then built as the folder says). If you do not set it: that of the initial weights where it is known, else that of
+    the protocol, else resnet50."""
     detector: Detector = setting("faster_rcnn", alias="detector")
     """Detection: faster_rcnn (torchvision; Mask R-CNN for masks), or rt_detr, rt_detr_v2, d_fine, rf_detr
     (transformers). The settings below are for faster_rcnn, except norm, trainable_layers, width, hidden, queries and
