@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -26,6 +27,8 @@ from plrc.transfer.labels.splits import LabelledSet, read_labelled
 from plrc.transfer.protocols import TransferConfig
 
 Origin = Literal["random", "torchvision", "pretrained", "plrc", "file"]
+
+logger = logging.getLogger(__name__)
 
 WITHOUT_PATH: dict[str, Origin] = {"random": "random", "torchvision": "torchvision", "pretrained": "pretrained"}
 MANIFEST = "manifest.json"
@@ -59,7 +62,9 @@ def build_comparison(
     """
     base.check_named()
     groups = read_inits(inits)
-    if base.data.val == "none":  # learning rates are chosen on validation images
+    if base.data.val == "none":
+        if "data.val" in base.pinned:
+            logger.info("--data.val none is not used: a comparison chooses learning rates on validation images")
         base = base.with_values({"data.val": ""})
     rates = tuple(sorted(set(lrs)))
     comparison = ComparisonPlan(base, groups, fractions, shots, seeds, rates, Path(base.run.out), processes)
