@@ -76,8 +76,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "optim.gradient_accumulation_steps": 2,
         "model.trainable_stages": 1,
     },
-    "levels": {"model.strides": (8, 16), "objectives.center": True},
-    "frozen": {"teacher.kind": "frozen", "teacher.size": 64, "teacher.components": 16, "teacher.cache_gigabytes": 1.0},
+    "levels": {"model.strides": (8, 16), "objectives.center": True, "optim.lr": 1e-5},
+    "frozen": {
+        "teacher.kind": "frozen",
+        "teacher.size": 64,
+        "teacher.components": 16,
+        "teacher.cache_gigabytes": 1.0,
+        "optim.lr": 1e-5,
+    },
     "deepest": {"model.strides": (32,), "optim.name": "sgd", "optim.lr": 1e-3, "optim.max_grad_norm": 1.0},
 }
 BY_HAND: dict[str, dict[str, Any]] = {
