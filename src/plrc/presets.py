@@ -42,8 +42,8 @@ def small_r18() -> Config:
 
     Unlike in the paper, the terms are means over the levels 8, 16 and 32, all of which a feature pyramid reads, and the
     teacher sees its views without changed colors. Frozen features of blood cells need half of the images with both; a
-    detector gains as much as before (docs/RESULTS.md, "Which recipe"). Loss weights, negatives and optimizer come from first
-    trials on generated scenes, not from a study.
+    detector gains as much as before (docs/RESULTS.md, "Which recipe"). Loss weights, negatives and optimizer come from
+    first trials on generated scenes, not from a study.
     """
     return Config(
         preset="small_r18",

@@ -51,9 +51,7 @@ def test_weights_of_another_network_than_the_protocols_decide(weights: Path) -> 
     assert comparison.base.model.backbone == "resnet34"
 
 
-def test_a_comparison_without_validation_images_is_refused_aloud(
-    weights: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_comparison_names_the_none_that_it_does_not_use(weights: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         assert asked(weights, str(weights)).base.data.val == ""  # the protocol's "none" is not the user's
         assert "--data.val none" not in caplog.text

@@ -128,16 +128,9 @@ def initial_backbone(
     """
     weights = None
     stored = ""
-    code = ""
     if init != "random":
         weights = init if isinstance(init, Weights) else read_initial(init, name or DEFAULT_BACKBONE)
-        stored = stored_name(weights.metadata)
-        code = stored_function(weights.metadata)
-    if weights is not None:
-        if code and not name:
-            raise _user_code(weights.source, code)
-        if not stored and not name:
-            stored = recognize_resnet(weights, usual.channels)
+        stored = stored_name(weights.metadata) if name else known_backbone(weights, usual.channels)
         of_detectors = stored.startswith(DETECTOR_PREFIX) and name.startswith(DETECTOR_PREFIX)
         other_name = stored and name and stored != name and not is_user_code(name) and not of_detectors
         if other_name and recognize_resnet(weights, usual.channels) != name:  # tensors decide, not what they are called
@@ -211,6 +204,28 @@ def recognize_resnet(weights: Weights, channels: int) -> str:
     return max(sizes, key=lambda name: sizes[name], default="")
 
 
+def known_backbone(weights: Weights, channels: int) -> str:
+    """Return the backbone that weights belong to: the one that they name, or the torchvision ResNet of their tensors.
+
+    Args:
+        weights: Content of the file.
+        channels: Channels of the images.
+
+    Returns:
+        Its name; empty if it is not known.
+
+    Raises:
+        ConfigError: They name a network of user code, which is imported only if the user names it.
+    """
+    code = stored_function(weights.metadata)
+    if code:
+        raise ConfigError(
+            f"{weights.source} has a network of user code ({code}), which is imported only if you name it: "
+            f"if you trust it, write --model.backbone {code} (plrc transfer probe: --backbone)"
+        )
+    return stored_name(weights.metadata) or recognize_resnet(weights, channels)
+
+
 def with_own_backbone(config: TransferConfig, inits: Iterable[str]) -> TransferConfig:
     """Let the initial weights decide the backbone, unless the user chose one.
 
@@ -238,11 +253,7 @@ def _own_backbone(init: str, channels: int) -> str:
         return ""
     if is_detector_folder(Path(init)):
         return f"{DETECTOR_PREFIX}{init}"
-    weights = read_initial(init)
-    code = stored_function(weights.metadata)
-    if code:
-        raise _user_code(weights.source, code)
-    return stored_name(weights.metadata) or recognize_resnet(weights, channels)
+    return known_backbone(read_initial(init), channels)
 
 
 def with_detector(
@@ -337,13 +348,6 @@ def _backbone_tensors(model: nn.Module, expected: Iterable[str]) -> Iterator[tup
 def _fits(stored: Tensor | None, target: Tensor, channels: int) -> bool:
     """Whether a tensor of a file has the shape of one of a backbone, as it is or inflated."""
     return stored is not None and (stored.shape == target.shape or is_inflatable(stored, target, channels))
-
-
-def _user_code(source: str, code: str) -> ConfigError:
-    return ConfigError(
-        f"{source} has a network of user code ({code}), which is imported only if you name it: if you trust it, write "
-        f"--model.backbone {code} (plrc transfer probe: --backbone)"
-    )
 
 
 def _wrong_backbone(source: str, stored: str, wanted: str) -> WeightsError:
