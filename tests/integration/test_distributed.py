@@ -76,7 +76,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "optim.gradient_accumulation_steps": 2,
         "model.trainable_stages": 1,
     },
-    "levels": {"model.strides": (8, 16), "objectives.center": True, "optim.lr": 1e-5},
+    "levels": {"model.strides": (8, 16), "objectives.center": True},
     "frozen": {
         "teacher.kind": "frozen",
         "teacher.size": 64,
