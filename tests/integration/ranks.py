@@ -112,6 +112,7 @@ KINDS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 
 def main(jobs: Path, out: Path) -> None:
     torch.set_num_threads(1)
+    torch.backends.mkldnn.enabled = False  # see plain_convolutions in test_distributed.py
     distributed.start(CPU)
     sys.addaudithook(_note_writing)
     for job in json.loads(jobs.read_text()):
