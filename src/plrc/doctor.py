@@ -6,9 +6,8 @@ import importlib
 import io
 import platform
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 
-from plrc.machine import cores
+from plrc.machine import cores, installed_version
 
 REQUIRED = (
     "torch",
@@ -74,12 +73,12 @@ def examine() -> Diagnosis:
     """
     diagnosis = Diagnosis(f"plrc on Python {platform.python_version()}, {platform.platform()}")
     for name in REQUIRED:
-        installed = _installed_version(name)
+        installed = installed_version(name)
         diagnosis.states[name] = installed or "missing"
         if not installed:
             diagnosis.faults.append(f"{name} is missing: pip install {name}")
     for name, purpose in OPTIONAL.items():
-        diagnosis.states[f"{name} (optional)"] = _installed_version(name) or f"no; for {purpose}: pip install {name}"
+        diagnosis.states[f"{name} (optional)"] = installed_version(name) or f"no; for {purpose}: pip install {name}"
     if not diagnosis.faults:
         _examine_torch(diagnosis)
     return diagnosis
@@ -108,13 +107,6 @@ def _examine_torch(diagnosis: Diagnosis) -> None:
         diagnosis.states[f"decoder {name}"] = fault or "works"
         if fault:
             diagnosis.faults.append(f"{name} images cannot be decoded: {fault}")
-
-
-def _installed_version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""
 
 
 def _decoder_fault(image_format: str) -> str:

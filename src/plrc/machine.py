@@ -6,7 +6,9 @@ import contextlib
 import os
 import platform
 import subprocess
-from importlib.metadata import version
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 
@@ -29,6 +31,17 @@ def processor() -> str:
 def plrc_version() -> str:
     """Return the version of the installed distribution."""
     return version("plrc-pretrain")
+
+
+def installed_version(package: str) -> str:
+    """Return the version of a package that can be imported, from any distribution; empty if there is none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        pass
+    if find_spec(package) is None:
+        return ""
+    return str(getattr(import_module(package), "__version__", ""))  # onnxruntime of the distribution onnxruntime-gpu
 
 
 def versions() -> dict[str, str]:

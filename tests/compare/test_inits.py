@@ -63,6 +63,7 @@ def test_a_comparison_names_the_none_that_it_does_not_use(weights: Path, caplog:
     ("inits", "settings", "message"),
     [
         (["{w}", "{w}"], {}, r"two of the initial weights are called theirs\.safetensors"),
+        (["{w}", "theirs.safetensors"], {}, r"two of the initial weights are called theirs\.safetensors"),
         (["random={w}"], {}, "two of the initial weights are called random"),
         (["absent"], {}, "absent"),
         (["mine={w},"], {}, "names no weights; write random, pretrained"),
@@ -74,8 +75,9 @@ def test_a_comparison_names_the_none_that_it_does_not_use(weights: Path, caplog:
     ],
 )
 def test_initial_weights_that_are_refused_before_anything_runs(
-    inits: list[str], settings: dict[str, object], message: str, weights: Path
+    inits: list[str], settings: dict[str, object], message: str, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(weights.parent)
     with pytest.raises(PlrcError, match=message):
         asked(weights, *(init.format(w=weights) for init in inits), **settings)
 

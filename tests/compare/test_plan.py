@@ -51,5 +51,5 @@ def test_bases_that_cannot_be_used(
 
 def test_shots_take_the_place_of_fractions(build: Callable[..., ComparisonPlan]) -> None:
     comparison = build(shots=(10, 5))
-    assert comparison.labels == {"5 images a class": {"data.shots": 5}, "10 images a class": {"data.shots": 10}}
-    assert ComparisonRuns(comparison).run("good", "5 images a class", 0.02, 0).config.data.shots == 5
+    assert comparison.labels == {"5 images per class": {"data.shots": 5}, "10 images per class": {"data.shots": 10}}
+    assert ComparisonRuns(comparison).run("good", "5 images per class", 0.02, 0).config.data.shots == 5

@@ -14,7 +14,7 @@ from plrc.compare.statistics import interval, more_seeds, paired_differences
 def comparison(scores: dict[str, list[list[float]]], kinds: dict[str, str], **changes: Any) -> dict[str, Any]:
     """As much of comparison.json as the recommendation reads, from scores[init][number of labels][seed]."""
     count, seeds = len(next(iter(scores.values()))), len(next(iter(scores.values()))[0])
-    labels = [{"name": f"{i + 1} images a class", "text": f"{i + 1} images a class"} for i in range(count)]
+    labels = [{"name": f"{i + 1} images per class", "text": f"{i + 1} images per class"} for i in range(count)]
     results = {
         init: {
             at["name"]: {
@@ -52,15 +52,15 @@ def test_what_is_recommended(scores: dict[str, list[float]], start: str) -> None
     content = {"random": [RANDOM], **{init: [values] for init, values in scores.items()}}
     kinds = {"mine": "plrc", "second": "plrc"}
     first = recommendation(comparison(content, kinds))[0]
-    assert first.startswith(f"With 1 images a class: {start}")
+    assert first.startswith(f"With 1 images per class: {start}")
 
 
 def test_each_number_of_labels_has_its_own_line_with_the_differences() -> None:
     mine = [series(30, 1, 5), [20.5, 18.0, 21.5, 22.5, 20.0]]
     few, many, *_ = recommendation(comparison({"random": [RANDOM, RANDOM], "mine": mine}, {"mine": "plrc"}))
-    assert few.startswith("With 1 images a class: use mine")
+    assert few.startswith("With 1 images per class: use mine")
     assert "better than random by +10.0 [+10.0, +10.0]" in few
-    assert many.startswith("With 2 images a class: keep what you have")
+    assert many.startswith("With 2 images per class: keep what you have")
     assert "too close to tell from random (+0.5 [" in many
     assert f"{more_seeds(paired_differences(mine[1], RANDOM))} more seeds would decide it" in many
 
@@ -71,7 +71,7 @@ def test_caveats() -> None:
     plain = comparison({"random": [RANDOM], "theirs": [series(30, 1, 5)]}, kinds)
     assert len(recommendation(plain)) == 1
     content = comparison(scores, kinds, finished=False, done=7)
-    one = content["results"]["mine"]["1 images a class"]
+    one = content["results"]["mine"]["1 images per class"]
     one.update(edge="highest", diverged=[2])
     _, *caveats = recommendation(content)
     wanted = [
@@ -81,7 +81,7 @@ def test_caveats() -> None:
         "the edge of the grid for mine",
     ]
     wanted += [
-        "diverged and the score is 0 for mine with 1 images a class, seed 2",
+        "diverged and the score is 0 for mine with 1 images per class, seed 2",
         "Fewer pre-training runs than seeds: mine (1)",
     ]
     assert len(caveats) == len(wanted)
@@ -90,7 +90,7 @@ def test_caveats() -> None:
 
 def test_one_seed_recommends_nothing() -> None:
     content = recommendation(comparison({"random": [[20.0]], "mine": [[40.0]]}, {"mine": "plrc"}))
-    assert content[0].startswith("With 1 images a class: keep what you have: mine is not clearly better")
+    assert content[0].startswith("With 1 images per class: keep what you have: mine is not clearly better")
     assert "one seed gives no interval" in content[0]
     assert content[1].startswith("1 seed: the result is preliminary")
 
@@ -127,5 +127,5 @@ def test_weights_are_compared_before_random_weights_have_a_result() -> None:
     content = comparison(
         {"random": [RANDOM], "mine": [series(30, 1, 5)], "theirs": [series(20, 1, 5)]}, {"mine": "plrc"}
     )
-    content["results"]["random"]["1 images a class"]["n"] = 0
-    assert recommendation(content)[0].startswith("With 1 images a class: use mine. mine has AP 30.0")
+    content["results"]["random"]["1 images per class"]["n"] = 0
+    assert recommendation(content)[0].startswith("With 1 images per class: use mine. mine has AP 30.0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -256,6 +257,26 @@ def test_what_a_timm_backbone_cannot_be(changes: dict[str, Any], complaint: str)
     pytest.importorskip("timm")
     with pytest.raises(PlrcError, match=complaint):
         build_detector(build_backbone("timm:resnet10t"), replace(FPN, **changes), INPUT, CLASSES, False, 0)
+
+
+def test_backbones_must_take_images_of_any_size() -> None:
+    pytest.importorskip("timm")
+    build_detector(build_backbone("timm:test_vit"), FPN, INPUT, CLASSES, False, 0)
+    with pytest.raises(PlrcError, match="pads images to multiples of 32 px, which timm:vit_small_patch14_dinov2 does"):
+        build_detector(build_backbone("timm:vit_small_patch14_dinov2"), FPN, INPUT, CLASSES, False, 0)
+
+
+def test_predictions_do_not_depend_on_the_image_before() -> None:
+    """A low image is padded to twice its height, from which torchvision would infer scales of twice the size."""
+    model = detector(replace(FPN, proposals=20), size=InputConfig(train_size=(64, 128), test_size=192, max_size=320))
+    again = copy.deepcopy(model)
+    low, usual = torch.rand(3, 160, 1280), torch.rand(3, 96, 96)
+    with torch.no_grad():
+        model.eval()([low])
+        after, alone = model([usual])[0], again.eval()([usual])[0]
+    assert len(alone["scores"]) > 0
+    for name in alone:
+        assert torch.equal(after[name], alone[name])
 
 
 def test_a_timm_backbone_with_a_pyramid() -> None:

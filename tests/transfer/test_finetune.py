@@ -141,6 +141,17 @@ def test_a_finished_run_is_read_and_not_repeated(scenes: Path, tmp_path: Path) -
         transfer(given.with_values({"run.resume": True, "optim.lr": 0.5}))
 
 
+def test_a_finished_run_does_not_need_its_initial_weights(scenes: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "mine.safetensors"
+    safetensors.torch.save_file(build_backbone("resnet18").net.state_dict(), weights)
+    given = config("detection", scenes, tmp_path / "out", init=str(weights))
+    first = transfer(given)
+    weights.unlink()
+    again = transfer(given.with_values({"run.resume": True}))
+    assert first is not None and again is not None
+    assert again.metrics == pytest.approx(first.metrics, nan_ok=True)
+
+
 def test_the_result_tells_what_was_done(scenes: Path, tmp_path: Path) -> None:
     given = config("detection", scenes, tmp_path / "out", evaluations=2, **{"data.fraction": 0.5})
     found = transfer(given)

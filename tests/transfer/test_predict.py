@@ -34,6 +34,7 @@ from plrc.transfer.presets import protocol
 from plrc.transfer.protocols import TransferConfig
 
 SIDE = 96
+CLASSES = len(scene_names())
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,9 @@ def run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def random_detector(changes: dict[str, Any], detector: str = "faster_rcnn", task: Any = "detection") -> Any:
+def random_detector(
+    changes: dict[str, Any], detector: str = "faster_rcnn", task: Any = "detection", classes: int = len(scene_names())
+) -> Any:
     """A detector with random weights whose scores differ: (configuration, network in evaluation mode)."""
     name = f"small_{task}" if detector == "faster_rcnn" else f"small_{detector}"
     values = {
@@ -69,7 +72,7 @@ def random_detector(changes: dict[str, Any], detector: str = "faster_rcnn", task
         torch.manual_seed(0)
         backbone = build_backbone(settings.model.backbone)
         network: Any = build_detector(
-            backbone, settings.model, settings.input, len(scene_names()), task == "instances", seed=0
+            backbone, settings.model, settings.input, classes, task == "instances", seed=0
         ).eval()
         with torch.no_grad():
             for parameter in network.parameters():
@@ -197,6 +200,10 @@ def test_mistakes_end_in_one_sentence(
     plrc.preset("debug_cpu").save(pretrain / "config.toml")
     images = str(scenes / "test" / "images")
     out = str(tmp_path / "o.json")
+    labels = tmp_path / "labels.json"
+    pictures_of = tmp_path / "boxes.images.json"
+    for path in (labels, pictures_of):
+        path.write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
     for arguments, sentence in [
         ([tmp_path / "absent", "--images", images, "--out", out], "absent does not exist; name the folder of a run"),
         ([tmp_path / "empty", "--images", images, "--out", out], "is not a run folder (no config.toml)"),
@@ -208,6 +215,8 @@ def test_mistakes_end_in_one_sentence(
         ([diverged, "--images", images, "--out", out], "holds values that are not finite in rpn.head.cls_logits.bias"),
         ([tmp_path / "file", "--images", images, "--out", out], "is no readable safetensors file"),
         ([run, "--images", tmp_path / "empty", "--out", out], "no image in"),
+        ([run, "--images", labels, "--out", labels], "labels.json would overwrite"),
+        ([run, "--images", pictures_of, "--out", tmp_path / "boxes.json"], "boxes.json would overwrite"),
         ([run, "--images", images, "--out", "o.txt"], "--out is o.txt; name a file that ends in .json"),
         ([run, "--images", images, "--out", out, "--png", tmp_path / "file"], "file, a file; name a folder"),
         ([run, "--images", images, "--out", out, "--score-threshold", "2"], "must be from 0 to 1, got 2"),
@@ -298,7 +307,16 @@ def test_onnx_of_a_run_on_the_backbone_of_a_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("neck", "task"), [("fpn", "instances"), ("c4", "instances"), ("fpn", "detection")])
 def test_all_images_at_once_give_what_torchvision_gives(neck: str, task: str) -> None:
-    _, network = random_detector({"model.neck": neck}, task=task)
+    assert_same_predictions(neck, task)
+
+
+@pytest.mark.parametrize("neck", ["fpn", "c4"])
+def test_the_form_for_onnx_with_fewer_candidates_than_predictions(neck: str) -> None:
+    assert_same_predictions(neck, "detection", 1, **{"model.proposals": 50})
+
+
+def assert_same_predictions(neck: str, task: str, classes: int = CLASSES, **changes: object) -> None:
+    _, network = random_detector({"model.neck": neck, **changes}, task=task, classes=classes)
     images = pictures((64, 80), (96, 60), (64, 96))
     for batch in (images, images[:1]):
         with torch.no_grad():

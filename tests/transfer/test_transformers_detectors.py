@@ -114,7 +114,12 @@ def test_the_heads_follow_from_the_seed_alone() -> None:
         ("d_fine", {"model.backbone": "timm:test_vit"}, "reads features of strides 8, 16 and 32"),
         ("rf_detr", {"model.backbone": "resnet18"}, "reads the tokens of a vision transformer"),
         ("rt_detr_v2", {"model.decoder_layers": 1}, "model.decoder_layers must be >= 2"),
-        ("rt_detr_v2", {"model.queries": 300}, "84 feature positions, fewer than model.queries 300"),
+        (
+            "rt_detr_v2",
+            {"model.queries": 300},
+            "fewer than the detector's 300 queries; write --model.queries 84",
+        ),
+        ("rt_detr_v2", {"model.width": 100}, "model.width must be a multiple of 32 for rt_detr_v2, got 100"),
         ("rt_detr_v2", {"task": "instances"}, "predicts boxes alone"),
         ("rt_detr_v2", {"optim.gradient_accumulation_steps": 4}, "must divide optim.batch_size"),
     ],

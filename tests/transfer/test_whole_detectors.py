@@ -1,4 +1,4 @@
-"""A detector of transformers with its own weights as a start: what is taken, renewed, refused, compared and resumed."""
+"""A detector of transformers with its own weights as a start: what is taken or not, refused, compared and resumed."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_same_classes_keep_everything_and_the_network_answers_as_the_library
     rest = {name for name in own.state_dict() if not name.startswith(f"{place}.")}
     assert set(initial.detector.taken.values()) == rest
     assert len(initial.report.matched) + len(rest) == len(own.state_dict())
-    assert initial.detector.renewed == ()
+    assert initial.detector.not_taken == ()
     assert "with its classes" in initial.lines()[0]
     pixels = torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)).double()
     with torch.no_grad():  # in double precision, so that rounding does not change which queries are chosen
@@ -69,6 +69,13 @@ def test_the_same_classes_keep_everything_and_the_network_answers_as_the_library
     torch.testing.assert_close(ours.pred_boxes, theirs.pred_boxes)
     total = len(initial.detector.taken)
     assert verify_initial_weights(model, initial).endswith(f"and so do {total} of its other {total} tensors")
+
+
+def test_squares_alone_do_not_fit_into_faster_rcnn(tmp_path: Path) -> None:
+    name = f"transformers:{save_detector('rf_detr', tmp_path / 'theirs')}"
+    config = protocol("small_detection", "detection")
+    with pytest.raises(PlrcError, match=r"pads images to multiples of 32 px.*write --model.detector rf_detr"):
+        build_detector(build_backbone(name), config.model, config.input, 3, False, seed=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -87,19 +94,22 @@ def test_a_detector_in_half_precision_is_taken_in_float32(kind: str, tmp_path: P
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("classes", [["cat", "owl", "dog"], ["cat"]], ids=["other order", "fewer"])
-def test_other_classes_renew_the_class_head_alone(kind: str, classes: list[str], tmp_path: Path) -> None:
+def test_other_classes_leave_out_the_class_head_alone(kind: str, classes: list[str], tmp_path: Path) -> None:
     folder = save_detector(kind, tmp_path / kind, ["cat", "dog", "owl"])
     model, initial = started(kind, folder, classes)
-    renewed = initial.detector.renewed
-    assert renewed
-    assert all("class" in name or "score" in name for name in renewed), renewed
+    not_taken = initial.detector.not_taken
+    assert not_taken
+    assert all("class" in name or "score" in name for name in not_taken), not_taken
     line = initial.lines()[0]
-    assert f"{len(renewed)} of its class head are renewed (its classes are cat, dog, owl; those of the labels" in line
-    assert renewed[0] in initial.table()
+    assert (
+        f"{len(not_taken)} of its class head keep random values (its classes are cat, dog, owl; those of the labels"
+        in line
+    )
+    assert not_taken[0] in initial.table()
     own = read_detector(folder).state_dict()
     state = model.state_dict()
     assert all(torch.equal(state[name], own[own_name]) for name, own_name in initial.detector.taken.items())
-    same_shape = [name for name in renewed if state[name].shape == own[name.removeprefix("network.")].shape]
+    same_shape = [name for name in not_taken if state[name].shape == own[name.removeprefix("network.")].shape]
     assert bool(same_shape) == (len(classes) == 3)
     changed = [name for name in same_shape if not torch.equal(state[name], own[name.removeprefix("network.")])]
     assert any(name.endswith("weight") for name in changed) or not same_shape

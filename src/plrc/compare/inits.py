@@ -13,7 +13,7 @@ from typing import Literal
 
 from plrc.compare.plan import ComparisonPlan
 from plrc.data.manifest import read_manifest
-from plrc.engine.checkpoint import newest_checkpoint
+from plrc.engine.checkpoint import checkpoint_of
 from plrc.errors import ConfigError, DataError, WeightsError
 from plrc.files import file_sha256
 from plrc.model.start_pixels import is_of_plrc
@@ -87,7 +87,7 @@ def read_inits(texts: Iterable[str]) -> dict[str, tuple[str, ...]]:
     groups: dict[str, tuple[str, ...]] = {"random": ("random",)}
     for text in texts:
         name, group = _read_init(text)
-        if name in groups and name != group[0]:
+        if name in groups and (name, group) != ("random", ("random",)):
             files = ",".join(group)
             raise ConfigError(f"two of the initial weights are called {name}; rename one: --init NAME={files}")
         groups[name] = group
@@ -145,12 +145,8 @@ def fingerprint(init: str) -> str:
     """
     if init in WITHOUT_PATH:
         return init
-    file: Path | None = Path(init)
-    if is_detector_folder(Path(init)):
-        file = Path(init) / WEIGHTS_FILE
-    elif Path(init).is_dir():
-        file = newest_checkpoint(Path(init))
-    if file is None or not file.is_file():
+    file = checkpoint_of(Path(init))
+    if not file.is_file():
         raise WeightsError(
             f"{init} is neither a weights file nor a run folder with a checkpoint, and no detector's folder; name one "
             "of these"

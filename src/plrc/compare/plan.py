@@ -62,10 +62,14 @@ class ComparisonPlan:
     def labels(self) -> dict[str, dict[str, Any]]:
         """Name of each number of labels -> its settings, from few to many."""
         if self.shots:
-            return {f"{images} images a class": {"data.shots": images} for images in sorted(set(self.shots))}
+            return {_shots_text(images): {"data.shots": images} for images in sorted(set(self.shots))}
         return {f"{100 * share:g} % of the labels": {"data.fraction": share} for share in sorted(set(self.fractions))}
 
     @property
     def metric(self) -> str:
         """Name of the score that is compared."""
         return MAIN_METRIC[self.base.task]
+
+
+def _shots_text(images: int) -> str:
+    return "1 image per class" if images == 1 else f"{images} images per class"

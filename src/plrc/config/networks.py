@@ -30,8 +30,9 @@ class ModelConfig:
     transformers:FOLDER. Empty: random."""
     trainable_stages: int = -1
     """How much of the backbone is trained: -1: all of it; n: the last n stages and all normalization layers; 0: the
-    normalization layers only. A stage is the layers from one feature level to the next; in a plain vision transformer,
-    each block is a stage. Layers after the largest of `strides` belong to none. Projection heads are always trained."""
+    normalization layers only. A stage is the layers from one feature level to the next; in a vision transformer of
+    timm, each block is a stage. Layers after the largest of `strides` belong to none. Projection heads are always
+    trained."""
     contrast_hidden: int = 2048
     """Hidden width of the head for the image and point terms."""
     contrast_dim: int = 128

@@ -9,9 +9,6 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -112,17 +109,6 @@ def pixel_settings(pixels: PixelStatistics, pixel_max: int) -> dict[str, Any]:
         "mean": [round(value * pixel_max, 8) for value in pixels.mean],
         "std": [round(value * pixel_max, 8) for value in pixels.std],
     }
-
-
-def installed(package: str) -> str:
-    """The version of a package that can be imported here; empty if there is none."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        pass
-    if find_spec(package) is None:
-        return ""
-    return str(getattr(import_module(package), "__version__", ""))  # a package on the path that pip did not install
 
 
 def without_counters(state: Mapping[str, Tensor]) -> State:

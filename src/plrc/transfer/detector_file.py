@@ -1,4 +1,4 @@
-"""The fine-tuned model that a transfer run keeps, with all that is needed to use it."""
+"""The fine-tuned model that a transfer run keeps, with its settings and classes."""
 
 from __future__ import annotations
 
@@ -85,6 +85,7 @@ def load_detector(run: str | Path, device: str = "auto", backbone: str = "") -> 
         RunError: The folder has no such run, or the run keeps no model.
         WeightsError: The file cannot be read, or does not fit.
         ConfigError: `device` or `backbone` cannot be used.
+        MissingPackageError: faster-coco-eval, or the library of the backbone or the detector, is not installed.
 
     Examples:
         >>> import plrc
@@ -122,7 +123,9 @@ def load_detector(run: str | Path, device: str = "auto", backbone: str = "") -> 
 def model_metadata(
     config: TransferConfig, classes: Sequence[str], backbone: str, pixels: PixelStatistics
 ) -> dict[str, str]:
-    """Return what the file of a model says about it: `load_detector` needs nothing else.
+    """Return the metadata of the file of a model, from which `load_detector` builds it.
+
+    A backbone of user code or of a detector's folder (transformers:FOLDER) is not in the file, and needs both.
 
     Args:
         config: The configuration of the run.

@@ -111,7 +111,8 @@ def transfer(config: TransferConfig, on_progress: OnProgress = ignore_progress) 
         PlrcError: Settings, labels, weights or a folder that cannot be used.
     """
     end_if_importing_main()
-    config = with_own_backbone(config, [config.init])
+    config.check_named()
+    config = _with_backbone(config)
     out = _check_folder(config)
     if (out / RESULT).exists():
         return Result.load(out / RESULT)
@@ -285,8 +286,17 @@ def _evaluation_steps(config: TransferConfig) -> set[int]:
     return {round(steps * (i + 1) / config.evaluations) for i in range(config.evaluations)}
 
 
+def _with_backbone(config: TransferConfig) -> TransferConfig:
+    """Let the initial weights decide the backbone; a run that was started keeps its own, and no file is read."""
+    stored = Path(config.run.out) / "config.toml"
+    if not (config.run.resume and stored.is_file()):
+        return with_own_backbone(config, [config.init])
+    if "model.backbone" in config.pinned:
+        return config
+    return config.with_values({"model.backbone": TransferConfig.load(stored).model.backbone}, pin=False)
+
+
 def _check_folder(config: TransferConfig) -> Path:
-    config.check_named()
     out = Path(config.run.out)
     if out.exists() and not out.is_dir():
         raise RunError(f"{out} is a file; --out names a folder")

@@ -32,7 +32,7 @@ from plrc.transfer.detectors.whole import DetectorWeights, differing_tensors, ta
 from plrc.transfer.protocols import TransferConfig
 
 DEFAULT_BACKBONE = "resnet50"
-OWN_WEIGHTS = (PRETRAINED, "torchvision")  # two names of the same
+OWN_WEIGHTS = (PRETRAINED, "torchvision")  # "torchvision" is the same, for its ResNets alone
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class InitialWeights:
         if self.detector is None:
             return f"{table}\n{self.report.table()}"
         backbone = replace(self.report, ignored=()).table()
-        return f"{table}\n{backbone}\nrenewed: {', '.join(self.detector.renewed) or 'none'}"
+        return f"{table}\n{backbone}\nwith random values: {', '.join(self.detector.not_taken) or 'none'}"
 
 
 def initial_backbone(
@@ -252,7 +252,7 @@ def _own_backbone(init: str, channels: int) -> str:
     if init in ("random", *OWN_WEIGHTS):
         return ""
     if is_detector_folder(Path(init)):
-        return f"{DETECTOR_PREFIX}{init}"
+        return f"{DETECTOR_PREFIX}{Path(init)}"
     return known_backbone(read_initial(init), channels)
 
 
@@ -282,7 +282,7 @@ def with_detector(
 def verify_initial_weights(model: nn.Module, initial: InitialWeights) -> str:
     """Compare every backbone tensor of a finished network with the file that was loaded into its backbone.
 
-    A tensor belongs to the backbone, wherever it lies in the network, if its name ends with a name of the backbone.
+    All tensors of the backbone's module are compared; of a ResNet also copies of its layers elsewhere in the network.
 
     Returns:
         A sentence with the number of equal tensors.
@@ -317,15 +317,15 @@ def verify_initial_weights(model: nn.Module, initial: InitialWeights) -> str:
     inside = f"{len(expected)} of {total} backbone tensors in the detector equal {weights.source}"
     if initial.detector is not None:
         taken = len(initial.detector.taken)
-        inside += f", and so do {taken} of its other {taken + len(initial.detector.renewed)} tensors"
+        inside += f", and so do {taken} of its other {taken + len(initial.detector.not_taken)} tensors"
     return inside
 
 
 def _backbone_tensors(model: nn.Module, expected: Iterable[str]) -> Iterator[tuple[str, str, Tensor]]:
     """(name in the network, name in the backbone, tensor); the latter is the longest name that the former ends with.
 
-    Only parts of a ResNet can be in a detector twice. Other networks have names such as norm.weight, which detectors
-    have too, so that only their own tensors are compared.
+    Copies outside of the backbone's module are looked for by the names of a ResNet only: those of other networks, such
+    as norm.weight, also occur in the rest of a detector.
     """
     names = set(expected)
     for place, module in model.named_modules():

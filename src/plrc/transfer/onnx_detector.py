@@ -12,7 +12,6 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,12 +25,13 @@ from plrc.data.image_errors import DecodeError
 from plrc.data.sources import find_images
 from plrc.errors import ConfigError, ExportError, MissingPackageError, PlrcError
 from plrc.files import file_sha256, write_json
-from plrc.machine import plrc_version, versions
+from plrc.machine import installed_version, plrc_version, versions
 from plrc.model.user_code import describe_error
 from plrc.scenes import render_scene
 from plrc.transfer.detector_file import Detector, load_detector
-from plrc.transfer.detectors.batched import SIDE_MULTIPLE, batched_detector
+from plrc.transfer.detectors.batched import batched_detector
 from plrc.transfer.detectors.onnx_operators import translations
+from plrc.transfer.detectors.torchvision import SIDE_MULTIPLE
 from plrc.transfer.detectors.transformers import SquareDetector
 from plrc.unproven import unproven_folder
 
@@ -55,8 +55,8 @@ class DetectorReceipt:
         detector: Value of `model.detector`.
         task: "detection" or "instances".
         classes: Names of the classes, by number.
-        inputs: What goes into the graph.
-        outputs: What comes out of it.
+        inputs: The inputs of the graph.
+        outputs: Its outputs.
         batches: Numbers of images that were compared.
         images: Where the compared images are from.
         predictions: Number of predictions of PyTorch that were compared; an image in several batches counts in each.
@@ -104,8 +104,8 @@ def export_detector(run: str | Path, out: str | Path | None = None, backbone: st
     """Write the detector of a transfer run as ONNX, for any number of images at once, and check it in ONNX Runtime.
 
     Of its predictions for 1, 3 and 7 images, at most 2 % may differ from PyTorch's. The images are those of the run's
-    data; if they are no longer there, generated scenes. NAME.receipt.json records the check, and what goes in and
-    comes out.
+    data; if they are no longer there, generated scenes. NAME.receipt.json records the check, the
+    inputs and the outputs.
 
     Args:
         run: Folder of a run of `plrc transfer detection` or `instances`, or its model.safetensors.
@@ -163,7 +163,7 @@ def export_detector(run: str | Path, out: str | Path | None = None, backbone: st
                 unmatched=comparison.unmatched,
                 largest_score_difference=comparison.largest_score_difference,
                 largest_box_difference=comparison.largest_box_difference,
-                versions=versions() | {name: version(name) for name in ("onnx", "onnxruntime")},
+                versions=versions() | {name: installed_version(name) for name in ("onnx", "onnxruntime")},
             )
             written.replace(file)
             write_json(file.with_name(f"{file.name}.receipt.json"), dataclasses.asdict(receipt))
@@ -292,7 +292,7 @@ def _mask_difference(expected: dict[str, Tensor], masks: Tensor, pair: Pair) -> 
 
 
 def describe_inputs(detector: Detector) -> dict[str, str]:
-    """Describe what goes into the graph, by the name of the input."""
+    """Describe the inputs of the graph, by name."""
     model: Any = detector.model.model
     channels = detector.config.data.channels
     pixels = f"float32 [B, {channels}, {{}}], {'RGB, ' if channels == 3 else ''}0 to 1, not normalized"

@@ -99,7 +99,7 @@ def predict(
         (63, 481, ())
     """
     out = Path(out)
-    _check_places(out, png, score_threshold)
+    _check_places(str(images), out, png, score_threshold)
     detector = load_detector(run, device, backbone)
     data = replace(detector.config.data.decoding, source=str(images))
     table = read_coco_json(data.source) if detect_layout(data) == "coco" else None
@@ -135,7 +135,7 @@ def predict(
         raise DataError(f"none of the {len(unreadable)} images of {images} can be read; the first, {name}: {reason}")
     if unreadable:
         logger.warning(f"unreadable images, left out: {len(unreadable)} ({some(map(': '.join, unreadable), 3)})")
-    images_file = out.with_suffix(".images.json")
+    images_file = _images_file(out)
     write_text(out, _one_row_a_line(rows))
     info = {
         "description": f"images and categories of the predictions in {out.name}",
@@ -159,10 +159,18 @@ def above(prediction: Prediction, threshold: float) -> Prediction:
     return Prediction(prediction.boxes[kept], prediction.scores[kept], prediction.classes[kept], masks)
 
 
-def _check_places(out: Path, png: str | Path | None, threshold: float | None) -> None:
+def _images_file(out: Path) -> Path:
+    """The file of images and categories that is written next to the predictions."""
+    return out.with_suffix(".images.json")
+
+
+def _check_places(images: str, out: Path, png: str | Path | None, threshold: float | None) -> None:
     """Raise ConfigError, before anything is computed, for files that cannot be written and scores that cannot be."""
     if out.is_dir() or out.suffix != ".json":
         raise ConfigError(f"--out is {out}; name a file that ends in .json, such as boxes.json")
+    for path in (out, _images_file(out)):
+        if path.is_file() and Path(images).is_file() and path.samefile(images):
+            raise ConfigError(f"--out {out} would overwrite {images}, which lists the images; name another file")
     if png is not None and Path(png).exists() and not Path(png).is_dir():
         raise ConfigError(f"--png is {png}, a file; name a folder for the pictures")
     if threshold is not None and not 0 <= threshold <= 1:

@@ -20,7 +20,8 @@ from plrc.export import resnets
 from plrc.export.formats import write_tensors
 from plrc.export.proof import check_tensors
 from plrc.export.resnets import find_resnet, resnet_name
-from plrc.export.target import IMAGE_SIZE, Features, LoadedNetwork, State, Target, installed, without_counters
+from plrc.export.target import IMAGE_SIZE, Features, LoadedNetwork, State, Target, without_counters
+from plrc.machine import installed_version
 from plrc.model import build_backbone, naming
 from plrc.model.naming import COUNTER_SUFFIX, name_difference
 from plrc.model.transformers_networks import (
@@ -83,7 +84,7 @@ def target_into(folder: Path) -> Target:
     return Target(
         name="transformers",
         package="transformers",
-        version=partial(installed, "transformers"),
+        version=partial(installed_version, "transformers"),
         rename=partial(_rename, detector),
         load=partial(_load, detector),
         instructions=partial(_instructions, detector),

@@ -23,10 +23,10 @@ from plrc.export.target import (
     LoadedNetwork,
     State,
     Target,
-    installed,
     logging_disabled,
     pixel_settings,
 )
+from plrc.machine import installed_version
 from plrc.model import naming
 from plrc.model.pickles import read_arrays, write_arrays
 from plrc.pixels import MEAN_KEY, RGB_CHANNELS, STD_KEY, PixelStatistics
@@ -128,7 +128,7 @@ def instructions(backbone: str, pixels: PixelStatistics) -> list[str]:
 TARGET = Target(
     name="detectron2",
     package="detectron2",
-    version=partial(installed, "detectron2"),
+    version=partial(installed_version, "detectron2"),
     rename=rename,
     load=load,
     instructions=instructions,

@@ -23,10 +23,10 @@ from plrc.export.target import (
     LoadedNetwork,
     State,
     Target,
-    installed,
     logging_disabled,
     pixel_settings,
 )
+from plrc.machine import installed_version
 from plrc.model import naming
 from plrc.pixels import RGB_CHANNELS, PixelStatistics
 
@@ -116,7 +116,7 @@ def _resnet(backbone: str) -> ResNet:
 TARGET = Target(
     name="mmdetection",
     package="mmdet",
-    version=partial(installed, "mmdet"),
+    version=partial(installed_version, "mmdet"),
     rename=rename,
     load=load,
     instructions=instructions,

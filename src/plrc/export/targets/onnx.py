@@ -16,7 +16,8 @@ from torch import Tensor
 
 from plrc.errors import ExportError, MissingPackageError
 from plrc.export.proof import backbone_with
-from plrc.export.target import LoadedNetwork, State, Target, installed, without_counters
+from plrc.export.target import LoadedNetwork, State, Target, without_counters
+from plrc.machine import installed_version
 from plrc.model.backbone import RESNETS
 from plrc.model.user_code import TEST_SIZE, describe_error
 from plrc.pixels import MEAN_KEY, PixelStatistics
@@ -30,8 +31,8 @@ OTHER_SIZES = (TEST_SIZE, (192, 320))  # other networks may need sides that thei
 
 def version() -> str:
     """Versions of onnx and of the runtime; empty if there is no runtime."""
-    runtime = installed("onnxruntime")
-    return f"{installed('onnx')}, ONNX Runtime {runtime}" if runtime else ""
+    runtime = installed_version("onnxruntime")
+    return f"{installed_version('onnx')}, ONNX Runtime {runtime}" if runtime else ""
 
 
 def rename(backbone: str, student: State) -> State:

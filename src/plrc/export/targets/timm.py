@@ -18,7 +18,8 @@ from torch import Tensor
 
 from plrc.errors import ExportError
 from plrc.export.resnets import find_resnet, resnet_name
-from plrc.export.target import IMAGE_SIZE, LEVELS, LoadedNetwork, State, Target, installed
+from plrc.export.target import IMAGE_SIZE, LEVELS, LoadedNetwork, State, Target
+from plrc.machine import installed_version
 from plrc.model import build_backbone, naming
 from plrc.model.timm_networks import PREFIX, create_timm
 from plrc.pixels import RGB_CHANNELS, PixelStatistics
@@ -105,7 +106,7 @@ def model_name(backbone: str) -> str:
 TARGET = Target(
     name="timm",
     package="timm",
-    version=partial(installed, "timm"),
+    version=partial(installed_version, "timm"),
     rename=rename,
     load=load,
     instructions=instructions,

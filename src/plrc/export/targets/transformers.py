@@ -16,8 +16,9 @@ from plrc.errors import ExportError
 from plrc.export import resnets
 from plrc.export.formats import write_tensors
 from plrc.export.resnets import ResNet, find_resnet
-from plrc.export.target import LEVELS, Features, LoadedNetwork, State, Target, installed
+from plrc.export.target import LEVELS, Features, LoadedNetwork, State, Target
 from plrc.files import write_json
+from plrc.machine import installed_version
 from plrc.model import naming
 from plrc.pixels import RGB_CHANNELS, PixelStatistics
 
@@ -140,7 +141,7 @@ def _resnet(backbone: str) -> ResNet:
 TARGET = Target(
     name="transformers",
     package="transformers",
-    version=partial(installed, "transformers"),
+    version=partial(installed_version, "transformers"),
     rename=rename,
     load=load,
     instructions=instructions,

@@ -19,8 +19,7 @@ from torchvision.ops import MultiScaleRoIAlign, nms, roi_align
 
 from plrc.transfer.detectors.transformers import SquareDetector, best_predictions
 
-SIDE_MULTIPLE = 32  # that torchvision pads images to
-INVALID = -1.0  # score of a candidate that takes no part
+INVALID = -1.0  # score of a candidate that is left out
 
 
 def batched_detector(model: nn.Module) -> nn.Module:
@@ -33,7 +32,7 @@ def batched_detector(model: nn.Module) -> nn.Module:
         A module. Its inputs are images [B, C, H, W] in 0 to 1 and, for torchvision's detectors, the height and width
         [B, 2] of each image in them, above and left of the padding. It returns boxes [B, N, 4] (x0 y0 x1 y1 in pixels
         of the inputs), scores [B, N], classes from 0 [B, N] and, if the detector predicts masks, their probabilities
-        in the boxes [B, N, 28, 28] (c4: 14). A place without a prediction has the score 0 and the class -1.
+        in the boxes [B, N, 28, 28] (c4: 14). An entry without a prediction has the score 0 and the class -1.
     """
     if isinstance(model, SquareDetector):
         return BatchedSquares(model).eval()
@@ -99,7 +98,7 @@ class BatchedRCNN(nn.Module):
             per_place = len(cell)
             logits = logits.permute(0, 2, 3, 1).flatten(1)
             offsets = offsets.unflatten(1, (per_place, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)
-            # so many places more that the number of the best ones is the same at every size of images
+            # padded with `kept` entries of -inf, so that topk(kept) works for images of any size
             logits, chosen = F.pad(logits, (0, kept), value=-torch.inf).topk(kept)
             anchors = F.pad(anchors, (0, 0, 0, kept))[chosen]
             offsets = F.pad(offsets, (0, 0, 0, kept)).gather(1, chosen[:, :, None].expand(-1, -1, 4))
@@ -110,7 +109,8 @@ class BatchedRCNN(nn.Module):
             all_boxes.append(boxes)
             all_scores.append(torch.where(grouped_nms(boxes, scores, rpn.nms_thresh, INVALID), scores, INVALID))
         boxes = torch.cat(all_boxes, dim=1)
-        scores, best = torch.cat(all_scores, dim=1).topk(rpn._post_nms_top_n["testing"])
+        num_proposals = min(rpn._post_nms_top_n["testing"], kept * len(levels))
+        scores, best = torch.cat(all_scores, dim=1).topk(num_proposals)
         return _take(boxes, best), scores > INVALID
 
     def _detections(
@@ -129,7 +129,7 @@ class BatchedRCNN(nn.Module):
         groups = boxes.unflatten(1, (num_classes, -1)).flatten(0, 1)
         kept = grouped_nms(groups, scores.flatten(0, 1), heads.nms_thresh, heads.score_thresh)
         scores = torch.where(kept.unflatten(0, (-1, num_classes)), scores, INVALID).flatten(1)
-        scores, best = scores.topk(heads.detections_per_img)
+        scores, best = scores.topk(min(heads.detections_per_img, num_classes * shape[1]))
         is_prediction = scores > INVALID
         classes = torch.where(is_prediction, best // shape[1], -1)
         boxes = torch.where(is_prediction[:, :, None], _take(boxes, best), 0.0)
@@ -242,7 +242,7 @@ def _clip(boxes: Tensor, sizes: Tensor) -> Tensor:
 
 
 def _has_sides(boxes: Tensor, least: float) -> Tensor:
-    """Whether both sides of boxes [B, P, 4] have at least so many pixels."""
+    """Whether both sides of boxes [B, P, 4] are at least `least` pixels long."""
     return (boxes[:, :, 2] - boxes[:, :, 0] >= least) & (boxes[:, :, 3] - boxes[:, :, 1] >= least)
 
 

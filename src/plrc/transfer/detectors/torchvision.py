@@ -8,6 +8,7 @@ Shapes: H x W an image, R regions of all images, C channels of layer4, K classes
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +23,17 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.ops.poolers import LevelMapper
 
 from plrc import rng
+from plrc.errors import ConfigError
 from plrc.model.backbone import Backbone
 from plrc.pixels import PixelStatistics
 from plrc.transfer.norms import norm_layer, prepare_backbone, require_resnet
 from plrc.transfer.protocols import DetectorConfig, InputConfig
 
 RATIOS = (0.5, 1.0, 2.0)  # height to width of the anchors
+SIDE_MULTIPLE = 32  # that torchvision pads the sides of images to
 C4_ANCHORS = (32, 64, 128, 256, 512)  # sides in pixels
 SIZE_STEP = 32  # pixels between the shorter sides that training draws from
 C4_MASK_WIDTH = 256  # channels of the mask head of C4
@@ -55,8 +59,10 @@ def build_detector(
         seed: The random weights of the heads follow from this alone.
 
     Raises:
-        ConfigError: The configuration needs a torchvision ResNet, and the backbone is another network.
+        ConfigError: The backbone does not take images of any size, or the configuration needs a torchvision ResNet and
+            it is another network.
     """
+    _require_any_size(backbone)
     prepare_backbone(backbone, config.norm, config.trainable_layers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.torch_seed(seed, "heads"))
@@ -77,6 +83,16 @@ def build_detector(
         )
     model: nn.Module = GeneralizedRCNN(parts.body, rpn, parts.heads, Resize(size, backbone.pixels))
     return model
+
+
+def _require_any_size(backbone: Backbone) -> None:
+    """Raise ConfigError if a backbone does not take all images whose sides are multiples of SIDE_MULTIPLE."""
+    squares_only = getattr(getattr(backbone.net, "config", None), "num_windows", 1) > 1
+    if backbone.fixed or squares_only or SIDE_MULTIPLE % backbone.multiple:
+        raise ConfigError(
+            f"faster_rcnn pads images to multiples of {SIDE_MULTIPLE} px, which {backbone.name} does not take; choose "
+            "another model.backbone, or write --model.detector rf_detr for a vision transformer"
+        )
 
 
 class Resize(GeneralizedRCNNTransform):  # type: ignore[misc]
@@ -187,12 +203,11 @@ class _Parts:
 
 def _pyramid_parts(backbone: Backbone, config: DetectorConfig, classes: int, masks: bool) -> _Parts:
     body = Pyramid(backbone, config)
-    levels = [str(stride) for stride in body.strides]
     sides = [config.anchors * stride for stride in (*body.strides, 2 * body.strides[-1])]
     anchors = AnchorGenerator(tuple((side,) for side in sides), (RATIOS,) * len(sides))
     norm = norm_layer(config.head_norm)
     width = config.width
-    pool = MultiScaleRoIAlign(levels, output_size=7, sampling_ratio=2)
+    pool = _region_pool(body.strides, 7)
     box_head: nn.Module
     if norm is None:
         box_head = TwoMLPHead(width * 7 * 7, config.hidden)
@@ -204,7 +219,7 @@ def _pyramid_parts(backbone: Backbone, config: DetectorConfig, classes: int, mas
     mask_head = MaskRCNNHeads(width, [width] * 4, 1, norm)
     mask_predictor = MaskRCNNPredictor(width, width, classes + 1)
     if masks:
-        heads.mask_roi_pool = MultiScaleRoIAlign(levels, output_size=14, sampling_ratio=2)
+        heads.mask_roi_pool = _region_pool(body.strides, 14)
         heads.mask_head = mask_head
         heads.mask_predictor = mask_predictor
     return _Parts(body, anchors, PYRAMID_PROPOSALS, heads)
@@ -214,7 +229,7 @@ def _c4_parts(backbone: Backbone, config: DetectorConfig, classes: int, masks: b
     layer4 = require_resnet(backbone, "model.neck", "write --model.neck fpn").layer4
     norm = norm_layer(config.head_norm)
     channels = backbone.channels[32]
-    pool = MultiScaleRoIAlign(["16"], output_size=14, sampling_ratio=2)
+    pool = _region_pool([16], 14)
     head = nn.Sequential(Shared(layer4))
     if norm is not None:
         head.append(norm(channels))
@@ -226,6 +241,17 @@ def _c4_parts(backbone: Backbone, config: DetectorConfig, classes: int, masks: b
         heads.mask_head = Shared(head)
         heads.mask_predictor = mask_predictor
     return _Parts(C4Body(backbone), AnchorGenerator((C4_ANCHORS,), (RATIOS,)), C4_PROPOSALS, heads)
+
+
+def _region_pool(strides: Sequence[int], side: int) -> MultiScaleRoIAlign:
+    """torchvision's pooling of regions to side x side, with the exact scale of each level.
+
+    torchvision would infer the scales from the first images, without their padding, which is wrong for small ones.
+    """
+    pool = MultiScaleRoIAlign([str(stride) for stride in strides], output_size=side, sampling_ratio=2)
+    pool.scales = [1 / stride for stride in strides]
+    pool.map_levels = LevelMapper(strides[0].bit_length() - 1, strides[-1].bit_length() - 1)
+    return pool
 
 
 def _sampling(config: DetectorConfig) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from plrc import rng
 from plrc.errors import ConfigError
 from plrc.model.backbone import Backbone
 from plrc.model.transformers_networks import (
+    CLASSES,
     PREFIX,
     detector_type,
     folder_of,
@@ -35,13 +36,6 @@ SIZE_STEP = 32  # pixels between the sides that training draws from
 BODY = "body"  # name of our backbone in the module that takes the place of the library's
 PREDICTIONS = 100  # per image, as COCO's score counts them
 HEAD_WIDTH = 32  # features of an attention head
-CLASSES = {
-    "rt_detr": ("RTDetrConfig", "RTDetrForObjectDetection"),
-    "rt_detr_v2": ("RTDetrV2Config", "RTDetrV2ForObjectDetection"),
-    "d_fine": ("DFineConfig", "DFineForObjectDetection"),
-    "rf_detr": ("RfDetrConfig", "RfDetrForObjectDetection"),
-}
-"""Value of `model.detector` -> names of the classes of its configuration and of the network."""
 
 
 def build_detector(
@@ -52,16 +46,16 @@ def build_detector(
         raise ConfigError(f"{config.detector} predicts boxes alone; write --model.detector faster_rcnn for masks")
     library = import_transformers(f"the detector {config.detector}")
     prepare_backbone(backbone, config.norm, config.trainable_layers)
-    settings_class, network_class = CLASSES[config.detector]
+    network_class = getattr(library, CLASSES[config.detector])
     from_folder = is_built_from_folder(backbone.name, config.detector)
     if from_folder:
         settings = read_settings(folder_of(backbone.name))
         settings.num_labels = classes
     else:
-        settings = getattr(library, settings_class)(**_settings(backbone, config, classes))
+        settings = network_class.config_class(**_settings(backbone, config, classes))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.torch_seed(seed, "heads"))
-        network = getattr(library, network_class)(settings)
+        network = network_class(settings)
     if from_folder:
         network.set_submodule(place_of_backbone(network), LibraryBody(backbone))
     elif config.detector == "rf_detr":
@@ -127,8 +121,8 @@ class SquareDetector(nn.Module):
 
     Args:
         network: The network.
-        size: Sides of the squares that images are resized to. Training draws a side from low, low + SIZE_STEP, ...
-            high with PyTorch's generator.
+        size: Sides of the squares that images are resized to, rounded up to a multiple that the backbone takes.
+            Training draws a side from low, low + SIZE_STEP, ... high with PyTorch's generator.
         backbone: Its backbone, which decides which sides fit and how pixels are normalized.
     """
 
@@ -139,7 +133,7 @@ class SquareDetector(nn.Module):
         super().__init__()
         self.network = network
         sides = [*range(round(size.train_size[0]), round(size.train_size[1]) + 1, SIZE_STEP), round(size.test_size)]
-        multiple = SIZE_STEP if backbone.multiple == 1 else backbone.multiple
+        multiple = max(STRIDES) if backbone.multiple == 1 else backbone.multiple
         fitting = [multiple if backbone.fixed else -(-side // multiple) * multiple for side in sides]
         self.train_sides = sorted(set(fitting[:-1]))
         self.test_side = fitting[-1]
@@ -150,14 +144,16 @@ class SquareDetector(nn.Module):
     def _check_queries(self, side: int, backbone: Backbone) -> None:
         """Raise ConfigError if the smallest square has fewer feature positions than there are queries."""
         settings: Any = self.network.config
-        reads_all = settings.model_type == "rf_detr" or is_built_from_folder(backbone.name, settings.model_type)
+        from_folder = is_built_from_folder(backbone.name, settings.model_type)
+        reads_all = settings.model_type == "rf_detr" or from_folder
         strides = backbone.channels if reads_all else STRIDES
         positions = sum((-(-side // stride)) ** 2 for stride in strides)
         if positions < settings.num_queries:
+            fewer = "" if from_folder else f"--model.queries {positions}, or "
             raise ConfigError(
-                f"squares of {side} px have {positions} feature positions, fewer than model.queries "
-                f"{settings.num_queries}; write --model.queries {positions} (a detector's folder has its own number) "
-                "or larger input.train_size and test_size"
+                f"squares of {side} px have {positions} feature positions, fewer than the detector's "
+                f"{settings.num_queries} queries; write {fewer}larger --input.train-size, --input.test-size and "
+                "--input.max-size"
             )
 
     def forward(self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None) -> Any:
@@ -219,6 +215,8 @@ def _settings(backbone: Backbone, config: DetectorConfig, classes: int) -> dict[
     The backbone in them has the same channels as ours, which replaces it, and is otherwise as small as it can be.
     """
     heads = max(1, config.width // HEAD_WIDTH)
+    if config.width % (4 * heads):
+        raise ConfigError(f"model.width must be a multiple of {HEAD_WIDTH} for {config.detector}, got {config.width}")
     common = {
         "num_labels": classes,
         "d_model": config.width,

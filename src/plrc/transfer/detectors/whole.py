@@ -24,21 +24,21 @@ class DetectorWeights:
     Attributes:
         kind: Its kind, a value of `model.detector`.
         taken: {name in the network: name in the detector's own network}.
-        renewed: Names in the network of tensors with a row for each class, which keep their random values.
-        reason: Why these are renewed; empty if none is.
+        not_taken: Names in the network of tensors with a row for each class, which keep their random values.
+        reason: Why these are not taken; empty if all are.
     """
 
     kind: str
     taken: dict[str, str]
-    renewed: tuple[str, ...]
+    not_taken: tuple[str, ...]
     reason: str
 
     def line(self) -> str:
         """Summarize for the user."""
         text = f"the whole {self.kind} is taken: {len(self.taken)} tensors besides those of the backbone"
-        if not self.renewed:
+        if not self.not_taken:
             return f"{text}, with its classes"
-        return f"{text}; {len(self.renewed)} of its class head are renewed ({self.reason})"
+        return f"{text}; {len(self.not_taken)} of its class head keep random values ({self.reason})"
 
 
 def whole_detector_of(weights: Weights | None) -> str:
@@ -69,13 +69,13 @@ def take_detector(model: nn.Module, weights: Weights, classes: Sequence[str]) ->
     if [name.lower() for name in stored_classes] != [name.lower() for name in classes]:
         reason = f"its classes are {some(stored_classes, 4)}; those of the labels are {some(list(classes), 4)}"
     taken = {}
-    renewed = []
+    not_taken = []
     wrong = []
     state = model.state_dict()
     for name, own_name in names.items():
         stored = weights.state.get(own_name)
         if reason and own_name in by_class:
-            renewed.append(name)
+            not_taken.append(name)
         elif stored is None or stored.shape != state[name].shape:
             wrong.append(f"{own_name} ({'absent' if stored is None else list(stored.shape)})")
         else:
@@ -90,7 +90,7 @@ def take_detector(model: nn.Module, weights: Weights, classes: Sequence[str]) ->
     with torch.no_grad():
         for name, own_name in taken.items():
             state[name].copy_(weights.state[own_name])
-    return DetectorWeights(kind, taken, tuple(renewed), reason)
+    return DetectorWeights(kind, taken, tuple(not_taken), reason)
 
 
 def differing_tensors(model: nn.Module, detector: DetectorWeights, stored: dict[str, Tensor]) -> list[str]:
