@@ -116,7 +116,7 @@ def test_origins_and_fingerprints_of_initial_weights(tmp_path: Path) -> None:
     (run / "checkpoints").mkdir(parents=True)
     inits = ["random", "torchvision", str(ours), str(theirs), str(tmp_path / "plain.pt"), str(run)]
     assert [weights_origin(init) for init in inits] == ["random", "torchvision", "plrc", "file", "file", "plrc"]
-    with pytest.raises(WeightsError, match="neither a weights file nor a run folder with a checkpoint"):
+    with pytest.raises(WeightsError, match="holds no checkpoint; name the folder of a run that has saved one"):
         fingerprint(str(run))
     for step in ("step_00000010.pt", "step_00000020.pt"):
         (run / "checkpoints" / step).write_text(step)
