@@ -53,7 +53,7 @@ def run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def random_detector(
-    changes: dict[str, Any], detector: str = "faster_rcnn", task: Any = "detection", classes: int = len(scene_names())
+    changes: dict[str, Any], detector: str = "faster_rcnn", task: Any = "detection", classes: int = CLASSES
 ) -> Any:
     """A detector with random weights whose scores differ: (configuration, network in evaluation mode)."""
     name = f"small_{task}" if detector == "faster_rcnn" else f"small_{detector}"

@@ -160,10 +160,15 @@ def read_maps(net: Any, channels: dict[int, int], images: Tensor) -> dict[int, T
         ValueError: The network attends within windows and images are not square: it would mix up their rows.
     """
     height, width = images.shape[2:]
-    if getattr(net.config, "num_windows", 1) > 1 and height != width:
+    if height != width and takes_squares_only(net):
         raise ValueError(f"RF-DETR's vision transformer takes square images, got {height} x {width}")
     maps = net(images).feature_maps
     return dict(zip(channels, maps[-len(channels) :], strict=True))
+
+
+def takes_squares_only(net: Any) -> bool:
+    """Return whether a network attends within windows, which would mix up the rows of images that are not square."""
+    return getattr(getattr(net, "config", None), "num_windows", 1) > 1
 
 
 def read_detector(folder: Path) -> Any:

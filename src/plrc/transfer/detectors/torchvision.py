@@ -28,6 +28,7 @@ from torchvision.ops.poolers import LevelMapper
 from plrc import rng
 from plrc.errors import ConfigError
 from plrc.model.backbone import Backbone
+from plrc.model.transformers_networks import takes_squares_only
 from plrc.pixels import PixelStatistics
 from plrc.transfer.norms import norm_layer, prepare_backbone, require_resnet
 from plrc.transfer.protocols import DetectorConfig, InputConfig
@@ -87,8 +88,7 @@ def build_detector(
 
 def _require_any_size(backbone: Backbone) -> None:
     """Raise ConfigError if a backbone does not take all images whose sides are multiples of SIDE_MULTIPLE."""
-    squares_only = getattr(getattr(backbone.net, "config", None), "num_windows", 1) > 1
-    if backbone.fixed or squares_only or SIDE_MULTIPLE % backbone.multiple:
+    if backbone.fixed or takes_squares_only(backbone.net) or SIDE_MULTIPLE % backbone.multiple:
         raise ConfigError(
             f"faster_rcnn pads images to multiples of {SIDE_MULTIPLE} px, which {backbone.name} does not take; choose "
             "another model.backbone, or write --model.detector rf_detr for a vision transformer"
